@@ -1,0 +1,48 @@
+//! What rvm's processes say to one another.
+//!
+//! Two conversations: the host's with the agent in the guest ([`agent`], ttrpc over vsock), and the
+//! host's with the VMM ([`vmm`], JSON over a seqpacket socket). The constants below are the few
+//! facts on which both ends of a vsock or a shared directory must agree.
+//!
+//! This crate depends on none of the others; each program enables the conversation it takes part in.
+
+#[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "vmm")]
+pub mod vmm;
+
+/// The guest's vsock context id. Every sandbox has a vsock of its own, so one number serves all.
+pub const GUEST_CID: u32 = 3;
+
+/// The guest port on which the agent serves [`agent`]'s ttrpc service.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The guest port on which the agent accepts the standard streams of processes: each connection
+/// begins with its stream id, eight big-endian bytes.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The host port (at CID 2) to which the agent connects once it listens on its own.
+///
+/// The vsock device carries no connection into the guest before this: a host program may connect
+/// and write at once, and need not try again until the guest is up. The device refuses the
+/// connection itself, which tells the agent that it was seen.
+pub const READY_PORT: u32 = 1024;
+
+/// The tag of the shared directory, for virtio-fs and 9p alike.
+pub const SHARED_TAG: &str = "rvm";
+
+/// Where the agent mounts the shared directory. A container's root is
+/// `<SHARED_DIR>/<container id>/rootfs`.
+pub const SHARED_DIR: &str = "/run/rvm/shared";
+
+/// Kernel parameter that names the shared directory's file system: `virtiofs` or `9p`.
+pub const PARAM_SHARED: &str = "rvm.shared";
+
+/// Kernel parameter that sets the agent's log filter, in `tracing`'s notation.
+pub const PARAM_LOG: &str = "rvm.log";
+
+/// The I/O port to which the agent writes one byte to switch the machine off at once.
+///
+/// It is where QEMU's isa-debug-exit device sits by convention, so both engines have it, and it
+/// tells an orderly end from a guest that crashed: every other way for a guest to stop is a reset.
+pub const POWER_OFF_PORT: u16 = 0xf4;

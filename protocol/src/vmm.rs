@@ -1,0 +1,288 @@
+//! The host's conversation with `rvm-vmm`.
+//!
+//! `rvm-vmm` is started with one end of a seqpacket socket as its standard input. The first packet
+//! is a [`MachineConfig`] with every descriptor the machine needs; the VMM opens nothing by path
+//! after it has entered its jail. From then on the VMM sends [`Event`]s and obeys [`Request`]s, and
+//! ends when the other end closes the socket.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The most descriptors one packet carries. The kernel's own bound is 253 (SCM_MAX_FD).
+pub const MAX_FDS: usize = 64;
+
+/// The largest packet, in bytes. A configuration with [`MAX_FDS`] devices stays far below it.
+pub const MAX_PACKET: usize = 64 * 1024;
+
+/// The place of a descriptor among those that came with the configuration, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FdIndex(pub usize);
+
+/// What a machine is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Virtual CPUs that the guest's kernel brings up itself.
+    pub boot_vcpus: u8,
+    /// Virtual CPUs that exist; those past `boot_vcpus` wait for the agent to bring them online.
+    pub max_vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Kernel parameters beyond those the machine itself needs.
+    pub cmdline: String,
+    /// An ELF kernel for x86-64.
+    pub kernel: FdIndex,
+    /// A cpio archive, unpacked by the guest's kernel.
+    pub initramfs: FdIndex,
+    /// Where the guest's console goes: a regular file, opened for writing.
+    pub console: FdIndex,
+    /// /dev/kvm.
+    pub kvm: FdIndex,
+    /// The directory served over virtio-fs; it becomes the root of the jail.
+    pub shared_dir: PathBuf,
+    /// Guest ports that can be reached, each through a listening Unix socket.
+    pub vsock: Vec<VsockPort>,
+    /// Disks, in the order in which the guest names them: vda, vdb, …
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in the order in which the guest names them: eth0, eth1, …
+    pub nets: Vec<Net>,
+}
+
+/// A guest port and the Unix socket that leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockPort {
+    /// The port in the guest.
+    pub port: u32,
+    /// A listening Unix stream socket.
+    pub listener: FdIndex,
+}
+
+/// A virtio-blk device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// A regular file or block device, open for reading, and for writing unless `read_only`.
+    pub file: FdIndex,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// What the guest sees as the disk's serial number, at most 20 bytes.
+    pub serial: String,
+}
+
+/// A virtio-net device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// A TAP descriptor with IFF_NO_PI and IFF_VNET_HDR set.
+    pub tap: FdIndex,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The largest packet without its Ethernet header, in bytes.
+    pub mtu: u16,
+}
+
+/// What the host asks of a running machine. Each is answered with [`Event::Done`] or
+/// [`Event::Refused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Stops the virtual CPUs until [`Request::Resume`].
+    Pause,
+    /// Lets the virtual CPUs run again.
+    Resume,
+    /// Takes this much memory from the guest, in MiB, or gives back what is above it.
+    Balloon {
+        /// The balloon's size.
+        mib: u64,
+    },
+    /// Ends the machine at once.
+    Stop,
+}
+
+/// What a machine tells the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The virtual CPUs run.
+    Started(Box<StartTimes>),
+    /// The last request was carried out.
+    Done,
+    /// The last request could not be carried out.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// The machine has ended, and the VMM is about to exit.
+    Stopped(StopReason),
+}
+
+/// Where the time between the configuration's arrival and the first instruction of the guest went,
+/// in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartTimes {
+    /// Entering the jail.
+    pub jail_ns: u64,
+    /// Making the machine, its memory and its devices.
+    pub machine_ns: u64,
+    /// Loading the kernel and the initramfs.
+    pub kernel_ns: u64,
+    /// Filtering system calls and starting the threads.
+    pub threads_ns: u64,
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopReason {
+    /// The agent switched it off, or the host asked for it.
+    PowerOff,
+    /// The guest reset itself. Ours never does so on purpose: it panicked, or worse.
+    GuestReset,
+    /// The VMM met something it cannot go on from.
+    Failed {
+        /// What, in one line.
+        reason: String,
+    },
+}
+
+/// A failure of the conversation itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The socket failed.
+    #[error("control socket")]
+    Socket(#[source] io::Error),
+    /// The other end closed the socket.
+    #[error("the other end closed the control socket")]
+    Closed,
+    /// The packet was larger than [`MAX_PACKET`] or carried more than [`MAX_FDS`] descriptors.
+    #[error("a packet on the control socket was cut short")]
+    Truncated,
+    /// The packet is not the message that was expected.
+    #[error("malformed message on the control socket")]
+    Malformed(#[source] serde_json::Error),
+}
+
+/// One end of the conversation.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// Two connected ends, closed on exec.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// Takes a connected seqpacket socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Sends one message with the descriptors it refers to.
+    pub fn send<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        let bytes = serde_json::to_vec(message).map_err(ChannelError::Malformed)?;
+        if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
+            return Err(ChannelError::Truncated);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(ChannelError::Truncated);
+        }
+        sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+            .map_err(|e| ChannelError::Socket(e.into()))?;
+        Ok(())
+    }
+
+    /// Receives one message and the descriptors that came with it, closed on exec.
+    ///
+    /// Waits unless the socket does not block; then the error's source is `WouldBlock`.
+    pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+        let mut bytes = vec![0; MAX_PACKET];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &self.0,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .map_err(|e| ChannelError::Socket(e.into()))?;
+        let fds = ancillary
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        if received.bytes == 0 {
+            return Err(ChannelError::Closed);
+        }
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(ChannelError::Truncated);
+        }
+        bytes.truncate(received.bytes);
+        let message = serde_json::from_slice(&bytes).map_err(ChannelError::Malformed)?;
+        Ok((message, fds))
+    }
+
+    /// The socket, for whoever waits on it.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_arrives_with_its_descriptors() {
+        let (a, b) = Channel::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        a.send(&Request::Balloon { mib: 7 }, &[file.as_fd(), file.as_fd()]).unwrap();
+        let (request, fds) = b.receive::<Request>().unwrap();
+        assert_eq!(request, Request::Balloon { mib: 7 });
+        assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn a_closed_peer_is_told_from_a_malformed_packet() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send(&"not a request", &[]).unwrap();
+        assert!(matches!(b.receive::<Request>(), Err(ChannelError::Malformed(_))));
+        drop(a);
+        assert!(matches!(b.receive::<Request>(), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn an_oversized_message_is_refused_before_it_is_sent() {
+        let (a, _b) = Channel::pair().unwrap();
+        let long = "x".repeat(MAX_PACKET);
+        assert!(matches!(a.send(&long, &[]), Err(ChannelError::Truncated)));
+    }
+}
