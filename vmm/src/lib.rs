@@ -1,0 +1,10 @@
+//! The virtual machine monitor.
+//!
+//! One process runs one machine. The host's side of rvm starts it with a control socket as its
+//! standard input, sends it a [`rvm_protocol::vmm::MachineConfig`] and every descriptor the machine
+//! needs, and hears from it until it ends. See the crate's README for what it may assume.
+
+pub mod fd;
+pub mod memory;
+pub mod report;
+pub mod virtio;

@@ -1,0 +1,2 @@
+//! rvm-vmm.
+fn main() {}

@@ -1,0 +1,139 @@
+//! virtio-balloon: memory that the guest does not need goes back to the host.
+//!
+//! By default only free page reporting is at work: the guest names stretches of memory that are
+//! free, and they cost the host nothing until they are used again. The balloon proper takes memory
+//! when the host asks for it.
+
+pub mod spec;
+
+use std::io;
+
+use vm_memory::{GuestAddress, GuestMemory as _};
+
+use self::spec::{CONFIG_ACTUAL, CONFIG_NUM_PAGES, PAGE_SHIFT, queue};
+use super::chain::{Chain, ChainError};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
+use super::spec::device_id;
+use crate::memory::{GuestMemory, GuestSlice};
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Balloon {
+    config: [u8; 8],
+}
+
+impl Balloon {
+    /// Asks the guest for a balloon of this many MiB. The driver hears of it when the transport
+    /// announces a change of configuration.
+    pub fn resize(&mut self, mib: u64) {
+        let pages = u32::try_from(mib << (20 - PAGE_SHIFT)).unwrap_or(u32::MAX);
+        self.config[CONFIG_NUM_PAGES..CONFIG_NUM_PAGES + 4].copy_from_slice(&pages.to_le_bytes());
+    }
+}
+
+impl VirtioDevice for Balloon {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            id: device_id::BALLOON,
+            queue_sizes: &[128, 128, 32],
+            features: spec::FEATURE_DEFLATE_ON_OOM | spec::FEATURE_REPORTING,
+        }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        // The driver reports how far it got; nothing else is its to write.
+        if offset == CONFIG_ACTUAL && data.len() == 4 {
+            self.config[CONFIG_ACTUAL..].copy_from_slice(data);
+        }
+    }
+
+    fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let memory = io.memory;
+        io.drain(index, |chain| match index {
+            queue::INFLATE => inflate(memory, chain),
+            queue::REPORTING => report(&chain),
+            // What leaves the balloon is touched, and so comes back by itself.
+            _ => Ok(0),
+        })
+        .map_err(|source| DeviceError::Queue { device: "balloon", queue: index, source })
+    }
+}
+
+/// Pages by number, four bytes each.
+fn inflate(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError> {
+    let mut number = [0; 4];
+    while chain.readable.read(&mut number) == number.len() {
+        let address = GuestAddress(u64::from(u32::from_le_bytes(number)) << PAGE_SHIFT);
+        let page =
+            memory.get_slice(address, 1 << PAGE_SHIFT).map_err(|_| ChainError::Buffer)?;
+        give_back(&page);
+    }
+    Ok(0)
+}
+
+/// Stretches of memory, as the buffers of the chain themselves.
+fn report(chain: &Chain<'_>) -> Result<u32, ChainError> {
+    chain.writable.segments().iter().for_each(give_back);
+    Ok(0)
+}
+
+/// Gives whole pages back to the host. Failing costs memory and nothing else, so it is only told.
+fn give_back(slice: &GuestSlice<'_>) {
+    if let Err(error) = discard(slice) {
+        log::debug!("balloon: cannot give memory back: {error}");
+    }
+}
+
+#[expect(unsafe_code, reason = "madvise takes a pointer")]
+fn discard(slice: &GuestSlice<'_>) -> io::Result<()> {
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the slice is mapped guest memory, which is private to this process and of which no
+    // Rust reference exists. The guest said that it does not need the contents; should it lie, it
+    // reads zeroes. The kernel refuses an address that is no page's.
+    unsafe {
+        rustix::mm::madvise(
+            guard.as_ptr().cast(),
+            slice.len(),
+            rustix::mm::Advice::LinuxDontNeed,
+        )
+    }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::fake::Driver;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn a_page_in_the_balloon_costs_nothing_and_reads_zero() {
+        let mut driver = Driver::new(Balloon::default());
+        let page = GuestAddress(16 << 20);
+        driver.memory().write_obj(7_u64, page).unwrap();
+        let number = (page.0 >> PAGE_SHIFT) as u32;
+        driver.request(queue::INFLATE, &number.to_le_bytes(), 0).unwrap();
+        assert_eq!(driver.memory().read_obj::<u64>(page).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_page_outside_memory_is_an_error() {
+        let mut driver = Driver::new(Balloon::default());
+        let result = driver.request(queue::INFLATE, &u32::MAX.to_le_bytes(), 0);
+        assert!(matches!(result, Err(DeviceError::Queue { source: ChainError::Buffer, .. })));
+    }
+
+    #[test]
+    fn the_driver_can_only_write_what_it_reports() {
+        let mut balloon = Balloon::default();
+        balloon.resize(1);
+        balloon.write_config(CONFIG_NUM_PAGES, &[9; 4]);
+        balloon.write_config(CONFIG_ACTUAL, &5_u32.to_le_bytes());
+        balloon.write_config(CONFIG_ACTUAL + 2, &[9; 4]);
+        assert_eq!(balloon.config(), [0, 1, 0, 0, 5, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,26 @@
+//! Numbers from the virtio specification, section 5.5 (Traditional Memory Balloon Device).
+
+/// VIRTIO_BALLOON_F_DEFLATE_ON_OOM: the guest may take pages back rather than kill a process.
+pub const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
+
+/// VIRTIO_BALLOON_F_REPORTING: the guest tells which of its pages are free.
+pub const FEATURE_REPORTING: u64 = 1 << 5;
+
+/// Queue numbers. Without the statistics and free page hinting features, reporting comes third.
+pub mod queue {
+    /// Pages that go into the balloon.
+    pub const INFLATE: usize = 0;
+    /// Pages that come out of it.
+    pub const DEFLATE: usize = 1;
+    /// Free pages.
+    pub const REPORTING: usize = 2;
+}
+
+/// The balloon's page size is always this, whatever the guest's is.
+pub const PAGE_SHIFT: u32 = 12;
+
+/// Where num_pages lies in the configuration space; it is the first field.
+pub const CONFIG_NUM_PAGES: usize = 0;
+
+/// Where actual lies.
+pub const CONFIG_ACTUAL: usize = 4;

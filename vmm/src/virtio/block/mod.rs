@@ -1,0 +1,208 @@
+//! virtio-blk: a file or block device of the host as a disk of the guest.
+//!
+//! Requests are carried out one after the other on the device's own thread, which may block.
+
+pub mod spec;
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use vm_memory::ByteValued;
+
+use self::spec::{Config, Header, ID_BYTES, Range, SECTOR_SHIFT, Status, feature, request};
+use super::chain::{Buffers, Chain, ChainError};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
+use super::spec::device_id;
+
+/// The most sectors that one discard or write-zeroes range may cover: 1 GiB. On file systems that
+/// write the zeroes out, a larger range would block the disk for long.
+const MAX_RANGE_SECTORS: u32 = 1 << 21;
+
+/// The most ranges of one request.
+const MAX_RANGES: u32 = 16;
+
+/// The most data segments of a request: with header and status, what fits the queue.
+const SEG_MAX: u32 = 254;
+
+/// The device.
+pub struct Block {
+    file: File,
+    bytes: u64,
+    read_only: bool,
+    id: [u8; ID_BYTES],
+    config: Config,
+}
+
+/// How a request failed, in the terms of the device.
+enum Failure {
+    /// The guest is told.
+    Status(Status),
+    /// The chain itself is malformed.
+    Chain(ChainError),
+}
+
+impl From<ChainError> for Failure {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Status(match error.raw_os_error() {
+            // The driver then does without, or does it by hand.
+            Some(libc::EOPNOTSUPP) => Status::Unsupported,
+            _ => Status::IoError,
+        })
+    }
+}
+
+impl Block {
+    /// A disk as large as `file` is now. `id` is cut to 20 bytes.
+    pub fn new(mut file: File, read_only: bool, id: &str) -> io::Result<Self> {
+        let bytes = file.seek(SeekFrom::End(0))? >> SECTOR_SHIFT << SECTOR_SHIFT;
+        let mut padded = [0; ID_BYTES];
+        let length = id.len().min(ID_BYTES);
+        padded[..length].copy_from_slice(&id.as_bytes()[..length]);
+        let config = Config {
+            capacity: bytes >> SECTOR_SHIFT,
+            seg_max: SEG_MAX,
+            max_discard_sectors: MAX_RANGE_SECTORS,
+            max_discard_seg: MAX_RANGES,
+            discard_sector_alignment: 8,
+            max_write_zeroes_sectors: MAX_RANGE_SECTORS,
+            max_write_zeroes_seg: MAX_RANGES,
+            write_zeroes_may_unmap: 1,
+            ..Config::default()
+        };
+        Ok(Self { file, bytes, read_only, id: padded, config })
+    }
+
+    fn serve(&self, mut chain: Chain<'_>) -> Result<u32, ChainError> {
+        let data_bytes = chain
+            .writable
+            .len()
+            .checked_sub(1)
+            .ok_or(ChainError::Short("block request's status"))?;
+        let data = chain.writable.split_to(data_bytes)?;
+        let header = chain.readable.read_obj("block request's header")?;
+        let (written, status) = match self.carry_out(&header, chain.readable, data) {
+            Ok(written) => (written, Status::Ok),
+            Err(Failure::Status(status)) => (0, status),
+            Err(Failure::Chain(error)) => return Err(error),
+        };
+        chain.writable.write_obj(&(status as u8), "block request's status")?;
+        // The data was at most the queue's worth of 32-bit lengths; the count is only a hint.
+        Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
+    }
+
+    /// Returns the bytes written to `answer`.
+    fn carry_out(
+        &self,
+        header: &Header,
+        data: Buffers<'_>,
+        mut answer: Buffers<'_>,
+    ) -> Result<usize, Failure> {
+        match header.kind {
+            request::IN => {
+                let offset = self.place(header.sector, answer.len() as u64)?;
+                whole(&mut answer, offset, |rest, offset| rest.read_from(&self.file, Some(offset)))
+            }
+            request::OUT => {
+                self.refuse_if_read_only()?;
+                let mut data = data;
+                let offset = self.place(header.sector, data.len() as u64)?;
+                whole(&mut data, offset, |rest, offset| rest.write_to(&self.file, Some(offset)))?;
+                Ok(0)
+            }
+            request::FLUSH => Ok(self.file.sync_data().map(|()| 0)?),
+            request::GET_ID => Ok(answer.write(&self.id)),
+            request::DISCARD => self.each_range(data, FallocateFlags::PUNCH_HOLE),
+            request::WRITE_ZEROES => self.each_range(data, FallocateFlags::ZERO_RANGE),
+            _ => Err(Failure::Status(Status::Unsupported)),
+        }
+    }
+
+    fn each_range(&self, mut ranges: Buffers<'_>, mode: FallocateFlags) -> Result<usize, Failure> {
+        self.refuse_if_read_only()?;
+        let count = ranges.len() / size_of::<Range>();
+        if count == 0 || count > MAX_RANGES as usize || ranges.len() % size_of::<Range>() != 0 {
+            return Err(Failure::Status(Status::Unsupported));
+        }
+        for _ in 0..count {
+            let range: Range = ranges.read_obj("block range")?;
+            if range.num_sectors > MAX_RANGE_SECTORS || range.flags & !1 != 0 {
+                return Err(Failure::Status(Status::Unsupported));
+            }
+            let bytes = u64::from(range.num_sectors) << SECTOR_SHIFT;
+            let offset = self.place(range.sector, bytes)?;
+            if bytes > 0 {
+                let mode = if range.flags & 1 != 0 { FallocateFlags::PUNCH_HOLE } else { mode };
+                fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, bytes)
+                    .map_err(io::Error::from)?;
+            }
+        }
+        Ok(0)
+    }
+
+    fn refuse_if_read_only(&self) -> Result<(), Failure> {
+        if self.read_only { Err(Failure::Status(Status::IoError)) } else { Ok(()) }
+    }
+
+    /// Where sectors lie in the file, if all of them lie on the disk.
+    fn place(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
+        let outside = || Failure::Status(Status::IoError);
+        let start = sector.checked_mul(1 << SECTOR_SHIFT).ok_or_else(outside)?;
+        let end = start.checked_add(bytes).ok_or_else(outside)?;
+        if end > self.bytes || bytes % (1 << SECTOR_SHIFT) != 0 {
+            return Err(outside());
+        }
+        Ok(start)
+    }
+}
+
+/// Repeats a transfer until all of it is done.
+fn whole(
+    buffers: &mut Buffers<'_>,
+    mut offset: u64,
+    transfer: impl Fn(&Buffers<'_>, u64) -> io::Result<usize>,
+) -> Result<usize, Failure> {
+    let total = buffers.len();
+    while !buffers.is_empty() {
+        match transfer(buffers, offset) {
+            // The file became shorter than it was.
+            Ok(0) => return Err(Failure::Status(Status::IoError)),
+            Ok(bytes) => {
+                buffers.split_to(bytes)?;
+                offset += bytes as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(total)
+}
+
+impl VirtioDevice for Block {
+    fn info(&self) -> DeviceInfo {
+        let mut features = feature::SEG_MAX | feature::FLUSH;
+        features |= match self.read_only {
+            true => feature::READ_ONLY,
+            false => feature::DISCARD | feature::WRITE_ZEROES,
+        };
+        DeviceInfo { id: device_id::BLOCK, queue_sizes: &[256], features }
+    }
+
+    fn config(&self) -> &[u8] {
+        self.config.as_slice()
+    }
+
+    fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        io.drain(index, |chain| self.serve(chain))
+            .map_err(|source| DeviceError::Queue { device: "block", queue: index, source })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Numbers from the virtio specification, section 5.2 (Block Device).
+
+use vm_memory::ByteValued;
+
+/// Feature bits, section 5.2.3.
+pub mod feature {
+    /// VIRTIO_BLK_F_SEG_MAX
+    pub const SEG_MAX: u64 = 1 << 2;
+    /// VIRTIO_BLK_F_RO
+    pub const READ_ONLY: u64 = 1 << 5;
+    /// VIRTIO_BLK_F_FLUSH
+    pub const FLUSH: u64 = 1 << 9;
+    /// VIRTIO_BLK_F_DISCARD
+    pub const DISCARD: u64 = 1 << 13;
+    /// VIRTIO_BLK_F_WRITE_ZEROES
+    pub const WRITE_ZEROES: u64 = 1 << 14;
+}
+
+/// Request types, section 5.2.6.
+pub mod request {
+    /// VIRTIO_BLK_T_IN
+    pub const IN: u32 = 0;
+    /// VIRTIO_BLK_T_OUT
+    pub const OUT: u32 = 1;
+    /// VIRTIO_BLK_T_FLUSH
+    pub const FLUSH: u32 = 4;
+    /// VIRTIO_BLK_T_GET_ID
+    pub const GET_ID: u32 = 8;
+    /// VIRTIO_BLK_T_DISCARD
+    pub const DISCARD: u32 = 11;
+    /// VIRTIO_BLK_T_WRITE_ZEROES
+    pub const WRITE_ZEROES: u32 = 13;
+}
+
+/// The last byte of every answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// VIRTIO_BLK_S_OK
+    Ok = 0,
+    /// VIRTIO_BLK_S_IOERR
+    IoError = 1,
+    /// VIRTIO_BLK_S_UNSUPP
+    Unsupported = 2,
+}
+
+/// Everything is counted in these.
+pub const SECTOR_SHIFT: u32 = 9;
+
+/// The length of the answer to GET_ID.
+pub const ID_BYTES: usize = 20;
+
+/// struct virtio_blk_req without its data.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Header {
+    /// One of [`request`].
+    pub kind: u32,
+    /// Nothing.
+    pub reserved: u32,
+    /// The first sector.
+    pub sector: u64,
+}
+
+#[expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
+// SAFETY: the fields are integers and leave no padding between them.
+unsafe impl ByteValued for Header {}
+
+/// struct virtio_blk_discard_write_zeroes
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Range {
+    /// The first sector.
+    pub sector: u64,
+    /// How many.
+    pub num_sectors: u32,
+    /// Bit 0 of a WRITE_ZEROES: the sectors may be deallocated.
+    pub flags: u32,
+}
+
+#[expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
+// SAFETY: the fields are integers and leave no padding between them.
+unsafe impl ByteValued for Range {}
+
+/// struct virtio_blk_config
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, packed)]
+pub struct Config {
+    /// In sectors.
+    pub capacity: u64,
+    /// Without VIRTIO_BLK_F_SIZE_MAX: nothing.
+    pub size_max: u32,
+    /// The most data segments of a request.
+    pub seg_max: u32,
+    /// Geometry, block size, topology, write cache, queues: features that are not on offer.
+    pub unused: [u8; 20],
+    /// The most sectors of one DISCARD range.
+    pub max_discard_sectors: u32,
+    /// The most ranges of one DISCARD.
+    pub max_discard_seg: u32,
+    /// What a range should be aligned to, in sectors.
+    pub discard_sector_alignment: u32,
+    /// The most sectors of one WRITE_ZEROES range.
+    pub max_write_zeroes_sectors: u32,
+    /// The most ranges of one WRITE_ZEROES.
+    pub max_write_zeroes_seg: u32,
+    /// WRITE_ZEROES may deallocate.
+    pub write_zeroes_may_unmap: u8,
+    /// Nothing.
+    pub unused1: [u8; 3],
+}
+
+#[expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
+// SAFETY: the fields are integers, and packed leaves no padding.
+unsafe impl ByteValued for Config {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_has_the_fields_where_the_specification_puts_them() {
+        assert_eq!(std::mem::offset_of!(Config, max_discard_sectors), 36);
+        assert_eq!(std::mem::offset_of!(Config, write_zeroes_may_unmap), 56);
+        assert_eq!(size_of::<Config>(), 60);
+    }
+}

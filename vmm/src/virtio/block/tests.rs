@@ -1,0 +1,116 @@
+use super::*;
+use crate::virtio::fake::Driver;
+use std::io::{Read, Write};
+
+const SECTORS: u64 = 64;
+
+fn disk(read_only: bool) -> (Driver<Block>, File) {
+    let mut file = tempfile::tempfile().unwrap();
+    for sector in 0..SECTORS {
+        file.write_all(&[sector as u8; 512]).unwrap();
+    }
+    let block = Block::new(file.try_clone().unwrap(), read_only, "disk-0").unwrap();
+    (Driver::new(block), file)
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    Header { kind, reserved: 0, sector }.as_slice().to_vec()
+}
+
+/// The answer's data and its status.
+fn ask(driver: &mut Driver<Block>, request: &[u8], answer: usize) -> (Vec<u8>, u8) {
+    let mut bytes = driver.request(0, request, answer + 1).unwrap();
+    let status = if bytes.len() == answer + 1 {
+        bytes.pop().unwrap()
+    } else {
+        // Failed: the status is the last byte of the buffer all the same.
+        driver.answer_byte(answer)
+    };
+    (bytes, status)
+}
+
+#[test]
+fn sectors_are_read_from_their_place() {
+    let (mut driver, _) = disk(false);
+    let (data, status) = ask(&mut driver, &header(request::IN, 7), 1024);
+    assert_eq!(status, Status::Ok as u8);
+    assert_eq!(data, [[7; 512], [8; 512]].concat());
+}
+
+#[test]
+fn sectors_are_written_to_their_place() {
+    let (mut driver, mut file) = disk(false);
+    let request = [header(request::OUT, 3), vec![0xaa; 512]].concat();
+    assert_eq!(ask(&mut driver, &request, 0).1, Status::Ok as u8);
+    let mut sector = [0; 512];
+    file.seek(SeekFrom::Start(3 * 512)).unwrap();
+    file.read_exact(&mut sector).unwrap();
+    assert_eq!(sector, [0xaa; 512]);
+}
+
+#[test]
+fn a_read_only_disk_refuses_every_change() {
+    let (mut driver, _) = disk(true);
+    let range = Range { sector: 0, num_sectors: 8, flags: 0 };
+    for request in [
+        [header(request::OUT, 0), vec![0; 512]].concat(),
+        [header(request::DISCARD, 0), range.as_slice().to_vec()].concat(),
+        [header(request::WRITE_ZEROES, 0), range.as_slice().to_vec()].concat(),
+    ] {
+        assert_eq!(ask(&mut driver, &request, 0).1, Status::IoError as u8);
+    }
+}
+
+#[test]
+fn nothing_outside_the_disk_can_be_reached() {
+    let (mut driver, file) = disk(false);
+    for sector in [SECTORS, SECTORS - 1, u64::MAX, u64::MAX >> SECTOR_SHIFT] {
+        assert_eq!(ask(&mut driver, &header(request::IN, sector), 1024).1, Status::IoError as u8);
+        let request = [header(request::OUT, sector), vec![1; 1024]].concat();
+        assert_eq!(ask(&mut driver, &request, 0).1, Status::IoError as u8);
+    }
+    assert_eq!(file.metadata().unwrap().len(), SECTORS * 512);
+}
+
+#[test]
+fn a_transfer_of_half_a_sector_is_refused() {
+    let (mut driver, _) = disk(false);
+    assert_eq!(ask(&mut driver, &header(request::IN, 0), 100).1, Status::IoError as u8);
+}
+
+#[test]
+fn discarded_and_zeroed_sectors_read_zero() {
+    for kind in [request::DISCARD, request::WRITE_ZEROES] {
+        let (mut driver, _) = disk(false);
+        let range = Range { sector: 8, num_sectors: 8, flags: 0 };
+        let request = [header(kind, 0), range.as_slice().to_vec()].concat();
+        match ask(&mut driver, &request, 0).1 {
+            status if status == Status::Ok as u8 => {
+                assert_eq!(ask(&mut driver, &header(request::IN, 8), 512).0, [0; 512]);
+                assert_eq!(ask(&mut driver, &header(request::IN, 16), 512).0, [16; 512]);
+            }
+            // The file system below the test cannot.
+            status => assert_eq!(status, Status::Unsupported as u8),
+        }
+    }
+}
+
+#[test]
+fn the_id_is_the_one_the_host_gave() {
+    let (mut driver, _) = disk(false);
+    let (id, status) = ask(&mut driver, &header(request::GET_ID, 0), ID_BYTES);
+    assert_eq!(status, Status::Ok as u8);
+    assert_eq!(id, b"disk-0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
+fn an_unknown_request_is_unsupported() {
+    let (mut driver, _) = disk(false);
+    assert_eq!(ask(&mut driver, &header(99, 0), 0).1, Status::Unsupported as u8);
+}
+
+#[test]
+fn a_request_without_room_for_its_status_is_malformed() {
+    let (mut driver, _) = disk(false);
+    assert!(driver.request(0, &header(request::IN, 0), 0).is_err());
+}

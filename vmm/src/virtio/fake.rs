@@ -1,0 +1,218 @@
+//! A driver for the tests of devices: it lays requests out in memory as a guest would and looks at
+//! the used ring for the answers. No machine, no thread, no interrupt.
+
+#![allow(missing_docs, reason = "for tests")]
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
+
+use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
+use crate::memory::{self, GuestMemory};
+
+const QUEUE_SIZE: u16 = 16;
+const QUEUES_START: u64 = 0x10_0000;
+const QUEUE_BYTES: u64 = 0x1_0000;
+const BUFFERS_START: u64 = 0x80_0000;
+
+/// The watches a device has asked for.
+#[derive(Default)]
+pub struct Watches(pub HashMap<RawFd, (u32, Readiness)>);
+
+impl HostFds for Watches {
+    fn watch(&mut self, fd: BorrowedFd<'_>, token: u32, wanted: Readiness) -> io::Result<()> {
+        self.0.insert(fd.as_raw_fd(), (token, wanted));
+        Ok(())
+    }
+
+    fn unwatch(&mut self, fd: BorrowedFd<'_>) {
+        self.0.remove(&fd.as_raw_fd());
+    }
+}
+
+/// A driver and its device.
+pub struct Driver<D> {
+    pub device: D,
+    pub watches: Watches,
+    memory: Arc<GuestMemory>,
+    queues: Vec<Queue>,
+    /// Requests made so far, by queue.
+    made: Vec<u16>,
+    /// Answers taken so far, by queue.
+    taken: Vec<u16>,
+    last_answer: GuestAddress,
+}
+
+impl<D: VirtioDevice> Driver<D> {
+    /// Starts the device with every queue ready and every feature taken.
+    pub fn new(device: D) -> Self {
+        let mut driver = Self::started(device);
+        let features = driver.device.info().features;
+        driver.call(|device, io| device.start(features, io)).unwrap();
+        driver
+    }
+
+    /// A driver of a device that counts as started already.
+    pub fn started(device: D) -> Self {
+        let memory = memory::map(32).unwrap();
+        let count = device.info().queue_sizes.len();
+        let queues = (0..count).map(|index| Rings::of(index).queue()).collect();
+        Self {
+            device,
+            watches: Watches::default(),
+            memory,
+            queues,
+            made: vec![0; count],
+            taken: vec![0; count],
+            last_answer: GuestAddress(0),
+        }
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Calls the device with its queues.
+    pub fn call<T>(&mut self, work: impl FnOnce(&mut D, &mut DeviceIo<'_>) -> T) -> T {
+        let mut io = DeviceIo {
+            memory: &self.memory,
+            queues: self.queues.iter_mut().collect(),
+            host: &mut self.watches,
+        };
+        work(&mut self.device, &mut io)
+    }
+
+    /// Makes a request of `sent` and room for `answer` bytes; does not ring.
+    pub fn post(&mut self, queue: usize, sent: &[u8], answer: usize) {
+        // Each request has its own buffers, in turn, far enough apart not to meet.
+        let number = u64::from(self.made[queue] % 8) + queue as u64 * 8;
+        let buffer = GuestAddress(BUFFERS_START + number * 0x4_0000);
+        self.memory.write_slice(sent, buffer).unwrap();
+        self.last_answer = GuestAddress(buffer.0 + sent.len() as u64);
+        let mut descriptors = Vec::new();
+        if !sent.is_empty() {
+            descriptors.push(Descriptor::new(buffer.0, sent.len() as u32, 0, 0));
+        }
+        if answer > 0 {
+            let flags = VRING_DESC_F_WRITE as u16;
+            descriptors.push(Descriptor::new(self.last_answer.0, answer as u32, flags, 0));
+        }
+        self.post_descriptors(queue, descriptors);
+    }
+
+    /// Makes a request of raw descriptors, chained one after the other.
+    pub fn post_descriptors(&mut self, queue: usize, mut descriptors: Vec<Descriptor>) {
+        let head = self.made[queue] % (QUEUE_SIZE / 2) * 2;
+        let count = descriptors.len();
+        for (index, descriptor) in descriptors.iter_mut().enumerate() {
+            if index + 1 < count {
+                *descriptor = Descriptor::new(
+                    descriptor.addr().0,
+                    descriptor.len(),
+                    descriptor.flags() | VRING_DESC_F_NEXT as u16,
+                    head + index as u16 + 1,
+                );
+            }
+        }
+        self.publish(queue, head, &descriptors);
+    }
+
+    /// Puts descriptors as they are at `head` and makes `head` available.
+    pub fn publish(&mut self, queue: usize, head: u16, descriptors: &[Descriptor]) {
+        let rings = Rings::of(queue);
+        for (index, descriptor) in (u64::from(head)..).zip(descriptors) {
+            let place = rings.descriptors.unchecked_add(index * 16);
+            self.memory.write_obj(*descriptor, place).unwrap();
+        }
+        let slot = u64::from(self.made[queue] % QUEUE_SIZE);
+        self.memory.write_obj(head, rings.avail.unchecked_add(4 + slot * 2)).unwrap();
+        self.made[queue] += 1;
+        self.memory.write_obj(self.made[queue], rings.avail.unchecked_add(2)).unwrap();
+    }
+
+    /// Rings the bell of a queue.
+    pub fn ring(&mut self, queue: usize) -> Result<(), DeviceError> {
+        self.call(|device, io| device.process_queue(queue, io))
+    }
+
+    /// The next answer on a queue: as many bytes as the device says it wrote.
+    pub fn answer(&mut self, queue: usize) -> Option<Vec<u8>> {
+        let rings = Rings::of(queue);
+        let answered: u16 = self.memory.read_obj(rings.used.unchecked_add(2)).unwrap();
+        if answered == self.taken[queue] {
+            return None;
+        }
+        let slot = u64::from(self.taken[queue] % QUEUE_SIZE);
+        self.taken[queue] += 1;
+        let used: [u32; 2] = self.memory.read_obj(rings.used.unchecked_add(4 + slot * 8)).unwrap();
+        let mut bytes = vec![0; used[1] as usize];
+        let mut index = u64::from(used[0]);
+        loop {
+            let place = rings.descriptors.unchecked_add(index * 16);
+            let descriptor: Descriptor = self.memory.read_obj(place).unwrap();
+            if descriptor.is_write_only() {
+                self.memory.read_slice(&mut bytes, descriptor.addr()).unwrap();
+                return Some(bytes);
+            }
+            if !descriptor.has_next() {
+                return Some(Vec::new());
+            }
+            index = descriptor.next().into();
+        }
+    }
+
+    /// Makes a request, rings and takes the answer.
+    pub fn request(
+        &mut self,
+        queue: usize,
+        sent: &[u8],
+        answer: usize,
+    ) -> Result<Vec<u8>, DeviceError> {
+        self.post(queue, sent, answer);
+        self.ring(queue)?;
+        Ok(self.answer(queue).expect("the device answered"))
+    }
+
+    /// A byte of the last request's room for an answer, whatever the device says of its length.
+    pub fn answer_byte(&self, offset: usize) -> u8 {
+        self.memory.read_obj(GuestAddress(self.last_answer.0 + offset as u64)).unwrap()
+    }
+
+    /// The number of requests the device has not taken.
+    pub fn untaken(&self, queue: usize) -> u16 {
+        self.made[queue] - self.queues[queue].next_avail()
+    }
+}
+
+/// Where a queue's rings lie.
+struct Rings {
+    descriptors: GuestAddress,
+    avail: GuestAddress,
+    used: GuestAddress,
+}
+
+impl Rings {
+    fn of(queue: usize) -> Self {
+        let start = GuestAddress(QUEUES_START + queue as u64 * QUEUE_BYTES);
+        Self {
+            descriptors: start,
+            avail: start.unchecked_add(0x1000),
+            used: start.unchecked_add(0x2000),
+        }
+    }
+
+    fn queue(&self) -> Queue {
+        let mut queue = Queue::new(QUEUE_SIZE).unwrap();
+        queue.set_desc_table_address(Some(self.descriptors.0 as u32), None);
+        queue.set_avail_ring_address(Some(self.avail.0 as u32), None);
+        queue.set_used_ring_address(Some(self.used.0 as u32), None);
+        queue.set_ready(true);
+        queue
+    }
+}

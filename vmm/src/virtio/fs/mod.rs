@@ -1,0 +1,137 @@
+//! virtio-fs: a directory of the host as a file system of the guest.
+//!
+//! The file system is virtiofsd's; this is its device. Requests are carried out one after the other
+//! on the device's own thread, which may block and which takes on the identity of the guest's
+//! process while it creates a file.
+
+pub mod spec;
+
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
+use virtiofsd::server::Server;
+use virtio_queue::DescriptorChain;
+
+use self::spec::{CONFIG_BYTES, TAG_BYTES};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
+use super::spec::device_id;
+use crate::memory::GuestMemory;
+
+const NAME: &str = "fs";
+
+/// How long the guest may go by what it knows of a file before it asks again. The host's changes,
+/// such as a volume that is updated, are seen within this time.
+const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Descriptors that are kept from the guest's files, for everything else the process does.
+const RESERVED_FDS: u64 = 256;
+
+/// What the device needs from before the jail.
+pub struct Shared {
+    /// /proc/self/fd, opened while there was a /proc.
+    pub proc_self_fd: File,
+    /// The limit on open descriptors, RLIMIT_NOFILE.
+    pub max_fds: u64,
+}
+
+/// The device.
+pub struct Fs {
+    config: [u8; CONFIG_BYTES],
+    server: Server<PassthroughFs>,
+    /// The thread has a working directory and a umask of its own.
+    prepared: bool,
+}
+
+impl Fs {
+    /// Serves the root directory of the calling process under `tag`, of which the first 36 bytes
+    /// count.
+    pub fn new(shared: Shared, tag: &str) -> io::Result<Self> {
+        let fs = PassthroughFs::new(passthrough::Config {
+            entry_timeout: CACHE_TIMEOUT,
+            attr_timeout: CACHE_TIMEOUT,
+            cache_policy: CachePolicy::Auto,
+            root_dir: "/".to_owned(),
+            xattr: true,
+            proc_sfd_rawfd: Some(shared.proc_self_fd),
+            announce_submounts: true,
+            killpriv_v2: true,
+            posix_acl: NegotiationMode::Auto,
+            allow_direct_io: true,
+            allow_mmap: true,
+            guest_fd_limit: shared.max_fds.saturating_sub(RESERVED_FDS),
+            ..Default::default()
+        })?;
+        fs.open_root_node()?;
+        let mut config = [0; CONFIG_BYTES];
+        let length = tag.len().min(TAG_BYTES);
+        config[..length].copy_from_slice(&tag.as_bytes()[..length]);
+        config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
+        Ok(Self { config, server: Server::new(fs), prepared: false })
+    }
+
+    /// virtiofsd changes its thread's working directory and umask, which threads otherwise share.
+    fn prepare(&mut self) -> Result<(), DeviceError> {
+        if !self.prepared {
+            unshare_fs().map_err(|source| DeviceError::Host {
+                device: NAME,
+                action: "unshare(CLONE_FS)",
+                source,
+            })?;
+            self.prepared = true;
+        }
+        Ok(())
+    }
+
+    /// Carries out one request and returns the length of the answer.
+    fn serve(
+        &self,
+        memory: &GuestMemory,
+        request: DescriptorChain<&GuestMemory>,
+    ) -> Result<u32, DeviceError> {
+        let malformed = |reason| DeviceError::Protocol { device: NAME, reason };
+        let reader = Reader::new(memory, request.clone())
+            .map_err(|_| malformed("the request lies outside guest memory"))?;
+        let writer = Writer::new(memory, request)
+            .map_err(|_| malformed("the room for the answer lies outside guest memory"))?;
+        let written = self
+            .server
+            .handle_message(reader, writer, None::<&mut ()>)
+            .map_err(|_| malformed("malformed FUSE message"))?;
+        Ok(u32::try_from(written).unwrap_or(u32::MAX))
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { id: device_id::FS, queue_sizes: &[128, 256], features: 0 }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        self.prepare()?;
+        let broken = |source| DeviceError::Queue { device: NAME, queue: index, source };
+        while let Some(request) = io.pop_unparsed(index).map_err(broken)? {
+            let head = request.head_index();
+            let written = self.serve(io.memory, request)?;
+            io.push(index, head, written).map_err(broken)?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+fn unshare_fs() -> io::Result<()> {
+    // SAFETY: CLONE_FS separates this thread's working directory, root and umask from the other
+    // threads', none of which uses them.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! virtio-vsock: streams between host programs and the guest, over Unix sockets.
+//!
+//! For each guest port that may be reached there is a listening Unix socket; whoever connects to it
+//! is connected to the port. The guest itself can open nothing on the host. Its one call out, to
+//! [`READY_PORT`], tells that its listeners are up; before it, connections wait in their socket.
+
+pub mod connection;
+pub mod spec;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+
+use rvm_protocol::{GUEST_CID, READY_PORT};
+
+use self::connection::{Broken, Connection};
+use self::spec::{HOST_CID, Header, TYPE_STREAM, op, queue};
+use super::chain::ChainError;
+use super::device::{DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice};
+use super::spec::device_id;
+
+/// The most streams at a time. Only host programs open them.
+const MAX_CONNECTIONS: usize = 4096;
+
+/// The most answers to packets of no known stream that wait for the guest to take them; the rest
+/// are dropped. A guest that sends such packets and takes no answers would otherwise fill memory.
+const MAX_STRAY_RESETS: usize = 64;
+
+/// The first host port. The tokens below it are the listeners'.
+const FIRST_HOST_PORT: u32 = 1 << 16;
+
+const NAME: &str = "vsock";
+
+/// The device.
+pub struct Vsock {
+    config: [u8; 8],
+    listeners: Vec<(u32, UnixListener)>,
+    /// The guest listens.
+    ready: bool,
+    /// By host port.
+    connections: HashMap<u32, Connection>,
+    next_host_port: u32,
+    /// Host ports of the streams with something for the guest, each once.
+    waiting: VecDeque<u32>,
+    /// Resets for streams that do not exist (any more): host port, guest port.
+    resets: VecDeque<(u32, u32)>,
+}
+
+impl Vsock {
+    /// A device through which each guest port can be reached at its listener.
+    pub fn new(listeners: Vec<(u32, UnixListener)>) -> std::io::Result<Self> {
+        for (_, listener) in &listeners {
+            listener.set_nonblocking(true)?;
+        }
+        Ok(Self {
+            config: u64::from(GUEST_CID).to_le_bytes(),
+            listeners,
+            ready: false,
+            connections: HashMap::new(),
+            next_host_port: FIRST_HOST_PORT,
+            waiting: VecDeque::new(),
+            resets: VecDeque::new(),
+        })
+    }
+
+    /// The guest listens from now on: whoever waits may come in.
+    fn set_ready(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if std::mem::replace(&mut self.ready, true) {
+            return Ok(());
+        }
+        for token in 0..self.listeners.len() {
+            // What waits already counts as news to a fresh watch.
+            io.host
+                .watch(self.listeners[token].1.as_fd(), token as u32, Readiness::READABLE)
+                .map_err(|source| DeviceError::Host { device: NAME, action: "watch", source })?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, token: usize, host: &mut dyn HostFds) {
+        let Some((port, listener)) = self.listeners.get(token) else { return };
+        loop {
+            let stream = match connection::accept(listener) {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(error) => return log::warn!("vsock: accept for port {port}: {error}"),
+            };
+            if self.connections.len() == MAX_CONNECTIONS {
+                log::warn!("vsock: more than {MAX_CONNECTIONS} streams; one was refused");
+                continue;
+            }
+            let id = next_free(&mut self.next_host_port, &self.connections);
+            if let Err(error) = host.watch(stream.as_fd(), id, Readiness::BOTH) {
+                log::warn!("vsock: watch: {error}");
+                continue;
+            }
+            self.connections.insert(id, Connection::new(stream, *port));
+            self.waiting.push_back(id);
+        }
+    }
+
+    /// Gives the guest whatever there is for it and it has buffers for.
+    fn send(&mut self, io: &mut DeviceIo<'_>) -> Result<(), ChainError> {
+        while !self.resets.is_empty() || !self.waiting.is_empty() {
+            let Some(mut chain) = io.pop(queue::RX)? else { return Ok(()) };
+            let mut target = chain.writable.split_to(size_of::<Header>())?;
+            let Some(header) = self.next_packet(&mut chain.writable) else {
+                io.unpop(queue::RX);
+                continue;
+            };
+            let length = size_of::<Header>() as u32 + header.len;
+            target.write_obj(&header, "vsock header")?;
+            io.push(queue::RX, chain.head, length)?;
+        }
+        Ok(())
+    }
+
+    /// The next packet for the guest. None if the stream whose turn it was has nothing to say.
+    fn next_packet(&mut self, data: &mut super::chain::Buffers<'_>) -> Option<Header> {
+        if let Some((host_port, guest_port)) = self.resets.pop_front() {
+            return Some(header(host_port, guest_port, op::RST));
+        }
+        let id = self.waiting.pop_front()?;
+        let connection = self.connections.get_mut(&id)?;
+        connection.waiting = false;
+        let guest_port = connection.guest_port;
+        match connection.next_packet(data) {
+            Ok(Some((op, flags, len))) => {
+                let mut header = Header { flags, len, ..header(id, guest_port, op) };
+                connection.stamp(&mut header);
+                if connection.wants_to_send() {
+                    connection.waiting = true;
+                    self.waiting.push_back(id);
+                }
+                Some(header)
+            }
+            Ok(None) => None,
+            Err(Broken) => {
+                self.connections.remove(&id);
+                Some(header(id, guest_port, op::RST))
+            }
+        }
+    }
+
+    /// Takes every packet that the guest has sent.
+    fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        while let Some(mut chain) = io.pop(queue::TX).map_err(broken(queue::TX))? {
+            let header: Header =
+                chain.readable.read_obj("vsock header").map_err(broken(queue::TX))?;
+            let data = chain.readable.split_to(header.len as usize).map_err(broken(queue::TX))?;
+            self.dispatch(&header, data, io)?;
+            io.push(queue::TX, chain.head, 0).map_err(broken(queue::TX))?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(
+        &mut self,
+        header: &Header,
+        data: super::chain::Buffers<'_>,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<(), DeviceError> {
+        let (host_port, guest_port) = (header.dst_port, header.src_port);
+        if { header.src_cid } != u64::from(GUEST_CID) || { header.dst_cid } != HOST_CID {
+            // Not for us. There is nobody else.
+            return Ok(());
+        }
+        if { header.op } == op::REQUEST && host_port == READY_PORT {
+            self.reset_stray(host_port, guest_port);
+            return self.set_ready(io);
+        }
+        let connection = self
+            .connections
+            .get_mut(&host_port)
+            .filter(|connection| connection.guest_port == guest_port);
+        let Some(connection) = connection else {
+            if { header.op } != op::RST {
+                self.reset_stray(host_port, guest_port);
+            }
+            return Ok(());
+        };
+        if { header.op } == op::RST {
+            if !connection.abandoned() {
+                self.connections.remove(&host_port);
+            }
+            return Ok(());
+        }
+        let sound = { header.kind } == TYPE_STREAM && connection.receive(header, data).is_ok();
+        self.settle(host_port, sound);
+        Ok(())
+    }
+
+    /// After a stream has changed: lets it speak, or ends it.
+    fn settle(&mut self, id: u32, sound: bool) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !sound || connection.finished() {
+            let guest_port = connection.guest_port;
+            self.connections.remove(&id);
+            self.reset_stray(id, guest_port);
+        } else if connection.wants_to_send() && !connection.waiting {
+            connection.waiting = true;
+            self.waiting.push_back(id);
+        }
+    }
+
+    fn reset_stray(&mut self, host_port: u32, guest_port: u32) {
+        if self.resets.len() < MAX_STRAY_RESETS + self.connections.len() {
+            self.resets.push_back((host_port, guest_port));
+        }
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { id: device_id::VSOCK, queue_sizes: &[256, 256, 16], features: 0 }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if index == queue::TX {
+            self.receive(io)?;
+        }
+        self.send(io).map_err(broken(queue::RX))
+    }
+
+    fn process_host_event(
+        &mut self,
+        token: u32,
+        ready: Readiness,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<(), DeviceError> {
+        if token < FIRST_HOST_PORT {
+            self.accept(token as usize, io.host);
+        } else if let Some(connection) = self.connections.get_mut(&token) {
+            if ready.readable || ready.hung_up {
+                connection.set_readable();
+            }
+            let sound = !(ready.writable || ready.hung_up) || connection.flush().is_ok();
+            self.settle(token, sound);
+        }
+        self.send(io).map_err(broken(queue::RX))
+    }
+
+    fn reset(&mut self, host: &mut dyn HostFds) {
+        for (_, listener) in &self.listeners {
+            host.unwatch(listener.as_fd());
+        }
+        self.ready = false;
+        self.connections.clear();
+        self.waiting.clear();
+        self.resets.clear();
+    }
+}
+
+fn broken(queue: usize) -> impl FnOnce(ChainError) -> DeviceError {
+    move |source| DeviceError::Queue { device: NAME, queue, source }
+}
+
+fn header(host_port: u32, guest_port: u32, op: u16) -> Header {
+    Header {
+        src_cid: HOST_CID,
+        dst_cid: u64::from(GUEST_CID),
+        src_port: host_port,
+        dst_port: guest_port,
+        kind: TYPE_STREAM,
+        op,
+        ..Header::default()
+    }
+}
+
+/// The next host port that is not in use. There are far more ports than streams.
+fn next_free(next: &mut u32, taken: &HashMap<u32, Connection>) -> u32 {
+    loop {
+        let port = *next;
+        *next = next.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+        if !taken.contains_key(&port) {
+            return port;
+        }
+    }
+}

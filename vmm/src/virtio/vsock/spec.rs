@@ -1,0 +1,83 @@
+//! Numbers from the virtio specification, section 5.10 (Socket Device).
+
+use vm_memory::ByteValued;
+
+/// Queue numbers.
+pub mod queue {
+    /// To the guest.
+    pub const RX: usize = 0;
+    /// From the guest.
+    pub const TX: usize = 1;
+    /// Events, of which we have none to tell.
+    pub const EVENT: usize = 2;
+}
+
+/// The host's context id.
+pub const HOST_CID: u64 = 2;
+
+/// VIRTIO_VSOCK_TYPE_STREAM
+pub const TYPE_STREAM: u16 = 1;
+
+/// Operations, section 5.10.6.
+pub mod op {
+    /// VIRTIO_VSOCK_OP_REQUEST
+    pub const REQUEST: u16 = 1;
+    /// VIRTIO_VSOCK_OP_RESPONSE
+    pub const RESPONSE: u16 = 2;
+    /// VIRTIO_VSOCK_OP_RST
+    pub const RST: u16 = 3;
+    /// VIRTIO_VSOCK_OP_SHUTDOWN
+    pub const SHUTDOWN: u16 = 4;
+    /// VIRTIO_VSOCK_OP_RW
+    pub const RW: u16 = 5;
+    /// VIRTIO_VSOCK_OP_CREDIT_UPDATE
+    pub const CREDIT_UPDATE: u16 = 6;
+    /// VIRTIO_VSOCK_OP_CREDIT_REQUEST
+    pub const CREDIT_REQUEST: u16 = 7;
+}
+
+/// VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE: the sender of this will receive no more.
+pub const SHUTDOWN_RECEIVE: u32 = 1;
+
+/// VIRTIO_VSOCK_SHUTDOWN_F_SEND: the sender of this will send no more.
+pub const SHUTDOWN_SEND: u32 = 2;
+
+/// struct virtio_vsock_hdr. All fields are little-endian, as is every machine we run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, packed)]
+pub struct Header {
+    /// Who sends.
+    pub src_cid: u64,
+    /// Who receives.
+    pub dst_cid: u64,
+    /// The sender's port.
+    pub src_port: u32,
+    /// The receiver's port.
+    pub dst_port: u32,
+    /// Bytes of data behind the header.
+    pub len: u32,
+    /// [`TYPE_STREAM`]
+    pub kind: u16,
+    /// One of [`op`].
+    pub op: u16,
+    /// For [`op::SHUTDOWN`].
+    pub flags: u32,
+    /// The size of the sender's receive buffer.
+    pub buf_alloc: u32,
+    /// Bytes that have left the sender's receive buffer so far, modulo 2^32.
+    pub fwd_cnt: u32,
+}
+
+#[expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
+// SAFETY: the fields are integers, and packed leaves no padding.
+unsafe impl ByteValued for Header {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_is_as_long_as_the_specification_says() {
+        assert_eq!(size_of::<Header>(), 44);
+    }
+}
