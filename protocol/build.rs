@@ -10,7 +10,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .input("proto/agent.proto")
         .include("proto")
         .rust_protobuf()
-        .customize(ttrpc_codegen::Customize { async_all: true, ..Default::default() })
+        .customize(ttrpc_codegen::Customize {
+            async_all: true,
+            ..Default::default()
+        })
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().lite_runtime(true))
         .run()?;
     // The generated files begin with inner attributes, so they can be modules but not included.

@@ -157,6 +157,34 @@ pub enum StopReason {
     },
 }
 
+/// What `rvm-vmm probe` found out about the host's KVM, printed as one line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kvm", rename_all = "kebab-case")]
+pub enum ProbeReport {
+    /// A machine ran and did everything right, at a speed that only hardware reaches.
+    Usable {
+        /// How long the machine took from its creation to its end, in nanoseconds.
+        nanoseconds: u64,
+        /// Instructions a second, in millions.
+        mips: u64,
+    },
+    /// A machine ran, but so slowly that its kernel code must be emulated.
+    Slow {
+        /// Instructions a second, in millions.
+        mips: u64,
+    },
+    /// A machine was made, but could not execute what a kernel needs.
+    Wrong {
+        /// What happened, in one line.
+        reason: String,
+    },
+    /// No machine could be made.
+    Unavailable {
+        /// Why, in one line.
+        reason: String,
+    },
+}
+
 /// A failure of the conversation itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -181,8 +209,12 @@ pub struct Channel(OwnedFd);
 impl Channel {
     /// Two connected ends, closed on exec.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (a, b) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (a, b) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok((Self(a), Self(b)))
     }
 
@@ -206,8 +238,13 @@ impl Channel {
         if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(ChannelError::Truncated);
         }
-        sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
-            .map_err(|e| ChannelError::Socket(e.into()))?;
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .map_err(|e| ChannelError::Socket(e.into()))?;
         Ok(())
     }
 
@@ -236,7 +273,10 @@ impl Channel {
         if received.bytes == 0 {
             return Err(ChannelError::Closed);
         }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(ChannelError::Truncated);
         }
         bytes.truncate(received.bytes);
@@ -264,7 +304,8 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (a, b) = Channel::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        a.send(&Request::Balloon { mib: 7 }, &[file.as_fd(), file.as_fd()]).unwrap();
+        a.send(&Request::Balloon { mib: 7 }, &[file.as_fd(), file.as_fd()])
+            .unwrap();
         let (request, fds) = b.receive::<Request>().unwrap();
         assert_eq!(request, Request::Balloon { mib: 7 });
         assert_eq!(fds.len(), 2);
@@ -274,7 +315,10 @@ mod tests {
     fn a_closed_peer_is_told_from_a_malformed_packet() {
         let (a, b) = Channel::pair().unwrap();
         a.send(&"not a request", &[]).unwrap();
-        assert!(matches!(b.receive::<Request>(), Err(ChannelError::Malformed(_))));
+        assert!(matches!(
+            b.receive::<Request>(),
+            Err(ChannelError::Malformed(_))
+        ));
         drop(a);
         assert!(matches!(b.receive::<Request>(), Err(ChannelError::Closed)));
     }

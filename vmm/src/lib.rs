@@ -4,7 +4,16 @@
 //! standard input, sends it a [`rvm_protocol::vmm::MachineConfig`] and every descriptor the machine
 //! needs, and hears from it until it ends. See the crate's README for what it may assume.
 
+pub mod arch;
+pub mod boot;
+pub mod bus;
+pub mod commands;
+pub mod control;
 pub mod fd;
+pub mod jail;
+pub mod kvm;
+pub mod machine;
 pub mod memory;
+pub mod probe;
 pub mod report;
 pub mod virtio;

@@ -1,2 +1,22 @@
-//! rvm-vmm.
-fn main() {}
+//! rvm-vmm: one virtual machine, or what QEMU needs of us, in a jail.
+
+use std::process::ExitCode;
+
+use rvm_vmm::commands;
+
+fn main() -> ExitCode {
+    let mode = std::env::args().nth(1);
+    let result = match mode.as_deref() {
+        Some("machine") => commands::machine(),
+        Some("probe") => commands::probe(),
+        Some("--version") => commands::version(),
+        _ => commands::usage(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -119,14 +119,20 @@ mod tests {
     fn large_memory_leaves_the_device_hole_free() {
         assert_eq!(
             layout(4096),
-            [(GuestAddress(0), LOW_MEMORY_END), (GuestAddress(HIGH_MEMORY_START), 1 << 30)]
+            [
+                (GuestAddress(0), LOW_MEMORY_END),
+                (GuestAddress(HIGH_MEMORY_START), 1 << 30)
+            ]
         );
     }
 
     #[test]
     fn mapped_memory_is_zeroed_and_bounded() {
         let memory = map(2).unwrap();
-        assert_eq!(memory.read_obj::<u64>(GuestAddress((2 << 20) - 8)).unwrap(), 0);
+        assert_eq!(
+            memory.read_obj::<u64>(GuestAddress((2 << 20) - 8)).unwrap(),
+            0
+        );
         assert!(memory.read_obj::<u64>(GuestAddress((2 << 20) - 7)).is_err());
         assert_eq!(memory.num_regions(), 1);
     }

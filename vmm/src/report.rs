@@ -30,7 +30,11 @@ impl Log for Lines {
 
 /// Starts logging; `debug` adds what is of interest only to whoever works on the VMM.
 pub fn start(debug: bool) {
-    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+    log::set_max_level(if debug {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Info
+    });
     // Refused only when a logger is set already, as in tests.
     let _ = log::set_logger(&Lines);
 }
@@ -72,14 +76,19 @@ impl RateLimited {
     }
 
     fn admit(&self, now: Instant) -> bool {
-        let Ok(mut window) = self.0.lock() else { return false };
+        let Ok(mut window) = self.0.lock() else {
+            return false;
+        };
         match window.as_mut() {
             Some(open) if now.duration_since(open.start) < PERIOD => {
                 open.lines += 1;
                 open.lines <= BURST
             }
             _ => {
-                *window = Some(Window { start: now, lines: 1 });
+                *window = Some(Window {
+                    start: now,
+                    lines: 1,
+                });
                 true
             }
         }

@@ -87,7 +87,11 @@ impl<'m> Chain<'m> {
         size: u16,
         head: u16,
     ) -> Result<Self, ChainError> {
-        let mut chain = Self { head, readable: Buffers::default(), writable: Buffers::default() };
+        let mut chain = Self {
+            head,
+            readable: Buffers::default(),
+            writable: Buffers::default(),
+        };
         let (mut table, mut size, mut index) = (table, size, head);
         let mut left = size;
         let mut indirect = false;
@@ -120,8 +124,11 @@ impl<'m> Chain<'m> {
         let slice = memory
             .get_slice(descriptor.addr(), descriptor.len() as usize)
             .map_err(|_| ChainError::Buffer)?;
-        let side =
-            if descriptor.is_write_only() { &mut self.writable } else { &mut self.readable };
+        let side = if descriptor.is_write_only() {
+            &mut self.writable
+        } else {
+            &mut self.readable
+        };
         side.segments.push(slice);
         Ok(())
     }
@@ -138,7 +145,9 @@ fn read_descriptor(
     }
     let offset = u64::from(index) * size_of::<Descriptor>() as u64;
     let address = table.0.checked_add(offset).ok_or(ChainError::Table)?;
-    memory.read_obj(GuestAddress(address)).map_err(|_| ChainError::Table)
+    memory
+        .read_obj(GuestAddress(address))
+        .map_err(|_| ChainError::Table)
 }
 
 fn indirect_table(descriptor: &Descriptor) -> Result<(GuestAddress, u16), ChainError> {
@@ -191,7 +200,9 @@ impl<'m> Buffers<'m> {
     /// Copies the first bytes out, as many as fit, and says how many.
     pub fn read(&mut self, target: &mut [u8]) -> usize {
         let bytes = target.len().min(self.len());
-        let Ok(front) = self.split_to(bytes) else { return 0 };
+        let Ok(front) = self.split_to(bytes) else {
+            return 0;
+        };
         let mut done = 0;
         for segment in &front.segments {
             done += segment.copy_to(&mut target[done..]);
@@ -202,7 +213,9 @@ impl<'m> Buffers<'m> {
     /// Copies `source` to the front, as much of it as fits, and says how much.
     pub fn write(&mut self, source: &[u8]) -> usize {
         let bytes = source.len().min(self.len());
-        let Ok(front) = self.split_to(bytes) else { return 0 };
+        let Ok(front) = self.split_to(bytes) else {
+            return 0;
+        };
         let mut done = 0;
         for segment in &front.segments {
             segment.copy_from(&source[done..]);
@@ -259,7 +272,10 @@ impl<'m> Buffers<'m> {
         Ok(read)
     }
 
-    #[expect(unsafe_code, reason = "vectored I/O on memory that the guest may change meanwhile")]
+    #[expect(
+        unsafe_code,
+        reason = "vectored I/O on memory that the guest may change meanwhile"
+    )]
     fn transfer(
         &self,
         file: &impl AsFd,
@@ -314,7 +330,11 @@ mod tests {
 
     impl VirtioDevice for Echo {
         fn info(&self) -> DeviceInfo {
-            DeviceInfo { id: 42, queue_sizes: &[16], features: 0 }
+            DeviceInfo {
+                id: 42,
+                queue_sizes: &[16],
+                features: 0,
+            }
         }
 
         fn process_queue(
@@ -327,7 +347,11 @@ mod tests {
                 chain.readable.read(&mut bytes);
                 Ok(chain.writable.write(&bytes) as u32)
             })
-            .map_err(|source| DeviceError::Queue { device: "echo", queue: index, source })
+            .map_err(|source| DeviceError::Queue {
+                device: "echo",
+                queue: index,
+                source,
+            })
         }
     }
 
@@ -355,21 +379,36 @@ mod tests {
     #[test]
     fn an_indirect_table_is_followed() {
         let mut driver = Driver::new(Echo);
-        driver.memory().write_slice(b"hello", GuestAddress(BUFFER)).unwrap();
+        driver
+            .memory()
+            .write_slice(b"hello", GuestAddress(BUFFER))
+            .unwrap();
         let table = GuestAddress(BUFFER + 0x1000);
-        driver.memory().write_obj(Descriptor::new(BUFFER, 5, NEXT, 1), table).unwrap();
+        driver
+            .memory()
+            .write_obj(Descriptor::new(BUFFER, 5, NEXT, 1), table)
+            .unwrap();
         let answer = Descriptor::new(BUFFER + 0x100, 5, WRITE, 0);
-        driver.memory().write_obj(answer, GuestAddress(table.0 + 16)).unwrap();
+        driver
+            .memory()
+            .write_obj(answer, GuestAddress(table.0 + 16))
+            .unwrap();
         driver.publish(0, 3, &[Descriptor::new(table.0, 32, INDIRECT, 0)]);
         driver.ring(0).unwrap();
         let mut bytes = [0; 5];
-        driver.memory().read_slice(&mut bytes, GuestAddress(BUFFER + 0x100)).unwrap();
+        driver
+            .memory()
+            .read_slice(&mut bytes, GuestAddress(BUFFER + 0x100))
+            .unwrap();
         assert_eq!(&bytes, b"hello");
     }
 
     #[test]
     fn a_circle_ends_in_an_error() {
-        let circle = [Descriptor::new(BUFFER, 1, NEXT, 1), Descriptor::new(BUFFER, 1, NEXT, 0)];
+        let circle = [
+            Descriptor::new(BUFFER, 1, NEXT, 1),
+            Descriptor::new(BUFFER, 1, NEXT, 0),
+        ];
         assert!(matches!(error_of(&circle), ChainError::Endless));
     }
 
@@ -383,23 +422,35 @@ mod tests {
     fn a_buffer_beyond_memory_is_an_error() {
         for (address, length) in [(u64::MAX - 4, 8), (32 << 20, 1), ((32 << 20) - 4, 8)] {
             let buffer = [Descriptor::new(address, length, 0, 0)];
-            assert!(matches!(error_of(&buffer), ChainError::Buffer), "{address:#x}");
+            assert!(
+                matches!(error_of(&buffer), ChainError::Buffer),
+                "{address:#x}"
+            );
         }
     }
 
     #[test]
     fn readable_after_writable_is_an_error() {
-        let order = [Descriptor::new(BUFFER, 1, NEXT | WRITE, 1), Descriptor::new(BUFFER, 1, 0, 0)];
+        let order = [
+            Descriptor::new(BUFFER, 1, NEXT | WRITE, 1),
+            Descriptor::new(BUFFER, 1, 0, 0),
+        ];
         assert!(matches!(error_of(&order), ChainError::Order));
     }
 
     #[test]
     fn malformed_indirect_tables_are_errors() {
-        for (length, flags) in
-            [(0, INDIRECT), (17, INDIRECT), (16, INDIRECT | NEXT), (16, INDIRECT | WRITE)]
-        {
+        for (length, flags) in [
+            (0, INDIRECT),
+            (17, INDIRECT),
+            (16, INDIRECT | NEXT),
+            (16, INDIRECT | WRITE),
+        ] {
             let descriptor = [Descriptor::new(BUFFER, length, flags, 0)];
-            assert!(matches!(error_of(&descriptor), ChainError::Indirect), "{length} {flags}");
+            assert!(
+                matches!(error_of(&descriptor), ChainError::Indirect),
+                "{length} {flags}"
+            );
         }
     }
 
@@ -407,10 +458,19 @@ mod tests {
     fn an_indirect_table_within_another_is_an_error() {
         let mut driver = Driver::new(Echo);
         let inner = Descriptor::new(BUFFER, 16, INDIRECT, 0);
-        driver.memory().write_obj(inner, GuestAddress(BUFFER)).unwrap();
+        driver
+            .memory()
+            .write_obj(inner, GuestAddress(BUFFER))
+            .unwrap();
         driver.publish(0, 0, &[Descriptor::new(BUFFER, 16, INDIRECT, 0)]);
         let error = driver.ring(0).unwrap_err();
-        assert!(matches!(error, DeviceError::Queue { source: ChainError::Indirect, .. }));
+        assert!(matches!(
+            error,
+            DeviceError::Queue {
+                source: ChainError::Indirect,
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -420,7 +480,13 @@ mod tests {
             driver.publish(0, 0, &[Descriptor::new(BUFFER, 1, 0, 0)]);
         }
         let error = driver.ring(0).unwrap_err();
-        assert!(matches!(error, DeviceError::Queue { source: ChainError::Ring(_), .. }));
+        assert!(matches!(
+            error,
+            DeviceError::Queue {
+                source: ChainError::Ring(_),
+                ..
+            }
+        ));
     }
 
     proptest::proptest! {

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::chain::{Buffers, ChainError};
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
@@ -49,22 +50,23 @@ impl ConsoleLog {
 /// The device.
 #[derive(Debug)]
 pub struct Console {
-    log: ConsoleLog,
+    log: Arc<Mutex<ConsoleLog>>,
 }
 
 impl Console {
     /// A console that writes to `log`.
-    pub fn new(log: ConsoleLog) -> Self {
+    pub fn new(log: Arc<Mutex<ConsoleLog>>) -> Self {
         Self { log }
     }
 
-    fn print(&mut self, mut text: Buffers<'_>) -> Result<u32, ChainError> {
+    fn print(&self, mut text: Buffers<'_>) -> Result<u32, ChainError> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let mut chunk = [0; CHUNK];
         loop {
             match text.read(&mut chunk) {
                 0 => return Ok(0),
                 // A log that cannot be written must not stop the guest.
-                bytes => _ = self.log.append(&chunk[..bytes]),
+                bytes => _ = log.append(&chunk[..bytes]),
             }
         }
     }
@@ -72,7 +74,11 @@ impl Console {
 
 impl VirtioDevice for Console {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { id: device_id::CONSOLE, queue_sizes: &[16, 64], features: 0 }
+        DeviceInfo {
+            id: device_id::CONSOLE,
+            queue_sizes: &[16, 64],
+            features: 0,
+        }
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
@@ -80,7 +86,11 @@ impl VirtioDevice for Console {
             return Ok(());
         }
         io.drain(index, |chain| self.print(chain.readable))
-            .map_err(|source| DeviceError::Queue { device: "console", queue: index, source })
+            .map_err(|source| DeviceError::Queue {
+                device: "console",
+                queue: index,
+                source,
+            })
     }
 }
 
@@ -93,7 +103,7 @@ mod tests {
     fn console() -> (Driver<Console>, File) {
         let file = tempfile::tempfile().unwrap();
         let log = ConsoleLog::new(file.try_clone().unwrap()).unwrap();
-        (Driver::new(Console::new(log)), file)
+        (Driver::new(Console::new(Arc::new(Mutex::new(log)))), file)
     }
 
     fn contents(mut file: File) -> Vec<u8> {

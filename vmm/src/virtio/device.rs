@@ -73,9 +73,17 @@ pub struct Readiness {
 
 impl Readiness {
     /// Ready to read.
-    pub const READABLE: Self = Self { readable: true, writable: false, hung_up: false };
+    pub const READABLE: Self = Self {
+        readable: true,
+        writable: false,
+        hung_up: false,
+    };
     /// Ready in both directions.
-    pub const BOTH: Self = Self { readable: true, writable: true, hung_up: false };
+    pub const BOTH: Self = Self {
+        readable: true,
+        writable: true,
+        hung_up: false,
+    };
 }
 
 /// The host descriptors a device wants to hear about. Closing a descriptor ends the watch.
@@ -164,10 +172,9 @@ pub trait VirtioDevice: Send {
     /// What it is.
     fn info(&self) -> DeviceInfo;
 
-    /// Its configuration space. Reads past the end give zeroes.
-    fn config(&self) -> &[u8] {
-        &[]
-    }
+    /// The driver reads its configuration space. `data` holds zeroes, which is what it finds past
+    /// the end; see [`read_config_space`].
+    fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
 
     /// The driver wrote to the configuration space.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
@@ -192,4 +199,11 @@ pub trait VirtioDevice: Send {
 
     /// Forgets everything since `start`, watches included.
     fn reset(&mut self, _host: &mut dyn HostFds) {}
+}
+
+/// Answers a read at `offset` from a configuration space that lies in memory.
+pub fn read_config_space(space: &[u8], offset: usize, data: &mut [u8]) {
+    let rest = space.get(offset..).unwrap_or_default();
+    let bytes = rest.len().min(data.len());
+    data[..bytes].copy_from_slice(&rest[..bytes]);
 }

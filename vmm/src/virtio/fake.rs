@@ -54,7 +54,9 @@ impl<D: VirtioDevice> Driver<D> {
     pub fn new(device: D) -> Self {
         let mut driver = Self::started(device);
         let features = driver.device.info().features;
-        driver.call(|device, io| device.start(features, io)).unwrap();
+        driver
+            .call(|device, io| device.start(features, io))
+            .unwrap();
         driver
     }
 
@@ -131,9 +133,13 @@ impl<D: VirtioDevice> Driver<D> {
             self.memory.write_obj(*descriptor, place).unwrap();
         }
         let slot = u64::from(self.made[queue] % QUEUE_SIZE);
-        self.memory.write_obj(head, rings.avail.unchecked_add(4 + slot * 2)).unwrap();
+        self.memory
+            .write_obj(head, rings.avail.unchecked_add(4 + slot * 2))
+            .unwrap();
         self.made[queue] += 1;
-        self.memory.write_obj(self.made[queue], rings.avail.unchecked_add(2)).unwrap();
+        self.memory
+            .write_obj(self.made[queue], rings.avail.unchecked_add(2))
+            .unwrap();
     }
 
     /// Rings the bell of a queue.
@@ -150,14 +156,19 @@ impl<D: VirtioDevice> Driver<D> {
         }
         let slot = u64::from(self.taken[queue] % QUEUE_SIZE);
         self.taken[queue] += 1;
-        let used: [u32; 2] = self.memory.read_obj(rings.used.unchecked_add(4 + slot * 8)).unwrap();
+        let used: [u32; 2] = self
+            .memory
+            .read_obj(rings.used.unchecked_add(4 + slot * 8))
+            .unwrap();
         let mut bytes = vec![0; used[1] as usize];
         let mut index = u64::from(used[0]);
         loop {
             let place = rings.descriptors.unchecked_add(index * 16);
             let descriptor: Descriptor = self.memory.read_obj(place).unwrap();
             if descriptor.is_write_only() {
-                self.memory.read_slice(&mut bytes, descriptor.addr()).unwrap();
+                self.memory
+                    .read_slice(&mut bytes, descriptor.addr())
+                    .unwrap();
                 return Some(bytes);
             }
             if !descriptor.has_next() {
@@ -181,7 +192,9 @@ impl<D: VirtioDevice> Driver<D> {
 
     /// A byte of the last request's room for an answer, whatever the device says of its length.
     pub fn answer_byte(&self, offset: usize) -> u8 {
-        self.memory.read_obj(GuestAddress(self.last_answer.0 + offset as u64)).unwrap()
+        self.memory
+            .read_obj(GuestAddress(self.last_answer.0 + offset as u64))
+            .unwrap()
     }
 
     /// The number of requests the device has not taken.

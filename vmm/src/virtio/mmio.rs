@@ -56,19 +56,12 @@ impl MmioTransport {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
-            self.read_config(start as usize, data);
+            self.slot
+                .device(|device| device.read_config(start as usize, data));
         } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             // Section 4.2.2.2: registers are read four bytes at a time; anything else reads zero.
             *data = self.register(offset).to_le_bytes();
         }
-    }
-
-    fn read_config(&self, start: usize, data: &mut [u8]) {
-        self.slot.device(|device| {
-            let rest = device.config().get(start..).unwrap_or_default();
-            let bytes = rest.len().min(data.len());
-            data[..bytes].copy_from_slice(&rest[..bytes]);
-        });
     }
 
     fn register(&self, offset: u64) -> u32 {
@@ -78,12 +71,14 @@ impl MmioTransport {
             reg::DEVICE_ID => self.info.id,
             reg::VENDOR_ID => reg::VENDOR,
             reg::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
-            reg::QUEUE_NUM_MAX => {
-                self.queues.get(self.queue_sel).map_or(0, |queue| u32::from(queue.max_size()))
-            }
-            reg::QUEUE_READY => {
-                self.queues.get(self.queue_sel).map_or(0, |queue| u32::from(queue.ready()))
-            }
+            reg::QUEUE_NUM_MAX => self
+                .queues
+                .get(self.queue_sel)
+                .map_or(0, |queue| u32::from(queue.max_size())),
+            reg::QUEUE_READY => self
+                .queues
+                .get(self.queue_sel)
+                .map_or(0, |queue| u32::from(queue.ready())),
             reg::INTERRUPT_STATUS => self.slot.interrupt.reason(),
             reg::STATUS => self.status | self.slot.interrupt.status(),
             // No shared memory: a length of all ones, section 4.2.2.
@@ -97,7 +92,8 @@ impl MmioTransport {
     /// The guest writes `data` at `offset` of the window.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
-            self.slot.device(|device| device.write_config(start as usize, data));
+            self.slot
+                .device(|device| device.write_config(start as usize, data));
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.set_register(offset, u32::from_le_bytes(data));
         }
@@ -121,7 +117,9 @@ impl MmioTransport {
         if self.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
             return;
         }
-        let Some(queue) = self.queues.get_mut(self.queue_sel) else { return };
+        let Some(queue) = self.queues.get_mut(self.queue_sel) else {
+            return;
+        };
         match offset {
             // A size that is no power of two or too large leaves the queue invalid; see `start`.
             reg::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
@@ -138,7 +136,11 @@ impl MmioTransport {
 
     fn offered(&self) -> u64 {
         // The slot of a device that is not there offers nothing.
-        if self.info.id == device_id::NONE { 0 } else { self.info.features | RING_FEATURES }
+        if self.info.id == device_id::NONE {
+            0
+        } else {
+            self.info.features | RING_FEATURES
+        }
     }
 
     fn take_features(&mut self, value: u32) {
@@ -208,7 +210,10 @@ impl MmioTransport {
 }
 
 fn fresh_queues(info: &DeviceInfo) -> Result<Vec<Queue>, virtio_queue::Error> {
-    info.queue_sizes.iter().map(|&size| Queue::new(size)).collect()
+    info.queue_sizes
+        .iter()
+        .map(|&size| Queue::new(size))
+        .collect()
 }
 
 fn half(value: u64, select: u32) -> u32 {

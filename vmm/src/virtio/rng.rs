@@ -15,7 +15,11 @@ pub struct Rng;
 
 impl VirtioDevice for Rng {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { id: device_id::RNG, queue_sizes: &[64], features: 0 }
+        DeviceInfo {
+            id: device_id::RNG,
+            queue_sizes: &[64],
+            features: 0,
+        }
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
@@ -26,7 +30,11 @@ impl VirtioDevice for Rng {
             let got = getrandom(&mut bytes[..wanted], GetRandomFlags::empty()).unwrap_or(0);
             Ok(chain.writable.write(&bytes[..got]) as u32)
         })
-        .map_err(|source| DeviceError::Queue { device: "rng", queue: index, source })
+        .map_err(|source| DeviceError::Queue {
+            device: "rng",
+            queue: index,
+            source,
+        })
     }
 }
 

@@ -53,7 +53,11 @@ pub struct Interrupt {
 impl Interrupt {
     /// Takes the descriptor that raises the line.
     pub fn new(line: EventFd) -> Self {
-        Self { line, reason: AtomicU32::new(0), status: AtomicU32::new(0) }
+        Self {
+            line,
+            reason: AtomicU32::new(0),
+            status: AtomicU32::new(0),
+        }
     }
 
     /// The descriptor that raises the line.
@@ -114,7 +118,11 @@ impl Slot {
         let mut running = self.lock();
         running.queues = queues;
         self.call(&mut running, |device, io| {
-            if io.queues.iter().any(|queue| queue.ready() && !queue.is_valid(io.memory)) {
+            if io
+                .queues
+                .iter()
+                .any(|queue| queue.ready() && !queue.is_valid(io.memory))
+            {
                 return Err(DeviceError::Protocol {
                     device: "virtio",
                     reason: "a queue lies outside guest memory",
@@ -168,7 +176,9 @@ impl Slot {
         let notify = running.queues.iter_mut().zip(used).any(|(queue, before)| {
             // A ring that cannot be read wants no interrupt; the next request will say so.
             queue.next_used() != before
-                && queue.needs_notification(self.memory.as_ref()).unwrap_or(false)
+                && queue
+                    .needs_notification(self.memory.as_ref())
+                    .unwrap_or(false)
         });
         if notify {
             self.interrupt.raise(mmio::INTERRUPT_QUEUE);
@@ -236,7 +246,12 @@ struct Watches {
 
 impl HostFds for &Watches {
     fn watch(&mut self, fd: BorrowedFd<'_>, token: u32, wanted: Readiness) -> io::Result<()> {
-        watch(&self.epoll, fd, Source::Host(token).encode(self.slot), wanted)
+        watch(
+            &self.epoll,
+            fd,
+            Source::Host(token).encode(self.slot),
+            wanted,
+        )
     }
 
     fn unwatch(&mut self, fd: BorrowedFd<'_>) {
@@ -268,7 +283,11 @@ impl DeviceThread {
     /// A thread that does not run yet. Names are at most 15 bytes long, see prctl(2).
     pub fn new(name: &str) -> io::Result<Self> {
         let epoll = Arc::new(epoll::create(CreateFlags::CLOEXEC)?);
-        Ok(Self { name: name.to_owned(), epoll, slots: Vec::new() })
+        Ok(Self {
+            name: name.to_owned(),
+            epoll,
+            slots: Vec::new(),
+        })
     }
 
     /// What the thread is called.
@@ -293,10 +312,16 @@ impl DeviceThread {
         let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let slot = Arc::new(Slot {
             memory,
-            running: Mutex::new(Running { device, queues: Vec::new() }),
+            running: Mutex::new(Running {
+                device,
+                queues: Vec::new(),
+            }),
             bells,
             interrupt: Interrupt::new(line),
-            watches: Watches { epoll: Arc::clone(&self.epoll), slot },
+            watches: Watches {
+                epoll: Arc::clone(&self.epoll),
+                slot,
+            },
             log: RateLimited::default(),
         });
         self.slots.push(Arc::clone(&slot));
@@ -311,12 +336,14 @@ impl DeviceThread {
     /// Does the work there is, and waits for some first if `wait` is set.
     pub fn work(&self, wait: bool) -> io::Result<()> {
         let mut buffer = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 32];
-        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let (events, _) =
-            match epoll::wait(&self.epoll, &mut buffer, (!wait).then_some(&now)) {
-                Err(Errno::INTR) => return Ok(()),
-                other => other?,
-            };
+        let now = rustix::time::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let (events, _) = match epoll::wait(&self.epoll, &mut buffer, (!wait).then_some(&now)) {
+            Err(Errno::INTR) => return Ok(()),
+            other => other?,
+        };
         for event in events {
             let (slot, source) = Source::decode(event.data.u64());
             if let Some(slot) = self.slots.get(slot) {

@@ -7,27 +7,45 @@
 pub mod spec;
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemory as _};
 
-use self::spec::{CONFIG_ACTUAL, CONFIG_NUM_PAGES, PAGE_SHIFT, queue};
+use self::spec::{CONFIG_ACTUAL, CONFIG_BYTES, PAGE_SHIFT, queue};
 use super::chain::{Chain, ChainError};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 use crate::memory::{GuestMemory, GuestSlice};
+
+/// The size the host wants the balloon to have, in pages.
+#[derive(Clone, Debug, Default)]
+pub struct Target(Arc<AtomicU32>);
+
+impl Target {
+    /// Asks for a balloon of this many MiB. The driver hears of it when the transport announces a
+    /// change of configuration.
+    pub fn set_mib(&self, mib: u64) {
+        let pages = u32::try_from(mib.saturating_mul(1 << (20 - PAGE_SHIFT))).unwrap_or(u32::MAX);
+        self.0.store(pages, Ordering::Release);
+    }
+}
 
 /// The device.
 #[derive(Debug, Default)]
 pub struct Balloon {
-    config: [u8; 8],
+    target: Target,
+    /// The size that the driver says it has.
+    actual: [u8; 4],
 }
 
 impl Balloon {
-    /// Asks the guest for a balloon of this many MiB. The driver hears of it when the transport
-    /// announces a change of configuration.
-    pub fn resize(&mut self, mib: u64) {
-        let pages = u32::try_from(mib << (20 - PAGE_SHIFT)).unwrap_or(u32::MAX);
-        self.config[CONFIG_NUM_PAGES..CONFIG_NUM_PAGES + 4].copy_from_slice(&pages.to_le_bytes());
+    /// A balloon that becomes as large as `target` says.
+    pub fn new(target: Target) -> Self {
+        Self {
+            target,
+            actual: [0; 4],
+        }
     }
 }
 
@@ -40,14 +58,18 @@ impl VirtioDevice for Balloon {
         }
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let mut space = [0; CONFIG_BYTES];
+        let target = self.target.0.load(Ordering::Acquire);
+        space[..CONFIG_ACTUAL].copy_from_slice(&target.to_le_bytes());
+        space[CONFIG_ACTUAL..].copy_from_slice(&self.actual);
+        read_config_space(&space, offset, data);
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         // The driver reports how far it got; nothing else is its to write.
-        if offset == CONFIG_ACTUAL && data.len() == 4 {
-            self.config[CONFIG_ACTUAL..].copy_from_slice(data);
+        if let (CONFIG_ACTUAL, Ok(actual)) = (offset, data.try_into()) {
+            self.actual = actual;
         }
     }
 
@@ -59,7 +81,11 @@ impl VirtioDevice for Balloon {
             // What leaves the balloon is touched, and so comes back by itself.
             _ => Ok(0),
         })
-        .map_err(|source| DeviceError::Queue { device: "balloon", queue: index, source })
+        .map_err(|source| DeviceError::Queue {
+            device: "balloon",
+            queue: index,
+            source,
+        })
     }
 }
 
@@ -68,8 +94,9 @@ fn inflate(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError
     let mut number = [0; 4];
     while chain.readable.read(&mut number) == number.len() {
         let address = GuestAddress(u64::from(u32::from_le_bytes(number)) << PAGE_SHIFT);
-        let page =
-            memory.get_slice(address, 1 << PAGE_SHIFT).map_err(|_| ChainError::Buffer)?;
+        let page = memory
+            .get_slice(address, 1 << PAGE_SHIFT)
+            .map_err(|_| ChainError::Buffer)?;
         give_back(&page);
     }
     Ok(0)
@@ -116,7 +143,9 @@ mod tests {
         let page = GuestAddress(16 << 20);
         driver.memory().write_obj(7_u64, page).unwrap();
         let number = (page.0 >> PAGE_SHIFT) as u32;
-        driver.request(queue::INFLATE, &number.to_le_bytes(), 0).unwrap();
+        driver
+            .request(queue::INFLATE, &number.to_le_bytes(), 0)
+            .unwrap();
         assert_eq!(driver.memory().read_obj::<u64>(page).unwrap(), 0);
     }
 
@@ -124,16 +153,25 @@ mod tests {
     fn a_page_outside_memory_is_an_error() {
         let mut driver = Driver::new(Balloon::default());
         let result = driver.request(queue::INFLATE, &u32::MAX.to_le_bytes(), 0);
-        assert!(matches!(result, Err(DeviceError::Queue { source: ChainError::Buffer, .. })));
+        assert!(matches!(
+            result,
+            Err(DeviceError::Queue {
+                source: ChainError::Buffer,
+                ..
+            })
+        ));
     }
 
     #[test]
     fn the_driver_can_only_write_what_it_reports() {
-        let mut balloon = Balloon::default();
-        balloon.resize(1);
-        balloon.write_config(CONFIG_NUM_PAGES, &[9; 4]);
+        let target = Target::default();
+        let mut balloon = Balloon::new(target.clone());
+        target.set_mib(1);
+        balloon.write_config(0, &[9; 4]);
         balloon.write_config(CONFIG_ACTUAL, &5_u32.to_le_bytes());
         balloon.write_config(CONFIG_ACTUAL + 2, &[9; 4]);
-        assert_eq!(balloon.config(), [0, 1, 0, 0, 5, 0, 0, 0]);
+        let mut space = [0; CONFIG_BYTES];
+        balloon.read_config(0, &mut space);
+        assert_eq!(space, [0, 1, 0, 0, 5, 0, 0, 0]);
     }
 }

@@ -19,8 +19,8 @@ pub mod queue {
 /// The balloon's page size is always this, whatever the guest's is.
 pub const PAGE_SHIFT: u32 = 12;
 
-/// Where num_pages lies in the configuration space; it is the first field.
-pub const CONFIG_NUM_PAGES: usize = 0;
-
-/// Where actual lies.
+/// Where actual lies in the configuration space; num_pages comes first.
 pub const CONFIG_ACTUAL: usize = 4;
+
+/// The configuration space: num_pages and actual.
+pub const CONFIG_BYTES: usize = 8;

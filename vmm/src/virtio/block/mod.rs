@@ -12,7 +12,7 @@ use vm_memory::ByteValued;
 
 use self::spec::{Config, Header, ID_BYTES, Range, SECTOR_SHIFT, Status, feature, request};
 use super::chain::{Buffers, Chain, ChainError};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 
 /// The most sectors that one discard or write-zeroes range may cover: 1 GiB. On file systems that
@@ -76,7 +76,13 @@ impl Block {
             write_zeroes_may_unmap: 1,
             ..Config::default()
         };
-        Ok(Self { file, bytes, read_only, id: padded, config })
+        Ok(Self {
+            file,
+            bytes,
+            read_only,
+            id: padded,
+            config,
+        })
     }
 
     fn serve(&self, mut chain: Chain<'_>) -> Result<u32, ChainError> {
@@ -92,7 +98,9 @@ impl Block {
             Err(Failure::Status(status)) => (0, status),
             Err(Failure::Chain(error)) => return Err(error),
         };
-        chain.writable.write_obj(&(status as u8), "block request's status")?;
+        chain
+            .writable
+            .write_obj(&(status as u8), "block request's status")?;
         // The data was at most the queue's worth of 32-bit lengths; the count is only a hint.
         Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
     }
@@ -107,13 +115,17 @@ impl Block {
         match header.kind {
             request::IN => {
                 let offset = self.place(header.sector, answer.len() as u64)?;
-                whole(&mut answer, offset, |rest, offset| rest.read_from(&self.file, Some(offset)))
+                whole(&mut answer, offset, |rest, offset| {
+                    rest.read_from(&self.file, Some(offset))
+                })
             }
             request::OUT => {
                 self.refuse_if_read_only()?;
                 let mut data = data;
                 let offset = self.place(header.sector, data.len() as u64)?;
-                whole(&mut data, offset, |rest, offset| rest.write_to(&self.file, Some(offset)))?;
+                whole(&mut data, offset, |rest, offset| {
+                    rest.write_to(&self.file, Some(offset))
+                })?;
                 Ok(0)
             }
             request::FLUSH => Ok(self.file.sync_data().map(|()| 0)?),
@@ -138,7 +150,11 @@ impl Block {
             let bytes = u64::from(range.num_sectors) << SECTOR_SHIFT;
             let offset = self.place(range.sector, bytes)?;
             if bytes > 0 {
-                let mode = if range.flags & 1 != 0 { FallocateFlags::PUNCH_HOLE } else { mode };
+                let mode = if range.flags & 1 != 0 {
+                    FallocateFlags::PUNCH_HOLE
+                } else {
+                    mode
+                };
                 fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, bytes)
                     .map_err(io::Error::from)?;
             }
@@ -147,7 +163,11 @@ impl Block {
     }
 
     fn refuse_if_read_only(&self) -> Result<(), Failure> {
-        if self.read_only { Err(Failure::Status(Status::IoError)) } else { Ok(()) }
+        if self.read_only {
+            Err(Failure::Status(Status::IoError))
+        } else {
+            Ok(())
+        }
     }
 
     /// Where sectors lie in the file, if all of them lie on the disk.
@@ -191,16 +211,24 @@ impl VirtioDevice for Block {
             true => feature::READ_ONLY,
             false => feature::DISCARD | feature::WRITE_ZEROES,
         };
-        DeviceInfo { id: device_id::BLOCK, queue_sizes: &[256], features }
+        DeviceInfo {
+            id: device_id::BLOCK,
+            queue_sizes: &[256],
+            features,
+        }
     }
 
-    fn config(&self) -> &[u8] {
-        self.config.as_slice()
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_config_space(self.config.as_slice(), offset, data);
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         io.drain(index, |chain| self.serve(chain))
-            .map_err(|source| DeviceError::Queue { device: "block", queue: index, source })
+            .map_err(|source| DeviceError::Queue {
+                device: "block",
+                queue: index,
+                source,
+            })
     }
 }
 

@@ -14,7 +14,13 @@ fn disk(read_only: bool) -> (Driver<Block>, File) {
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
-    Header { kind, reserved: 0, sector }.as_slice().to_vec()
+    Header {
+        kind,
+        reserved: 0,
+        sector,
+    }
+    .as_slice()
+    .to_vec()
 }
 
 /// The answer's data and its status.
@@ -51,7 +57,11 @@ fn sectors_are_written_to_their_place() {
 #[test]
 fn a_read_only_disk_refuses_every_change() {
     let (mut driver, _) = disk(true);
-    let range = Range { sector: 0, num_sectors: 8, flags: 0 };
+    let range = Range {
+        sector: 0,
+        num_sectors: 8,
+        flags: 0,
+    };
     for request in [
         [header(request::OUT, 0), vec![0; 512]].concat(),
         [header(request::DISCARD, 0), range.as_slice().to_vec()].concat(),
@@ -65,7 +75,10 @@ fn a_read_only_disk_refuses_every_change() {
 fn nothing_outside_the_disk_can_be_reached() {
     let (mut driver, file) = disk(false);
     for sector in [SECTORS, SECTORS - 1, u64::MAX, u64::MAX >> SECTOR_SHIFT] {
-        assert_eq!(ask(&mut driver, &header(request::IN, sector), 1024).1, Status::IoError as u8);
+        assert_eq!(
+            ask(&mut driver, &header(request::IN, sector), 1024).1,
+            Status::IoError as u8
+        );
         let request = [header(request::OUT, sector), vec![1; 1024]].concat();
         assert_eq!(ask(&mut driver, &request, 0).1, Status::IoError as u8);
     }
@@ -75,14 +88,21 @@ fn nothing_outside_the_disk_can_be_reached() {
 #[test]
 fn a_transfer_of_half_a_sector_is_refused() {
     let (mut driver, _) = disk(false);
-    assert_eq!(ask(&mut driver, &header(request::IN, 0), 100).1, Status::IoError as u8);
+    assert_eq!(
+        ask(&mut driver, &header(request::IN, 0), 100).1,
+        Status::IoError as u8
+    );
 }
 
 #[test]
 fn discarded_and_zeroed_sectors_read_zero() {
     for kind in [request::DISCARD, request::WRITE_ZEROES] {
         let (mut driver, _) = disk(false);
-        let range = Range { sector: 8, num_sectors: 8, flags: 0 };
+        let range = Range {
+            sector: 8,
+            num_sectors: 8,
+            flags: 0,
+        };
         let request = [header(kind, 0), range.as_slice().to_vec()].concat();
         match ask(&mut driver, &request, 0).1 {
             status if status == Status::Ok as u8 => {
@@ -106,7 +126,10 @@ fn the_id_is_the_one_the_host_gave() {
 #[test]
 fn an_unknown_request_is_unsupported() {
     let (mut driver, _) = disk(false);
-    assert_eq!(ask(&mut driver, &header(99, 0), 0).1, Status::Unsupported as u8);
+    assert_eq!(
+        ask(&mut driver, &header(99, 0), 0).1,
+        Status::Unsupported as u8
+    );
 }
 
 #[test]

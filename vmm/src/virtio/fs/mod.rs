@@ -10,13 +10,13 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
+use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
-use virtio_queue::DescriptorChain;
 
 use self::spec::{CONFIG_BYTES, TAG_BYTES};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 use crate::memory::GuestMemory;
 
@@ -69,7 +69,11 @@ impl Fs {
         let length = tag.len().min(TAG_BYTES);
         config[..length].copy_from_slice(&tag.as_bytes()[..length]);
         config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
-        Ok(Self { config, server: Server::new(fs), prepared: false })
+        Ok(Self {
+            config,
+            server: Server::new(fs),
+            prepared: false,
+        })
     }
 
     /// virtiofsd changes its thread's working directory and umask, which threads otherwise share.
@@ -91,7 +95,10 @@ impl Fs {
         memory: &GuestMemory,
         request: DescriptorChain<&GuestMemory>,
     ) -> Result<u32, DeviceError> {
-        let malformed = |reason| DeviceError::Protocol { device: NAME, reason };
+        let malformed = |reason| DeviceError::Protocol {
+            device: NAME,
+            reason,
+        };
         let reader = Reader::new(memory, request.clone())
             .map_err(|_| malformed("the request lies outside guest memory"))?;
         let writer = Writer::new(memory, request)
@@ -106,16 +113,24 @@ impl Fs {
 
 impl VirtioDevice for Fs {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { id: device_id::FS, queue_sizes: &[128, 256], features: 0 }
+        DeviceInfo {
+            id: device_id::FS,
+            queue_sizes: &[128, 256],
+            features: 0,
+        }
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_config_space(&self.config, offset, data);
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         self.prepare()?;
-        let broken = |source| DeviceError::Queue { device: NAME, queue: index, source };
+        let broken = |source| DeviceError::Queue {
+            device: NAME,
+            queue: index,
+            source,
+        };
         while let Some(request) = io.pop_unparsed(index).map_err(broken)? {
             let head = request.head_index();
             let written = self.serve(io.memory, request)?;

@@ -5,7 +5,16 @@ use vm_memory::ByteValued;
 
 fn fs() -> Driver<Fs> {
     let proc_self_fd = File::open("/proc/self/fd").unwrap();
-    Driver::new(Fs::new(Shared { proc_self_fd, max_fds: 1024 }, "tag").unwrap())
+    Driver::new(
+        Fs::new(
+            Shared {
+                proc_self_fd,
+                max_fds: 1024,
+            },
+            "tag",
+        )
+        .unwrap(),
+    )
 }
 
 const REQUESTS: usize = 1;
@@ -25,7 +34,8 @@ fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
 #[test]
 fn the_tag_and_one_request_queue_are_announced() {
     let driver = fs();
-    let config = driver.device.config();
+    let mut config = [0; CONFIG_BYTES];
+    driver.device.read_config(0, &mut config);
     assert_eq!(&config[..4], b"tag\0");
     assert_eq!(config[TAG_BYTES..], 1_u32.to_le_bytes());
 }
@@ -33,7 +43,9 @@ fn the_tag_and_one_request_queue_are_announced() {
 #[test]
 fn the_root_directory_has_attributes() {
     let mut driver = fs();
-    let answer = driver.request(REQUESTS, &request(FUSE_GETATTR, &[0; 16]), 4096).unwrap();
+    let answer = driver
+        .request(REQUESTS, &request(FUSE_GETATTR, &[0; 16]), 4096)
+        .unwrap();
     let header = OutHeader::from_slice(&answer[..size_of::<OutHeader>()]).unwrap();
     assert_eq!((header.error, header.unique), (0, 7));
     assert!(answer.len() > size_of::<OutHeader>());

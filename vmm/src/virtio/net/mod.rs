@@ -6,9 +6,13 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
 
-use self::spec::{CONFIG_BYTES, CONFIG_MTU, HEADER, HEADER_NUM_BUFFERS, MAX_PACKET, feature, queue};
+use self::spec::{
+    CONFIG_BYTES, CONFIG_MTU, HEADER, HEADER_NUM_BUFFERS, MAX_PACKET, feature, queue,
+};
 use super::chain::ChainError;
-use super::device::{DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice};
+use super::device::{
+    DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
+};
 use super::spec::device_id;
 
 const NAME: &str = "net";
@@ -70,7 +74,11 @@ impl Net {
                 // The interface is down; packets will come when it is up.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => self.readable = false,
                 Err(source) => {
-                    return Err(DeviceError::Host { device: NAME, action: "read the TAP", source });
+                    return Err(DeviceError::Host {
+                        device: NAME,
+                        action: "read the TAP",
+                        source,
+                    });
                 }
             }
         }
@@ -119,7 +127,11 @@ impl Net {
 
     fn watch(&self, host: &mut dyn HostFds) -> Result<(), DeviceError> {
         host.watch(self.tap.as_fd(), TOKEN_TAP, Readiness::READABLE)
-            .map_err(|source| DeviceError::Host { device: NAME, action: "watch the TAP", source })
+            .map_err(|source| DeviceError::Host {
+                device: NAME,
+                action: "watch the TAP",
+                source,
+            })
     }
 }
 
@@ -142,13 +154,16 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_config_space(&self.config, offset, data);
     }
 
     fn start(&mut self, features: u64, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        set_offload(&self.tap, features)
-            .map_err(|source| DeviceError::Host { device: NAME, action: "TUNSETOFFLOAD", source })?;
+        set_offload(&self.tap, features).map_err(|source| DeviceError::Host {
+            device: NAME,
+            action: "TUNSETOFFLOAD",
+            source,
+        })?;
         self.watch(io.host)
     }
 
@@ -177,7 +192,11 @@ impl VirtioDevice for Net {
 }
 
 fn broken(queue: usize) -> impl FnOnce(ChainError) -> DeviceError {
-    move |source| DeviceError::Queue { device: NAME, queue, source }
+    move |source| DeviceError::Queue {
+        device: NAME,
+        queue,
+        source,
+    }
 }
 
 /// Tells the TAP which unfinished packets the driver takes.
@@ -201,7 +220,11 @@ fn set_offload(tap: &File, features: u64) -> io::Result<()> {
 }
 
 fn set_vnet_header_size(tap: &File) -> io::Result<()> {
-    tap_ioctl(tap, libc::TUNSETVNETHDRSZ, Argument::Pointer(HEADER as libc::c_int))
+    tap_ioctl(
+        tap,
+        libc::TUNSETVNETHDRSZ,
+        Argument::Pointer(HEADER as libc::c_int),
+    )
 }
 
 enum Argument {
@@ -223,7 +246,11 @@ fn tap_ioctl(tap: &File, request: libc::Ioctl, argument: Argument) -> io::Result
             }
         }
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

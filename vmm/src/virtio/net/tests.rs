@@ -25,7 +25,9 @@ fn packet(bytes: usize) -> Vec<u8> {
 }
 
 fn arrive(driver: &mut Driver<Net>) {
-    driver.call(|net, io| net.process_host_event(TOKEN_TAP, Readiness::READABLE, io)).unwrap();
+    driver
+        .call(|net, io| net.process_host_event(TOKEN_TAP, Readiness::READABLE, io))
+        .unwrap();
 }
 
 #[test]
@@ -70,7 +72,10 @@ fn a_large_packet_is_spread_over_several_buffers() {
 fn a_packet_without_a_header_or_too_long_is_malformed() {
     for bytes in [1, HEADER, HEADER + MAX_PACKET + 1] {
         let (mut driver, _tap) = net();
-        assert!(driver.request(queue::TX, &vec![0; bytes], 0).is_err(), "{bytes}");
+        assert!(
+            driver.request(queue::TX, &vec![0; bytes], 0).is_err(),
+            "{bytes}"
+        );
     }
 }
 

@@ -80,7 +80,10 @@ impl Connection {
             waiting: true,
             open: false,
             readable: false,
-            pending: Pending { request: true, ..Pending::default() },
+            pending: Pending {
+                request: true,
+                ..Pending::default()
+            },
             closed_here: 0,
             closed_there: 0,
             peer_alloc: 0,
@@ -132,12 +135,16 @@ impl Connection {
     /// How much the guest can take. A guest that claims to have forwarded more than it was sent
     /// only hurts itself.
     fn credit(&self) -> u32 {
-        self.peer_alloc.saturating_sub((self.sent - self.peer_forwarded).0)
+        self.peer_alloc
+            .saturating_sub((self.sent - self.peer_forwarded).0)
     }
 
     /// The next packet for the guest: its operation, its flags, and how much data went into
     /// `data`. None if there is nothing to say after all.
-    pub fn next_packet(&mut self, data: &mut Buffers<'_>) -> Result<Option<(u16, u32, u32)>, Broken> {
+    pub fn next_packet(
+        &mut self,
+        data: &mut Buffers<'_>,
+    ) -> Result<Option<(u16, u32, u32)>, Broken> {
         if std::mem::take(&mut self.pending.request) {
             return Ok(Some((op::REQUEST, 0, 0)));
         }
@@ -288,7 +295,10 @@ fn shut(stream: &UnixStream, how: Shutdown) -> Result<(), Broken> {
 fn is_closed(stream: &UnixStream) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(stream, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 

@@ -18,7 +18,9 @@ use rvm_protocol::{GUEST_CID, READY_PORT};
 use self::connection::{Broken, Connection};
 use self::spec::{HOST_CID, Header, TYPE_STREAM, op, queue};
 use super::chain::ChainError;
-use super::device::{DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice};
+use super::device::{
+    DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
+};
 use super::spec::device_id;
 
 /// The most streams at a time. Only host programs open them.
@@ -73,14 +75,24 @@ impl Vsock {
         for token in 0..self.listeners.len() {
             // What waits already counts as news to a fresh watch.
             io.host
-                .watch(self.listeners[token].1.as_fd(), token as u32, Readiness::READABLE)
-                .map_err(|source| DeviceError::Host { device: NAME, action: "watch", source })?;
+                .watch(
+                    self.listeners[token].1.as_fd(),
+                    token as u32,
+                    Readiness::READABLE,
+                )
+                .map_err(|source| DeviceError::Host {
+                    device: NAME,
+                    action: "watch",
+                    source,
+                })?;
         }
         Ok(())
     }
 
     fn accept(&mut self, token: usize, host: &mut dyn HostFds) {
-        let Some((port, listener)) = self.listeners.get(token) else { return };
+        let Some((port, listener)) = self.listeners.get(token) else {
+            return;
+        };
         loop {
             let stream = match connection::accept(listener) {
                 Ok(Some(stream)) => stream,
@@ -104,7 +116,9 @@ impl Vsock {
     /// Gives the guest whatever there is for it and it has buffers for.
     fn send(&mut self, io: &mut DeviceIo<'_>) -> Result<(), ChainError> {
         while !self.resets.is_empty() || !self.waiting.is_empty() {
-            let Some(mut chain) = io.pop(queue::RX)? else { return Ok(()) };
+            let Some(mut chain) = io.pop(queue::RX)? else {
+                return Ok(());
+            };
             let mut target = chain.writable.split_to(size_of::<Header>())?;
             let Some(header) = self.next_packet(&mut chain.writable) else {
                 io.unpop(queue::RX);
@@ -128,7 +142,11 @@ impl Vsock {
         let guest_port = connection.guest_port;
         match connection.next_packet(data) {
             Ok(Some((op, flags, len))) => {
-                let mut header = Header { flags, len, ..header(id, guest_port, op) };
+                let mut header = Header {
+                    flags,
+                    len,
+                    ..header(id, guest_port, op)
+                };
                 connection.stamp(&mut header);
                 if connection.wants_to_send() {
                     connection.waiting = true;
@@ -147,11 +165,17 @@ impl Vsock {
     /// Takes every packet that the guest has sent.
     fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         while let Some(mut chain) = io.pop(queue::TX).map_err(broken(queue::TX))? {
-            let header: Header =
-                chain.readable.read_obj("vsock header").map_err(broken(queue::TX))?;
-            let data = chain.readable.split_to(header.len as usize).map_err(broken(queue::TX))?;
+            let header: Header = chain
+                .readable
+                .read_obj("vsock header")
+                .map_err(broken(queue::TX))?;
+            let data = chain
+                .readable
+                .split_to(header.len as usize)
+                .map_err(broken(queue::TX))?;
             self.dispatch(&header, data, io)?;
-            io.push(queue::TX, chain.head, 0).map_err(broken(queue::TX))?;
+            io.push(queue::TX, chain.head, 0)
+                .map_err(broken(queue::TX))?;
         }
         Ok(())
     }
@@ -194,7 +218,9 @@ impl Vsock {
 
     /// After a stream has changed: lets it speak, or ends it.
     fn settle(&mut self, id: u32, sound: bool) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         if !sound || connection.finished() {
             let guest_port = connection.guest_port;
             self.connections.remove(&id);
@@ -214,11 +240,15 @@ impl Vsock {
 
 impl VirtioDevice for Vsock {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { id: device_id::VSOCK, queue_sizes: &[256, 256, 16], features: 0 }
+        DeviceInfo {
+            id: device_id::VSOCK,
+            queue_sizes: &[256, 256, 16],
+            features: 0,
+        }
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_config_space(&self.config, offset, data);
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
@@ -258,7 +288,11 @@ impl VirtioDevice for Vsock {
 }
 
 fn broken(queue: usize) -> impl FnOnce(ChainError) -> DeviceError {
-    move |source| DeviceError::Queue { device: NAME, queue, source }
+    move |source| DeviceError::Queue {
+        device: NAME,
+        queue,
+        source,
+    }
 }
 
 fn header(host_port: u32, guest_port: u32, op: u16) -> Header {

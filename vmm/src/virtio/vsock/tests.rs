@@ -24,7 +24,12 @@ impl Guest {
         let path = dir.path().join("port");
         let listener = UnixListener::bind(&path).unwrap();
         let driver = Driver::new(Vsock::new(vec![(PORT, listener)]).unwrap());
-        let mut guest = Self { driver, path, _dir: dir, fwd_cnt: 0 };
+        let mut guest = Self {
+            driver,
+            path,
+            _dir: dir,
+            fwd_cnt: 0,
+        };
         for _ in 0..8 {
             guest.driver.post(queue::RX, &[], 4096);
         }
@@ -88,7 +93,9 @@ impl Guest {
         let mut watches: Vec<_> = self.driver.watches.0.values().copied().collect();
         watches.sort_by_key(|(token, _)| *token);
         for (token, wanted) in watches {
-            self.driver.call(|vsock, io| vsock.process_host_event(token, wanted, io)).unwrap();
+            self.driver
+                .call(|vsock, io| vsock.process_host_event(token, wanted, io))
+                .unwrap();
         }
     }
 
@@ -128,7 +135,10 @@ fn the_guest_can_open_nothing_on_the_host() {
     let mut guest = Guest::ready();
     guest.send(22, 5000, op::REQUEST, 0, &[]);
     let answer = guest.receive().unwrap().0;
-    assert_eq!((answer.op(), answer.src(), answer.dst()), (op::RST, 22, 5000));
+    assert_eq!(
+        (answer.op(), answer.src(), answer.dst()),
+        (op::RST, 22, 5000)
+    );
 }
 
 #[test]
@@ -137,7 +147,10 @@ fn data_passes_in_both_directions() {
     stream.write_all(b"to the guest").unwrap();
     guest.wake();
     let (header, data) = guest.receive().unwrap();
-    assert_eq!((header.op(), data.as_slice()), (op::RW, b"to the guest".as_slice()));
+    assert_eq!(
+        (header.op(), data.as_slice()),
+        (op::RW, b"to the guest".as_slice())
+    );
     guest.send(host_port, PORT, op::RW, 0, b"to the host");
     let mut received = [0; 100];
     let length = stream.read(&mut received).unwrap();
@@ -164,7 +177,10 @@ fn a_host_program_that_goes_away_takes_nothing_more() {
     drop(stream);
     guest.wake();
     let end = guest.receive().unwrap().0;
-    assert_eq!((end.op(), end.flags()), (op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE));
+    assert_eq!(
+        (end.op(), end.flags()),
+        (op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE)
+    );
 }
 
 #[test]
@@ -183,7 +199,13 @@ fn the_guests_end_is_told_after_its_data() {
 #[test]
 fn a_stream_closed_by_the_guest_is_reset_and_forgotten() {
     let (mut guest, mut stream, host_port) = Guest::connected();
-    guest.send(host_port, PORT, op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE, &[]);
+    guest.send(
+        host_port,
+        PORT,
+        op::SHUTDOWN,
+        SHUTDOWN_SEND | SHUTDOWN_RECEIVE,
+        &[],
+    );
     assert_eq!(guest.receive().unwrap().0.op(), op::RST);
     assert!(guest.driver.device.connections.is_empty());
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
@@ -205,8 +227,9 @@ fn fill(guest: &mut Guest, host_port: u32) -> Vec<u8> {
     let mut forwarded = 0;
     loop {
         let window = RECEIVE_BUFFER - (sent.len() as u32 - forwarded);
-        let block: Vec<u8> =
-            (0..window.min(32 * 1024)).map(|index| (index + sent.len() as u32) as u8).collect();
+        let block: Vec<u8> = (0..window.min(32 * 1024))
+            .map(|index| (index + sent.len() as u32) as u8)
+            .collect();
         if block.is_empty() {
             return sent;
         }
@@ -223,7 +246,10 @@ fn fill(guest: &mut Guest, host_port: u32) -> Vec<u8> {
 fn a_slow_host_program_stalls_the_guest_and_loses_nothing() {
     let (mut guest, mut stream, host_port) = Guest::connected();
     let sent = fill(&mut guest, host_port);
-    assert!(sent.len() > RECEIVE_BUFFER as usize, "the socket took some and the buffer the rest");
+    assert!(
+        sent.len() > RECEIVE_BUFFER as usize,
+        "the socket took some and the buffer the rest"
+    );
     let mut received: Vec<u8> = Vec::new();
     let mut block = [0; 65536];
     while received.len() < sent.len() {
@@ -235,14 +261,23 @@ fn a_slow_host_program_stalls_the_guest_and_loses_nothing() {
     }
     assert!(received == sent);
     let credit = std::iter::from_fn(|| guest.receive()).last().unwrap().0;
-    assert!(sent.len() as u32 - credit.fwd_cnt < RECEIVE_BUFFER / 2, "the guest may go on");
+    assert!(
+        sent.len() as u32 - credit.fwd_cnt < RECEIVE_BUFFER / 2,
+        "the guest may go on"
+    );
 }
 
 #[test]
 fn what_waits_for_a_slow_host_program_survives_the_guests_reset() {
     let (mut guest, mut stream, host_port) = Guest::connected();
     let sent = fill(&mut guest, host_port);
-    guest.send(host_port, PORT, op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE, &[]);
+    guest.send(
+        host_port,
+        PORT,
+        op::SHUTDOWN,
+        SHUTDOWN_SEND | SHUTDOWN_RECEIVE,
+        &[],
+    );
     guest.send(host_port, PORT, op::RST, 0, &[]);
     let mut received = 0;
     let mut block = [0; 65536];
@@ -316,15 +351,25 @@ fn packets_of_unknown_streams_cannot_fill_memory() {
 #[test]
 fn a_packet_shorter_than_it_says_breaks_the_device() {
     let mut guest = Guest::ready();
-    let header = Header { len: 100, ..header(1, 2, op::RW) };
-    assert!(guest.driver.request(queue::TX, header.as_slice(), 0).is_err());
+    let header = Header {
+        len: 100,
+        ..header(1, 2, op::RW)
+    };
+    assert!(
+        guest
+            .driver
+            .request(queue::TX, header.as_slice(), 0)
+            .is_err()
+    );
     assert!(guest.driver.request(queue::TX, b"short", 0).is_err());
 }
 
 #[test]
 fn a_reset_device_closes_its_streams_and_waits_for_the_guest_again() {
     let (mut guest, mut stream, _) = Guest::connected();
-    let Driver { device, watches, .. } = &mut guest.driver;
+    let Driver {
+        device, watches, ..
+    } = &mut guest.driver;
     device.reset(watches);
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
     assert!(!guest.is_watching(&guest.driver.device.listeners[0].1));

@@ -1,0 +1,3 @@
+//! What depends on the processor. There is one so far.
+
+pub mod x86_64;

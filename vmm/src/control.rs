@@ -1,0 +1,66 @@
+//! The main thread of a running machine: the control socket and the devices that do not block.
+
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
+
+use crate::fd;
+use crate::machine::Machine;
+
+/// Runs until the machine ends, whoever started it goes away, or asks for the end. Returns why.
+pub fn run(machine: &Machine, channel: &Channel) -> Result<StopReason, ChannelError> {
+    channel.send(&Event::Started(Box::new(machine.times.clone())), &[])?;
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(machine.main_devices.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::borrow(machine.cpus.ended()), PollFlags::IN),
+            PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => _ = other.map_err(|e| ChannelError::Socket(e.into()))?,
+        }
+        let [devices, ended, control] = fds.map(|fd| !fd.revents().is_empty());
+        if devices {
+            machine
+                .main_devices
+                .work(false)
+                .map_err(ChannelError::Socket)?;
+        }
+        if ended && let Some(reason) = machine.cpus.stop_reason() {
+            return Ok(reason);
+        }
+        if control && !serve(machine, channel)? {
+            return Ok(StopReason::PowerOff);
+        }
+    }
+}
+
+/// Carries out one request. False if it asks for the end.
+fn serve(machine: &Machine, channel: &Channel) -> Result<bool, ChannelError> {
+    let answer = match channel.receive::<Request>() {
+        Ok((Request::Stop, _)) => return Ok(false),
+        Ok((Request::Pause, _)) => {
+            machine.cpus.pause(&machine.cpu_threads);
+            Event::Done
+        }
+        Ok((Request::Resume, _)) => {
+            machine.cpus.resume();
+            Event::Done
+        }
+        Ok((Request::Balloon { mib }, _)) => {
+            let (target, slot) = &machine.balloon;
+            target.set_mib(mib);
+            slot.interrupt.config_changed();
+            Event::Done
+        }
+        Err(ChannelError::Malformed(error)) => Event::Refused {
+            reason: error.to_string(),
+        },
+        Err(error) => return Err(error),
+    };
+    channel.send(&answer, &[])?;
+    Ok(true)
+}

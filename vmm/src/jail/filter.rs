@@ -1,0 +1,307 @@
+//! The system calls that each kind of thread may make. Any other kills the process.
+//!
+//! The lists were found by running every test with logging in place of killing, and each call's use
+//! is named. A thread applies its filter when everything is set up, so what happens before (thread
+//! creation, jail, ioctls that make the machine) is not in them.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use super::JailError;
+
+/// A kind of thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// The control socket and the devices that do not block.
+    Main,
+    /// Runs the guest.
+    Vcpu,
+    /// virtio-fs.
+    Files,
+    /// virtio-blk.
+    Disk,
+    /// virtio-net.
+    Network,
+    /// vsock over vhost-user.
+    VhostUser,
+}
+
+/// When a call is allowed.
+#[derive(Clone, Copy)]
+enum When {
+    Always,
+    /// Argument `.0` is one of these.
+    OneOf(u8, &'static [u64]),
+    /// Argument `.0` has none of these bits.
+    Without(u8, u64),
+}
+
+type Rules = &'static [(libc::c_long, When)];
+
+use When::{Always, OneOf, Without};
+
+/// Memory, locks, time and the end.
+const COMMON: Rules = &[
+    (libc::SYS_brk, Always),
+    (libc::SYS_mmap, Without(2, libc::PROT_EXEC as u64)),
+    (libc::SYS_mprotect, Without(2, libc::PROT_EXEC as u64)),
+    (libc::SYS_munmap, Always),
+    (libc::SYS_mremap, Always),
+    (libc::SYS_madvise, Always),
+    (libc::SYS_futex, Always),
+    (libc::SYS_sched_yield, Always),
+    (libc::SYS_clock_gettime, Always),
+    // A signal that ends the process still runs through here; so does a debugger's stop.
+    (libc::SYS_rt_sigreturn, Always),
+    (libc::SYS_restart_syscall, Always),
+    (libc::SYS_sigaltstack, Always),
+    // Sending a signal to a thread, and the end of one.
+    (libc::SYS_rt_sigprocmask, Always),
+    (libc::SYS_exit, Always),
+    (libc::SYS_exit_group, Always),
+    // Bells and interrupts, log lines.
+    (libc::SYS_read, Always),
+    (libc::SYS_write, Always),
+    (libc::SYS_close, Always),
+    // Watches of host descriptors, also made and ended by the CPU that starts or resets a device.
+    (libc::SYS_epoll_ctl, Always),
+];
+
+const MAIN: Rules = &[
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_poll, Always),
+    (libc::SYS_ppoll, Always),
+    // The control socket.
+    (libc::SYS_recvmsg, Always),
+    (libc::SYS_sendmsg, Always),
+    // vsock.
+    (libc::SYS_accept4, Always),
+    (libc::SYS_readv, Always),
+    (libc::SYS_writev, Always),
+    (libc::SYS_sendto, Always),
+    (libc::SYS_recvfrom, Always),
+    (libc::SYS_shutdown, Always),
+    // The console's log.
+    (libc::SYS_lseek, Always),
+    (libc::SYS_ftruncate, Always),
+    // virtio-rng.
+    (libc::SYS_getrandom, Always),
+    // Stopping CPUs.
+    (libc::SYS_getpid, Always),
+    (libc::SYS_tgkill, Always),
+];
+
+const VCPU: Rules = &[
+    (
+        libc::SYS_ioctl,
+        OneOf(1, &[KVM_RUN, libc::TUNSETOFFLOAD as u64]),
+    ),
+    (libc::SYS_rt_sigtimedwait, Always),
+    // A device that the guest resets closes its streams; early console output.
+    (libc::SYS_shutdown, Always),
+    (libc::SYS_lseek, Always),
+    (libc::SYS_ftruncate, Always),
+];
+
+/// _IO(KVMIO, 0x80)
+const KVM_RUN: u64 = 0xae80;
+
+/// What virtiofsd does. Paths are below the jail's root, or relative to a descriptor that is.
+const FILES: Rules = &[
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_unshare, OneOf(0, &[libc::CLONE_FS as u64])),
+    (libc::SYS_capget, Always),
+    (libc::SYS_capset, Always),
+    (libc::SYS_prctl, Always),
+    (libc::SYS_setresuid, Always),
+    (libc::SYS_setresgid, Always),
+    (libc::SYS_setgroups, Always),
+    (libc::SYS_geteuid, Always),
+    (libc::SYS_getegid, Always),
+    (libc::SYS_getpid, Always),
+    (libc::SYS_gettid, Always),
+    (libc::SYS_umask, Always),
+    (libc::SYS_fchdir, Always),
+    (libc::SYS_openat, Always),
+    (libc::SYS_openat2, Always),
+    (libc::SYS_open_by_handle_at, Always),
+    (libc::SYS_name_to_handle_at, Always),
+    (libc::SYS_dup, Always),
+    (libc::SYS_fcntl, Always),
+    (libc::SYS_flock, Always),
+    (libc::SYS_fstat, Always),
+    (libc::SYS_newfstatat, Always),
+    (libc::SYS_statx, Always),
+    (libc::SYS_fstatfs, Always),
+    (libc::SYS_faccessat, Always),
+    (libc::SYS_faccessat2, Always),
+    (libc::SYS_fchmod, Always),
+    (libc::SYS_fchmodat, Always),
+    (libc::SYS_fchownat, Always),
+    (libc::SYS_utimensat, Always),
+    (libc::SYS_ftruncate, Always),
+    (libc::SYS_fallocate, Always),
+    (libc::SYS_fsync, Always),
+    (libc::SYS_fdatasync, Always),
+    (libc::SYS_syncfs, Always),
+    (libc::SYS_lseek, Always),
+    (libc::SYS_pread64, Always),
+    (libc::SYS_preadv, Always),
+    (libc::SYS_preadv2, Always),
+    (libc::SYS_pwrite64, Always),
+    (libc::SYS_pwritev, Always),
+    (libc::SYS_pwritev2, Always),
+    (libc::SYS_copy_file_range, Always),
+    (libc::SYS_getdents64, Always),
+    (libc::SYS_readlinkat, Always),
+    (libc::SYS_symlinkat, Always),
+    (libc::SYS_linkat, Always),
+    (libc::SYS_unlinkat, Always),
+    (libc::SYS_mkdirat, Always),
+    (libc::SYS_mknodat, Always),
+    (libc::SYS_renameat, Always),
+    (libc::SYS_renameat2, Always),
+    (libc::SYS_getxattr, Always),
+    (libc::SYS_setxattr, Always),
+    (libc::SYS_listxattr, Always),
+    (libc::SYS_removexattr, Always),
+    (libc::SYS_fgetxattr, Always),
+    (libc::SYS_fsetxattr, Always),
+    (libc::SYS_flistxattr, Always),
+    (libc::SYS_fremovexattr, Always),
+];
+
+const DISK: Rules = &[
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_preadv, Always),
+    (libc::SYS_pwritev, Always),
+    (libc::SYS_fdatasync, Always),
+    (libc::SYS_fallocate, Always),
+];
+
+const NETWORK: Rules = &[
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_writev, Always),
+];
+
+/// The front end hands over memory and bells, so descriptors are received and memory is mapped.
+const VHOST_USER: Rules = &[
+    (libc::SYS_fcntl, Always),
+    (libc::SYS_dup, Always),
+    (libc::SYS_ioctl, OneOf(1, &[FIONBIO])),
+    (libc::SYS_eventfd2, Always),
+    (libc::SYS_fstat, Always),
+    (libc::SYS_fstatfs, Always),
+    (libc::SYS_gettid, Always),
+];
+
+/// See ioctl_list(2).
+const FIONBIO: u64 = 0x5421;
+
+impl ThreadKind {
+    fn rules(self) -> Vec<Rules> {
+        match self {
+            Self::Main => vec![COMMON, MAIN],
+            Self::Vcpu => vec![COMMON, VCPU],
+            Self::Files => vec![COMMON, FILES],
+            Self::Disk => vec![COMMON, DISK],
+            Self::Network => vec![COMMON, NETWORK],
+            Self::VhostUser => vec![COMMON, MAIN, VHOST_USER],
+        }
+    }
+
+    /// Applies the filter to the calling thread, and to the threads it will make.
+    pub fn apply(self) -> Result<(), JailError> {
+        let program = self.compile().map_err(|e| JailError::Filter(e.into()))?;
+        seccompiler::apply_filter(&program).map_err(JailError::Filter)
+    }
+
+    fn compile(self) -> Result<BpfProgram, seccompiler::BackendError> {
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+        for &(call, when) in self.rules().into_iter().flatten() {
+            rules.entry(call).or_default().extend(when.rules()?);
+        }
+        SeccompFilter::new(
+            rules,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )?
+        .try_into()
+    }
+}
+
+impl When {
+    /// No rule means always.
+    fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+        let condition = |argument, operator, value| {
+            let condition =
+                SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+            SeccompRule::new(vec![condition])
+        };
+        match self {
+            Always => Ok(Vec::new()),
+            OneOf(argument, values) => values
+                .iter()
+                .map(|&value| condition(argument, SeccompCmpOp::Eq, value))
+                .collect(),
+            Without(argument, bits) => {
+                Ok(vec![condition(argument, SeccompCmpOp::MaskedEq(bits), 0)?])
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_thread_has_a_filter_that_the_kernel_takes() {
+        for kind in [
+            ThreadKind::Main,
+            ThreadKind::Vcpu,
+            ThreadKind::Files,
+            ThreadKind::Disk,
+            ThreadKind::Network,
+            ThreadKind::VhostUser,
+        ] {
+            // A thread of its own keeps the filter from the other tests.
+            std::thread::spawn(move || kind.apply().unwrap())
+                .join()
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn no_kind_of_thread_may_open_a_socket_or_run_a_program() {
+        for kind in [
+            ThreadKind::Main,
+            ThreadKind::Vcpu,
+            ThreadKind::Files,
+            ThreadKind::VhostUser,
+        ] {
+            for call in [
+                libc::SYS_socket,
+                libc::SYS_execve,
+                libc::SYS_ptrace,
+                libc::SYS_mount,
+            ] {
+                let listed = kind
+                    .rules()
+                    .into_iter()
+                    .flatten()
+                    .any(|(listed, _)| *listed == call);
+                assert!(!listed, "{kind:?} {call}");
+            }
+        }
+    }
+}

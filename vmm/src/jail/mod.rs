@@ -1,0 +1,109 @@
+//! The jail: what is left of the host for a process that a guest may take over.
+//!
+//! A process enters it on its own, with every descriptor open that it will ever need, in this order:
+//! a mount namespace whose root holds nothing but what the process serves; a user namespace that
+//! owns the ipc, uts and network namespaces made with it, but not the mount namespace, so that
+//! nothing can be mounted or unmounted; no capability but those the file server needs, and these
+//! only within the user namespace; no new privileges. The pid namespace cannot be entered from
+//! within, so whoever starts the process makes it. The system call filters come last, one a thread;
+//! see [`filter`].
+
+pub mod caps;
+pub mod filter;
+pub mod root;
+pub mod user;
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::process::{Resource, Rlimit, Signal};
+use rustix::thread::UnshareFlags;
+
+pub use caps::Caps;
+pub use root::Root;
+
+/// Entering the jail failed; the process must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// The starter forgot the pid namespace.
+    #[error("not the first process of a pid namespace; rvm-vmm is started by rvm, not by hand")]
+    NotFirst,
+    /// A step that concerns no path.
+    #[error("{action}")]
+    Step {
+        /// What was tried.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Building or entering the new root.
+    #[error("{action} {}", path.display())]
+    Root {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel does not take the filter.
+    #[error("cannot filter system calls")]
+    Filter(#[source] seccompiler::Error),
+}
+
+fn step<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> JailError {
+    move |source| JailError::Step {
+        action,
+        source: source.into(),
+    }
+}
+
+/// Enters the jail. The caller has one thread.
+pub fn enter(root: &Root, caps: Caps) -> Result<(), JailError> {
+    if rustix::process::getpid().as_raw_nonzero().get() != 1 {
+        return Err(JailError::NotFirst);
+    }
+    raise_fd_limit()?;
+    let mapper = user::Mapper::spawn()?;
+    root.enter()?;
+    unshare(
+        UnshareFlags::NEWUSER
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS
+            | UnshareFlags::NEWNET
+            | UnshareFlags::NEWCGROUP,
+    )
+    .map_err(step(
+        "unshare the user, ipc, uts, network and cgroup namespaces",
+    ))?;
+    mapper.map()?;
+    caps.keep()?;
+    rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
+    // Changing identity clears it, so this comes late. Whoever started us holds the control socket
+    // too; this catches what does not read it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(step("set the parent death signal"))
+}
+
+/// As many descriptors as the host allows: the guest's open files are ours.
+fn raise_fd_limit() -> Result<(), JailError> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised).map_err(step("raise RLIMIT_NOFILE"))?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    rustix::process::setrlimit(Resource::Core, none).map_err(step("set RLIMIT_CORE"))
+}
+
+#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+fn unshare(flags: UnshareFlags) -> Result<(), io::Error> {
+    // SAFETY: there is one thread, and descriptors are not unshared.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}

@@ -1,0 +1,114 @@
+//! The user namespace's identity map.
+//!
+//! Every id is mapped to itself, so that files keep their owners, and yet no capability reaches
+//! past the namespace. Only a process outside may write such a map, so one is forked before the
+//! namespace is left.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use super::{JailError, step};
+
+/// A process outside, waiting to write the maps.
+pub struct Mapper {
+    pid: Pid,
+    signal: UnixStream,
+}
+
+impl Mapper {
+    /// Forks it. The caller has one thread.
+    #[expect(unsafe_code, reason = "fork")]
+    pub fn spawn() -> Result<Self, JailError> {
+        // /proc/self is this process, also when the child opens files below it.
+        let this = rustix::fs::open(
+            "/proc/self",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(step("open /proc/self"))?;
+        let (signal, wait) = UnixStream::pair().map_err(step("make a socket pair"))?;
+        // SAFETY: there is one thread, so the child may go on as any process.
+        match unsafe { libc::fork() } {
+            -1 => Err(step("fork")(io::Error::last_os_error())),
+            0 => {
+                drop(signal);
+                let code = write_maps(wait, &this).map_or_else(exit_code, |()| 0);
+                // SAFETY: the child owns nothing that must be dropped.
+                unsafe { libc::_exit(code) }
+            }
+            pid => {
+                let pid = Pid::from_raw(pid).ok_or(JailError::NotFirst)?;
+                Ok(Self { pid, signal })
+            }
+        }
+    }
+
+    /// Has the maps of the caller's new namespace written.
+    pub fn map(mut self) -> Result<(), JailError> {
+        const ACTION: &str = "map the ids of the user namespace";
+        self.signal.write_all(&[1]).map_err(step(ACTION))?;
+        let status = waitpid(Some(self.pid), WaitOptions::empty()).map_err(step(ACTION))?;
+        match status.and_then(|(_, status)| status.exit_status()) {
+            Some(0) => Ok(()),
+            Some(errno) => Err(step(ACTION)(io::Error::from_raw_os_error(errno))),
+            None => Err(step(ACTION)(io::Error::other(
+                "the helper process was killed",
+            ))),
+        }
+    }
+}
+
+fn exit_code(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn write_maps(mut wait: UnixStream, process: &OwnedFd) -> io::Result<()> {
+    wait.read_exact(&mut [0])?;
+    for map in ["uid_map", "gid_map"] {
+        let ours = fs::read_to_string(format!("/proc/self/{map}"))?;
+        let file = rustix::fs::openat(
+            process,
+            map,
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        // The kernel takes a map in one write.
+        rustix::io::write(&file, identity(&ours).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The map that leaves every id as it is, for as many ids as there are where `ours` holds.
+fn identity(ours: &str) -> String {
+    ours.lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let (start, _, count) = (fields.next()?, fields.next()?, fields.next()?);
+            Some(format!("{start} {start} {count}\n"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_map_gives_every_id_itself() {
+        assert_eq!(
+            identity("         0          0 4294967295\n"),
+            "0 0 4294967295\n"
+        );
+    }
+
+    #[test]
+    fn a_host_that_is_a_container_gives_what_it_has() {
+        let map = "0 100000 1000\n1000 1000 1\n";
+        assert_eq!(identity(map), "0 0 1000\n1000 1000 1\n");
+    }
+}

@@ -1,0 +1,388 @@
+//! Puts a machine together and starts it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use rvm_protocol::SHARED_TAG;
+use rvm_protocol::vmm::{Disk, FdIndex, MachineConfig, Net, StartTimes};
+
+use crate::arch::x86_64::registers::RegisterError;
+use crate::arch::x86_64::{DEVICE_INTERRUPTS, MAX_VCPUS, layout, mptable, registers};
+use crate::boot::{self, BootError};
+use crate::bus::Bus;
+use crate::jail::filter::ThreadKind;
+use crate::jail::{self, Caps, JailError, Root};
+use crate::kvm::vcpu::{self, Shared, Vcpu};
+use crate::kvm::{KvmError, Vm};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::virtio::balloon::{self, Balloon};
+use crate::virtio::block::Block;
+use crate::virtio::console::{Console, ConsoleLog};
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::{self, Fs};
+use crate::virtio::mmio::{MmioTransport, WINDOW};
+use crate::virtio::net;
+use crate::virtio::rng::Rng;
+use crate::virtio::spec::mmio::QUEUE_NOTIFY;
+use crate::virtio::thread::{DeviceThread, Slot};
+use crate::virtio::vsock::Vsock;
+
+/// A machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The configuration contradicts itself.
+    #[error("machine configuration: {0}")]
+    Config(String),
+    /// The jail.
+    #[error("cannot enter the jail")]
+    Jail(#[from] JailError),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A device.
+    #[error("cannot make the {device} device")]
+    Device {
+        /// Which one.
+        device: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A device's queues.
+    #[error("cannot make a device's queues")]
+    Queues(#[from] virtio_queue::Error),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel and what goes with it.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The boot CPU's tables.
+    #[error(transparent)]
+    Registers(#[from] RegisterError),
+    /// A thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+fn device_failed(device: &str) -> impl FnOnce(io::Error) -> MachineError {
+    let device = device.to_owned();
+    move |source| MachineError::Device { device, source }
+}
+
+/// A running machine, as its main thread holds it.
+pub struct Machine {
+    /// The devices that work on the main thread.
+    pub main_devices: DeviceThread,
+    /// The CPUs.
+    pub cpus: Arc<Shared>,
+    /// Their threads.
+    pub cpu_threads: Vec<vcpu::Thread>,
+    /// The balloon's size, and its device.
+    pub balloon: (balloon::Target, Arc<Slot>),
+    /// Where the time went.
+    pub times: StartTimes,
+}
+
+/// Enters the jail, makes the machine and starts it. The calling thread is the process's only one.
+pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, MachineError> {
+    let mut clock = Stopwatch::start();
+    let mut fds = HandedFds::new(fds);
+    check(config)?;
+
+    let proc_self_fd = File::open("/proc/self/fd").map_err(device_failed("fs"))?;
+    jail::enter(
+        &Root::Directory(config.shared_dir.clone()),
+        Caps::FileServer,
+    )?;
+    let jail_ns = clock.lap();
+
+    let memory = memory::map(config.memory_mib)?;
+    let vm = Vm::new(fds.take(config.kvm)?, Arc::clone(&memory))?;
+    let console =
+        ConsoleLog::new(fds.take(config.console)?.into()).map_err(device_failed("console"))?;
+    let console = Arc::new(Mutex::new(console));
+    let devices = make_devices(config, &mut fds, &memory, &console, proc_self_fd)?;
+    let transports = connect_devices(&vm, &devices.slots)?;
+    let cmdline = cmdline(config, devices.slots.len());
+    let machine_ns = clock.lap();
+
+    let (mut kernel, mut initramfs) = (
+        fds.take(config.kernel)?.into(),
+        fds.take(config.initramfs)?.into(),
+    );
+    let entry = boot::load(&memory, &mut kernel, &mut initramfs, &cmdline)?;
+    mptable::write(&memory, config.max_vcpus).map_err(RegisterError::Memory)?;
+    registers::write_tables(&memory)?;
+    let vcpus = vm.create_vcpus(config.max_vcpus, entry)?;
+    let kernel_ns = clock.lap();
+
+    let cpus = Shared::new(Bus::new(transports, console)).map_err(MachineError::Thread)?;
+    for (thread, kind) in devices.threads {
+        spawn_devices(thread, kind)?;
+    }
+    let cpu_threads = vcpus
+        .into_iter()
+        .enumerate()
+        .map(|(id, fd)| spawn_vcpu(id, Vcpu::new(fd, Arc::clone(&cpus))))
+        .collect::<Result<_, _>>()?;
+    ThreadKind::Main.apply()?;
+    Ok(Machine {
+        main_devices: devices.main,
+        cpus,
+        cpu_threads,
+        balloon: devices.balloon,
+        times: StartTimes {
+            jail_ns,
+            machine_ns,
+            kernel_ns,
+            threads_ns: clock.lap(),
+        },
+    })
+}
+
+fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    let wrong = |what: String| Err(MachineError::Config(what));
+    if config.boot_vcpus == 0 || config.boot_vcpus > config.max_vcpus {
+        return wrong(format!(
+            "{} of {} vCPUs at boot",
+            config.boot_vcpus, config.max_vcpus
+        ));
+    }
+    if config.max_vcpus > MAX_VCPUS {
+        return wrong(format!(
+            "{} vCPUs; at most {MAX_VCPUS} are possible",
+            config.max_vcpus
+        ));
+    }
+    // 1 TiB, what the boot CPU's page tables and common hosts can address with ease.
+    if !(1..=1 << 20).contains(&config.memory_mib) {
+        return wrong(format!("{} MiB of memory", config.memory_mib));
+    }
+    Ok(())
+}
+
+/// The descriptors that came with the configuration, each to be taken once.
+struct HandedFds(Vec<Option<OwnedFd>>);
+
+impl HandedFds {
+    fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+
+    fn take(&mut self, index: FdIndex) -> Result<OwnedFd, MachineError> {
+        let slot = self.0.get_mut(index.0).and_then(Option::take);
+        slot.ok_or_else(|| MachineError::Config(format!("no descriptor {}", index.0)))
+    }
+}
+
+/// The devices of a machine and the threads they work on.
+struct Devices {
+    main: DeviceThread,
+    threads: Vec<(DeviceThread, ThreadKind)>,
+    /// In the order of their windows and interrupts.
+    slots: Vec<Arc<Slot>>,
+    balloon: (balloon::Target, Arc<Slot>),
+}
+
+fn make_devices(
+    config: &MachineConfig,
+    fds: &mut HandedFds,
+    memory: &Arc<GuestMemory>,
+    console: &Arc<Mutex<ConsoleLog>>,
+    proc_self_fd: File,
+) -> Result<Devices, MachineError> {
+    let mut main = new_thread("main")?;
+    let mut threads = Vec::new();
+    let mut slots = Vec::new();
+
+    let target = balloon::Target::default();
+    for device in [
+        Box::new(Console::new(Arc::clone(console))) as Box<dyn VirtioDevice>,
+        Box::new(vsock(config, fds)?),
+        Box::new(Rng),
+        Box::new(Balloon::new(target.clone())),
+    ] {
+        slots.push(add(&mut main, device, memory)?);
+    }
+    // The balloon was the last.
+    let balloon = (target, Arc::clone(&slots[slots.len() - 1]));
+
+    let mut alone = |name: &str, kind, device: Box<dyn VirtioDevice>| {
+        let mut thread = new_thread(name)?;
+        slots.push(add(&mut thread, device, memory)?);
+        threads.push((thread, kind));
+        Ok::<(), MachineError>(())
+    };
+    alone(
+        "fs",
+        ThreadKind::Files,
+        Box::new(shared_files(proc_self_fd)?),
+    )?;
+    for (index, disk) in config.disks.iter().enumerate() {
+        let name = format!("block{index}");
+        alone(&name, ThreadKind::Disk, Box::new(block(disk, fds)?))?;
+    }
+    for (index, net) in config.nets.iter().enumerate() {
+        let name = format!("net{index}");
+        alone(&name, ThreadKind::Network, Box::new(network(net, fds)?))?;
+    }
+    Ok(Devices {
+        main,
+        threads,
+        slots,
+        balloon,
+    })
+}
+
+fn new_thread(name: &str) -> Result<DeviceThread, MachineError> {
+    DeviceThread::new(name).map_err(MachineError::Thread)
+}
+
+fn add(
+    thread: &mut DeviceThread,
+    device: Box<dyn VirtioDevice>,
+    memory: &Arc<GuestMemory>,
+) -> Result<Arc<Slot>, MachineError> {
+    thread
+        .add(device, Arc::clone(memory))
+        .map_err(device_failed("virtio"))
+}
+
+fn vsock(config: &MachineConfig, fds: &mut HandedFds) -> Result<Vsock, MachineError> {
+    let listeners = config
+        .vsock
+        .iter()
+        .map(|port| Ok((port.port, UnixListener::from(fds.take(port.listener)?))))
+        .collect::<Result<_, MachineError>>()?;
+    Vsock::new(listeners).map_err(device_failed("vsock"))
+}
+
+fn shared_files(proc_self_fd: File) -> Result<Fs, MachineError> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let max_fds = limit.current.unwrap_or(u64::MAX);
+    Fs::new(
+        fs::Shared {
+            proc_self_fd,
+            max_fds,
+        },
+        SHARED_TAG,
+    )
+    .map_err(device_failed("fs"))
+}
+
+fn block(disk: &Disk, fds: &mut HandedFds) -> Result<Block, MachineError> {
+    Block::new(fds.take(disk.file)?.into(), disk.read_only, &disk.serial)
+        .map_err(device_failed("block"))
+}
+
+fn network(config: &Net, fds: &mut HandedFds) -> Result<net::Net, MachineError> {
+    net::Net::new(fds.take(config.tap)?.into(), config.mac, config.mtu)
+        .map_err(device_failed("net"))
+}
+
+/// Gives each device its window, its interrupt and its bells.
+fn connect_devices(vm: &Vm, slots: &[Arc<Slot>]) -> Result<Vec<MmioTransport>, MachineError> {
+    let places = windows().take(slots.len());
+    if places.clone().count() < slots.len() {
+        return Err(MachineError::Config(format!(
+            "{} devices are too many",
+            slots.len()
+        )));
+    }
+    places
+        .zip(slots)
+        .map(|((window, interrupt), slot)| {
+            vm.connect_interrupt(slot.interrupt.line(), interrupt)?;
+            for (queue, bell) in (0..).zip(slot.bells()) {
+                vm.connect_bell(bell, window + QUEUE_NOTIFY, queue)?;
+            }
+            Ok(MmioTransport::new(Arc::clone(slot))?)
+        })
+        .collect()
+}
+
+/// The places for devices: address and interrupt.
+fn windows() -> impl Iterator<Item = (u64, u32)> + Clone {
+    (layout::MMIO_START..)
+        .step_by(WINDOW as usize)
+        .zip(DEVICE_INTERRUPTS)
+}
+
+fn cmdline(config: &MachineConfig, devices: usize) -> String {
+    let mut line = config.cmdline.clone();
+    if config.boot_vcpus < config.max_vcpus {
+        line += &format!(" maxcpus={}", config.boot_vcpus);
+    }
+    for (window, interrupt) in windows().take(devices) {
+        line += &format!(" virtio_mmio.device={WINDOW:#x}@{window:#x}:{interrupt}");
+    }
+    line
+}
+
+fn spawn_devices(thread: DeviceThread, kind: ThreadKind) -> Result<(), MachineError> {
+    let name = thread.name().to_owned();
+    let run = move || {
+        if let Err(error) = kind.apply() {
+            return log::error!("{}", crate::report::chain(&error));
+        }
+        while let Ok(()) = thread.work(true) {}
+    };
+    thread::Builder::new()
+        .name(name)
+        .stack_size(STACK)
+        .spawn(run)
+        .map_err(MachineError::Thread)?;
+    Ok(())
+}
+
+fn spawn_vcpu(id: usize, mut vcpu: Vcpu) -> Result<vcpu::Thread, MachineError> {
+    let (report, started) = std::sync::mpsc::sync_channel(1);
+    let run = move || {
+        let adopted = vcpu.adopt_thread();
+        let filtered = ThreadKind::Vcpu.apply();
+        let ready = adopted.and_then(|thread| {
+            filtered
+                .map(|()| thread)
+                .map_err(|e| io::Error::other(crate::report::chain(&e)))
+        });
+        let go = ready.is_ok();
+        // The receiver waits for exactly this.
+        let _ = report.send(ready);
+        if go {
+            vcpu.run();
+        }
+    };
+    thread::Builder::new()
+        .name(format!("vcpu{id}"))
+        .stack_size(STACK)
+        .spawn(run)
+        .map_err(MachineError::Thread)?;
+    started
+        .recv()
+        .map_err(|_| MachineError::Thread(io::Error::other("a vCPU's thread is gone")))?
+        .map_err(MachineError::Thread)
+}
+
+/// The stack of every thread. virtiofsd's deepest calls and a packet's copy need a fraction of it.
+const STACK: usize = 256 * 1024;
+
+struct Stopwatch(Instant);
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Nanoseconds since the last lap.
+    fn lap(&mut self) -> u64 {
+        let now = Instant::now();
+        let elapsed = now.duration_since(std::mem::replace(&mut self.0, now));
+        u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,139 @@
+//! Whether the host's KVM is one that a kernel can run on.
+//!
+//! Some hosts have a /dev/kvm that runs a guest's user code on the processor but emulates its kernel
+//! code in software, a million instructions a second, and gives up on some instructions. Nothing but
+//! trying tells them apart: a throw-away machine runs a few thousand instructions of 64-bit kernel
+//! code, among them those that are known to fail, and is timed.
+
+mod guest;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuExit;
+use rustix::fs::{Mode, OFlags};
+use rvm_protocol::vmm::ProbeReport;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::arch::x86_64::registers;
+use crate::kvm::Vm;
+use crate::memory::{self, GuestMemory};
+use crate::report;
+
+use self::guest::{INSTRUCTIONS, OK, PORT, code};
+
+/// Where the guest's code and data lie. The page tables and the descriptor table are where a kernel
+/// finds them too.
+const CODE: u64 = 0x1000;
+const IDT: u64 = 0x2000;
+
+/// A kernel emulated in software reaches one or two, the slowest machine nested in another some
+/// hundreds.
+const SLOWEST_MIPS: u64 = 20;
+
+/// A guest that takes longer hangs. Even one that is emulated takes 50 ms.
+const LIMIT_SECONDS: u32 = 5;
+
+/// How often the guest is run before it is called slow: another load on the host may have held it up.
+const TRIES: usize = 3;
+
+/// Tries the host's KVM. Ends the process by SIGALRM if KVM hangs.
+pub fn run() -> ProbeReport {
+    // The default action of the alarm is what is wanted; there is nothing to clean up.
+    alarm();
+    let mut best = ProbeReport::Slow { mips: 0 };
+    for _ in 0..TRIES {
+        match (open().and_then(attempt), &best) {
+            (Ok(ProbeReport::Slow { mips }), ProbeReport::Slow { mips: before }) => {
+                best = ProbeReport::Slow {
+                    mips: mips.max(*before),
+                };
+            }
+            (Ok(report), _) => return report,
+            (Err(reason), _) => return ProbeReport::Unavailable { reason },
+        }
+    }
+    best
+}
+
+#[expect(unsafe_code, reason = "alarm")]
+fn alarm() {
+    // SAFETY: it takes a number and cannot fail.
+    unsafe { libc::alarm(LIMIT_SECONDS) };
+}
+
+fn open() -> Result<OwnedFd, String> {
+    rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| format!("cannot open /dev/kvm: {error}"))
+}
+
+/// Runs the guest once. An error means that there was nothing to run it on.
+fn attempt(kvm: OwnedFd) -> Result<ProbeReport, String> {
+    let start = Instant::now();
+    let memory = memory::map(1).map_err(|error| report::chain(&error))?;
+    prepare(&memory).map_err(|error| report::chain(&error))?;
+    let vm = Vm::new(kvm, Arc::clone(&memory)).map_err(|error| report::chain(&error))?;
+    let mut vcpus = vm
+        .create_vcpus(1, GuestAddress(CODE))
+        .map_err(|error| report::chain(&error))?;
+    let Some(vcpu) = vcpus.first_mut() else {
+        return Err("KVM made no vCPU".to_owned());
+    };
+    let mut sregs = vcpu.get_sregs().map_err(|error| error.to_string())?;
+    sregs.idt.base = IDT;
+    sregs.idt.limit = 4 * 16 - 1;
+    vcpu.set_sregs(&sregs).map_err(|error| error.to_string())?;
+
+    let entered = Instant::now();
+    let wrong = |reason: String| Ok(ProbeReport::Wrong { reason });
+    match vcpu.run() {
+        Ok(VcpuExit::IoOut(PORT, &[OK])) => {}
+        Ok(VcpuExit::IoOut(PORT, &[1])) => {
+            return wrong("CMPXCHG16B in kernel mode does not work".to_owned());
+        }
+        Ok(VcpuExit::IoOut(PORT, _)) => {
+            return wrong("INT3 in kernel mode does not work".to_owned());
+        }
+        Ok(VcpuExit::InternalError) => {
+            return wrong("KVM cannot emulate an instruction that kernels need".to_owned());
+        }
+        Ok(exit) => return wrong(format!("the guest ended unexpectedly: {exit:?}")),
+        Err(error) => return wrong(format!("KVM_RUN: {error}")),
+    }
+    let mips = mips(entered.elapsed());
+    if mips < SLOWEST_MIPS {
+        return Ok(ProbeReport::Slow { mips });
+    }
+    let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    Ok(ProbeReport::Usable { nanoseconds, mips })
+}
+
+fn mips(elapsed: Duration) -> u64 {
+    let micros = u64::try_from(elapsed.as_micros())
+        .unwrap_or(u64::MAX)
+        .max(1);
+    INSTRUCTIONS / micros
+}
+
+fn prepare(memory: &GuestMemory) -> Result<(), registers::RegisterError> {
+    let (code, handler) = code();
+    registers::write_tables(memory)?;
+    memory.write_slice(code, GuestAddress(CODE))?;
+    // An interrupt gate for vector 3: offset 15:0, the code selector, present and 64-bit, 31:16.
+    let handler = CODE + handler as u64;
+    let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
+    memory.write_obj([gate, 0], GuestAddress(IDT + 3 * 16))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_instructions_by_time() {
+        assert_eq!(mips(Duration::from_millis(40)), 1);
+        assert_eq!(mips(Duration::from_micros(40)), 1000);
+    }
+}
