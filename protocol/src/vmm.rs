@@ -93,6 +93,44 @@ pub struct Net {
     pub mtu: u16,
 }
 
+/// What `rvm-vmm qemu` needs in order to become QEMU, in a jail. It sends [`Event::Stopped`] if it
+/// cannot; if it can, the control socket closes when QEMU takes over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QemuConfig {
+    /// QEMU's path, the same inside the jail, so below /usr.
+    pub program: PathBuf,
+    /// Its arguments. The descriptors that came with the configuration have the numbers
+    /// [`QEMU_FIRST_FD`] and up.
+    pub args: Vec<String>,
+    /// The directory served over 9p; /shared inside the jail.
+    pub shared_dir: PathBuf,
+    /// An empty directory in which the jail's root is put together.
+    pub stage_dir: PathBuf,
+}
+
+/// The number of the first descriptor that QEMU inherits.
+pub const QEMU_FIRST_FD: i32 = 10;
+
+/// Where [`QemuConfig::shared_dir`] lies inside the jail.
+pub const QEMU_SHARED_DIR: &str = "/shared";
+
+/// What `rvm-vmm backend` needs to serve QEMU: vsock over vhost-user, and the guest's console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendConfig {
+    /// A listening Unix socket to which QEMU's vhost-user device connects once.
+    pub vhost_user: FdIndex,
+    /// Guest ports that can be reached, each through a listening Unix socket.
+    pub vsock: Vec<VsockPort>,
+    /// A connected stream from which the guest's console is read.
+    pub console_input: FdIndex,
+    /// Where the guest's console goes: a regular file, opened for writing.
+    pub console: FdIndex,
+    /// A directory over which the jail's empty root is mounted.
+    pub stage_dir: PathBuf,
+}
+
 /// What the host asks of a running machine. Each is answered with [`Event::Done`] or
 /// [`Event::Refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,20 +1,17 @@
 //! What the program can be asked for on its command line.
 
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, bail};
-use rvm_protocol::vmm::{Channel, Event, MachineConfig, StopReason};
+use rvm_protocol::vmm::{BackendConfig, Channel, Event, MachineConfig, QemuConfig, StopReason};
+use serde::de::DeserializeOwned;
 
-use crate::{control, machine, probe, report};
+use crate::{backend, control, machine, probe, qemu, report};
 
-/// Runs a machine. Standard input is the control socket.
+/// Runs a machine.
 pub fn machine() -> anyhow::Result<()> {
-    report::start(std::env::var_os("RVM_DEBUG").is_some());
-    let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let (config, fds) = channel
-        .receive::<MachineConfig>()
-        .context("no machine configuration; rvm-vmm is started by rvm, not by hand")?;
+    let (channel, config, fds) = configuration::<MachineConfig>()?;
     let reason = match machine::start(&config, fds) {
         Ok(machine) => control::run(&machine, &channel)?,
         Err(error) => StopReason::Failed {
@@ -25,6 +22,37 @@ pub fn machine() -> anyhow::Result<()> {
     let _ = channel.send(&Event::Stopped(reason), &[]);
     // The CPUs and devices are in the middle of something; what they hold goes with the process.
     std::process::exit(0)
+}
+
+/// Becomes QEMU.
+pub fn qemu() -> anyhow::Result<()> {
+    let (channel, config, fds) = configuration::<QemuConfig>()?;
+    refuse(&channel, qemu::exec(&config, fds))
+}
+
+/// Serves QEMU.
+pub fn backend() -> anyhow::Result<()> {
+    let (channel, config, fds) = configuration::<BackendConfig>()?;
+    refuse(&channel, backend::serve(&config, fds))
+}
+
+/// Standard input is the control socket, on which the configuration comes first.
+fn configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, Vec<OwnedFd>)> {
+    report::start(std::env::var_os("RVM_DEBUG").is_some());
+    let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let (config, fds) = channel
+        .receive()
+        .context("no configuration on standard input; rvm-vmm is started by rvm, not by hand")?;
+    Ok((channel, config, fds))
+}
+
+/// Tells the host why there is nothing to serve.
+fn refuse<E: std::error::Error>(channel: &Channel, result: Result<(), E>) -> anyhow::Result<()> {
+    if let Err(error) = result {
+        let reason = report::chain(&error);
+        channel.send(&Event::Stopped(StopReason::Failed { reason }), &[])?;
+    }
+    Ok(())
 }
 
 /// Prints what the host's KVM is good for.
@@ -43,5 +71,7 @@ pub fn version() -> anyhow::Result<()> {
 /// Refuses an unknown mode.
 pub fn usage() -> anyhow::Result<()> {
     report::start(false);
-    bail!("usage: rvm-vmm machine | probe | --version; rvm starts it, nobody needs to by hand")
+    bail!(
+        "usage: rvm-vmm machine | qemu | backend | probe | --version; rvm starts it, nobody needs to by hand"
+    )
 }

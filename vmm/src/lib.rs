@@ -5,15 +5,18 @@
 //! needs, and hears from it until it ends. See the crate's README for what it may assume.
 
 pub mod arch;
+pub mod backend;
 pub mod boot;
 pub mod bus;
 pub mod commands;
 pub mod control;
 pub mod fd;
+pub mod handed;
 pub mod jail;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod qemu;
 pub mod report;
 pub mod virtio;

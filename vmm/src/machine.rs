@@ -9,12 +9,13 @@ use std::thread;
 use std::time::Instant;
 
 use rvm_protocol::SHARED_TAG;
-use rvm_protocol::vmm::{Disk, FdIndex, MachineConfig, Net, StartTimes};
+use rvm_protocol::vmm::{Disk, MachineConfig, Net, StartTimes};
 
 use crate::arch::x86_64::registers::RegisterError;
 use crate::arch::x86_64::{DEVICE_INTERRUPTS, MAX_VCPUS, layout, mptable, registers};
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
+use crate::handed::{HandedFds, MissingFd};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, Caps, JailError, Root};
 use crate::kvm::vcpu::{self, Shared, Vcpu};
@@ -38,6 +39,9 @@ pub enum MachineError {
     /// The configuration contradicts itself.
     #[error("machine configuration: {0}")]
     Config(String),
+    /// A descriptor.
+    #[error(transparent)]
+    Fd(#[from] MissingFd),
     /// The jail.
     #[error("cannot enter the jail")]
     Jail(#[from] JailError),
@@ -167,20 +171,6 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     Ok(())
 }
 
-/// The descriptors that came with the configuration, each to be taken once.
-struct HandedFds(Vec<Option<OwnedFd>>);
-
-impl HandedFds {
-    fn new(fds: Vec<OwnedFd>) -> Self {
-        Self(fds.into_iter().map(Some).collect())
-    }
-
-    fn take(&mut self, index: FdIndex) -> Result<OwnedFd, MachineError> {
-        let slot = self.0.get_mut(index.0).and_then(Option::take);
-        slot.ok_or_else(|| MachineError::Config(format!("no descriptor {}", index.0)))
-    }
-}
-
 /// The devices of a machine and the threads they work on.
 struct Devices {
     main: DeviceThread,
@@ -259,7 +249,7 @@ fn vsock(config: &MachineConfig, fds: &mut HandedFds) -> Result<Vsock, MachineEr
         .vsock
         .iter()
         .map(|port| Ok((port.port, UnixListener::from(fds.take(port.listener)?))))
-        .collect::<Result<_, MachineError>>()?;
+        .collect::<Result<_, MissingFd>>()?;
     Vsock::new(listeners).map_err(device_failed("vsock"))
 }
 

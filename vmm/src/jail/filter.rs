@@ -97,10 +97,7 @@ const MAIN: Rules = &[
 ];
 
 const VCPU: Rules = &[
-    (
-        libc::SYS_ioctl,
-        OneOf(1, &[KVM_RUN, libc::TUNSETOFFLOAD as u64]),
-    ),
+    (libc::SYS_ioctl, OneOf(1, &[KVM_RUN, libc::TUNSETOFFLOAD])),
     (libc::SYS_rt_sigtimedwait, Always),
     // A device that the guest resets closes its streams; early console output.
     (libc::SYS_shutdown, Always),

@@ -153,7 +153,7 @@ fn read_descriptor(
 fn indirect_table(descriptor: &Descriptor) -> Result<(GuestAddress, u16), ChainError> {
     let entry = size_of::<Descriptor>() as u32;
     let entries = u16::try_from(descriptor.len() / entry).map_err(|_| ChainError::Indirect)?;
-    if entries == 0 || descriptor.len() % entry != 0 || descriptor.is_write_only() {
+    if entries == 0 || !descriptor.len().is_multiple_of(entry) || descriptor.is_write_only() {
         return Err(ChainError::Indirect);
     }
     Ok((descriptor.addr(), entries))

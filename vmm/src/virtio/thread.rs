@@ -230,7 +230,7 @@ impl Source {
     }
 }
 
-fn readiness(flags: EventFlags) -> Readiness {
+pub(super) fn readiness(flags: EventFlags) -> Readiness {
     Readiness {
         readable: flags.contains(EventFlags::IN),
         writable: flags.contains(EventFlags::OUT),

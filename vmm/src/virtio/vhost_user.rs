@@ -1,1 +1,232 @@
+//! The vhost-user transport: a device of ours behind another program's machine, which here is QEMU.
+//!
+//! The protocol, the queues' bells and the thread are vhost-user-backend's; this adapts one device
+//! to it. The device's host descriptors are on an epoll of our own, which the thread watches as one.
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, RwLock};
+
+use rustix::event::epoll::{self, CreateFlags, EventData};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use vmm_sys_util::epoll::EventSet;
+
+use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
+use super::spec::feature;
+use super::thread::{readiness, watch};
+use crate::memory::GuestMemory;
+use crate::report;
+
+type Memory = GuestMemoryAtomic<GuestMemory>;
+type Vring = VringRwLock<Memory>;
+
+/// What the daemon calls our epoll; numbers up to the number of queues are its own.
+const HOST_EVENT: u16 = 100;
+
+/// Serving a device failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostUserError {
+    /// Making the descriptors.
+    #[error("cannot watch the device's descriptors")]
+    Watch(#[source] io::Error),
+    /// The daemon.
+    #[error("vhost-user: {0}")]
+    Daemon(String),
+}
+
+/// A device as vhost-user-backend sees it.
+struct Backend<D> {
+    device: D,
+    /// How many of the device's queues the front end passes on; it keeps the others.
+    queues: usize,
+    memory: Option<Memory>,
+    watches: Watches,
+    acked: u64,
+    started: bool,
+}
+
+/// The device's host descriptors.
+struct Watches(OwnedFd);
+
+impl HostFds for Watches {
+    fn watch(&mut self, fd: BorrowedFd<'_>, token: u32, wanted: Readiness) -> io::Result<()> {
+        watch(&self.0, fd, EventData::new_u64(token.into()), wanted)
+    }
+
+    fn unwatch(&mut self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.0, fd);
+    }
+}
+
+impl<D: VirtioDevice> Backend<D> {
+    fn call(
+        &mut self,
+        vrings: &[Vring],
+        work: impl FnOnce(&mut D, &mut DeviceIo<'_>) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let Some(memory) = &self.memory else {
+            return Ok(());
+        };
+        let memory = memory.memory();
+        let mut states: Vec<_> = vrings.iter().map(VringT::get_mut).collect();
+        let used: Vec<u16> = states
+            .iter()
+            .map(|state| state.get_queue().next_used())
+            .collect();
+        let mut io = DeviceIo {
+            memory: &memory,
+            queues: states
+                .iter_mut()
+                .map(|state| state.get_queue_mut())
+                .collect(),
+            host: &mut self.watches,
+        };
+        if !std::mem::replace(&mut self.started, true) {
+            self.device.start(self.acked, &mut io)?;
+        }
+        work(&mut self.device, &mut io)?;
+        for (state, before) in states.iter_mut().zip(used) {
+            let queue = state.get_queue_mut();
+            if queue.next_used() != before && queue.needs_notification(&*memory).unwrap_or(false) {
+                // The front end is gone if it fails, and then so are we in a moment.
+                let _ = state.signal_used_queue();
+            }
+        }
+        Ok(())
+    }
+
+    fn host_events(&mut self, vrings: &[Vring]) -> Result<(), DeviceError> {
+        let mut buffer = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 32];
+        let now = rustix::time::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let (events, _) = epoll::wait(&self.watches.0, &mut buffer, Some(&now)).map_err(|e| {
+            DeviceError::Host {
+                device: "vhost-user",
+                action: "epoll_wait",
+                source: e.into(),
+            }
+        })?;
+        for event in events {
+            let (token, ready) = (event.data.u64() as u32, readiness(event.flags));
+            self.call(vrings, |device, io| {
+                device.process_host_event(token, ready, io)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
+    type Bitmap = BitmapMmapRegion;
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.queues
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.device
+            .info()
+            .queue_sizes
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+            .into()
+    }
+
+    fn features(&self) -> u64 {
+        self.device.info().features
+            | feature::VERSION_1
+            | feature::INDIRECT_DESC
+            | feature::EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&mut self, features: u64) {
+        self.acked = features;
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ
+    }
+
+    // The daemon sets it on the queues.
+    fn set_event_idx(&mut self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        // VHOST_USER_MAX_CONFIG_SIZE is 256, which the daemon has checked.
+        let mut data = vec![0; size as usize];
+        self.device.read_config(offset as usize, &mut data);
+        data
+    }
+
+    fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
+        self.memory = Some(memory);
+        Ok(())
+    }
+
+    fn handle_event(
+        &mut self,
+        event: u16,
+        _set: EventSet,
+        vrings: &[Vring],
+        _thread: usize,
+    ) -> io::Result<()> {
+        let result = match event {
+            HOST_EVENT => self.host_events(vrings),
+            queue => self.call(vrings, |device, io| {
+                device.process_queue(usize::from(queue), io)
+            }),
+        };
+        // An error ends the thread: there is no way to tell this front end that the device needs a
+        // reset.
+        result.map_err(|error| io::Error::other(report::chain(&error)))
+    }
+}
+
+/// Serves `device` to the one front end that connects to `listener`, until it disconnects.
+pub fn serve<D: VirtioDevice + Sync + 'static>(
+    device: D,
+    queues: usize,
+    listener: std::os::unix::net::UnixListener,
+) -> Result<(), VhostUserError> {
+    let watches =
+        Watches(epoll::create(CreateFlags::CLOEXEC).map_err(|e| VhostUserError::Watch(e.into()))?);
+    let epoll = watches.0.as_raw_fd();
+    let backend = Backend {
+        device,
+        queues,
+        memory: None,
+        watches,
+        acked: 0,
+        started: false,
+    };
+    let failed = |error: vhost_user_backend::Error| VhostUserError::Daemon(error.to_string());
+    let mut daemon = VhostUserDaemon::new(
+        "vhost-user".to_owned(),
+        Arc::new(RwLock::new(backend)),
+        GuestMemoryAtomic::new(GuestMemory::new()),
+    )
+    .map_err(failed)?;
+    for handler in daemon.get_epoll_handlers() {
+        handler
+            .register_listener(epoll, EventSet::IN, HOST_EVENT.into())
+            .map_err(VhostUserError::Watch)?;
+    }
+    daemon.start(&mut listener.into()).map_err(failed)?;
+    match daemon.wait() {
+        // The front end has hung up, which is how every machine ends.
+        Err(vhost_user_backend::Error::HandleRequest(
+            vhost::vhost_user::Error::Disconnected | vhost::vhost_user::Error::PartialMessage,
+        ))
+        | Ok(()) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}

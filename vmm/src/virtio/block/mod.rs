@@ -139,7 +139,10 @@ impl Block {
     fn each_range(&self, mut ranges: Buffers<'_>, mode: FallocateFlags) -> Result<usize, Failure> {
         self.refuse_if_read_only()?;
         let count = ranges.len() / size_of::<Range>();
-        if count == 0 || count > MAX_RANGES as usize || ranges.len() % size_of::<Range>() != 0 {
+        if count == 0
+            || count > MAX_RANGES as usize
+            || !ranges.len().is_multiple_of(size_of::<Range>())
+        {
             return Err(Failure::Status(Status::Unsupported));
         }
         for _ in 0..count {
@@ -175,7 +178,7 @@ impl Block {
         let outside = || Failure::Status(Status::IoError);
         let start = sector.checked_mul(1 << SECTOR_SHIFT).ok_or_else(outside)?;
         let end = start.checked_add(bytes).ok_or_else(outside)?;
-        if end > self.bytes || bytes % (1 << SECTOR_SHIFT) != 0 {
+        if end > self.bytes || !bytes.is_multiple_of(1 << SECTOR_SHIFT) {
             return Err(outside());
         }
         Ok(start)

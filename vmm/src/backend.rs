@@ -1,0 +1,75 @@
+//! What QEMU needs of us: vsock, which it cannot bridge to Unix sockets itself, and a log of bounded
+//! size for the guest's console.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use rvm_protocol::vmm::BackendConfig;
+
+use crate::handed::{HandedFds, MissingFd};
+use crate::jail::filter::ThreadKind;
+use crate::jail::{self, Caps, JailError, Root};
+use crate::report;
+use crate::virtio::console::ConsoleLog;
+use crate::virtio::vhost_user::{self, VhostUserError};
+use crate::virtio::vsock::Vsock;
+
+/// The queues of the socket device that QEMU passes on; the event queue stays with it.
+const VSOCK_QUEUES: usize = 2;
+
+/// The back end could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The configuration.
+    #[error(transparent)]
+    Fd(#[from] MissingFd),
+    /// The jail.
+    #[error("cannot enter the jail")]
+    Jail(#[from] JailError),
+    /// The console's log.
+    #[error("cannot log the guest's console")]
+    Console(#[source] io::Error),
+    /// The socket device.
+    #[error("cannot make the vsock device")]
+    Vsock(#[source] io::Error),
+    /// vhost-user.
+    #[error(transparent)]
+    VhostUser(#[from] VhostUserError),
+}
+
+/// Serves one QEMU until it disconnects. The calling thread is the process's only one.
+pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendError> {
+    let mut fds = HandedFds::new(fds);
+    jail::enter(&Root::Empty(config.stage_dir.clone()), Caps::None)?;
+    let listeners = config
+        .vsock
+        .iter()
+        .map(|port| Ok((port.port, UnixListener::from(fds.take(port.listener)?))))
+        .collect::<Result<_, MissingFd>>()?;
+    let vsock = Vsock::new(listeners).map_err(BackendError::Vsock)?;
+    let log = ConsoleLog::new(fds.take(config.console)?.into()).map_err(BackendError::Console)?;
+    let input: File = fds.take(config.console_input)?.into();
+    let listener = UnixListener::from(fds.take(config.vhost_user)?);
+    ThreadKind::VhostUser.apply()?;
+    thread::Builder::new()
+        .name("console".to_owned())
+        .spawn(move || copy_console(input, log))
+        .map_err(BackendError::Console)?;
+    Ok(vhost_user::serve(vsock, VSOCK_QUEUES, listener)?)
+}
+
+fn copy_console(mut input: File, mut log: ConsoleLog) {
+    let mut chunk = [0; 4096];
+    loop {
+        match input.read(&mut chunk) {
+            Ok(0) => return,
+            // A log that cannot be written must not stop the guest.
+            Ok(length) => _ = log.append(&chunk[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return log::warn!("console: {}", report::chain(&error)),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Becomes QEMU, in a jail.
+
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rvm_protocol::vmm::{QEMU_FIRST_FD, QemuConfig};
+
+use crate::jail::{self, Caps, JailError, Root};
+
+/// QEMU could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    /// The jail.
+    #[error("cannot enter the jail")]
+    Jail(#[from] JailError),
+    /// A descriptor.
+    #[error("cannot pass a descriptor on to QEMU")]
+    Descriptor(#[source] io::Error),
+    /// The program.
+    #[error("cannot execute {}", .0.program.display())]
+    Execute(Box<QemuConfig>, #[source] io::Error),
+}
+
+/// Enters the jail and executes QEMU. Returns only if that fails. The calling thread is the
+/// process's only one.
+pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| QemuError::Descriptor(e.into()))?;
+    jail::enter(
+        &Root::Program {
+            shared: config.shared_dir.clone(),
+            stage: config.stage_dir.clone(),
+        },
+        Caps::FileServer,
+    )?;
+    inherit(fds).map_err(QemuError::Descriptor)?;
+    let stdout = null.try_clone().map_err(QemuError::Descriptor)?;
+    let error = Command::new(&config.program)
+        .args(&config.args)
+        .env_clear()
+        .stdin(null)
+        .stdout(stdout)
+        .exec();
+    Err(QemuError::Execute(Box::new(config.clone()), error))
+}
+
+/// Gives the descriptors the numbers that QEMU's arguments know them by.
+fn inherit(fds: Vec<OwnedFd>) -> io::Result<()> {
+    let count = i32::try_from(fds.len()).unwrap_or(i32::MAX);
+    // First out of the way of one another.
+    let moved = fds
+        .iter()
+        .map(|fd| fcntl_dupfd_cloexec(fd, QEMU_FIRST_FD + count))
+        .collect::<Result<Vec<_>, _>>()?;
+    drop(fds);
+    for (number, fd) in (QEMU_FIRST_FD..).zip(moved) {
+        let mut target = reserve(number);
+        rustix::io::dup2(&fd, &mut target)?;
+        fcntl_setfd(&target, FdFlags::empty())?;
+        // Stays open for QEMU.
+        let _ = target.into_raw_fd();
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "dup2 wants to own the descriptor it replaces")]
+fn reserve(number: i32) -> OwnedFd {
+    // SAFETY: the process has just moved all descriptors it uses past these numbers, so whatever is
+    // open here, if anything, is nobody's, and dup2 closes it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
