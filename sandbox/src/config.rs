@@ -1,0 +1,234 @@
+//! rvm's own configuration: /etc/rvm/config.toml. Every value has a default, so there need be none.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Where the configuration lies if nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/rvm/config.toml";
+
+/// The configuration could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Its contents.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// What and where.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that makes no sense.
+    #[error("{}: {field} {reason}", path.display())]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which value.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What runs the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// `kvm` where the probe finds a KVM that kernels can run on, else `qemu`.
+    #[default]
+    Auto,
+    /// Our VMM on KVM.
+    Kvm,
+    /// QEMU's software CPU.
+    Qemu,
+}
+
+impl std::str::FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "qemu" => Ok(Self::Qemu),
+            _ => Err(format!("unknown engine {name:?}: it is auto, kvm or qemu")),
+        }
+    }
+}
+
+/// The configuration file, as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    engine: EngineChoice,
+    vmm: Option<PathBuf>,
+    qemu: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    kernel_params: String,
+    vcpus: Option<u64>,
+    memory_mib: Option<u64>,
+    start_timeout_seconds: Option<u64>,
+}
+
+/// The configuration with its defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What runs machines.
+    pub engine: EngineChoice,
+    /// The rvm-vmm binary.
+    pub vmm: PathBuf,
+    /// The QEMU binary.
+    pub qemu: PathBuf,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The guest's initramfs, which holds the agent.
+    pub initramfs: PathBuf,
+    /// More kernel parameters.
+    pub kernel_params: String,
+    /// vCPUs of a container without a limit.
+    pub vcpus: u64,
+    /// Memory of a container without a limit, in MiB.
+    pub memory_mib: u64,
+    /// How long a guest may take from its start to the container's creation. None leaves it to the
+    /// engine.
+    pub start_timeout: Option<Duration>,
+}
+
+/// Memory of a container without a limit, in MiB. It costs the host what the guest touches.
+const DEFAULT_MEMORY_MIB: u64 = 512;
+
+/// The most vCPUs that a container without a limit is given; each costs start-up time.
+const DEFAULT_VCPUS: u64 = 4;
+
+impl Config {
+    /// Reads `path`, or [`DEFAULT_PATH`], which need not exist.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let prefix = installation_prefix();
+        match path {
+            Some(path) => Self::read(path, &prefix),
+            None if Path::new(DEFAULT_PATH).exists() => Self::read(DEFAULT_PATH.as_ref(), &prefix),
+            None => Self::from_file(File::default(), DEFAULT_PATH.as_ref(), &prefix),
+        }
+    }
+
+    fn read(path: &Path, prefix: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let file = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        Self::from_file(file, path, prefix)
+    }
+
+    fn from_file(file: File, path: &Path, prefix: &Path) -> Result<Self, ConfigError> {
+        let positive = |field, value: Option<u64>, default: u64| match value {
+            Some(0) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                field,
+                reason: "must be at least 1".to_owned(),
+            }),
+            other => Ok(other.unwrap_or(default)),
+        };
+        let installed =
+            |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| prefix.join(default));
+        let timeout = file.start_timeout_seconds;
+        Ok(Self {
+            engine: file.engine,
+            vmm: installed(file.vmm, "libexec/rvm/rvm-vmm"),
+            qemu: file
+                .qemu
+                .unwrap_or_else(|| "/usr/bin/qemu-system-x86_64".into()),
+            kernel: installed(file.kernel, "share/rvm/vmlinux"),
+            initramfs: installed(file.initramfs, "share/rvm/initramfs"),
+            kernel_params: file.kernel_params,
+            vcpus: positive("vcpus", file.vcpus, DEFAULT_VCPUS)?,
+            memory_mib: positive("memory_mib", file.memory_mib, DEFAULT_MEMORY_MIB)?,
+            start_timeout: match timeout {
+                None => None,
+                seconds => Some(Duration::from_secs(positive(
+                    "start_timeout_seconds",
+                    seconds,
+                    1,
+                )?)),
+            },
+        })
+    }
+}
+
+/// The directory below which rvm was installed: it is `<prefix>/bin/rvm`.
+fn installation_prefix() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.parent()?.to_owned()))
+        .unwrap_or_else(|| "/usr/local".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path, Path::new("/opt/rvm"))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults_below_the_prefix() {
+        let config = read("").unwrap();
+        assert_eq!(config.engine, EngineChoice::Auto);
+        assert_eq!(config.vmm, Path::new("/opt/rvm/libexec/rvm/rvm-vmm"));
+        assert_eq!(config.kernel, Path::new("/opt/rvm/share/rvm/vmlinux"));
+        assert_eq!(config.memory_mib, DEFAULT_MEMORY_MIB);
+    }
+
+    #[test]
+    fn what_is_written_counts() {
+        let config =
+            read("engine = \"qemu\"\nvcpus = 3\nkernel = \"/k\"\nstart_timeout_seconds = 7")
+                .unwrap();
+        assert_eq!(config.engine, EngineChoice::Qemu);
+        assert_eq!(config.vcpus, 3);
+        assert_eq!(config.kernel, Path::new("/k"));
+        assert_eq!(config.start_timeout, Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_field() {
+        for (text, field) in [
+            ("vcpu = 1", "vcpu"),
+            ("engine = \"xen\"", "engine"),
+            ("memory_mib = 0", "memory_mib"),
+            ("vcpus = \"two\"", "vcpus"),
+        ] {
+            let message = read(text).unwrap_err().to_string();
+            assert!(
+                message.contains("config.toml") && message.contains(field),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_asked_for_must_exist() {
+        let error = Config::load(Some(Path::new("/nonexistent/config.toml"))).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/config.toml"));
+    }
+}

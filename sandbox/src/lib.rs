@@ -1,0 +1,11 @@
+//! The host's side of a sandbox.
+//!
+//! Everything that rvm's command line and its containerd shim have in common: the state of
+//! containers on disk, the size of machines, the translation of config.json, the shared directory,
+//! standard streams, and the engines that run machines. See the crate's README for what it may
+//! assume.
+
+pub mod config;
+pub mod process;
+pub mod sizing;
+pub mod state;

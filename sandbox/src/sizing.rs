@@ -1,0 +1,230 @@
+//! How large a sandbox's machine is. Pure; the host's size and the configuration come in.
+//!
+//! The machine is made as large as the container may become, so that what the container sees in
+//! /proc is its own limit and not some host's size.
+
+use oci_spec::runtime::LinuxResources;
+
+/// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
+/// kernel's image and page structures, the agent, and what both cache. The page structures take
+/// 1/64 of all memory; see [`Size::of`].
+const GUEST_OVERHEAD_MIB: u64 = 48;
+
+/// The least memory a guest boots with, in MiB.
+const MIN_MEMORY_MIB: u64 = 96;
+
+/// The most memory of a machine, in MiB: what rvm-vmm takes.
+const MAX_MEMORY_MIB: u64 = 1 << 20;
+
+/// The most vCPUs: APIC ids have 8 bits.
+const MAX_VCPUS: u64 = 253;
+
+/// A machine's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+}
+
+/// What the host has, and what the configuration gives a container that asks for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// CPUs that this process may run on.
+    pub host_cpus: u64,
+    /// vCPUs without a limit.
+    pub default_vcpus: u64,
+    /// Memory for the container without a limit, in MiB.
+    pub default_memory_mib: u64,
+}
+
+/// A limit that no machine can honour.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Not a list of CPUs.
+    #[error("config.json: linux.resources.cpu.cpus is no list of CPUs: {0:?}")]
+    Cpuset(String),
+    /// More than a machine can have.
+    #[error(
+        "config.json: linux.resources.memory.limit of {0} MiB is more than a machine can have \
+         ({MAX_MEMORY_MIB} MiB)"
+    )]
+    Memory(u64),
+}
+
+impl Size {
+    /// The size for a container with these limits.
+    pub fn of(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<Self, SizeError> {
+        let limit = resources
+            .and_then(|resources| resources.memory().as_ref())
+            .and_then(|memory| memory.limit())
+            // -1 and 0 mean no limit.
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .filter(|bytes| *bytes > 0)
+            .map(|bytes| bytes.div_ceil(1 << 20));
+        // Some engines write a limit that is no limit: all but the sign bit, in pages.
+        let limit = limit.filter(|mib| *mib < 1 << 40);
+        let container_mib = limit.unwrap_or(bounds.default_memory_mib);
+        if container_mib > MAX_MEMORY_MIB - MAX_MEMORY_MIB / 32 {
+            return Err(SizeError::Memory(container_mib));
+        }
+        let memory_mib = container_mib + container_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
+        Ok(Self {
+            vcpus: vcpus(resources, bounds)?,
+            memory_mib: memory_mib.max(MIN_MEMORY_MIB),
+        })
+    }
+}
+
+fn vcpus(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<u8, SizeError> {
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let by_quota = cpu.and_then(|cpu| {
+        let quota = u64::try_from(cpu.quota()?)
+            .ok()
+            .filter(|quota| *quota > 0)?;
+        // The kernel's default period, in microseconds.
+        let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+        Some(quota.div_ceil(period))
+    });
+    let by_cpuset = match cpu.and_then(|cpu| cpu.cpus().as_deref()).map(str::trim) {
+        None | Some("") => None,
+        Some(list) => Some(count_cpus(list).ok_or_else(|| SizeError::Cpuset(list.to_owned()))?),
+    };
+    let wanted = match (by_quota, by_cpuset) {
+        (Some(quota), Some(cpuset)) => quota.min(cpuset),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => bounds.default_vcpus,
+    };
+    // More vCPUs than CPUs would only take turns.
+    let count = wanted.min(bounds.host_cpus).clamp(1, MAX_VCPUS);
+    Ok(u8::try_from(count).unwrap_or(u8::MAX))
+}
+
+/// The number of CPUs in a list such as `0-2,7`, see cpuset(7).
+fn count_cpus(list: &str) -> Option<u64> {
+    let mut count: u64 = 0;
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
+
+    const BOUNDS: Bounds = Bounds {
+        host_cpus: 8,
+        default_vcpus: 2,
+        default_memory_mib: 512,
+    };
+
+    fn cpu(quota: Option<i64>, period: Option<u64>, cpus: &str) -> LinuxResources {
+        let mut cpu = LinuxCpuBuilder::default().cpus(cpus);
+        if let Some(quota) = quota {
+            cpu = cpu.quota(quota);
+        }
+        if let Some(period) = period {
+            cpu = cpu.period(period);
+        }
+        LinuxResourcesBuilder::default()
+            .cpu(cpu.build().unwrap())
+            .build()
+            .unwrap()
+    }
+
+    fn memory(limit: i64) -> LinuxResources {
+        let memory = LinuxMemoryBuilder::default().limit(limit).build().unwrap();
+        LinuxResourcesBuilder::default()
+            .memory(memory)
+            .build()
+            .unwrap()
+    }
+
+    fn vcpus_of(resources: LinuxResources) -> u8 {
+        Size::of(Some(&resources), &BOUNDS).unwrap().vcpus
+    }
+
+    #[test]
+    fn without_limits_the_defaults_hold() {
+        let size = Size::of(None, &BOUNDS).unwrap();
+        assert_eq!(
+            size,
+            Size {
+                vcpus: 2,
+                memory_mib: 512 + 8 + GUEST_OVERHEAD_MIB
+            }
+        );
+    }
+
+    #[test]
+    fn part_of_a_cpu_counts_as_one() {
+        assert_eq!(vcpus_of(cpu(Some(150_000), Some(100_000), "")), 2);
+        assert_eq!(vcpus_of(cpu(Some(10_000), None, "")), 1);
+        assert_eq!(vcpus_of(cpu(Some(-1), None, "")), 2, "no limit");
+    }
+
+    #[test]
+    fn the_smaller_of_quota_and_cpuset_counts() {
+        assert_eq!(vcpus_of(cpu(Some(400_000), Some(100_000), "0-2,5")), 4);
+        assert_eq!(vcpus_of(cpu(Some(400_000), Some(100_000), "3")), 1);
+    }
+
+    #[test]
+    fn there_are_never_more_vcpus_than_the_host_has() {
+        assert_eq!(vcpus_of(cpu(Some(6_400_000), Some(100_000), "")), 8);
+        assert_eq!(vcpus_of(cpu(None, None, "0-63")), 8);
+    }
+
+    #[test]
+    fn a_malformed_cpuset_is_refused() {
+        for list in ["a", "3-1", "1,,2", "-", "0-18446744073709551615"] {
+            let error = Size::of(Some(&cpu(None, None, list)), &BOUNDS).unwrap_err();
+            assert_eq!(error, SizeError::Cpuset(list.to_owned()));
+        }
+    }
+
+    #[test]
+    fn memory_is_the_limit_and_what_the_guest_needs() {
+        let size = Size::of(Some(&memory(256 << 20)), &BOUNDS).unwrap();
+        assert_eq!(size.memory_mib, 256 + 4 + GUEST_OVERHEAD_MIB);
+        let odd = Size::of(Some(&memory((256 << 20) + 1)), &BOUNDS).unwrap();
+        assert!(odd.memory_mib > size.memory_mib);
+    }
+
+    #[test]
+    fn no_limit_has_many_names() {
+        for limit in [-1, 0, i64::MAX, i64::MAX & !4095] {
+            let size = Size::of(Some(&memory(limit)), &BOUNDS).unwrap();
+            assert_eq!(size, Size::of(None, &BOUNDS).unwrap(), "{limit}");
+        }
+    }
+
+    #[test]
+    fn an_impossible_limit_is_refused() {
+        let error = Size::of(Some(&memory(2 << 40)), &BOUNDS).unwrap_err();
+        assert_eq!(error, SizeError::Memory(2 << 20));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_size_is_one_that_a_machine_can_have(
+            quota: i64, period: u64, limit: i64, host_cpus in 1_u64..1000,
+        ) {
+            let bounds = Bounds { host_cpus, ..BOUNDS };
+            let resources = LinuxResourcesBuilder::default()
+                .cpu(LinuxCpuBuilder::default().quota(quota).period(period).build().unwrap())
+                .memory(LinuxMemoryBuilder::default().limit(limit).build().unwrap())
+                .build()
+                .unwrap();
+            if let Ok(size) = Size::of(Some(&resources), &bounds) {
+                proptest::prop_assert!(size.vcpus >= 1 && u64::from(size.vcpus) <= host_cpus);
+                proptest::prop_assert!((MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&size.memory_mib));
+            }
+        }
+    }
+}

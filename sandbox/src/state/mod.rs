@@ -1,0 +1,117 @@
+//! Containers on disk: one directory each below the state root, and in it state.json.
+//!
+//! Whoever reads or changes a container's state holds the lock on its directory. The state is
+//! written to a file of its own and renamed into place, so a reader or a crash never meets half of
+//! it.
+
+pub mod status;
+pub mod store;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+pub use status::Status;
+pub use store::{Container, Locked, StateError, Store};
+
+use crate::process::ProcessId;
+
+/// What is remembered of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct State {
+    /// The version of the runtime specification that config.json follows.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// Where its life stands, as far as was written down; see [`State::status`].
+    pub status: Status,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The root file system's directory on the host.
+    pub rootfs: PathBuf,
+    /// When it was created, in RFC 3339.
+    pub created: String,
+    /// The user who created it.
+    pub owner: u32,
+    /// config.json's annotations.
+    #[serde(default)]
+    pub annotations: HashMap<String, String>,
+    /// The container has a terminal.
+    pub terminal: bool,
+    /// The process that holds the container's standard streams. Its pid is the container's to
+    /// everyone on the host.
+    pub monitor: Option<ProcessId>,
+    /// The processes that run the machine.
+    #[serde(default)]
+    pub machine: Vec<ProcessId>,
+    /// How the container's first process ended.
+    pub exit_status: Option<u8>,
+}
+
+impl State {
+    /// Where the container's life stands. Without its monitor there is no container, whatever was
+    /// written down last.
+    pub fn status(&self) -> Status {
+        let alive = || self.monitor.is_some_and(ProcessId::is_alive);
+        match self.status {
+            Status::Stopped => Status::Stopped,
+            // Its creator has not started a monitor yet.
+            Status::Creating if self.monitor.is_none() => Status::Creating,
+            _ if alive() => self.status,
+            _ => Status::Stopped,
+        }
+    }
+
+    /// The pid to show: 0 when there is none, as runc does.
+    pub fn pid(&self) -> i32 {
+        match (self.status(), self.monitor) {
+            (Status::Stopped, _) | (_, None) => 0,
+            (_, Some(monitor)) => monitor.pid,
+        }
+    }
+
+    /// The state as the runtime specification defines it, and with what runc adds.
+    pub fn report(&self) -> Report<'_> {
+        Report {
+            oci_version: &self.oci_version,
+            id: &self.id,
+            pid: self.pid(),
+            status: self.status(),
+            bundle: &self.bundle,
+            rootfs: &self.rootfs,
+            created: &self.created,
+            annotations: &self.annotations,
+            owner: "",
+        }
+    }
+}
+
+/// What `rvm state` and `rvm list` print.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report<'a> {
+    oci_version: &'a str,
+    /// The container's id.
+    pub id: &'a str,
+    /// The monitor's pid, or 0.
+    pub pid: i32,
+    /// Where its life stands.
+    pub status: Status,
+    /// The bundle's directory.
+    pub bundle: &'a PathBuf,
+    rootfs: &'a PathBuf,
+    /// When it was created.
+    pub created: &'a str,
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    annotations: &'a HashMap<String, String>,
+    /// The name of the user who created it.
+    pub owner: &'a str,
+}
+
+/// Now, as state.json has it.
+pub fn timestamp() -> String {
+    humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
+}

@@ -1,0 +1,386 @@
+//! The state root and the directories in it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+
+use super::{State, Status};
+use crate::state::status::IllegalStep;
+
+/// The longest id: a directory's name must hold it.
+const MAX_ID: usize = 255;
+
+const STATE_FILE: &str = "state.json";
+
+/// Something went wrong with a container's state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The id is not one.
+    #[error("invalid container ID format: {0:?} (letters, digits and _ + - . are allowed)")]
+    Id(String),
+    /// The id is taken.
+    #[error("container with given ID already exists: {0}")]
+    Exists(String),
+    /// There is none with this id.
+    #[error("container does not exist: {0}")]
+    NotFound(String),
+    /// A file or directory.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Not what we wrote.
+    #[error("{} is damaged; rvm delete --force removes the container", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A step out of turn.
+    #[error(transparent)]
+    Step(#[from] IllegalStep),
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// The directory that holds all containers.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// A store at `root`, which is made when the first container is.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Where it lies.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the directory of a new container.
+    pub fn create(&self, id: &str) -> Result<Container, StateError> {
+        check_id(id)?;
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o711).recursive(true);
+        builder
+            .create(&self.root)
+            .map_err(failed("create", &self.root))?;
+        let path = self.root.join(id);
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(StateError::Exists(id.to_owned()));
+            }
+            other => other.map_err(failed("create", &path))?,
+        }
+        Container::open(path, id)
+    }
+
+    /// Finds a container.
+    pub fn open(&self, id: &str) -> Result<Container, StateError> {
+        check_id(id)?;
+        Container::open(self.root.join(id), id)
+    }
+
+    /// The ids of all containers, sorted.
+    pub fn ids(&self) -> Result<Vec<String>, StateError> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed("list", &self.root))?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &self.root))?;
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string())
+                && check_id(&name).is_ok()
+            {
+                ids.push(name);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+/// The same ids as runc: `[\w+-.]`, and not the names of directories that are always there.
+fn check_id(id: &str) -> Result<(), StateError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(legal) || id == "." || id == ".." {
+        return Err(StateError::Id(id.to_owned()));
+    }
+    Ok(())
+}
+
+/// A container's directory.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl Container {
+    fn open(path: PathBuf, id: &str) -> Result<Self, StateError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(&path, flags, Mode::empty());
+        let dir = dir.map_err(|error| match error {
+            rustix::io::Errno::NOENT => StateError::NotFound(id.to_owned()),
+            error => failed("open", &path)(error.into()),
+        })?;
+        Ok(Self {
+            id: id.to_owned(),
+            path,
+            dir,
+        })
+    }
+
+    /// The id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path to `name` in the directory that is short enough for a socket's address, whose limit
+    /// is 107 bytes. It is good for this process while this value lives.
+    pub fn short_path(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
+    }
+
+    /// Waits for the lock.
+    pub fn lock(&self) -> Result<Locked<'_>, StateError> {
+        // A second description, so that the lock is this value's and not the process's.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(&self.dir, ".", flags, Mode::empty())
+            .map_err(|e| failed("open", &self.path)(e.into()))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|e| failed("lock", &self.path)(e.into()))?;
+        Ok(Locked {
+            container: self,
+            _lock: lock,
+        })
+    }
+
+    /// Reads the state.
+    pub fn state(&self) -> Result<State, StateError> {
+        self.lock()?.load()
+    }
+}
+
+/// A container whose state nobody else reads or changes.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    container: &'a Container,
+    _lock: OwnedFd,
+}
+
+impl Locked<'_> {
+    /// Reads the state.
+    pub fn load(&self) -> Result<State, StateError> {
+        let path = self.container.path.join(STATE_FILE);
+        let text = fs::read(&path).map_err(|error| match error.kind() {
+            // Deleted meanwhile, or its creator has not come so far.
+            io::ErrorKind::NotFound => StateError::NotFound(self.container.id.clone()),
+            _ => failed("read", &path)(error),
+        })?;
+        serde_json::from_slice(&text).map_err(|source| StateError::Damaged { path, source })
+    }
+
+    /// Writes the state, all of it or nothing.
+    pub fn save(&self, state: &State) -> Result<(), StateError> {
+        let path = self.container.path.join(STATE_FILE);
+        let new = self.container.path.join("state.json.new");
+        let text = serde_json::to_vec(state).map_err(|source| StateError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut file| file.write_all(&text))
+            .map_err(failed("write", &new))?;
+        fs::rename(&new, &path).map_err(failed("write", &path))
+    }
+
+    /// Reads the state, takes a step, writes it.
+    pub fn step(&self, to: Status, change: impl FnOnce(&mut State)) -> Result<State, StateError> {
+        let mut state = self.load()?;
+        state.status = state.status.step(to)?;
+        change(&mut state);
+        self.save(&state)?;
+        Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::ProcessId;
+    use std::collections::HashMap;
+
+    fn store() -> (Store, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        (Store::new(dir.path().join("state")), dir)
+    }
+
+    fn state(id: &str) -> State {
+        State {
+            oci_version: "1.0.2".to_owned(),
+            id: id.to_owned(),
+            status: Status::Creating,
+            bundle: "/bundle".into(),
+            rootfs: "/bundle/rootfs".into(),
+            created: super::super::timestamp(),
+            owner: 0,
+            annotations: HashMap::new(),
+            terminal: false,
+            monitor: Some(ProcessId::own().unwrap()),
+            machine: Vec::new(),
+            exit_status: None,
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let (store, _dir) = store();
+        let container = store.create("a").unwrap();
+        let saved = state("a");
+        container.lock().unwrap().save(&saved).unwrap();
+        assert_eq!(store.open("a").unwrap().state().unwrap(), saved);
+    }
+
+    #[test]
+    fn an_id_is_taken_once() {
+        let (store, _dir) = store();
+        store.create("a").unwrap();
+        assert!(matches!(store.create("a"), Err(StateError::Exists(_))));
+    }
+
+    #[test]
+    fn ids_that_name_other_directories_are_refused() {
+        let (store, _dir) = store();
+        for id in ["", ".", "..", "a/b", "../a", "a b", "ä", &"x".repeat(256)] {
+            assert!(matches!(store.create(id), Err(StateError::Id(_))), "{id:?}");
+            assert!(matches!(store.open(id), Err(StateError::Id(_))), "{id:?}");
+        }
+        store.create("Az09_+-.").unwrap();
+    }
+
+    #[test]
+    fn an_unknown_container_does_not_exist() {
+        let (store, _dir) = store();
+        assert!(matches!(store.open("a"), Err(StateError::NotFound(_))));
+        assert_eq!(store.ids().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn all_containers_are_listed_in_order() {
+        let (store, _dir) = store();
+        for id in ["b", "a", "c"] {
+            store.create(id).unwrap();
+        }
+        assert_eq!(store.ids().unwrap(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_damaged_state_says_which_file() {
+        let (store, _dir) = store();
+        let container = store.create("a").unwrap();
+        fs::write(container.path().join(STATE_FILE), "{").unwrap();
+        let message = container.state().unwrap_err().to_string();
+        assert!(message.contains("/state/a/state.json"), "{message}");
+    }
+
+    #[test]
+    fn a_step_out_of_turn_changes_nothing() {
+        let (store, _dir) = store();
+        let container = store.create("a").unwrap();
+        let locked = container.lock().unwrap();
+        locked.save(&state("a")).unwrap();
+        assert!(
+            locked
+                .step(Status::Running, |state| state.terminal = true)
+                .is_err()
+        );
+        assert!(!locked.load().unwrap().terminal);
+        locked.step(Status::Created, |_| {}).unwrap();
+        assert_eq!(locked.load().unwrap().status, Status::Created);
+    }
+
+    #[test]
+    fn a_container_whose_monitor_is_gone_is_stopped() {
+        let mut running = State {
+            status: Status::Running,
+            ..state("a")
+        };
+        assert_eq!(
+            (running.status(), running.pid()),
+            (Status::Running, std::process::id() as i32)
+        );
+        running.monitor = Some(ProcessId {
+            pid: std::process::id() as i32,
+            start_time: 1,
+        });
+        assert_eq!((running.status(), running.pid()), (Status::Stopped, 0));
+    }
+
+    #[test]
+    fn the_lock_keeps_others_out_until_it_is_released() {
+        let (store, _dir) = store();
+        let container = store.create("a").unwrap();
+        let locked = container.lock().unwrap();
+        locked.save(&state("a")).unwrap();
+        let path = container.path().to_owned();
+        let other = std::thread::spawn(move || {
+            let container = Container::open(path, "a").unwrap();
+            container.state().unwrap().terminal
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        locked
+            .save(&State {
+                terminal: true,
+                ..state("a")
+            })
+            .unwrap();
+        drop(locked);
+        assert!(other.join().unwrap());
+    }
+
+    #[test]
+    fn a_socket_can_be_bound_below_a_long_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().join("x".repeat(120)));
+        let container = store.create(&"y".repeat(64)).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(container.short_path("s")).unwrap();
+        std::os::unix::net::UnixStream::connect(container.short_path("s")).unwrap();
+        listener.accept().unwrap();
+    }
+}
