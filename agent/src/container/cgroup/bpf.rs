@@ -1,0 +1,183 @@
+//! The eBPF program that decides about devices in a container's cgroup.
+//!
+//! The kernel runs it with a `struct bpf_cgroup_dev_ctx` (`<linux/bpf.h>`) for each access and
+//! allows it if the program returns 1. The rules are walked from the last to the first. Register 6
+//! holds the accesses that no rule has decided yet: a denying rule about any of them ends it with
+//! no, an allowing rule takes its own away, and when none is left the answer is yes. What is still
+//! undecided in the end is denied.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io;
+
+use super::device_rules::{Kind, Rule};
+use crate::sys::check;
+
+/// `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    code: u8,
+    /// Destination in the low four bits, source in the high.
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const LOAD_WORD: u8 = 0x61;
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const MOVE_REGISTER: u8 = 0xbf;
+const AND32_IMMEDIATE: u8 = 0x54;
+const SHIFT_RIGHT32_IMMEDIATE: u8 = 0x74;
+const JUMP_IF_NOT_EQUAL32: u8 = 0x56;
+const JUMP_IF_EQUAL32: u8 = 0x16;
+const EXIT: u8 = 0x95;
+
+const BLOCK: i32 = 1;
+const CHAR: i32 = 2;
+
+/// Registers: the result, a scratch register and the context, then what the context says.
+const RESULT: u8 = 0;
+const CONTEXT: u8 = 1;
+const SCRATCH: u8 = 2;
+const TYPE: u8 = 3;
+const MAJOR: u8 = 4;
+const MINOR: u8 = 5;
+const UNDECIDED: u8 = 6;
+
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction { code, registers: to | from << 4, offset, immediate }
+}
+
+const fn set(register: u8, value: i32) -> Instruction {
+    instruction(MOVE_IMMEDIATE, register, 0, 0, value)
+}
+
+/// The program for a list of rules.
+pub fn device_program(rules: &[Rule]) -> Vec<Instruction> {
+    let mut program = vec![
+        // access_type: the kind of device below, the wanted accesses above 16 bits.
+        instruction(LOAD_WORD, TYPE, CONTEXT, 0, 0),
+        instruction(MOVE_REGISTER, UNDECIDED, TYPE, 0, 0),
+        instruction(AND32_IMMEDIATE, TYPE, 0, 0, 0xffff),
+        instruction(SHIFT_RIGHT32_IMMEDIATE, UNDECIDED, 0, 0, 16),
+        instruction(LOAD_WORD, MAJOR, CONTEXT, 4, 0),
+        instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        add_rule(rule, &mut program);
+        if rule.kind == Kind::Any {
+            // It has decided everything; what follows could not be reached, which the kernel's
+            // verifier does not accept.
+            return program;
+        }
+    }
+    program.extend([set(RESULT, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    program
+}
+
+fn add_rule(rule: &Rule, program: &mut Vec<Instruction>) {
+    if rule.kind == Kind::Any {
+        program.extend([set(RESULT, i32::from(rule.allow)), instruction(EXIT, 0, 0, 0, 0)]);
+        return;
+    }
+    let decision = if rule.allow {
+        vec![
+            instruction(AND32_IMMEDIATE, UNDECIDED, 0, 0, i32::from(!rule.access & 7)),
+            instruction(JUMP_IF_NOT_EQUAL32, UNDECIDED, 0, 2, 0),
+            set(RESULT, 1),
+            instruction(EXIT, 0, 0, 0, 0),
+        ]
+    } else {
+        vec![
+            instruction(MOVE_REGISTER, SCRATCH, UNDECIDED, 0, 0),
+            instruction(AND32_IMMEDIATE, SCRATCH, 0, 0, i32::from(rule.access)),
+            instruction(JUMP_IF_EQUAL32, SCRATCH, 0, 2, 0),
+            set(RESULT, 0),
+            instruction(EXIT, 0, 0, 0, 0),
+        ]
+    };
+    let kind = if rule.kind == Kind::Block { BLOCK } else { CHAR };
+    let mut conditions = vec![(TYPE, kind)];
+    conditions.extend(rule.major.map(|major| (MAJOR, major as i32)));
+    conditions.extend(rule.minor.map(|minor| (MINOR, minor as i32)));
+    for (index, (register, value)) in conditions.iter().enumerate() {
+        // Past the conditions that remain and the decision: to the next rule.
+        let skip = (conditions.len() - 1 - index + decision.len()) as i16;
+        program.push(instruction(JUMP_IF_NOT_EQUAL32, *register, 0, skip, *value));
+    }
+    program.extend(decision);
+}
+
+/// Loads a device program and attaches it to a cgroup, beside those that may be there already.
+pub fn attach_device_program(
+    program: &[Instruction],
+    cgroup: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let loaded = load(program)?;
+    attach(&loaded, cgroup)
+}
+
+/// The head of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// The head of `union bpf_attr` for BPF_PROG_ATTACH.
+#[repr(C)]
+struct AttachAttr {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    let attr = LoadAttr {
+        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache".as_ptr() as u64,
+        ..LoadAttr::default()
+    };
+    // SAFETY: the attributes and all they point to live across the call, which copies them.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<LoadAttr>())
+    })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn attach(program: &OwnedFd, cgroup: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    let attr = AttachAttr {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    // SAFETY: the attributes live across the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attr, size_of::<AttachAttr>())
+    })
+    .map(drop)
+}
+
+#[cfg(test)]
+#[path = "bpf_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! A container's control group.
+//!
+//! The guest has cgroup v2 only. The agent stays in the root group; each container has one group
+//! right below it, of which its cgroup namespace makes a root.
+
+mod bpf;
+mod convert;
+mod device_rules;
+mod watch;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+
+pub use convert::ResourceError;
+pub use watch::Watch;
+
+use crate::sys::{Doing as _, OsError, signal};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// Keeps container ids apart from the interface files that share the root directory with them.
+const PREFIX: &str = "rvm-";
+/// How long the kernel may take to end all processes of a group after it was told to.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a container's group could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A system call failed.
+    #[error(transparent)]
+    Os(#[from] OsError),
+    /// A limit cannot be had.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    /// The kernel has no such setting, or refuses the value.
+    #[error("config.json: linux.resources: set {file} to {value:?}: {}", crate::sys::errno_text(*.errno))]
+    Refused {
+        /// The interface file.
+        file: String,
+        /// What was written to it.
+        value: String,
+        /// Why it was refused.
+        errno: Errno,
+    },
+    /// Processes remain in the group although they were killed.
+    #[error("processes of the container did not end within {} s of being killed", KILL_TIMEOUT.as_secs())]
+    StillPopulated,
+}
+
+/// Lets child groups of the root use every controller there is.
+pub fn enable_controllers() -> Result<(), OsError> {
+    let path = format!("{ROOT}/cgroup.controllers");
+    let controllers = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+    let enable: Vec<_> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    if enable.is_empty() {
+        return Ok(());
+    }
+    let path = format!("{ROOT}/cgroup.subtree_control");
+    std::fs::write(&path, enable.join(" ")).doing(|| format!("write {path}"))
+}
+
+/// One container's group.
+pub struct Cgroup {
+    name: String,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the group for a container.
+    pub fn create(container_id: &str) -> Result<Self, CgroupError> {
+        let name = format!("{PREFIX}{container_id}");
+        let path = format!("{ROOT}/{name}");
+        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
+            .doing(|| format!("make cgroup {path}"))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(directory) => Ok(Self { name, directory }),
+            Err(errno) => {
+                let _ = rustix::fs::rmdir(&path);
+                Err(errno).doing(|| format!("open cgroup {path}")).map_err(Into::into)
+            }
+        }
+    }
+
+    /// The group's directory, for CLONE_INTO_CGROUP.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Sets the limits and the device rules.
+    pub fn apply(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
+        if let Some(resources) = resources {
+            for setting in convert::to_settings(resources)? {
+                self.write_setting(&setting)?;
+            }
+            self.apply_unified(resources.unified().as_ref())?;
+        }
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        let program = bpf::device_program(&device_rules::with_defaults(rules.unwrap_or_default())?);
+        bpf::attach_device_program(&program, self.directory())
+            .doing(|| "attach the device program to the cgroup")?;
+        Ok(())
+    }
+
+    fn write_setting(&self, setting: &convert::Setting) -> Result<(), CgroupError> {
+        let result = setting.files.iter().find_map(|file| {
+            match self.write(file, setting.value.as_bytes()) {
+                Err(Errno::NOENT) => None,
+                result => Some((file, result)),
+            }
+        });
+        match result {
+            Some((_, Ok(()))) => Ok(()),
+            None if setting.is_default => Ok(()),
+            None => Err(refused(setting.files[0], &setting.value, Errno::NOENT)),
+            Some((file, Err(errno))) => Err(refused(file, &setting.value, errno)),
+        }
+    }
+
+    fn apply_unified(&self, unified: Option<&HashMap<String, String>>) -> Result<(), CgroupError> {
+        for (file, value) in unified.into_iter().flatten() {
+            convert::check_unified_name(file)?;
+            // io.max and its like take one device a write.
+            for line in value.split('\n').filter(|line| !line.is_empty()) {
+                self.write(file, line.as_bytes()).map_err(|errno| refused(file, line, errno))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, file: &str, value: &[u8]) -> rustix::io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&self.directory, file, flags, Mode::empty())?;
+        rustix::io::write(&file, value).map(drop)
+    }
+
+    fn read(&self, file: &str) -> std::io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&self.directory, file, flags, Mode::empty())?;
+        std::io::read_to_string(std::fs::File::from(file))
+    }
+
+    /// Gives the group to the owner of a user namespace, as far as cgroup v2 delegates it.
+    pub fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
+        let files = std::fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_default();
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        rustix::fs::fchown(&self.directory, Some(uid), Some(gid))
+            .doing(|| format!("give cgroup {} to the container", self.name))?;
+        for file in files.lines() {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            match rustix::fs::chownat(&self.directory, file, Some(uid), Some(gid), flags) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => Err(errno).doing(|| format!("give {file} to the container"))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Watches for OOM kills and for the group becoming empty.
+    pub fn watch(&self) -> Result<Watch, CgroupError> {
+        Watch::new(self.directory())
+    }
+
+    /// Kills every process in the group and in all below it.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.kill", b"1").doing(|| format!("kill cgroup {}", self.name))?;
+        Ok(())
+    }
+
+    /// Sends a signal to every process in the group and in all below it. They stand still
+    /// meanwhile, so that none can fork out of reach.
+    pub async fn signal_all(&self, number: u32) -> Result<(), CgroupError> {
+        if number == libc::SIGKILL as u32 {
+            return self.kill();
+        }
+        let was_frozen = self.read("cgroup.freeze").is_ok_and(|state| state.trim() == "1");
+        if !was_frozen {
+            self.freeze(true).await?;
+        }
+        let sent = self.signal_each(number);
+        if !was_frozen {
+            self.freeze(false).await?;
+        }
+        sent
+    }
+
+    fn signal_each(&self, number: u32) -> Result<(), CgroupError> {
+        for pid in self.processes()? {
+            match signal::send_to_pid(pid, number) {
+                // It ended on its own.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => Err(errno).doing(|| format!("signal process {pid}"))?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if frozen { b"1" } else { b"0" })
+            .doing(|| format!("freeze cgroup {}", self.name))?;
+        if frozen {
+            let watch = self.watch()?;
+            // A process in an uninterruptible sleep cannot freeze; it cannot fork either.
+            let _ = tokio::time::timeout(Duration::from_secs(1), watch.frozen()).await;
+        }
+        Ok(())
+    }
+
+    /// Every process in the group and in all below it, as the guest's root pid namespace numbers
+    /// them.
+    fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = Vec::new();
+        for directory in self.tree()? {
+            let path = directory.join("cgroup.procs");
+            let Ok(text) = std::fs::read_to_string(path) else { continue };
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        Ok(pids)
+    }
+
+    /// This group's directory and all below, parents first.
+    fn tree(&self) -> Result<Vec<std::path::PathBuf>, CgroupError> {
+        let mut found = vec![Path::new(ROOT).join(&self.name)];
+        let mut next = 0;
+        while let Some(directory) = found.get(next).cloned() {
+            next += 1;
+            let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+            found.extend(
+                entries
+                    .flatten()
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Kills what is left and removes the group with all below it.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        let watch = self.watch()?;
+        if watch.is_populated()? {
+            self.kill()?;
+            tokio::time::timeout(KILL_TIMEOUT, watch.empty())
+                .await
+                .map_err(|_| CgroupError::StillPopulated)?;
+        }
+        for directory in self.tree()?.iter().rev() {
+            match unlinkat(CWD, directory, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => Err(errno).doing(|| format!("remove {}", directory.display()))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(file: &str, value: &str, errno: Errno) -> CgroupError {
+    CgroupError::Refused { file: file.to_owned(), value: value.to_owned(), errno }
+}

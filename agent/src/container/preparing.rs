@@ -1,0 +1,102 @@
+//! The agent's side of the conversation with a process that is being prepared.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use tokio::io::unix::AsyncFd;
+
+use crate::init::channel::{Report, receive};
+use crate::sys::{Doing as _, OsError, readiness};
+
+/// Why a process could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The process says so.
+    #[error("unable to start container process: {}{message}", prefix(.stage))]
+    Init {
+        /// What it was doing.
+        stage: String,
+        /// Its words.
+        message: String,
+    },
+    /// The process ended without a word.
+    #[error(
+        "unable to start container process: it ended while it was being prepared; a memory or \
+         process limit may be too low"
+    )]
+    Ended,
+    /// A system call of the agent's failed.
+    #[error("unable to start container process: {0}")]
+    Os(#[from] OsError),
+}
+
+/// runc reports a program that cannot be executed without saying where it noticed.
+fn prefix(stage: &str) -> &'static str {
+    if stage == "exec" { "" } else { "error during container init: " }
+}
+
+/// The conversation.
+pub struct Preparing {
+    socket: AsyncFd<OwnedFd>,
+}
+
+/// What a process said when it had something to say.
+pub enum Progress {
+    /// It has made a terminal, of which this is the master.
+    Terminal(OwnedFd),
+    /// It waits for the word to start.
+    Ready,
+    /// It runs its program.
+    Executed,
+}
+
+impl Preparing {
+    /// Makes the two ends; the second is the process's.
+    pub fn new() -> Result<(Self, OwnedFd), OsError> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .doing(|| "make a control socket")?;
+        rustix::io::ioctl_fionbio(&ours, true).doing(|| "make a control socket")?;
+        let socket = readiness::watch(ours).doing(|| "watch a control socket")?;
+        Ok((Self { socket }, theirs))
+    }
+
+    /// Lets the process go on where it waits.
+    pub fn proceed(&self) -> Result<(), OsError> {
+        send(self.socket.as_fd(), &[0], SendFlags::NOSIGNAL)
+            .map(drop)
+            .doing(|| "tell the container's process to go on")
+    }
+
+    /// Waits for the next word.
+    pub async fn progress(&self) -> Result<Progress, LaunchError> {
+        loop {
+            let mut ready =
+                self.socket.readable().await.doing(|| "wait for the container's process")?;
+            match receive(self.socket.get_ref()) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(errno) => Err(errno).doing(|| "hear the container's process")?,
+                Ok(None) => return Ok(Progress::Executed),
+                Ok(Some((Report::Terminal, Some(master)))) => {
+                    return Ok(Progress::Terminal(master));
+                }
+                Ok(Some((Report::Ready, _))) => return Ok(Progress::Ready),
+                Ok(Some((Report::Failed { stage, message }, _))) => {
+                    return Err(LaunchError::Init { stage, message });
+                }
+                Ok(Some((Report::Terminal, None))) => return Err(LaunchError::Ended),
+            }
+        }
+    }
+
+    /// Lets the process execute its program and returns when it has, or could not.
+    pub async fn start(self) -> Result<(), LaunchError> {
+        self.proceed()?;
+        match self.progress().await? {
+            Progress::Executed => Ok(()),
+            Progress::Terminal(_) | Progress::Ready => Err(LaunchError::Ended),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! From config.json to a plan, purely: nothing is made here, and nothing depends on the machine.
+//!
+//! What the guest cannot honour is refused with the field's name. Two kinds of thing are passed
+//! over: the labels of security modules that the guest's kernel does not have, with a log line, and
+//! the hooks that run on the host.
+
+mod devices;
+mod mounts;
+mod namespaces;
+mod process;
+
+use oci_spec::runtime::{Hook, Linux, LinuxResources, LinuxSeccomp, Spec};
+
+pub use mounts::IdMap;
+pub use namespaces::{Namespaces, UserNamespace};
+pub use process::exec_process;
+
+use crate::init::plan::{ContainerPlan, HookPlan, HookState, ProcessPlan};
+
+/// Why config.json, or an exec's process object, is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// It is not of the form that the OCI runtime specification gives.
+    #[error("config.json: {0}")]
+    Malformed(String),
+    /// A field is missing or contradicts another.
+    #[error("config.json: {field} {problem}")]
+    Invalid {
+        /// The field's path, such as `process.args`.
+        field: String,
+        /// What is wrong with it, as a predicate: `is empty`.
+        problem: String,
+    },
+    /// The guest has nothing of the kind.
+    #[error("config.json: {0} is not supported in the guest")]
+    Unsupported(String),
+}
+
+impl SpecError {
+    fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+
+    fn unsupported(field: impl Into<String>) -> Self {
+        Self::Unsupported(field.into())
+    }
+}
+
+/// A container as it is to be made.
+#[derive(Debug)]
+pub struct ContainerSpec {
+    /// What its first process does.
+    pub container: ContainerPlan,
+    /// What that process becomes.
+    pub process: ProcessPlan,
+    /// The namespaces it gets.
+    pub namespaces: Namespaces,
+    /// The user namespaces by which mounts map ids, in the order of their indices.
+    pub idmaps: Vec<IdMap>,
+    /// Limits and device rules.
+    pub resources: Option<LinuxResources>,
+    /// The system call filter.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// How likely the OOM killer is to take it.
+    pub oom_score_adj: i32,
+}
+
+/// Reads and validates config.json for a container.
+pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
+    let spec: Spec =
+        serde_json::from_slice(json).map_err(|error| SpecError::Malformed(error.to_string()))?;
+    refuse_other_platforms(&spec)?;
+    let missing = |field: &str| SpecError::invalid(field, "is missing");
+    let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
+    let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
+    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+    refuse_unsupported(linux)?;
+
+    let namespaces = namespaces::translate(linux)?;
+    let mut plan = ContainerPlan {
+        id: id.to_owned(),
+        rootfs: path_text("root.path", root.path())?,
+        readonly_rootfs: root.readonly().unwrap_or(false),
+        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+        domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+        masked_paths: linux.masked_paths().clone().unwrap_or_default(),
+        readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
+        time_offsets: namespaces::time_offsets(linux, &namespaces)?,
+        cgroup_namespace: namespaces.unshare_cgroup,
+        network_namespace: namespaces.create & libc::CLONE_NEWNET as u64 != 0,
+        ..ContainerPlan::default()
+    };
+    if (plan.hostname.is_some() || plan.domainname.is_some()) && !namespaces.has_uts {
+        return Err(SpecError::invalid("hostname", "needs a UTS namespace of the container's own"));
+    }
+    if let Some(name) = linux.rootfs_propagation().as_ref().filter(|name| !name.is_empty()) {
+        plan.rootfs_propagation = super::mount_options::propagation(name)
+            .ok_or_else(|| SpecError::invalid("linux.rootfsPropagation", format!("is {name:?}")))?;
+    }
+    let idmaps = mounts::translate(spec.mounts().as_deref(), linux, &mut plan)?;
+    devices::translate(linux, &namespaces, &mut plan)?;
+    translate_sysctls(linux, &mut plan)?;
+    translate_hooks(&spec, &mut plan);
+
+    let mut process_plan = process::first_process(process)?;
+    process_plan.personality = process::personality(linux)?;
+    process_plan.keyring = Some(format!("_ses.{id}"));
+    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+        log::info!("container {id}: linux.mountLabel has no meaning in the guest");
+    }
+    Ok(ContainerSpec {
+        container: plan,
+        process: process_plan,
+        namespaces,
+        idmaps,
+        resources: linux.resources().clone(),
+        seccomp: linux.seccomp().clone(),
+        oom_score_adj: process.oom_score_adj().unwrap_or(0).clamp(-1000, 1000),
+    })
+}
+
+fn refuse_other_platforms(spec: &Spec) -> Result<(), SpecError> {
+    let others = [
+        ("solaris", spec.solaris().is_some()),
+        ("windows", spec.windows().is_some()),
+        ("vm", spec.vm().is_some()),
+        ("zos", spec.zos().is_some()),
+    ];
+    refuse_first(&others)
+}
+
+fn refuse_unsupported(linux: &Linux) -> Result<(), SpecError> {
+    let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
+    refuse_first(&[
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.netDevices", net_devices),
+    ])
+}
+
+fn refuse_first(fields: &[(&str, bool)]) -> Result<(), SpecError> {
+    match fields.iter().find(|(_, present)| *present) {
+        Some((field, _)) => Err(SpecError::unsupported(*field)),
+        None => Ok(()),
+    }
+}
+
+/// Names become paths below /proc/sys as sysctl(8) has it: a name with dots has slashes, unless
+/// slashes came first, which then stand for themselves and dots for dots.
+fn translate_sysctls(linux: &Linux, plan: &mut ContainerPlan) -> Result<(), SpecError> {
+    for (name, value) in linux.sysctl().iter().flatten() {
+        let dots_separate = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
+        let path = if dots_separate {
+            name.chars()
+                .map(|c| match c {
+                    '.' => '/',
+                    '/' => '.',
+                    c => c,
+                })
+                .collect()
+        } else {
+            name.clone()
+        };
+        if path.is_empty() || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(SpecError::invalid("linux.sysctl", format!("{name:?} is not a name")));
+        }
+        plan.sysctls.insert(path, value.clone());
+    }
+    Ok(())
+}
+
+fn translate_hooks(spec: &Spec, plan: &mut ContainerPlan) {
+    let Some(hooks) = spec.hooks() else { return };
+    let convert = |hooks: &Option<Vec<Hook>>| -> Vec<HookPlan> {
+        hooks.iter().flatten().map(hook_plan).collect()
+    };
+    plan.create_hooks = convert(hooks.create_container());
+    plan.start_hooks = convert(hooks.start_container());
+    let bundle = std::path::Path::new(&plan.rootfs).parent();
+    plan.hook_state = HookState {
+        version: spec.version().clone(),
+        bundle: bundle.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        annotations: spec.annotations().iter().flatten().map(own).collect(),
+    };
+}
+
+fn own((key, value): (&String, &String)) -> (String, String) {
+    (key.clone(), value.clone())
+}
+
+fn hook_plan(hook: &Hook) -> HookPlan {
+    let path = hook.path().to_string_lossy().into_owned();
+    HookPlan {
+        args: hook.args().clone().filter(|args| !args.is_empty()).unwrap_or(vec![path.clone()]),
+        path,
+        env: hook.env().clone().unwrap_or_default(),
+        timeout: hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()),
+    }
+}
+
+/// A path as text; config.json is JSON and so are paths in it.
+fn path_text(field: &str, path: &std::path::Path) -> Result<String, SpecError> {
+    match path.to_str() {
+        Some("") => Err(SpecError::invalid(field, "is empty")),
+        Some(text) if text.contains('\0') => Err(SpecError::invalid(field, "contains a NUL")),
+        Some(text) => Ok(text.to_owned()),
+        None => Err(SpecError::invalid(field, "is not UTF-8")),
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

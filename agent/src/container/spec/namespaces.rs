@@ -1,0 +1,180 @@
+//! Which namespaces a container gets new, which it joins, and which it shares with the guest.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+
+use super::SpecError;
+use crate::init::plan::TimeOffset;
+
+/// The namespaces of a container.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// New ones that clone3(2) makes, as `CLONE_NEW*`. Not the user namespace, and not the cgroup
+    /// namespace, whose root is the group that the process is in when it makes it.
+    pub create: u64,
+    /// Those the process is to be born into.
+    pub join: Vec<Join>,
+    /// The user namespace.
+    pub user: UserNamespace,
+    /// Whether the process makes a cgroup namespace.
+    pub unshare_cgroup: bool,
+    /// Whether the UTS namespace is not the guest's.
+    pub has_uts: bool,
+    /// Whether the pid namespace ends with the container's first process.
+    pub owns_pid: bool,
+}
+
+/// A namespace that exists.
+#[derive(Debug)]
+pub struct Join {
+    /// Its `CLONE_NEW*`.
+    pub flag: u64,
+    /// A path of the guest, such as /proc/<pid>/ns/net.
+    pub path: PathBuf,
+}
+
+/// The user namespace of a container.
+#[derive(Debug, Default)]
+pub enum UserNamespace {
+    /// The guest's own.
+    #[default]
+    Guest,
+    /// A new one, with the lines of its uid_map and gid_map.
+    New {
+        /// Lines of `inside outside count`.
+        uid_map: String,
+        /// Likewise.
+        gid_map: String,
+        /// What the container's root is outside, if it is anyone: uid and gid.
+        root: Option<(u32, u32)>,
+    },
+    /// An existing one.
+    Join(PathBuf),
+}
+
+impl UserNamespace {
+    /// Whether it is another than the guest's.
+    pub fn is_own(&self) -> bool {
+        !matches!(self, Self::Guest)
+    }
+}
+
+/// Reads `linux.namespaces` and the id mappings.
+pub fn translate(linux: &Linux) -> Result<Namespaces, SpecError> {
+    let mut namespaces = Namespaces::default();
+    let mut seen = Vec::new();
+    for namespace in linux.namespaces().iter().flatten() {
+        let kind = namespace.typ();
+        if seen.contains(&kind) {
+            return Err(SpecError::invalid("linux.namespaces", format!("has {kind} twice")));
+        }
+        seen.push(kind);
+        let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
+        add(&mut namespaces, linux, kind, path)?;
+    }
+    if !seen.contains(&LinuxNamespaceType::Mount) {
+        return Err(SpecError::unsupported("linux.namespaces without a mount namespace"));
+    }
+    let has_mappings = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|m| !m.is_empty());
+    if !namespaces.user.is_own()
+        && (has_mappings(linux.uid_mappings()) || has_mappings(linux.gid_mappings()))
+    {
+        return Err(SpecError::invalid("linux.uidMappings", "need a user namespace"));
+    }
+    Ok(namespaces)
+}
+
+fn add(
+    namespaces: &mut Namespaces,
+    linux: &Linux,
+    kind: LinuxNamespaceType,
+    path: Option<PathBuf>,
+) -> Result<(), SpecError> {
+    let flag = flag(kind);
+    match (kind, path) {
+        (LinuxNamespaceType::User, None) => namespaces.user = new_user_namespace(linux)?,
+        (LinuxNamespaceType::User, Some(path)) => namespaces.user = UserNamespace::Join(path),
+        // A container's root is set up in a mount namespace of its own.
+        (LinuxNamespaceType::Mount, Some(_)) => {
+            return Err(SpecError::unsupported("linux.namespaces with a path for mount"));
+        }
+        (LinuxNamespaceType::Cgroup, None) => namespaces.unshare_cgroup = true,
+        // Made by the process itself, which first sets its offsets.
+        (LinuxNamespaceType::Time, None) => {}
+        (_, Some(path)) => namespaces.join.push(Join { flag, path }),
+        (_, None) => {
+            namespaces.create |= flag;
+            namespaces.owns_pid |= kind == LinuxNamespaceType::Pid;
+        }
+    }
+    namespaces.has_uts |= kind == LinuxNamespaceType::Uts;
+    Ok(())
+}
+
+fn flag(kind: LinuxNamespaceType) -> u64 {
+    // The enumeration's values are the kernel's.
+    kind as u64
+}
+
+fn new_user_namespace(linux: &Linux) -> Result<UserNamespace, SpecError> {
+    let (uids, uid_map) = id_map("linux.uidMappings", linux.uid_mappings().as_deref())?;
+    let (gids, gid_map) = id_map("linux.gidMappings", linux.gid_mappings().as_deref())?;
+    let root = outside(uids, 0).zip(outside(gids, 0));
+    Ok(UserNamespace::New { uid_map, gid_map, root })
+}
+
+/// The lines of a uid_map or gid_map.
+pub(super) fn id_map<'map>(
+    field: &str,
+    mappings: Option<&'map [LinuxIdMapping]>,
+) -> Result<(&'map [LinuxIdMapping], String), SpecError> {
+    let mappings = mappings.unwrap_or_default();
+    if mappings.is_empty() {
+        return Err(SpecError::invalid(field, "is empty, which a user namespace needs"));
+    }
+    let line =
+        |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+    Ok((mappings, mappings.iter().map(line).collect()))
+}
+
+/// What an id of the container is outside.
+fn outside(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
+    mappings
+        .iter()
+        .find(|m| id.checked_sub(m.container_id()).is_some_and(|offset| offset < m.size()))
+        .and_then(|m| m.host_id().checked_add(id - m.container_id()))
+}
+
+/// The offsets of a new time namespace, or `None` if there is no such namespace to make.
+pub fn time_offsets(
+    linux: &Linux,
+    namespaces: &Namespaces,
+) -> Result<Option<Vec<TimeOffset>>, SpecError> {
+    let has_time = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Time);
+    let joins = namespaces.join.iter().any(|join| join.flag == flag(LinuxNamespaceType::Time));
+    let offsets = linux.time_offsets().as_ref().filter(|offsets| !offsets.is_empty());
+    if !has_time || joins {
+        return match offsets {
+            Some(_) => Err(SpecError::invalid("linux.timeOffsets", "need a new time namespace")),
+            None => Ok(None),
+        };
+    }
+    let mut lines = Vec::new();
+    for (clock, offset) in offsets.into_iter().flatten() {
+        let clock = match clock.as_str() {
+            "monotonic" => libc::CLOCK_MONOTONIC,
+            "boottime" => libc::CLOCK_BOOTTIME,
+            other => {
+                let problem = format!("has {other:?}, which is no clock of a time namespace");
+                return Err(SpecError::invalid("linux.timeOffsets", problem));
+            }
+        };
+        lines.push((clock, offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0)));
+    }
+    Ok(Some(lines))
+}

@@ -1,0 +1,150 @@
+//! A container's first process.
+
+use std::convert::Infallible;
+use std::os::fd::AsFd as _;
+
+use rustix::process::DumpableBehavior;
+
+use super::channel::Report;
+use super::hooks::{self, Moment};
+use super::mounts::Mounts;
+use super::plan::{ContainerPlan, ProcessPlan};
+use super::program::Program;
+use super::rootfs::Rootfs;
+use super::{Control, Failure, Stage as _, console, devices, masks, privileges, user};
+use crate::sys::{Doing as _, OsError, clone, keyring, net};
+
+/// Sets the container up, waits for the word to start, and becomes the program.
+///
+/// The order is runc's where a container can tell the difference.
+pub(super) fn run(
+    plan: &ContainerPlan,
+    process: &ProcessPlan,
+    filter: &[u8],
+    control: Control,
+) -> Result<Infallible, Failure> {
+    privileges::set_initial_affinity(process).stage("cpu affinity")?;
+    make_namespaces(plan).stage("namespaces")?;
+    join_keyring(process).stage("keyring")?;
+
+    let root = make_file_system(plan, process, control)?;
+    root.pivot().stage("rootfs")?;
+    set_names(plan).stage("hostname")?;
+
+    console::fix_stdio_owner(process).stage("stdio")?;
+    let program = become_the_user(process, filter)?;
+    control.send(&Report::Ready, None).stage("start")?;
+    control.wait_for_start();
+
+    hooks::run_all(Moment::StartContainer, &plan.start_hooks, plan).stage("hooks")?;
+    privileges::set_final_affinity(process).stage("cpu affinity")?;
+    program.execute()
+}
+
+fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
+    if let Some(offsets) = &plan.time_offsets {
+        // Takes effect at execve(2). It comes before the process is made undumpable, which would
+        // make root the owner of its own /proc files.
+        clone::leave_namespaces(libc::CLONE_NEWTIME as u64).doing(|| "make a time namespace")?;
+        for (clock, seconds, nanoseconds) in offsets {
+            let line = format!("{clock} {seconds} {nanoseconds}");
+            std::fs::write("/proc/self/timens_offsets", &line)
+                .doing(|| format!("set time offset {line}"))?;
+        }
+    }
+    // Processes of a shared pid namespace must not get at this one while it has root's rights.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .doing(|| "make the process undumpable")?;
+    if plan.cgroup_namespace {
+        clone::leave_namespaces(libc::CLONE_NEWCGROUP as u64)
+            .doing(|| "make a cgroup namespace")?;
+    }
+    if plan.network_namespace {
+        net::loopback_up().doing(|| "bring lo up")?;
+    }
+    Ok(())
+}
+
+pub(super) fn join_keyring(process: &ProcessPlan) -> Result<(), OsError> {
+    let Some(name) = &process.keyring else { return Ok(()) };
+    let name = std::ffi::CString::new(name.as_str())
+        .map_err(std::io::Error::from)
+        .doing(|| "name the session keyring")?;
+    keyring::new_session(&name).doing(|| "make a session keyring")
+}
+
+fn make_file_system(
+    plan: &ContainerPlan,
+    process: &ProcessPlan,
+    control: Control,
+) -> Result<Rootfs, Failure> {
+    let root = Rootfs::prepare(plan).stage("rootfs")?;
+    let mut mounts = Mounts::new(&root, plan.cgroup_namespace);
+    for mount in &plan.mounts {
+        mounts.make(mount).stage("mounts")?;
+    }
+    if plan.populate_dev {
+        devices::populate(&root, plan).stage("devices")?;
+    }
+    if let Some(size) = process.terminal {
+        let terminal = console::open(Some(&root), size).stage("console")?;
+        console::bind(&root, &terminal).stage("console")?;
+        control.send(&Report::Terminal, Some(terminal.master.as_fd())).stage("console")?;
+        terminal.become_stdio().stage("console")?;
+    }
+    hooks::run_all(Moment::CreateContainer, &plan.create_hooks, plan).stage("hooks")?;
+    root.make_directory(&process.cwd).stage("cwd")?;
+    write_sysctls(plan).stage("sysctl")?;
+    masks::make_read_only(&root, &plan.readonly_paths).stage("readonly paths")?;
+    masks::hide(&root, &plan.masked_paths).stage("masked paths")?;
+    mounts.finish().stage("mounts")?;
+    if plan.readonly_rootfs {
+        root.make_read_only().stage("rootfs")?;
+    }
+    Ok(root)
+}
+
+/// Writes to the guest's own /proc, whose sysctls are those of the caller's namespaces: a /proc that
+/// an image has prepared is never written to (CVE-2019-19921).
+fn write_sysctls(plan: &ContainerPlan) -> Result<(), OsError> {
+    for (path, value) in &plan.sysctls {
+        std::fs::write(format!("/proc/sys/{path}"), value)
+            .doing(|| format!("write sysctl {} = {value}", path.replace('/', ".")))?;
+    }
+    Ok(())
+}
+
+fn set_names(plan: &ContainerPlan) -> Result<(), OsError> {
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).doing(|| format!("sethostname {name:?}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes())
+            .doing(|| format!("setdomainname {name:?}"))?;
+    }
+    Ok(())
+}
+
+/// Gives up root's rights and finds the program, with the seccomp filter as late as it may be.
+///
+/// Without no_new_privs only CAP_SYS_ADMIN may install a filter, so it comes before the
+/// capabilities go; with it, after all else.
+pub(super) fn become_the_user(process: &ProcessPlan, filter: &[u8]) -> Result<Program, Failure> {
+    let directory_entered = user::enter_directory_as_root(process).stage("cwd")?;
+    privileges::set_scheduling(process).stage("scheduling")?;
+    privileges::set_no_new_privileges(process).stage("no_new_privs")?;
+    privileges::set_rlimits(process).stage("rlimits")?;
+    if !process.no_new_privileges {
+        privileges::install_filter(process, filter).stage("seccomp")?;
+    }
+    privileges::set_user_and_capabilities(process).stage("user")?;
+    if !directory_entered {
+        user::enter_directory(process).stage("cwd")?;
+    }
+    user::check_directory(process).stage("cwd")?;
+    let program = Program::find(process).stage("exec")?;
+    if process.no_new_privileges {
+        privileges::install_filter(process, filter).stage("seccomp")?;
+    }
+    Ok(program)
+}

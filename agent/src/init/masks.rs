@@ -1,0 +1,85 @@
+//! Paths that the container is not to see, or not to write.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, major, minor};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::mounts::{attach, filesystem};
+use super::rootfs::Rootfs;
+use super::targets;
+use crate::sys::mount::{AttrChange, attr, change_attributes};
+use crate::sys::{Doing as _, OsError};
+
+const READ_ONLY: AttrChange = AttrChange { set: attr::RDONLY, clear: 0 };
+
+/// Makes paths read-only. One that does not exist is passed over.
+pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
+    for path in paths {
+        let Some(found) = find(root, path)? else { continue };
+        let doing = || format!("make {path} read-only");
+        let copy = copy_mount(&found, true).doing(doing)?;
+        change_attributes(copy.as_fd(), READ_ONLY, true).doing(doing)?;
+        attach(&copy, &found)?;
+    }
+    Ok(())
+}
+
+/// Hides paths: a file behind /dev/null, a directory behind an empty one. One that does not exist
+/// is passed over.
+pub fn hide(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
+    let mut empty = None;
+    for path in paths {
+        let Some(found) = find(root, path)? else { continue };
+        let doing = || format!("hide {path}");
+        let cover = if targets::is_directory(&found).doing(doing)? {
+            // One empty file system serves all.
+            let empty = match &empty {
+                Some(empty) => empty,
+                None => empty.insert(empty_directory()?),
+            };
+            copy_mount(empty, false).doing(doing)?
+        } else {
+            copy_mount(&null(root)?, false).doing(doing)?
+        };
+        attach(&cover, &found)?;
+    }
+    Ok(())
+}
+
+fn find(root: &Rootfs, path: &str) -> Result<Option<OwnedFd>, OsError> {
+    match targets::open(root.as_fd(), path) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno).doing(|| format!("open {path}")),
+    }
+}
+
+fn copy_mount(of: &OwnedFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(of, "", flags)
+}
+
+fn empty_directory() -> Result<OwnedFd, OsError> {
+    let empty = filesystem("tmpfs", "tmpfs", &[], false)?;
+    change_attributes(empty.as_fd(), READ_ONLY, false).doing(|| "make a tmpfs read-only")?;
+    Ok(empty)
+}
+
+/// The container's /dev/null, if that is what it is: an image could have something else there, and
+/// have it mounted wherever a path is to be hidden (CVE-2025-31133).
+fn null(root: &Rootfs) -> Result<OwnedFd, OsError> {
+    let null = targets::open(root.as_fd(), "/dev/null").doing(|| "open /dev/null")?;
+    let status = rustix::fs::fstat(&null).doing(|| "look at /dev/null")?;
+    let is_device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice;
+    if !is_device || (major(status.st_rdev), minor(status.st_rdev)) != (1, 3) {
+        return Err(Errno::NODEV).doing(|| "use /dev/null, which is not the null device");
+    }
+    Ok(null)
+}

@@ -1,0 +1,131 @@
+//! The process between clone3(2) and execve(2): what a container's first process, and every process
+//! that joins later, does before it becomes the program.
+//!
+//! It is the agent's binary, executed anew so that nothing of the agent's memory is in it, with one
+//! thread. The agent starts it with the descriptors of [`plan::fd`] and nothing else. It has root's
+//! rights at first and gives them up step by step; it trusts the plan, and nothing that it finds in
+//! the container's root.
+
+pub mod channel;
+mod console;
+mod copy_up;
+mod create;
+mod devices;
+mod hooks;
+mod join;
+mod lookup;
+mod masks;
+mod mounts;
+pub mod plan;
+mod privileges;
+mod program;
+mod rootfs;
+mod targets;
+mod user;
+
+use std::fmt::Display;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
+
+use channel::Report;
+pub use rootfs::STAGING;
+use plan::{Plan, Role, fd};
+
+use crate::sys::{Doing as _, clone, signal};
+
+/// The argument by which the agent's binary knows that it is to be this process.
+pub const ARGUMENT: &str = "container-init";
+
+/// The exit status after a failure; runc's.
+pub const EXIT_FAILED: i32 = 255;
+
+/// A stage that failed, as the agent is told.
+#[derive(Debug)]
+pub struct Failure {
+    stage: &'static str,
+    message: String,
+}
+
+/// Names the stage that an error belongs to.
+trait Stage<T> {
+    fn stage(self, stage: &'static str) -> Result<T, Failure>;
+}
+
+impl<T, E: Display> Stage<T> for Result<T, E> {
+    fn stage(self, stage: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure { stage, message: error.to_string() })
+    }
+}
+
+/// The socket to the agent.
+#[derive(Clone, Copy)]
+struct Control(BorrowedFd<'static>);
+
+impl Control {
+    fn send(self, report: &Report, fd: Option<BorrowedFd<'_>>) -> rustix::io::Result<()> {
+        channel::send(self.0, report, fd)
+    }
+
+    /// Waits for the agent's word to go on; without it the container is not to be.
+    fn wait_for_start(self) {
+        if clone::read_byte(fd::CONTROL).is_err() {
+            clone::exit_now(EXIT_FAILED);
+        }
+    }
+}
+
+/// Carries the plan out. Never returns: it becomes the program or ends.
+pub fn run() -> ! {
+    // SAFETY: the agent has put the socket there; it stays open until execve(2).
+    #[allow(unsafe_code)]
+    let control = Control(unsafe { BorrowedFd::borrow_raw(fd::CONTROL) });
+    // Here only if something failed.
+    let Err(failure) = prepare_and_execute(control);
+    let report = Report::Failed { stage: failure.stage.to_owned(), message: failure.message };
+    // If the agent is gone, so is the machine.
+    let _ = control.send(&report, None);
+    clone::exit_now(EXIT_FAILED)
+}
+
+fn prepare_and_execute(control: Control) -> Result<std::convert::Infallible, Failure> {
+    signal::reset_all();
+    clone::close_on_exec_from(fd::CONTROL as u32).doing(|| "mark descriptors").stage("start")?;
+    rustix::process::setsid().doing(|| "make a session").stage("start")?;
+    let plan = read_plan()?;
+    let filter = match plan.process.seccomp_flags {
+        Some(_) => read_all(fd::SECCOMP).doing(|| "read the filter").stage("seccomp")?,
+        None => Vec::new(),
+    };
+    match plan.role {
+        Role::Create(container) => create::run(&container, &plan.process, &filter, control),
+        Role::Join { namespaces, user_namespace } => {
+            join::run(namespaces, user_namespace, &plan.process, &filter, control)
+        }
+    }
+}
+
+fn read_plan() -> Result<Plan, Failure> {
+    let text = read_all(fd::PLAN).doing(|| "read the plan").stage("start")?;
+    serde_json::from_slice(&text).stage("start")
+}
+
+/// Reads a memory file from its beginning, wherever its offset is: processes share the filter's.
+fn read_all(number: i32) -> std::io::Result<Vec<u8>> {
+    let file = inherited(number);
+    let length = rustix::fs::fstat(&file)?.st_size as usize;
+    let mut data = vec![0; length];
+    let mut filled = 0;
+    while filled < length {
+        match rustix::io::pread(&file, &mut data[filled..], filled as u64)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => filled += count,
+        }
+    }
+    Ok(data)
+}
+
+/// Takes a descriptor over that the agent has left at a number of [`plan::fd`].
+#[allow(unsafe_code)]
+fn inherited(number: i32) -> OwnedFd {
+    // SAFETY: the agent has put one there for this purpose, and each is taken once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}

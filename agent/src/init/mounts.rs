@@ -1,0 +1,292 @@
+//! The mounts of config.json.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::plan::{MountPlan, MountSource, fd};
+use super::rootfs::Rootfs;
+use super::targets::{self, Kind};
+use super::{copy_up, inherited};
+use crate::sys::mount::{attr, change_attributes, map_ids, set_propagation};
+use crate::sys::{Doing as _, OsError};
+
+/// Files below /proc that may be mounted over: those by which tools such as LXCFS tell a container
+/// of its own resources. runc's list; anything else would let an image deceive what runs in it.
+const PROC_EXCEPTIONS: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// File systems whose instances the kernel shares: a flag on the instance would be another
+/// container's, too, or is refused. Their mounts alone are read-only.
+const SHARED_INSTANCES: [&str; 7] =
+    ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// A mount that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// It could not be made or attached.
+    #[error("error mounting {source_name:?} to rootfs at {destination:?}: {error}")]
+    Failed {
+        /// What was to be mounted.
+        source_name: String,
+        /// Where.
+        destination: String,
+        /// Why not.
+        error: OsError,
+    },
+    /// It would hide a part of /proc.
+    #[error("{0:?} cannot be mounted because it is inside /proc")]
+    InsideProc(String),
+}
+
+/// Makes mounts in a root.
+pub struct Mounts<'root> {
+    root: &'root Rootfs,
+    has_cgroup_namespace: bool,
+    /// Mounts that become read-only once they have been filled.
+    read_only_later: Vec<OwnedFd>,
+}
+
+impl<'root> Mounts<'root> {
+    /// For the mounts of one container.
+    pub fn new(root: &'root Rootfs, has_cgroup_namespace: bool) -> Self {
+        Self { root, has_cgroup_namespace, read_only_later: Vec::new() }
+    }
+
+    /// Makes one.
+    pub fn make(&mut self, plan: &MountPlan) -> Result<(), MountError> {
+        check_proc(plan)?;
+        self.make_checked(plan).map_err(|error| MountError::Failed {
+            source_name: source_name(&plan.source).to_owned(),
+            destination: plan.destination.clone(),
+            error,
+        })
+    }
+
+    fn make_checked(&mut self, plan: &MountPlan) -> Result<(), OsError> {
+        let mount = match &plan.source {
+            MountSource::Existing => {
+                let path = &plan.destination;
+                let existing = targets::open(self.root.as_fd(), path);
+                let existing = existing.doing(|| format!("open {path}"))?;
+                return self.set_attributes(&existing, plan);
+            }
+            MountSource::Bind { path, recursive, prepared } => {
+                bind(path, *recursive, *prepared)?
+            }
+            MountSource::Cgroup => self.cgroup(plan)?,
+            MountSource::Filesystem { kind, source, data, idmap, .. } => {
+                let read_only = plan.attributes.set & attr::RDONLY != 0;
+                let mount = filesystem(kind, source, data, read_only)?;
+                if let Some(index) = idmap {
+                    map_ids(mount.as_fd(), inherited(fd::MOUNTS + index).as_fd(), false)
+                        .doing(|| "map ids")?;
+                }
+                mount
+            }
+        };
+        let target = self.target(plan, &mount)?;
+        if let MountSource::Filesystem { copy_up: true, .. } = plan.source {
+            copy_up::copy(target.as_fd(), mount.as_fd())?;
+        }
+        self.set_attributes(&mount, plan)?;
+        attach(&mount, &target)?;
+        for flags in &plan.propagation {
+            let recursive = flags & libc::MS_REC != 0;
+            set_propagation(mount.as_fd(), flags & !libc::MS_REC, recursive)
+                .doing(|| "set the propagation")?;
+        }
+        Ok(())
+    }
+
+    /// Opens the place to mount on, and makes it if it is missing.
+    fn target(&self, plan: &MountPlan, mount: &OwnedFd) -> Result<OwnedFd, OsError> {
+        let kind = match targets::is_directory(mount).doing(|| "look at the source")? {
+            true => Kind::Directory,
+            false => Kind::File,
+        };
+        let target = targets::open_or_make(self.root.as_fd(), &plan.destination, kind)?;
+        let is_kernel_interface = matches!(&plan.source,
+            MountSource::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs");
+        if is_kernel_interface {
+            // An image with a link in its place would have it mounted elsewhere, and the paths
+            // below that are to be masked would be left open (CVE-2023-27561).
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            return targets::open_without_links(self.root.as_fd(), &plan.destination, flags)
+                .doing(|| "the filesystem must be mounted on an ordinary directory");
+        }
+        Ok(target)
+    }
+
+    fn set_attributes(&mut self, mount: &OwnedFd, plan: &MountPlan) -> Result<(), OsError> {
+        let mut own = plan.attributes;
+        // Device nodes are still to be made in it.
+        if plan.destination.trim_end_matches('/') == "/dev" && own.set & attr::RDONLY != 0 {
+            own.set &= !attr::RDONLY;
+            let later = mount.try_clone().doing(|| "keep /dev")?;
+            self.read_only_later.push(later);
+        }
+        if !own.is_empty() {
+            change_attributes(mount.as_fd(), own, false).doing(|| "set the mount options")?;
+        }
+        if !plan.recursive.is_empty() {
+            change_attributes(mount.as_fd(), plan.recursive, true)
+                .doing(|| "set the recursive mount options")?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup tree as the container is to see it: its own group is the root, if it has a cgroup
+    /// namespace.
+    fn cgroup(&self, plan: &MountPlan) -> Result<OwnedFd, OsError> {
+        let read_only = plan.attributes.set & attr::RDONLY != 0;
+        match filesystem("cgroup2", "cgroup", &[], read_only) {
+            // A user namespace that does not own the cgroup namespace may not mount it anew.
+            Err(OsError { errno: Errno::PERM | Errno::BUSY, .. }) if !self.has_cgroup_namespace => {
+                bind("/sys/fs/cgroup", true, None)
+            }
+            result => result,
+        }
+    }
+
+    /// What can only be done when /dev has been populated.
+    pub fn finish(self) -> Result<(), OsError> {
+        let read_only = crate::sys::mount::AttrChange { set: attr::RDONLY, clear: 0 };
+        for mount in &self.read_only_later {
+            change_attributes(mount.as_fd(), read_only, false)
+                .doing(|| "make /dev read-only")?;
+        }
+        Ok(())
+    }
+}
+
+/// Attaches a detached mount to the file behind a descriptor.
+pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), OsError> {
+    let flags =
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags).doing(|| "attach the mount")
+}
+
+/// A detached mount of a part of the guest's tree.
+fn bind(path: &str, recursive: bool, prepared: Option<i32>) -> Result<OwnedFd, OsError> {
+    if let Some(index) = prepared {
+        return Ok(inherited(fd::MOUNTS + index));
+    }
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, path, flags).doing(|| format!("stat {path}"))
+}
+
+/// A detached mount of a new instance of a file system.
+pub fn filesystem(
+    kind: &str,
+    source: &str,
+    data: &[(String, Option<String>)],
+    read_only: bool,
+) -> Result<OwnedFd, OsError> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .doing(|| format!("open file system {kind}"))?;
+    fsconfig_set_string(&context, "source", source).doing(|| format!("set source {source}"))?;
+    for (key, value) in data {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key, value.as_str())
+                .doing(|| format!("set option {key}={value}"))?,
+            None => {
+                fsconfig_set_flag(&context, key).doing(|| format!("set option {key}"))?;
+            }
+        }
+    }
+    if read_only && !SHARED_INSTANCES.contains(&kind) {
+        fsconfig_set_flag(&context, "ro").doing(|| "set option ro")?;
+    }
+    fsconfig_create(&context).doing(|| format!("make an instance of {kind}"))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .doing(|| format!("mount {kind}"))
+}
+
+fn check_proc(plan: &MountPlan) -> Result<(), MountError> {
+    let path = clean(&plan.destination);
+    let is_proc = matches!(&plan.source,
+        MountSource::Filesystem { kind, .. } if kind == "proc");
+    let allowed = match path.strip_prefix("/proc") {
+        Some("") => is_proc || matches!(plan.source, MountSource::Bind { .. } | MountSource::Existing),
+        Some(rest) if rest.starts_with('/') => PROC_EXCEPTIONS.contains(&path.as_str()),
+        _ => true,
+    };
+    if allowed { Ok(()) } else { Err(MountError::InsideProc(plan.destination.clone())) }
+}
+
+/// The path without empty parts, `.` and `..`.
+fn clean(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+fn source_name(source: &MountSource) -> &str {
+    match source {
+        MountSource::Existing => "",
+        MountSource::Bind { path, .. } => path,
+        MountSource::Filesystem { source, .. } => source,
+        MountSource::Cgroup => "cgroup",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(destination: &str, source: MountSource) -> bool {
+        let destination = destination.to_owned();
+        check_proc(&MountPlan { destination, source, ..MountPlan::default() }).is_ok()
+    }
+
+    fn fs(kind: &str) -> MountSource {
+        MountSource::Filesystem {
+            kind: kind.to_owned(),
+            source: kind.to_owned(),
+            data: Vec::new(),
+            copy_up: false,
+            idmap: None,
+        }
+    }
+
+    #[test]
+    fn nothing_is_mounted_inside_proc_but_what_tells_of_resources() {
+        assert!(verdict("/proc", fs("proc")));
+        assert!(!verdict("/proc", fs("tmpfs")));
+        assert!(!verdict("/proc/self", fs("tmpfs")));
+        assert!(!verdict("/sys/../proc/sys", fs("tmpfs")));
+        assert!(verdict("/proc/meminfo", MountSource::default()));
+        assert!(verdict("/procfs", fs("tmpfs")));
+    }
+
+    #[test]
+    fn a_path_is_cleaned() {
+        assert_eq!(clean("//a/./b/../c/"), "/a/c");
+        assert_eq!(clean("/../.."), "/");
+    }
+}

@@ -1,0 +1,104 @@
+//! What the process may do: limits, scheduling, capabilities, user and system call filter.
+
+use rustix::fs::Mode;
+use rustix::process::{Gid, Uid};
+use rustix::thread::CpuSet;
+
+use super::plan::ProcessPlan;
+use crate::boot::{HARD_NOFILE, SOFT_NOFILE};
+use crate::sys::{Doing as _, OsError, caps, check, sched, seccomp};
+
+/// Confines the process to the CPUs it is to begin on.
+pub fn set_initial_affinity(process: &ProcessPlan) -> Result<(), OsError> {
+    set_affinity(process.cpu_affinity.as_ref().map(|(initial, _)| initial))
+}
+
+/// Confines the process to the CPUs the program is to run on.
+pub fn set_final_affinity(process: &ProcessPlan) -> Result<(), OsError> {
+    set_affinity(process.cpu_affinity.as_ref().map(|(_, last)| last))
+}
+
+fn set_affinity(cpus: Option<&Vec<u32>>) -> Result<(), OsError> {
+    let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) else { return Ok(()) };
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu as usize);
+    }
+    rustix::thread::sched_setaffinity(None, &set).doing(|| "set process.execCPUAffinity")
+}
+
+/// Sets the scheduling policy, the I/O priority and the execution domain.
+pub fn set_scheduling(process: &ProcessPlan) -> Result<(), OsError> {
+    if let Some(scheduler) = &process.scheduler {
+        sched::set_scheduler(scheduler).doing(|| "set process.scheduler")?;
+    }
+    if let Some((class, level)) = process.io_priority {
+        sched::set_io_priority(class, level).doing(|| "set process.ioPriority")?;
+    }
+    if let Some(domain) = process.personality {
+        sched::set_personality(domain).doing(|| "set linux.personality")?;
+    }
+    Ok(())
+}
+
+/// From here on execve(2) grants nothing.
+pub fn set_no_new_privileges(process: &ProcessPlan) -> Result<(), OsError> {
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs")?;
+    }
+    Ok(())
+}
+
+/// Sets the resource limits. The agent's own limit of open files is not for programs.
+pub fn set_rlimits(process: &ProcessPlan) -> Result<(), OsError> {
+    if !process.rlimits.iter().any(|limit| limit.resource == libc::RLIMIT_NOFILE) {
+        set_rlimit(libc::RLIMIT_NOFILE, SOFT_NOFILE, HARD_NOFILE)?;
+    }
+    for limit in &process.rlimits {
+        set_rlimit(limit.resource, limit.soft, limit.hard)?;
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), OsError> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the structure lives across the call.
+    let set = unsafe { libc::setrlimit64(resource, &raw const limit) };
+    check(libc::c_long::from(set)).map(drop).doing(|| {
+        format!("error setting rlimits: resource {resource} to soft {soft}, hard {hard}")
+    })
+}
+
+/// Installs the system call filter, if there is one.
+pub fn install_filter(process: &ProcessPlan, filter: &[u8]) -> Result<(), OsError> {
+    let Some(flags) = process.seccomp_flags else { return Ok(()) };
+    seccomp::install(filter, flags).doing(|| "install the seccomp filter")
+}
+
+/// Becomes the user, with the capabilities the plan gives and no others.
+///
+/// Changing away from root clears the permitted set unless it is told to keep it; execve(2) resets
+/// that flag.
+pub fn set_user_and_capabilities(process: &ProcessPlan) -> Result<(), OsError> {
+    let sets = process.capabilities;
+    caps::limit_bounding_set(sets.bounding).doing(|| "limit the bounding set")?;
+    rustix::thread::set_keep_capabilities(true).doing(|| "keep capabilities")?;
+    set_ids(process)?;
+    rustix::thread::set_keep_capabilities(false).doing(|| "stop keeping capabilities")?;
+    rustix::process::umask(Mode::from_raw_mode(process.umask));
+    caps::set(sets.effective, sets.permitted, sets.inheritable)
+        .doing(|| "apply process.capabilities")?;
+    caps::set_ambient(sets.ambient).doing(|| "apply process.capabilities.ambient")
+}
+
+fn set_ids(process: &ProcessPlan) -> Result<(), OsError> {
+    let groups: Vec<_> = process.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    rustix::thread::set_thread_groups(&groups).doing(|| "set process.user.additionalGids")?;
+    let gid = Gid::from_raw(process.gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .doing(|| format!("set process.user.gid {}", process.gid))?;
+    let uid = Uid::from_raw(process.uid);
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+        .doing(|| format!("set process.user.uid {}", process.uid))
+}

@@ -1,0 +1,118 @@
+//! The program: found as the user who runs it, and executed.
+
+use std::convert::Infallible;
+use std::ffi::{CString, NulError};
+use std::io::Write as _;
+
+use super::plan::ProcessPlan;
+use super::{EXIT_FAILED, Failure, lookup, user};
+use crate::sys::{clone, errno_text};
+
+/// A program that is ready to be executed.
+pub struct Program {
+    path: String,
+    path_c: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+/// Why there is no program to execute.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// It is not there or not executable.
+    #[error(transparent)]
+    Lookup(#[from] lookup::LookupError),
+    /// An entry of the environment is not of the form `NAME=value`.
+    #[error("invalid environment variable {0:?}")]
+    Environment(String),
+    /// A string cannot be passed to a program.
+    #[error("process.args or process.env contains a NUL")]
+    Nul(#[from] NulError),
+    /// There is no argument.
+    #[error("process.args is empty")]
+    NoArguments,
+}
+
+impl Program {
+    /// Finds the program by the environment that it will have, in the root and with the rights that
+    /// it will have.
+    pub fn find(process: &ProcessPlan) -> Result<Self, ProgramError> {
+        let mut env = environment(&process.env)?;
+        if !env.iter().any(|(name, value)| name == "HOME" && !value.is_empty()) {
+            env.retain(|(name, _)| name != "HOME");
+            env.push(("HOME".to_owned(), user::home(process.uid)));
+        }
+        let name = process.args.first().ok_or(ProgramError::NoArguments)?;
+        let search = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str());
+        let path = lookup::find(name, search.unwrap_or_default())?;
+        let to_c = |text: &String| CString::new(text.as_str());
+        Ok(Self {
+            path_c: CString::new(path.as_str())?,
+            path,
+            args: process.args.iter().map(to_c).collect::<Result<_, _>>()?,
+            env: env
+                .iter()
+                .map(|(name, value)| CString::new(format!("{name}={value}")))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Becomes the program.
+    ///
+    /// By now a failure, such as a script without an interpreter line, belongs to the container and
+    /// not to its creation: it is written to its standard error, as runc does.
+    pub fn execute(self) -> Result<Infallible, Failure> {
+        let pointers = |strings: &[CString]| {
+            let mut pointers: Vec<_> = strings.iter().map(|text| text.as_ptr()).collect();
+            pointers.push(std::ptr::null());
+            pointers
+        };
+        // SAFETY: both arrays end in null and point into strings that live across the call.
+        #[allow(unsafe_code)]
+        let errno =
+            unsafe { clone::execute(&self.path_c, &pointers(&self.args), &pointers(&self.env)) };
+        let line = format!("exec {}: {}\n", self.path, errno_text(errno));
+        let _ = std::io::stderr().write_all(line.as_bytes());
+        clone::exit_now(EXIT_FAILED)
+    }
+}
+
+/// Names and values, the last of several values for a name in the place of the first.
+fn environment(entries: &[String]) -> Result<Vec<(String, String)>, ProgramError> {
+    let mut env: Vec<(String, String)> = Vec::with_capacity(entries.len() + 1);
+    for entry in entries {
+        match entry.split_once('=') {
+            Some((name, value)) if !name.is_empty() => {
+                match env.iter_mut().find(|(other, _)| other == name) {
+                    Some(earlier) => value.clone_into(&mut earlier.1),
+                    None => env.push((name.to_owned(), value.to_owned())),
+                }
+            }
+            _ => return Err(ProgramError::Environment(entry.clone())),
+        }
+    }
+    Ok(env)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(list: &[&str]) -> Result<Vec<(String, String)>, ProgramError> {
+        environment(&list.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_holds() {
+        let env = entries(&["A=1", "B=x=y", "A=2"]).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(env, [pair("A", "2"), pair("B", "x=y")]);
+    }
+
+    #[test]
+    fn a_variable_has_a_name_and_a_value() {
+        for bad in ["A", "=x", ""] {
+            assert!(entries(&[bad]).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The container's root: put in place, entered, and closed to writing.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
+};
+
+use super::plan::ContainerPlan;
+use super::targets::{self, Kind};
+use crate::sys::mount::{AttrChange, attr, change_attributes, set_propagation};
+use crate::sys::{Doing as _, OsError};
+
+/// Where the root is attached until it is pivoted to, in every container's own mount namespace.
+pub const STAGING: &str = "/run/rvm/root";
+/// The mount that [`STAGING`] lies in.
+const STAGING_MOUNT: &str = "/run";
+
+/// The root as a mount.
+pub struct Rootfs {
+    mount: OwnedFd,
+    propagation: u64,
+}
+
+impl Rootfs {
+    /// Makes the root a mount of its own, attached where nothing else sees it.
+    pub fn prepare(plan: &ContainerPlan) -> Result<Self, OsError> {
+        // Nothing that the container mounts is to reach the guest, unless config.json asks for it.
+        let propagation = match plan.rootfs_propagation {
+            0 => MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+            flags => MountPropagationFlags::from_bits_retain(flags as _),
+        };
+        mount_change("/", propagation).doing(|| "set the propagation of /")?;
+        // pivot_root(2) wants a root whose parent mount is not shared.
+        mount_change(STAGING_MOUNT, MountPropagationFlags::PRIVATE)
+            .doing(|| format!("make {STAGING_MOUNT} private"))?;
+
+        let rootfs = plan.rootfs.as_str();
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        let mount = open_tree(CWD, rootfs, flags).doing(|| format!("open rootfs {rootfs}"))?;
+        set_propagation(mount.as_fd(), libc::MS_PRIVATE, true)
+            .doing(|| format!("make rootfs {rootfs} private"))?;
+        move_mount(&mount, "", CWD, STAGING, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .doing(|| format!("mount rootfs {rootfs}"))?;
+        Ok(Self { mount, propagation: plan.rootfs_propagation })
+    }
+
+    /// The root's directory.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+
+    /// Makes a directory of the container and all that lead to it.
+    pub fn make_directory(&self, path: &str) -> Result<(), OsError> {
+        targets::open_or_make(self.as_fd(), path, Kind::Directory).map(drop)
+    }
+
+    /// Makes the root, but not what is mounted below it, read-only.
+    pub fn make_read_only(&self) -> Result<(), OsError> {
+        let change = AttrChange { set: attr::RDONLY, clear: 0 };
+        change_attributes(self.as_fd(), change, false).doing(|| "make the rootfs read-only")
+    }
+
+    /// Makes it the root of this process and takes the guest's away.
+    pub fn pivot(self) -> Result<(), OsError> {
+        let old = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| "open the old root")?;
+        rustix::process::fchdir(&self.mount).doing(|| "enter the new root")?;
+        // With one directory for both, the old root ends up on top of the new one, and no
+        // directory is needed to put it in; see pivot_root(2).
+        rustix::process::pivot_root(".", ".").doing(|| "pivot_root")?;
+        rustix::process::fchdir(&old).doing(|| "enter the old root")?;
+        // What is unmounted here is to stay mounted in the guest.
+        let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        mount_change(".", slave).doing(|| "set the propagation of the old root")?;
+        unmount(".", UnmountFlags::DETACH).doing(|| "unmount the old root")?;
+        rustix::process::chdir("/").doing(|| "enter /")?;
+        if self.propagation != 0 {
+            let flags = MountPropagationFlags::from_bits_retain(self.propagation as _);
+            mount_change("/", flags).doing(|| "set linux.rootfsPropagation")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! The user's home and working directory.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::plan::ProcessPlan;
+use crate::sys::{Doing as _, OsError, errno_text};
+
+/// How much of an image's /etc/passwd is read: a hostile one must not take the memory that the
+/// container's limit allows before the program has begun.
+const MAX_PASSWD: u64 = 1 << 20;
+
+/// Why the working directory cannot be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// It cannot be entered.
+    #[error("chdir to cwd ({path:?}) set in config.json failed: {}", errno_text(*.errno))]
+    Enter {
+        /// `process.cwd`
+        path: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// It is not below the container's root (CVE-2024-21626).
+    #[error(
+        "current working directory is outside of container mount namespace root -- possible \
+         container breakout detected"
+    )]
+    Outside,
+    /// It cannot be asked for.
+    #[error(transparent)]
+    Os(#[from] OsError),
+}
+
+/// The home directory that the image's /etc/passwd gives a user, or `/`.
+///
+/// Read by hand: the C library's getpwnam(3) would load modules of the image.
+pub fn home(uid: u32) -> String {
+    read_home(uid).filter(|home| !home.is_empty()).unwrap_or_else(|| "/".to_owned())
+}
+
+fn read_home(uid: u32) -> Option<String> {
+    // Without NONBLOCK a fifo in its place would hold the container up for ever.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok()?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode);
+    if kind != FileType::RegularFile {
+        return None;
+    }
+    let reader = BufReader::new(std::fs::File::from(file).take(MAX_PASSWD));
+    reader.lines().map_while(Result::ok).find_map(|line| home_in_line(&line, uid))
+}
+
+fn home_in_line(line: &str, uid: u32) -> Option<String> {
+    let fields: Vec<_> = line.split(':').collect();
+    match fields[..] {
+        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) => Some(home.to_owned()),
+        _ => None,
+    }
+}
+
+/// Enters the working directory with root's rights. Returns false if these do not suffice, as on
+/// a file system that denies them to root; the user is to try then.
+pub fn enter_directory_as_root(process: &ProcessPlan) -> Result<bool, DirectoryError> {
+    match rustix::process::chdir(process.cwd.as_str()) {
+        Ok(()) => Ok(true),
+        Err(Errno::ACCESS | Errno::PERM) => Ok(false),
+        Err(errno) => Err(DirectoryError::Enter { path: process.cwd.clone(), errno }),
+    }
+}
+
+/// Enters the working directory with the user's rights.
+pub fn enter_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
+    rustix::process::chdir(process.cwd.as_str())
+        .map_err(|errno| DirectoryError::Enter { path: process.cwd.clone(), errno })
+}
+
+/// Makes sure that the working directory lies in the container's root: a path through a leaked
+/// descriptor leads out of it.
+pub fn check_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+        Ok(_) | Err(Errno::NOENT) => Err(DirectoryError::Outside),
+        Err(errno) => {
+            Err(errno).doing(|| format!("find the path of {}", process.cwd)).map_err(Into::into)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_belongs_to_a_user_id() {
+        let line = "www:x:33:33:web:/var/www:/bin/sh";
+        assert_eq!(home_in_line(line, 33).as_deref(), Some("/var/www"));
+        assert_eq!(home_in_line(line, 34), None);
+        assert_eq!(home_in_line("broken:x:33", 33), None);
+        assert_eq!(home_in_line("nohome:x:7:7::", 7), Some(String::new()).filter(|_| false));
+    }
+}

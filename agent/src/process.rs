@@ -1,0 +1,113 @@
+//! A process that the host knows of: a container's first, or one that was exec'd.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError, Weak};
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::termios::Winsize;
+use tokio::sync::watch;
+
+use crate::reaper::Exit;
+use crate::streams::Endpoint;
+use crate::sys::{Doing as _, OsError, signal};
+
+/// The highest signal number.
+const LAST_SIGNAL: u32 = 64;
+
+/// Why something could not be done to a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It has ended.
+    #[error("process already finished")]
+    Finished,
+    /// There is no such signal.
+    #[error("signal {0} does not exist")]
+    UnknownSignal(u32),
+    /// It has pipes.
+    #[error("process has no terminal")]
+    NoTerminal,
+    /// A system call failed.
+    #[error(transparent)]
+    Os(#[from] OsError),
+}
+
+/// A process, running or ended.
+pub struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// The terminal's master, which belongs to its relay.
+    terminal: Mutex<Weak<Endpoint>>,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+impl Process {
+    /// A process that has just been made.
+    pub fn new(pid: Pid, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd, terminal: Mutex::default(), exit: watch::Sender::new(None) }
+    }
+
+    /// Its id in the guest's root pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get() as u32
+    }
+
+    /// A descriptor of it.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Remembers its terminal's master.
+    pub fn set_terminal(&self, master: Weak<Endpoint>) {
+        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = master;
+    }
+
+    /// Records its end and wakes whoever waits for it.
+    pub fn finish(&self, exit: Exit) {
+        self.exit.send_replace(Some(exit));
+    }
+
+    /// Whether it has ended.
+    pub fn has_finished(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// Returns when it has ended; at once if it has already.
+    pub async fn wait(&self) -> Result<Exit, ProcessError> {
+        let mut exit = self.exit.subscribe();
+        // The sender lives as long as this does, so the channel cannot close meanwhile.
+        let exit = exit.wait_for(Option::is_some).await.map_err(|_| ProcessError::Finished)?;
+        exit.ok_or(ProcessError::Finished)
+    }
+
+    /// Sends a signal; 0 only asks whether it runs.
+    pub fn signal(&self, number: u32) -> Result<(), ProcessError> {
+        check_signal(number)?;
+        if self.has_finished() {
+            return Err(ProcessError::Finished);
+        }
+        match signal::send(self.pidfd.as_fd(), number) {
+            Err(Errno::SRCH) => Err(ProcessError::Finished),
+            result => Ok(result.doing(|| format!("signal process {}", self.pid()))?),
+        }
+    }
+
+    /// Sets the size of its terminal.
+    pub fn resize(&self, rows: u16, cols: u16) -> Result<(), ProcessError> {
+        let terminal = self.terminal.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let Some(terminal) = terminal else {
+            return Err(match self.has_finished() {
+                true => ProcessError::Finished,
+                false => ProcessError::NoTerminal,
+            });
+        };
+        let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(rustix::termios::tcsetwinsize(terminal.as_fd(), size)
+            .doing(|| "resize the terminal")?)
+    }
+}
+
+/// Refuses what is no signal number.
+pub fn check_signal(number: u32) -> Result<(), ProcessError> {
+    if number > LAST_SIGNAL { Err(ProcessError::UnknownSignal(number)) } else { Ok(()) }
+}

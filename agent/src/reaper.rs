@@ -1,0 +1,82 @@
+//! Waiting for processes that end: the agent's own children, and every orphan of the guest.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use tokio::sync::oneshot;
+
+use crate::sys::{Doing as _, OsError, readiness, signal};
+
+/// How and when a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// What a shell would report.
+    pub status: u32,
+    /// Nanoseconds since the epoch.
+    pub at_ns: u64,
+}
+
+/// Whoever waits for a process.
+type Waiters = HashMap<Pid, oneshot::Sender<Exit>>;
+
+/// Hands the ends of processes to whom they concern.
+#[derive(Clone, Default)]
+pub struct Reaper {
+    waiters: Arc<Mutex<Waiters>>,
+}
+
+impl Reaper {
+    /// Waits for children for ever. `signals` is from [`signal::child_exits`].
+    pub async fn run(self, signals: OwnedFd) -> Result<(), OsError> {
+        let signals = readiness::watch(signals).doing(|| "watch for SIGCHLD")?;
+        loop {
+            // Children may have ended before anyone looked.
+            self.reap();
+            let mut ready = signals.readable().await.doing(|| "wait for SIGCHLD")?;
+            signal::drain(signals.as_fd());
+            ready.clear_ready();
+        }
+    }
+
+    /// Asks for the end of a child. To be called before the child can have been waited for: in
+    /// the same breath as it is made, without giving the runtime control.
+    pub fn expect(&self, pid: Pid) -> oneshot::Receiver<Exit> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, sender);
+        receiver
+    }
+
+    fn reap(&self) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => self.tell(pid, status),
+                Ok(None) | Err(Errno::CHILD) => return,
+                Err(Errno::INTR) => {}
+                Err(errno) => return log::error!("wait for children: {errno}"),
+            }
+        }
+    }
+
+    fn tell(&self, pid: Pid, status: WaitStatus) {
+        let exit = Exit { status: shell_status(status), at_ns: now_ns() };
+        let waiter = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+        if let Some(waiter) = waiter {
+            // Nobody may be interested any more.
+            let _ = waiter.send(exit);
+        }
+    }
+}
+
+fn shell_status(status: WaitStatus) -> u32 {
+    let code = status.exit_status().unwrap_or(0);
+    status.terminating_signal().map_or(code, |signal| 128 + signal) as u32
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,141 @@
+//! The agent's view of its machine: the containers in it, and what serves all of them.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::boot;
+use crate::container::{self, Container};
+use crate::error::AgentError;
+use crate::events::Events;
+use crate::reaper::Reaper;
+use crate::streams::{StreamHub, StreamIds};
+use crate::sys::{Doing as _, OsError};
+
+/// The longest container id: it becomes a cgroup's name, and so a file name.
+const MAX_ID: usize = 200;
+
+enum Slot {
+    /// Its id is taken.
+    Creating,
+    Present(Arc<Container>),
+}
+
+/// Shared by everything in the agent; a copy is another handle.
+#[derive(Clone)]
+pub struct Sandbox {
+    /// The agent's own binary, which is executed anew for every process of a container.
+    pub program: Arc<OwnedFd>,
+    /// The standard streams.
+    pub streams: StreamHub,
+    /// The ends of processes.
+    pub reaper: Reaper,
+    /// What the host is told.
+    pub events: Events,
+    containers: Arc<Mutex<HashMap<String, Slot>>>,
+}
+
+impl Sandbox {
+    /// An empty one.
+    pub fn new() -> Result<Self, OsError> {
+        use rustix::fs::{Mode, OFlags, open};
+        let program = open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| "open the agent's binary")?;
+        Ok(Self {
+            program: Arc::new(program),
+            streams: StreamHub::default(),
+            reaper: Reaper::default(),
+            events: Events::default(),
+            containers: Arc::default(),
+        })
+    }
+
+    /// Makes a container.
+    pub async fn create(
+        &self,
+        id: &str,
+        config: &[u8],
+        ids: &StreamIds,
+    ) -> Result<Arc<Container>, AgentError> {
+        check_id(id)?;
+        {
+            let mut containers = self.lock();
+            if containers.contains_key(id) {
+                return Err(AgentError::ContainerExists(id.to_owned()));
+            }
+            containers.insert(id.to_owned(), Slot::Creating);
+        }
+        let created = container::create(self, id, config, ids).await;
+        let mut containers = self.lock();
+        match &created {
+            Ok(container) => {
+                containers.insert(id.to_owned(), Slot::Present(container.clone()));
+            }
+            Err(_) => {
+                containers.remove(id);
+            }
+        }
+        created
+    }
+
+    /// Finds a container.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, AgentError> {
+        match self.lock().get(id) {
+            Some(Slot::Present(container)) => Ok(container.clone()),
+            Some(Slot::Creating) => Err(container::StateError::Creating.into()),
+            None => Err(AgentError::NoSuchContainer(id.to_owned())),
+        }
+    }
+
+    /// Kills what is left of a container and forgets it.
+    pub async fn remove(&self, id: &str) -> Result<(), AgentError> {
+        self.container(id)?.remove().await?;
+        self.lock().remove(id);
+        Ok(())
+    }
+
+    /// Waits until what ended processes wrote is on the host.
+    pub async fn write_back(&self) {
+        if let Some(pid) = boot::start_writing_back() {
+            // It reports to nobody; that it has ended is enough.
+            let _ = self.reaper.expect(pid).await;
+        }
+    }
+
+    /// Ends every container and unmounts what is shared with the host.
+    pub async fn shut_down(&self) {
+        let ids: Vec<_> = self.lock().keys().cloned().collect();
+        for id in ids {
+            if let Err(error) = self.remove(&id).await {
+                log::warn!("container {id}: {error}");
+            }
+        }
+        boot::unmount_shared();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check_id(id: &str) -> Result<(), AgentError> {
+    let is_valid = !id.is_empty()
+        && id.len() <= MAX_ID
+        && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"_+.-".contains(&c));
+    if is_valid { Ok(()) } else { Err(AgentError::InvalidId(id.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_plain_name() {
+        for id in ["a", "8f3-x_Y.z+1", "a.b"] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        for id in ["", "a/b", "a b", "ü", &"x".repeat(201)] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Standard streams: connections from the host, paired with processes.
+//!
+//! Each connection begins with the id of the stream it carries. It may come before or after the
+//! request that starts the process, so whichever is first waits here for the other. The bounds
+//! guard against a confused host, not a hostile one: what reaches this port comes from outside the
+//! guest only.
+
+mod endpoint;
+mod relay;
+mod stdio;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+use crate::sys::readiness;
+pub use endpoint::Endpoint;
+pub use stdio::{ProcessStreams, StreamIds, prepare};
+
+/// Connections that may wait for their process at one time. A pod starts its containers one after
+/// the other, three streams each.
+const MAX_UNPAIRED: usize = 256;
+/// How long a connection may wait for its process: longer than a container takes to be made on the
+/// slowest machine.
+const UNPAIRED_LIFETIME: Duration = Duration::from_secs(60);
+/// How long a connection may take to say its id.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+enum Half {
+    Connection { socket: OwnedFd, arrival: u64 },
+    Process(oneshot::Sender<OwnedFd>),
+}
+
+#[derive(Default)]
+struct Halves {
+    by_id: HashMap<u64, Half>,
+    connections: usize,
+    arrivals: u64,
+}
+
+/// Pairs connections with the processes that want them.
+#[derive(Clone, Default)]
+pub struct StreamHub {
+    halves: Arc<Mutex<Halves>>,
+}
+
+impl StreamHub {
+    /// Accepts connections for ever. `listener` is non-blocking.
+    pub async fn serve(self, listener: OwnedFd) -> std::io::Result<()> {
+        let listener = readiness::watch(listener)?;
+        loop {
+            let mut ready = listener.readable().await?;
+            match accept_with(listener.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => {
+                    tokio::spawn(self.clone().receive(socket));
+                }
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                // The peer went away before it was accepted.
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(errno) => {
+                    log::warn!("accept a stream: {errno}");
+                    // Out of descriptors or memory: wait for some to be given back.
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn receive(self, socket: OwnedFd) {
+        let Ok(endpoint) = Endpoint::new(socket) else { return };
+        let mut header = [0; 8];
+        match timeout(HEADER_TIMEOUT, endpoint.read_exact(&mut header)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return log::debug!("a stream ended before its id: {error}"),
+            Err(_) => return log::debug!("a stream did not say its id in time"),
+        }
+        let id = u64::from_be_bytes(header);
+        if let Some(arrival) = self.pair(id, endpoint.into_inner()) {
+            sleep(UNPAIRED_LIFETIME).await;
+            self.expire(id, arrival);
+        }
+    }
+
+    /// Hands a connection over or keeps it; returns its arrival number if it has to wait.
+    fn pair(&self, id: u64, socket: OwnedFd) -> Option<u64> {
+        let mut halves = self.lock();
+        match halves.by_id.remove(&id) {
+            Some(Half::Process(process)) => {
+                // The process has given up if this fails; the connection then closes.
+                let _ = process.send(socket);
+                None
+            }
+            Some(first @ Half::Connection { .. }) => {
+                log::warn!("stream {id}: a second connection, refused");
+                halves.by_id.insert(id, first);
+                None
+            }
+            None if halves.connections >= MAX_UNPAIRED => {
+                log::warn!("stream {id}: {MAX_UNPAIRED} connections wait already, refused");
+                None
+            }
+            None => {
+                halves.connections += 1;
+                halves.arrivals += 1;
+                let arrival = halves.arrivals;
+                halves.by_id.insert(id, Half::Connection { socket, arrival });
+                Some(arrival)
+            }
+        }
+    }
+
+    fn expire(&self, id: u64, arrival: u64) {
+        let mut halves = self.lock();
+        let waits = matches!(halves.by_id.get(&id),
+            Some(Half::Connection { arrival: waiting, .. }) if *waiting == arrival);
+        if waits {
+            log::warn!("stream {id}: no process wanted it, closed");
+            halves.by_id.remove(&id);
+            halves.connections -= 1;
+        }
+    }
+
+    /// Waits for the connection with this id. Fails if another process waits for it already.
+    fn claim(&self, id: u64) -> Result<Claim, StreamError> {
+        let (sender, receiver) = oneshot::channel();
+        let mut halves = self.lock();
+        match halves.by_id.remove(&id) {
+            Some(Half::Connection { socket, .. }) => {
+                halves.connections -= 1;
+                // The receiver is right here.
+                let _ = sender.send(socket);
+            }
+            // A claim that was given up leaves its sender behind.
+            Some(Half::Process(other)) if !other.is_closed() => {
+                halves.by_id.insert(id, Half::Process(other));
+                return Err(StreamError::Claimed(id));
+            }
+            _ => {
+                halves.by_id.insert(id, Half::Process(sender));
+            }
+        }
+        Ok(Claim { hub: self.clone(), id, receiver })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Halves> {
+        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process's wish for a connection. Dropping it withdraws the wish.
+struct Claim {
+    hub: StreamHub,
+    id: u64,
+    receiver: oneshot::Receiver<OwnedFd>,
+}
+
+impl Claim {
+    async fn connection(mut self) -> Option<Endpoint> {
+        let socket = (&mut self.receiver).await.ok()?;
+        Endpoint::new(socket).inspect_err(|error| log::warn!("stream {}: {error}", self.id)).ok()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.receiver.close();
+        let mut halves = self.hub.lock();
+        let withdrawn = matches!(halves.by_id.get(&self.id),
+            Some(Half::Process(process)) if process.is_closed());
+        if withdrawn {
+            halves.by_id.remove(&self.id);
+        }
+    }
+}
+
+/// Why a process could not have its streams.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// Two processes name the same stream.
+    #[error("stream {0} already belongs to another process")]
+    Claimed(u64),
+    /// A pipe or terminal could not be made.
+    #[error(transparent)]
+    Os(#[from] crate::sys::OsError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket() -> OwnedFd {
+        std::os::unix::net::UnixStream::pair().unwrap().0.into()
+    }
+
+    #[tokio::test]
+    async fn a_connection_waits_for_its_process() {
+        let hub = StreamHub::default();
+        assert!(hub.pair(7, socket()).is_some());
+        assert!(hub.claim(7).unwrap().receiver.try_recv().is_ok());
+        assert_eq!(hub.lock().connections, 0);
+    }
+
+    #[tokio::test]
+    async fn a_process_waits_for_its_connection() {
+        let hub = StreamHub::default();
+        let mut claim = hub.claim(7).unwrap();
+        assert!(claim.receiver.try_recv().is_err());
+        assert!(hub.pair(7, socket()).is_none());
+        assert!(claim.receiver.try_recv().is_ok());
+    }
+
+    #[tokio::test]
+    async fn two_processes_cannot_share_a_stream() {
+        let hub = StreamHub::default();
+        let _first = hub.claim(7).unwrap();
+        assert!(matches!(hub.claim(7), Err(StreamError::Claimed(7))));
+    }
+
+    #[tokio::test]
+    async fn a_withdrawn_claim_leaves_nothing_behind() {
+        let hub = StreamHub::default();
+        drop(hub.claim(7).unwrap());
+        assert!(hub.lock().by_id.is_empty());
+        assert!(hub.claim(7).is_ok());
+    }
+
+    #[tokio::test]
+    async fn waiting_connections_are_bounded() {
+        let hub = StreamHub::default();
+        for id in 0..MAX_UNPAIRED as u64 {
+            assert!(hub.pair(id, socket()).is_some());
+        }
+        assert!(hub.pair(u64::MAX, socket()).is_none());
+    }
+
+    #[tokio::test]
+    async fn an_expired_connection_is_closed_but_not_its_successor() {
+        let hub = StreamHub::default();
+        let arrival = hub.pair(7, socket()).unwrap();
+        hub.expire(7, arrival);
+        assert!(hub.lock().by_id.is_empty());
+        assert!(hub.pair(7, socket()).is_some());
+        hub.expire(7, arrival);
+        assert_eq!(hub.lock().connections, 1);
+    }
+}

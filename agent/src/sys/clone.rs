@@ -1,0 +1,169 @@
+//! Making a process with clone3(2), and changing namespaces.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io;
+use rustix::process::Pid;
+
+use super::check;
+
+/// What clone3(2) is asked for.
+#[derive(Default)]
+pub struct CloneRequest<'fd> {
+    /// `CLONE_NEW*` and `CLONE_PARENT`, as in `<linux/sched.h>`.
+    pub flags: u64,
+    /// The directory of the cgroup to start in; `None` stays in the caller's.
+    pub cgroup: Option<BorrowedFd<'fd>>,
+}
+
+/// `<linux/sched.h>`; libc's has the wrong width.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// Which side of the call this is.
+pub enum Cloned {
+    /// The new process.
+    Child,
+    /// The caller: the child's process id, and a descriptor of it.
+    Parent {
+        /// As the caller's pid namespace numbers it.
+        pid: Pid,
+        /// A pidfd, closed on exec.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Clones the calling process: the memory is copied on write and the child goes on from here.
+///
+/// # Safety
+///
+/// In a process with more than one thread the child may only make system calls: locks that another
+/// thread held, the allocator's included, stay held in it for ever. It must end in execve(2) or
+/// [`exit_now`].
+pub unsafe fn clone_process(request: &CloneRequest<'_>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain integers, for which zero means "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = request.flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    // With CLONE_PARENT the signal is the caller's own, and naming one is refused.
+    if request.flags & libc::CLONE_PARENT as u64 == 0 {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
+    if let Some(cgroup) = request.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: args lives across the call, says its own size and names no stack, so the child runs
+    // on a copy of this one. The caller keeps the child's side of the contract.
+    let pid = check(unsafe {
+        libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>())
+    })?;
+    match Pid::from_raw(pid as i32) {
+        None => Ok(Cloned::Child),
+        // SAFETY: the kernel has just put a new descriptor there, which nothing else owns.
+        Some(pid) => Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// Ends the process without running any destructor or exit handler.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) has no precondition.
+    unsafe { libc::_exit(status) }
+}
+
+/// Executes the program behind a descriptor. Returns only on failure.
+///
+/// # Safety
+///
+/// `arguments` and `environment` are arrays of pointers to NUL-terminated strings and end in null.
+pub unsafe fn execute_fd(
+    program: RawFd,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> io::Errno {
+    // SAFETY: the empty path is a valid string, and the caller vouches for the arrays.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program,
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    super::last_errno()
+}
+
+/// Executes a program. Returns only on failure.
+///
+/// # Safety
+///
+/// As for [`execute_fd`].
+pub unsafe fn execute(
+    path: &std::ffi::CStr,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> io::Errno {
+    // SAFETY: the caller vouches for the arrays.
+    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    super::last_errno()
+}
+
+/// Enters namespaces: with a namespace's own descriptor those of `flags` must match it; with a
+/// pidfd all of `flags` are taken from that process at once.
+pub fn enter_namespaces(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
+    // SAFETY: setns(2) takes two integers.
+    check(unsafe { libc::syscall(libc::SYS_setns, fd.as_raw_fd(), flags as libc::c_int) }).map(drop)
+}
+
+/// Leaves namespaces for new ones. Only for a process with one thread.
+pub fn leave_namespaces(flags: u64) -> io::Result<()> {
+    // SAFETY: CLONE_FILES, which could take descriptors from under their owners, is never asked for
+    // by the callers, which name CLONE_NEW* only.
+    check(unsafe { libc::syscall(libc::SYS_unshare, flags as libc::c_int) }).map(drop)
+}
+
+/// Marks every descriptor from `first` on to be closed on exec.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: only marks descriptors; none is closed under its owner.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
+}
+
+/// Becomes root of the current user namespace in every id, without supplementary groups. Raw
+/// calls, for the child of [`clone_process`]: libc's own would signal the other threads.
+pub fn become_root() -> io::Result<()> {
+    // SAFETY: the calls take integers and, for the empty group list, a null pointer.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check(libc::syscall(libc::SYS_setresgid, 0, 0, 0))?;
+        check(libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
+    }
+    Ok(())
+}
+
+/// Puts a copy of `from` at the number `to`, without close-on-exec.
+pub fn copy_fd(from: RawFd, to: RawFd) -> io::Result<()> {
+    // SAFETY: used in a child that is about to execute, whose descriptors nobody owns any more.
+    check(unsafe { libc::syscall(libc::SYS_dup3, from, to, 0) }).map(drop)
+}
+
+/// Reads one byte; an end of file is an error. Makes no allocation.
+pub fn read_byte(fd: RawFd) -> io::Result<u8> {
+    let mut byte = 0_u8;
+    // SAFETY: the buffer is one byte long and lives across the call.
+    match check(unsafe { libc::syscall(libc::SYS_read, fd, &raw mut byte, 1_usize) })? {
+        1 => Ok(byte),
+        _ => Err(io::Errno::PIPE),
+    }
+}
+
+/// Writes a process id to a pipe. Makes no allocation.
+pub fn write_pid(fd: RawFd, pid: Pid) -> io::Result<()> {
+    let bytes = pid.as_raw_nonzero().get().to_ne_bytes();
+    // SAFETY: the buffer lives across the call, and its length is its own.
+    check(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) }).map(drop)
+}
