@@ -6,6 +6,11 @@
 //! assume.
 
 pub mod config;
+pub mod engine;
 pub mod process;
+pub mod readable;
 pub mod sizing;
+pub mod spawn;
+pub mod spec;
 pub mod state;
+pub mod storage;

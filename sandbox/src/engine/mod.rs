@@ -1,0 +1,218 @@
+//! What runs a sandbox's machine: our VMM on KVM, or QEMU's software CPU.
+
+pub mod choice;
+pub mod kvm;
+pub mod probe;
+pub mod qemu;
+pub mod qemu_args;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rvm_protocol::vmm::StartTimes;
+use serde::{Deserialize, Serialize};
+
+use crate::process::ProcessId;
+use crate::sizing::Size;
+use crate::spawn::SpawnError;
+
+/// An engine by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// Our VMM on KVM.
+    Kvm,
+    /// QEMU.
+    Qemu,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
+/// A machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A file the machine is made of.
+    #[error("cannot open {what} {}", path.display())]
+    Open {
+        /// What it is for.
+        what: &'static str,
+        /// Which path.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket or a descriptor.
+    #[error("{action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel is none.
+    #[error("the guest kernel {} is not an ELF file; it is built by guest-kernel/build", .0.display())]
+    Kernel(PathBuf),
+    /// rvm-vmm.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The host has too little memory.
+    #[error(
+        "the machine needs {needed} MiB of memory and the host has {available} MiB available; \
+         lower linux.resources.memory.limit or memory_mib in rvm's configuration"
+    )]
+    HostMemory {
+        /// In MiB.
+        needed: u64,
+        /// In MiB.
+        available: u64,
+    },
+}
+
+/// What a machine is made of, whatever runs it.
+pub struct Plan<'a> {
+    /// Its size.
+    pub size: Size,
+    /// The guest's kernel.
+    pub kernel: &'a Path,
+    /// The guest's initramfs.
+    pub initramfs: &'a Path,
+    /// More kernel parameters.
+    pub kernel_params: &'a str,
+    /// The rvm-vmm binary.
+    pub vmm: &'a Path,
+    /// The sandbox's directory.
+    pub dir: &'a Path,
+    /// The shared directory.
+    pub shared: &'a Path,
+    /// Where the guest's console goes.
+    pub console: &'a Path,
+    /// Guest ports and the sockets that lead to them.
+    pub ports: Vec<(u32, UnixListener)>,
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEnd {
+    /// The guest switched it off.
+    PowerOff,
+    /// The guest reset itself: its kernel panicked, or worse.
+    GuestReset,
+    /// The process that ran it failed, or was killed. In one line.
+    Failed(String),
+}
+
+impl fmt::Display for MachineEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest switched its machine off"),
+            Self::GuestReset => f.write_str("the guest crashed"),
+            Self::Failed(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// A running machine. Dropping it ends it.
+#[async_trait::async_trait(?Send)]
+pub trait Machine {
+    /// The processes that run it.
+    fn processes(&self) -> io::Result<Vec<ProcessId>>;
+
+    /// Returns when the machine has ended. May be given up and called again.
+    async fn ended(&mut self) -> MachineEnd;
+
+    /// Where the engine's own time went, where it tells.
+    fn start_times(&self) -> Option<&StartTimes>;
+
+    /// Ends the machine at once and waits until its processes are gone.
+    fn kill(&mut self) -> io::Result<()>;
+}
+
+/// What runs machines.
+pub trait Engine {
+    /// Its name.
+    fn kind(&self) -> EngineKind;
+
+    /// How long a guest may take until its agent answers, if the configuration does not say.
+    fn start_timeout(&self) -> Duration;
+
+    /// Starts a machine. It may still fail to come up; see [`Machine::ended`].
+    fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError>;
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, EngineError> {
+    File::open(path).map_err(|source| EngineError::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Opens the kernel, and looks at its first bytes: a wrong file is easily configured, and what it
+/// does to a machine explains nothing.
+fn open_kernel(path: &Path) -> Result<File, EngineError> {
+    use std::os::unix::fs::FileExt;
+    let file = open("the guest kernel", path)?;
+    let mut magic = [0; 4];
+    let read = file.read_at(&mut magic, 0).unwrap_or(0);
+    if read < magic.len() || magic != *b"\x7fELF" {
+        return Err(EngineError::Kernel(path.to_owned()));
+    }
+    Ok(file)
+}
+
+fn create_console(path: &Path) -> Result<File, EngineError> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| EngineError::Open {
+            what: "the console's log",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn io_failed(action: &'static str) -> impl FnOnce(io::Error) -> EngineError {
+    move |source| EngineError::Io { action, source }
+}
+
+/// Refuses a machine that the host could only run by killing something else. Memory is given to a
+/// guest as it touches it, so one that fits may still meet the end of the host's memory later.
+fn check_host_memory(size: Size) -> Result<(), EngineError> {
+    let Some(available) = available_memory_mib() else {
+        return Ok(());
+    };
+    if size.memory_mib > available {
+        return Err(EngineError::HostMemory {
+            needed: size.memory_mib,
+            available,
+        });
+    }
+    Ok(())
+}
+
+/// MemAvailable and SwapFree of /proc/meminfo, in MiB.
+pub fn available_memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim_end_matches("kB").trim().parse().ok()
+    };
+    Some((kib("MemAvailable:")? + kib("SwapFree:")?) >> 10)
+}

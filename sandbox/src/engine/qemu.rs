@@ -1,0 +1,232 @@
+//! The `qemu` engine: QEMU's software CPU, jailed by rvm-vmm and served by it with vsock.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rvm_protocol::vmm::{BackendConfig, Channel, Event, QemuConfig, StartTimes, StopReason};
+
+use super::kvm::Fds;
+use super::qemu_args::{Fd, arguments};
+use super::{
+    Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
+    io_failed, open_kernel,
+};
+use crate::process::ProcessId;
+use crate::readable::Readable;
+use crate::spawn::Vmm;
+use crate::storage::STAGE;
+
+/// QEMU's exit status after the guest wrote the byte 0 to the isa-debug-exit device: twice the byte
+/// and one. QEMU uses the same for its own failures, which it explains on standard error.
+const EXIT_POWER_OFF: i32 = 1;
+
+/// The socket at which rvm-vmm waits for QEMU, until it has come.
+const VHOST_USER_SOCKET: &str = "vhost-user.sock";
+
+/// The engine.
+pub struct Qemu {
+    /// The QEMU binary.
+    pub program: PathBuf,
+}
+
+impl Engine for Qemu {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Qemu
+    }
+
+    fn start_timeout(&self) -> Duration {
+        Duration::from_secs(180)
+    }
+
+    fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError> {
+        check_host_memory(plan.size)?;
+        let program = find_program(&self.program)?;
+        let (console, console_input) =
+            UnixStream::pair().map_err(io_failed("make the console's stream"))?;
+        let stage_dir = plan.dir.join(STAGE);
+        let (listener, connection) = vhost_user_pair(plan.dir)?;
+
+        let mut fds = Fds::default();
+        let config = BackendConfig {
+            vhost_user: fds.add(listener),
+            vsock: fds.add_ports(plan.ports),
+            console_input: fds.add(console_input),
+            console: fds.add(create_console(plan.console)?),
+            stage_dir: stage_dir.clone(),
+        };
+        let backend = Vmm::start(plan.vmm, "backend", &config, &fds.borrow())?;
+
+        let mut fds = Fds::default();
+        for fd in Fd::ALL {
+            match fd {
+                Fd::Kernel => fds.add(open_kernel(plan.kernel)?),
+                Fd::Initramfs => fds.add(super::open("the guest's initramfs", plan.initramfs)?),
+                Fd::Console => fds.add(console.try_clone().map_err(io_failed("dup"))?),
+                Fd::Vsock => fds.add(connection.try_clone().map_err(io_failed("dup"))?),
+            };
+        }
+        let config = QemuConfig {
+            program,
+            args: arguments(plan.size, plan.kernel_params),
+            shared_dir: plan.shared.to_owned(),
+            stage_dir,
+        };
+        let qemu = Vmm::start(plan.vmm, "qemu", &config, &fds.borrow())?;
+        Ok(Box::new(QemuMachine::new(qemu, backend)?))
+    }
+}
+
+fn find_program(path: &Path) -> Result<PathBuf, EngineError> {
+    path.canonicalize().map_err(|source| EngineError::Open {
+        what: "QEMU (install qemu-system-x86, or set qemu in rvm's configuration)",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A listening socket and a connection that waits at it. Its name is gone when this returns.
+fn vhost_user_pair(dir: &Path) -> Result<(UnixListener, UnixStream), EngineError> {
+    let dir = fs::File::open(dir).map_err(io_failed("open the sandbox's directory"))?;
+    // A socket's address has room for 107 bytes, and a state root may be longer.
+    let path = PathBuf::from(format!(
+        "/proc/self/fd/{}/{VHOST_USER_SOCKET}",
+        dir.as_raw_fd()
+    ));
+    let pair = UnixListener::bind(&path)
+        .and_then(|listener| Ok((listener, UnixStream::connect(&path)?)))
+        .map_err(io_failed("make the vhost-user socket"))?;
+    fs::remove_file(&path).map_err(io_failed("remove the vhost-user socket"))?;
+    Ok(pair)
+}
+
+/// A machine that QEMU runs.
+struct QemuMachine {
+    /// QEMU's pidfd.
+    ended: Readable,
+    qemu: Vmm,
+    backend: Vmm,
+}
+
+impl QemuMachine {
+    fn new(qemu: Vmm, backend: Vmm) -> Result<Self, EngineError> {
+        let ended = Readable::new(qemu.pidfd()).map_err(io_failed("watch QEMU's process"))?;
+        Ok(Self {
+            ended,
+            qemu,
+            backend,
+        })
+    }
+
+    fn post_mortem(&mut self) -> MachineEnd {
+        // rvm-vmm says so if it could not become QEMU.
+        if let Some(reason) = refusal(self.qemu.channel()).or(refusal(self.backend.channel())) {
+            return MachineEnd::Failed(reason);
+        }
+        let words = self.qemu.last_words();
+        match self.qemu.kill().and_then(|()| self.qemu.exit_status()) {
+            Ok(Some(status)) if status.code() == Some(EXIT_POWER_OFF) && words.is_empty() => {
+                MachineEnd::PowerOff
+            }
+            // -no-reboot ends QEMU in place of a reset.
+            Ok(Some(status)) if status.success() => MachineEnd::GuestReset,
+            status => MachineEnd::Failed(describe_exit("QEMU", &status, &words)),
+        }
+    }
+}
+
+/// What a process told before it ended, if it told anything.
+fn refusal(channel: &Channel) -> Option<String> {
+    rustix::io::ioctl_fionbio(channel.as_fd(), true).ok()?;
+    match channel.receive() {
+        Ok((Event::Stopped(StopReason::Failed { reason }), _)) => Some(reason),
+        _ => None,
+    }
+}
+
+#[async_trait::async_trait(?Send)]
+impl Machine for QemuMachine {
+    fn processes(&self) -> io::Result<Vec<ProcessId>> {
+        Ok(vec![self.qemu.id()?, self.backend.id()?])
+    }
+
+    async fn ended(&mut self) -> MachineEnd {
+        // Fails only if the runtime is being shut down.
+        let _ = self.ended.read(|_| Ok(())).await;
+        self.post_mortem()
+    }
+
+    fn start_times(&self) -> Option<&StartTimes> {
+        None
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        let qemu = self.qemu.kill();
+        self.backend.kill().and(qemu)
+    }
+}
+
+/// How a process ended, in one line.
+pub(super) fn describe_exit(
+    name: &str,
+    status: &io::Result<Option<ExitStatus>>,
+    last_words: &[String],
+) -> String {
+    let how = match status {
+        Ok(Some(status)) => match (status.code(), status.signal()) {
+            (_, Some(libc::SIGSYS)) => {
+                "was killed by SIGSYS: it made a system call that its filter forbids".to_owned()
+            }
+            (_, Some(signal)) => format!("was killed by signal {signal}"),
+            (Some(code), _) => format!("ended with status {code}"),
+            (None, None) => "ended".to_owned(),
+        },
+        Ok(None) => "ended".to_owned(),
+        Err(error) => format!("is gone ({error})"),
+    };
+    match last_words {
+        [] => format!("{name} {how}"),
+        lines => format!("{name} {how}: {}", lines.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_is_described_with_the_last_words() {
+        let killed = Ok(Some(ExitStatus::from_raw(9)));
+        assert_eq!(
+            describe_exit("QEMU", &killed, &[]),
+            "QEMU was killed by signal 9"
+        );
+        let failed = Ok(Some(ExitStatus::from_raw(1 << 8)));
+        let words = ["no such option".to_owned()];
+        assert_eq!(
+            describe_exit("QEMU", &failed, &words),
+            "QEMU ended with status 1: no such option"
+        );
+    }
+
+    #[test]
+    fn a_missing_qemu_says_what_to_install() {
+        let error = find_program(Path::new("/nonexistent/qemu"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("qemu-system-x86") && error.contains("/nonexistent/qemu"));
+    }
+
+    #[test]
+    fn the_vhost_user_socket_leaves_no_name_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let (listener, _connection) = vhost_user_pair(dir.path()).unwrap();
+        listener.accept().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

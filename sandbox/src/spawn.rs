@@ -1,0 +1,234 @@
+//! Starting rvm-vmm: as the first process of a pid namespace, with a control socket as its standard
+//! input and its standard error in our log.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rvm_protocol::vmm::{Channel, ChannelError};
+use serde::Serialize;
+
+use crate::process::ProcessId;
+
+/// rvm-vmm could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The program.
+    #[error("cannot start {}", path.display())]
+    Program {
+        /// Which one.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Its configuration.
+    #[error("cannot configure rvm-vmm")]
+    Configure(#[from] ChannelError),
+}
+
+/// The longest line that is logged; a process that was taken over could send a longer one.
+const MAX_LINE: usize = 2000;
+
+/// How many of a process's last lines are kept to explain its end.
+const TAIL_LINES: usize = 5;
+
+/// A running rvm-vmm, or what it became.
+pub struct Vmm {
+    child: Child,
+    pidfd: OwnedFd,
+    channel: Channel,
+    tail: Tail,
+}
+
+type Tail = Arc<Mutex<VecDeque<String>>>;
+
+impl Vmm {
+    /// Starts `program` in the given mode and sends it its configuration.
+    pub fn start<T: Serialize>(
+        program: &Path,
+        mode: &'static str,
+        config: &T,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Self, SpawnError> {
+        let failed = |source| SpawnError::Program {
+            path: program.to_owned(),
+            source,
+        };
+        let (channel, theirs) = Channel::pair().map_err(failed)?;
+        let mut command = Command::new(program);
+        command
+            .arg(mode)
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .env_clear();
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            command.env("RVM_DEBUG", "1");
+        }
+        let mut child = spawn_first_in_pid_namespace(&mut command).map_err(failed)?;
+        // The command holds the other end of the control socket, which must close with the child.
+        drop(command);
+        let tail = Tail::default();
+        if let Some(stderr) = child.stderr.take() {
+            let tail = Arc::clone(&tail);
+            thread::Builder::new()
+                .name("log".to_owned())
+                .stack_size(64 * 1024)
+                .spawn(move || log_lines(mode, stderr, &tail))
+                .map_err(failed)?;
+        }
+        let pid = Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        channel.send(config, fds)?;
+        Ok(Self {
+            child,
+            pidfd,
+            channel,
+            tail,
+        })
+    }
+
+    /// The control socket.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Becomes readable when the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The process, for whoever must find it later.
+    pub fn id(&self) -> io::Result<ProcessId> {
+        ProcessId::of(self.child.id().cast_signed())
+    }
+
+    /// How the process ended, if it has.
+    pub fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// The last lines of what the process had to say.
+    pub fn last_words(&self) -> Vec<String> {
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.iter().cloned().collect()
+    }
+
+    /// Ends the process, and with it all of its pid namespace, and waits until it is gone.
+    pub fn kill(&mut self) -> io::Result<()> {
+        // Fails only when the process was waited for already.
+        self.child
+            .kill()
+            .and_then(|()| self.child.wait())
+            .map(|_| ())
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// Spawns a child that is process 1 of a pid namespace of its own. Killing it kills all others.
+fn spawn_first_in_pid_namespace(command: &mut Command) -> io::Result<Child> {
+    let ours = rustix::fs::open(
+        "/proc/thread-self/ns/pid",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    unshare_pid()?;
+    let child = command.spawn();
+    // The namespace is for one child only.
+    move_into_link_name_space(ours.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
+    child
+}
+
+#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+fn unshare_pid() -> io::Result<()> {
+    // SAFETY: CLONE_NEWPID changes only the namespace of this thread's future children.
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?)
+}
+
+/// Logs what a process says, line by line, until it closes its end.
+fn log_lines(source: &'static str, mut input: impl Read, tail: &Mutex<VecDeque<String>>) {
+    let mut line = Vec::new();
+    let mut chunk = [0; 1024];
+    while let Ok(length @ 1..) = input.read(&mut chunk) {
+        for &byte in &chunk[..length] {
+            if byte != b'\n' && line.len() < MAX_LINE {
+                line.push(byte);
+            } else {
+                log_line(source, &line, tail);
+                line.clear();
+            }
+        }
+    }
+    if !line.is_empty() {
+        log_line(source, &line, tail);
+    }
+}
+
+fn log_line(source: &'static str, line: &[u8], tail: &Mutex<VecDeque<String>>) {
+    let line: String = String::from_utf8_lossy(line)
+        .trim_end()
+        .replace(char::is_control, " ");
+    match line.split_once(' ') {
+        Some(("ERROR", message)) => tracing::error!("{source}: {message}"),
+        Some(("WARN", message)) => tracing::warn!("{source}: {message}"),
+        Some(("INFO", message)) => tracing::info!("{source}: {message}"),
+        Some(("DEBUG", message)) => tracing::debug!("{source}: {message}"),
+        _ => tracing::warn!("{source}: {line}"),
+    }
+    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    if tail.len() == TAIL_LINES {
+        tail.pop_front();
+    }
+    tail.push_back(line);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_process_one_and_the_next_child_is_not() {
+        let mut show = Command::new("sh");
+        show.args(["-c", "echo $$"]).stdout(Stdio::piped());
+        let output = spawn_first_in_pid_namespace(&mut show)
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(output.stdout, b"1\n");
+        assert_ne!(show.output().unwrap().stdout, b"1\n");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let error = Vmm::start(Path::new("/nonexistent/vmm"), "machine", &1, &[])
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("/nonexistent/vmm"));
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_and_long_ones_cut() {
+        let tail = Mutex::default();
+        let text = (0..9)
+            .map(|n| format!("WARN line {n}\n"))
+            .collect::<String>()
+            + &"x".repeat(5000);
+        log_lines("test", text.as_bytes(), &tail);
+        let tail = tail.into_inner().unwrap();
+        assert_eq!(tail.len(), TAIL_LINES);
+        assert!(tail.iter().all(|line| line.len() <= MAX_LINE));
+        assert!(tail[0].starts_with("WARN line"));
+    }
+}

@@ -1,0 +1,143 @@
+//! What is wrong with a configuration whatever the host is like. Pure.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+
+/// A field that cannot be honoured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its name, as in the runtime specification.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+fn problem(field: impl Into<String>, reason: impl Into<String>) -> Result<(), Problem> {
+    Err(Problem {
+        field: field.into(),
+        reason: reason.into(),
+    })
+}
+
+/// Finds the first problem.
+pub fn check(spec: &Spec) -> Result<(), Problem> {
+    version(spec.version())?;
+    match spec.process() {
+        None => problem("process", "is missing")?,
+        Some(process) => self::process(process)?,
+    }
+    if spec.root().is_none() {
+        problem("root", "is missing")?;
+    }
+    mounts(spec)?;
+    namespaces(spec)?;
+    for (field, present) in [
+        ("hooks", has_hooks(spec)),
+        ("windows", spec.windows().is_some()),
+        ("solaris", spec.solaris().is_some()),
+        ("vm", spec.vm().is_some()),
+    ] {
+        if present {
+            problem(field, "is not supported")?;
+        }
+    }
+    Ok(())
+}
+
+fn version(version: &str) -> Result<(), Problem> {
+    match semver::Version::parse(version) {
+        Ok(version) if version.major == 1 => Ok(()),
+        Ok(_) => problem(
+            "ociVersion",
+            format!("{version} is unknown; 1.x is supported"),
+        ),
+        Err(error) => problem("ociVersion", format!("{version:?} is no version: {error}")),
+    }
+}
+
+fn process(process: &Process) -> Result<(), Problem> {
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.is_empty() {
+        problem("process.args", "is empty")?;
+    }
+    no_nul("process.args", args)?;
+    no_nul("process.env", process.env().as_deref().unwrap_or_default())?;
+    if !process.cwd().is_absolute() {
+        problem(
+            "process.cwd",
+            format!("is not an absolute path: {:?}", process.cwd()),
+        )?;
+    }
+    Ok(())
+}
+
+/// What execve(2) takes ends at the first zero byte.
+fn no_nul(field: &str, values: &[String]) -> Result<(), Problem> {
+    match values.iter().position(|value| value.contains('\0')) {
+        Some(index) => problem(format!("{field}[{index}]"), "contains a zero byte"),
+        None => Ok(()),
+    }
+}
+
+fn mounts(spec: &Spec) -> Result<(), Problem> {
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let field = format!("mounts[{index}]");
+        if mount.destination().as_os_str().is_empty() {
+            problem(format!("{field}.destination"), "is empty")?;
+        }
+        if super::translate::is_bind(mount) && mount.source().is_none() {
+            problem(format!("{field}.source"), "is missing")?;
+        }
+    }
+    Ok(())
+}
+
+fn namespaces(spec: &Spec) -> Result<(), Problem> {
+    let list = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    let mut seen = HashSet::new();
+    for (index, namespace) in list.into_iter().flatten().enumerate() {
+        let field = format!("linux.namespaces[{index}]");
+        if !seen.insert(namespace.typ()) {
+            problem(&field, format!("repeats the {} namespace", namespace.typ()))?;
+        }
+        let path = namespace
+            .path()
+            .as_deref()
+            .filter(|path| *path != Path::new(""));
+        if let Some(path) = path {
+            let reason = match namespace.typ() {
+                LinuxNamespaceType::Network => format!(
+                    "asks to join the network namespace {}, which is not supported",
+                    path.display()
+                ),
+                _ => format!(
+                    "asks to join the namespace {} of the host, which a virtual machine cannot",
+                    path.display()
+                ),
+            };
+            problem(format!("{field}.path"), reason)?;
+        }
+    }
+    Ok(())
+}
+
+fn has_hooks(spec: &Spec) -> bool {
+    spec.hooks().as_ref().is_some_and(|hooks| {
+        let prestart = hooks.prestart();
+        [
+            prestart,
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ]
+        .into_iter()
+        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+    })
+}

@@ -1,0 +1,308 @@
+//! The shared directory: what the guest can see of the host.
+//!
+//! It is a small file system of its own below the container's directory, with a bind mount for
+//! every root and volume. Its mounts are shared, in the sense of mount_namespaces(7), so that the
+//! jailed machine, whose mount namespace is a slave, sees what is mounted later; and each bind
+//! mount is a slave of its source or private, so that taking it away takes nothing from the host.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+    mount_change, mount_remount, unmount,
+};
+
+use crate::spec::translate::SharedMount;
+
+/// The name of the shared directory.
+pub const SHARED: &str = "shared";
+
+/// The name of the directory in which a jail's root is put together.
+pub const STAGE: &str = "stage";
+
+/// Preparing or removing the shared directory failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}", path.display())]
+pub struct StorageError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn at<T, E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+    result: Result<T, E>,
+) -> Result<T, StorageError> {
+    result.map_err(|source| StorageError {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// Makes the shared directory and the stage below `container`, both empty.
+pub fn prepare(container: &Path) -> Result<PathBuf, StorageError> {
+    let shared = container.join(SHARED);
+    make_dir(&shared)?;
+    make_dir(&container.join(STAGE))?;
+    // Nothing but mount points is ever in it.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    at(
+        "mount tmpfs on",
+        &shared,
+        mount("rvm", &shared, "tmpfs", flags, Some(c"mode=755,size=1m")),
+    )?;
+    propagate(&shared, MountPropagationFlags::PRIVATE)?;
+    propagate(&shared, MountPropagationFlags::SHARED)?;
+    Ok(shared)
+}
+
+/// Makes a directory or file of the host visible in the shared directory.
+pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
+    let source = open_source(&wanted.source)?;
+    let place = shared.join(&wanted.place);
+    make_mount_point(&source, &wanted.source, &place)?;
+    let from = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let bound = match wanted.recursive {
+        true => mount_bind_recursive(&from, &place),
+        false => mount_bind(&from, &place),
+    };
+    at("bind", &wanted.source, bound)?;
+    let inherit = match wanted.follows_host {
+        true => MountPropagationFlags::DOWNSTREAM,
+        false => MountPropagationFlags::PRIVATE,
+    };
+    propagate(&place, inherit | MountPropagationFlags::REC)?;
+    propagate(
+        &place,
+        MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+    )?;
+    if wanted.read_only {
+        make_read_only(&place)?;
+    }
+    Ok(())
+}
+
+/// Takes everything away again. Whatever of it is not there is no error.
+pub fn remove(container: &Path) -> Result<(), StorageError> {
+    let shared = container.join(SHARED);
+    loop {
+        match unmount(&shared, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            // No mount point any more, or never one.
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return at("unmount", &shared, Err(error)),
+        }
+    }
+    for dir in [shared, container.join(STAGE)] {
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return at("remove", &dir, Err(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> Result<(), StorageError> {
+    let mut builder = fs::DirBuilder::new();
+    at(
+        "create",
+        path,
+        builder.mode(0o711).recursive(true).create(path),
+    )
+}
+
+fn open_source(path: &Path) -> Result<OwnedFd, StorageError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    at("bind", path, rustix::fs::open(path, flags, Mode::empty()))
+}
+
+fn make_mount_point(source: &OwnedFd, path: &Path, place: &Path) -> Result<(), StorageError> {
+    let stat = at("bind", path, rustix::fs::fstat(source))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => make_dir(place),
+        FileType::RegularFile => {
+            place.parent().map_or(Ok(()), make_dir)?;
+            at("create", place, fs::File::create(place))?;
+            Ok(())
+        }
+        kind => {
+            let reason = format!("a {} of the host cannot be shared with a guest", name(kind));
+            at(
+                "bind",
+                path,
+                Err(io::Error::new(io::ErrorKind::Unsupported, reason)),
+            )
+        }
+    }
+}
+
+fn name(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Socket => "socket",
+        FileType::Fifo => "FIFO",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        _ => "file of this kind",
+    }
+}
+
+fn propagate(path: &Path, flags: MountPropagationFlags) -> Result<(), StorageError> {
+    at("set the propagation of", path, mount_change(path, flags))
+}
+
+/// Adds "read-only" to what the mount already is.
+fn make_read_only(path: &Path) -> Result<(), StorageError> {
+    let now = at("examine", path, rustix::fs::statvfs(path))?.f_flag;
+    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    for (is, keep) in [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ] {
+        flags.set(keep, now.contains(is));
+    }
+    at("make read-only", path, mount_remount(path, flags, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sandbox {
+        dir: tempfile::TempDir,
+        shared: PathBuf,
+    }
+
+    impl Sandbox {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let shared = prepare(dir.path()).unwrap();
+            Self { dir, shared }
+        }
+
+        fn share(&self, source: &Path, change: impl FnOnce(&mut SharedMount)) -> PathBuf {
+            let mut wanted = SharedMount {
+                source: source.to_owned(),
+                place: "c/mounts/0".into(),
+                recursive: true,
+                read_only: false,
+                follows_host: false,
+            };
+            change(&mut wanted);
+            share(&self.shared, &wanted).unwrap();
+            self.shared.join("c/mounts/0")
+        }
+    }
+
+    impl Drop for Sandbox {
+        fn drop(&mut self) {
+            remove(self.dir.path()).unwrap();
+        }
+    }
+
+    fn mounts_below(path: &Path) -> usize {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.matches(path.to_str().unwrap()).count()
+    }
+
+    fn source() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "contents").unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_directory_is_shared_and_written_through() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let place = sandbox.share(source.path(), |_| {});
+        assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "contents");
+        fs::write(place.join("file"), "changed").unwrap();
+        assert_eq!(
+            fs::read_to_string(source.path().join("file")).unwrap(),
+            "changed"
+        );
+    }
+
+    #[test]
+    fn a_file_is_shared_as_a_file() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let place = sandbox.share(&source.path().join("file"), |_| {});
+        assert_eq!(fs::read_to_string(place).unwrap(), "contents");
+    }
+
+    #[test]
+    fn a_read_only_share_cannot_be_written() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
+        let error = fs::write(place.join("file"), "").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn removal_leaves_the_hosts_mounts_and_files_alone() {
+        let source = source();
+        let inner = source.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        mount("rvm-test", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+        propagate(&inner, MountPropagationFlags::SHARED).unwrap();
+        fs::write(inner.join("kept"), "").unwrap();
+        let dir = {
+            let sandbox = Sandbox::new();
+            let place = sandbox.share(source.path(), |wanted| wanted.follows_host = true);
+            assert!(place.join("inner/kept").exists());
+            sandbox.dir.path().to_owned()
+        };
+        assert_eq!(mounts_below(&dir), 0);
+        assert!(
+            inner.join("kept").exists(),
+            "the host's mount is still there"
+        );
+        unmount(&inner, UnmountFlags::DETACH).unwrap();
+    }
+
+    #[test]
+    fn sockets_and_devices_are_refused_by_name() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let socket = source.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, kind) in [
+            (socket.as_path(), "socket"),
+            (Path::new("/dev/null"), "character"),
+        ] {
+            let wanted = SharedMount {
+                source: path.to_owned(),
+                place: "c/mounts/1".into(),
+                recursive: false,
+                read_only: false,
+                follows_host: false,
+            };
+            let error = share(&sandbox.shared, &wanted).unwrap_err();
+            assert!(error.to_string().contains(path.to_str().unwrap()));
+            assert!(error.source.to_string().contains(kind), "{}", error.source);
+        }
+    }
+
+    #[test]
+    fn removing_twice_or_what_was_never_there_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        remove(dir.path()).unwrap();
+        prepare(dir.path()).unwrap();
+        remove(dir.path()).unwrap();
+        remove(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
