@@ -11,7 +11,7 @@ use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
 use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
     LinuxSeccompOperator, LinuxSyscall,
 };
 use rustix::fs::MemfdFlags;
@@ -67,7 +67,7 @@ pub fn compile(config: &LinuxSeccomp) -> Result<Filter, FilterError> {
     let default = action(config.default_action(), config.default_errno_ret())?;
     let mut context =
         ScmpFilterContext::new(default).what(|| "make a filter".to_owned())?;
-    let architectures = architectures(config)?;
+    let architectures = architectures(config);
     for architecture in &architectures {
         context.add_arch(*architecture).what(|| format!("add {architecture:?}"))?;
     }
@@ -95,22 +95,22 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
     })
 }
 
-/// The architectures of the profile. Those that this kernel does not run make no difference, and
-/// profiles list all.
-fn architectures(config: &LinuxSeccomp) -> Result<Vec<ScmpArch>, FilterError> {
-    let mut known = vec![ScmpArch::native()];
-    for architecture in config.architectures().iter().flatten() {
-        let name = architecture.to_string();
-        if let Ok(architecture) = name.parse::<ScmpArch>() {
-            // The list often names the native one by its own name.
-            if architecture != ScmpArch::Native && !known.contains(&architecture) {
-                known.push(architecture);
-            }
-        } else {
-            log::debug!("linux.seccomp: {name} is unknown, passed over");
-        }
-    }
-    Ok(known)
+/// The architectures whose programs the guest's kernel runs, the native one first.
+const RUNNABLE: [(Arch, ScmpArch); 3] = [
+    (Arch::ScmpArchX86_64, ScmpArch::X8664),
+    (Arch::ScmpArchX86, ScmpArch::X86),
+    (Arch::ScmpArchX32, ScmpArch::X32),
+];
+
+/// The native architecture and those of the profile that matter here: some profiles list every
+/// one there is, and libseccomp refuses a mixture of byte orders.
+fn architectures(config: &LinuxSeccomp) -> Vec<ScmpArch> {
+    let listed = config.architectures().as_deref().unwrap_or_default();
+    let runnable = RUNNABLE.iter().enumerate();
+    runnable
+        .filter(|(index, (name, _))| *index == 0 || listed.contains(name))
+        .map(|(_, (_, architecture))| *architecture)
+        .collect()
 }
 
 fn add_syscall(

@@ -29,21 +29,23 @@ pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
 /// Hides paths: a file behind /dev/null, a directory behind an empty one. One that does not exist
 /// is passed over.
 pub fn hide(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
-    let mut empty = None;
+    let mut empty: Option<OwnedFd> = None;
     for path in paths {
         let Some(found) = find(root, path)? else { continue };
         let doing = || format!("hide {path}");
-        let cover = if targets::is_directory(&found).doing(doing)? {
-            // One empty file system serves all.
-            let empty = match &empty {
-                Some(empty) => empty,
-                None => empty.insert(empty_directory()?),
-            };
-            copy_mount(empty, false).doing(doing)?
-        } else {
-            copy_mount(&null(root)?, false).doing(doing)?
-        };
-        attach(&cover, &found)?;
+        if !targets::is_directory(&found).doing(doing)? {
+            attach(copy_mount(&null(root)?, false).doing(doing)?, &found)?;
+            continue;
+        }
+        // One empty file system serves all. It can be copied once it has been attached.
+        match &empty {
+            Some(empty) => attach(copy_mount(empty, false).doing(doing)?, &found)?,
+            None => {
+                let new = empty_directory()?;
+                attach(&new, &found)?;
+                empty = Some(new);
+            }
+        }
     }
     Ok(())
 }

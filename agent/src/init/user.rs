@@ -38,7 +38,7 @@ pub enum DirectoryError {
 ///
 /// Read by hand: the C library's getpwnam(3) would load modules of the image.
 pub fn home(uid: u32) -> String {
-    read_home(uid).filter(|home| !home.is_empty()).unwrap_or_else(|| "/".to_owned())
+    read_home(uid).unwrap_or_else(|| "/".to_owned())
 }
 
 fn read_home(uid: u32) -> Option<String> {
@@ -56,7 +56,7 @@ fn read_home(uid: u32) -> Option<String> {
 fn home_in_line(line: &str, uid: u32) -> Option<String> {
     let fields: Vec<_> = line.split(':').collect();
     match fields[..] {
-        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) => Some(home.to_owned()),
+        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) && !home.is_empty() => Some(home.to_owned()),
         _ => None,
     }
 }
@@ -99,6 +99,6 @@ mod tests {
         assert_eq!(home_in_line(line, 33).as_deref(), Some("/var/www"));
         assert_eq!(home_in_line(line, 34), None);
         assert_eq!(home_in_line("broken:x:33", 33), None);
-        assert_eq!(home_in_line("nohome:x:7:7::", 7), Some(String::new()).filter(|_| false));
+        assert_eq!(home_in_line("homeless:x:7:7::", 7), None);
     }
 }
