@@ -55,6 +55,16 @@ pub enum EngineChoice {
     Qemu,
 }
 
+impl std::fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
 impl std::str::FromStr for EngineChoice {
     type Err = String;
 

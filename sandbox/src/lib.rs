@@ -5,12 +5,21 @@
 //! standard streams, and the engines that run machines. See the crate's README for what it may
 //! assume.
 
+pub mod agent;
+pub mod boot;
+pub mod check;
 pub mod config;
 pub mod engine;
+pub mod lifecycle;
+pub mod monitor;
 pub mod process;
 pub mod readable;
+pub mod signals;
 pub mod sizing;
 pub mod spawn;
 pub mod spec;
 pub mod state;
+pub mod stdio;
 pub mod storage;
+pub mod terminal;
+pub mod timings;

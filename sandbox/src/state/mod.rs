@@ -84,7 +84,7 @@ impl State {
             rootfs: &self.rootfs,
             created: &self.created,
             annotations: &self.annotations,
-            owner: "",
+            owner: user_name(self.owner),
         }
     }
 }
@@ -108,7 +108,20 @@ pub struct Report<'a> {
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     annotations: &'a HashMap<String, String>,
     /// The name of the user who created it.
-    pub owner: &'a str,
+    pub owner: String,
+}
+
+/// A user's name in /etc/passwd, or the number if there is none. A static program must not load the
+/// host's name services.
+fn user_name(uid: u32) -> String {
+    let number = uid.to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, uid) = (fields.next()?, fields.nth(1)?);
+        (uid == number).then(|| name.to_owned())
+    });
+    name.unwrap_or(number)
 }
 
 /// Now, as state.json has it.

@@ -1,0 +1,24 @@
+# rvm. `make demo` and `make test` do all the set-up they need, on a fresh Debian 12 with Rust and
+# git, as root. `make build` needs the packages that `scripts/setup build` installs.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+TARGET := x86_64-unknown-linux-gnu
+RELEASE := target/$(TARGET)/release
+DIST := dist
+
+.PHONY: build
+build:
+	cargo build --release --locked --target $(TARGET) -p rvm -p rvm-vmm -p rvm-agent
+	@mkdir -p $(DIST)/bin $(DIST)/libexec/rvm $(DIST)/share/rvm
+	install -m 755 $(RELEASE)/rvm $(DIST)/bin/rvm
+	install -m 755 $(RELEASE)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
+	guest-kernel/initramfs $(RELEASE)/rvm-agent $(DIST)/share/rvm/initramfs
+	install -m 644 "$$(guest-kernel/build)" $(DIST)/share/rvm/vmlinux
+
+.PHONY: install
+install: build
+	install -D -m 755 $(DIST)/bin/rvm $(DESTDIR)$(PREFIX)/bin/rvm
+	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
+	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
+	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux

@@ -1,0 +1,276 @@
+//! The command line: runc's verbs and options, and a few of our own.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
+use rvm_sandbox::state::Store;
+
+/// OCI runtime that puts every container in its own virtual machine
+#[derive(Debug, Parser)]
+#[command(
+    name = "rvm",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options that every verb takes, before it or after it.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Directory for the state of containers; it should be on a tmpfs
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/rvm")]
+    pub root: PathBuf,
+    /// File to which messages are appended, in place of standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Format of the messages in the file
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Also log what is of interest only when something is wrong
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Configuration file [default: /etc/rvm/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What runs the machines: auto, kvm or qemu [default: as configured]
+    #[arg(long, global = true, value_name = "ENGINE")]
+    pub engine: Option<EngineChoice>,
+}
+
+/// The format of the log file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// time="…" level=… msg="…"
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Create a container
+    Create(CreateArgs),
+    /// Execute the program of a created container
+    Start(IdArgs),
+    /// Print the state of a container
+    State(IdArgs),
+    /// Send a signal to a container
+    Kill(KillArgs),
+    /// Delete a container and what belongs to it
+    Delete(DeleteArgs),
+    /// Create and run a container
+    Run(RunArgs),
+    /// List the containers
+    List(ListArgs),
+    /// Say what this host can do, which engine is taken and why
+    Check,
+    /// Stand for a container
+    #[command(hide = true)]
+    Monitor(MonitorArgs),
+}
+
+impl Verb {
+    /// As it is written.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Start(_) => "start",
+            Self::State(_) => "state",
+            Self::Kill(_) => "kill",
+            Self::Delete(_) => "delete",
+            Self::Run(_) => "run",
+            Self::List(_) => "list",
+            Self::Check => "check",
+            Self::Monitor(_) => "monitor",
+        }
+    }
+}
+
+/// A container.
+#[derive(Args, Debug)]
+pub struct IdArgs {
+    /// The container's id
+    #[arg(value_name = "CONTAINER")]
+    pub id: String,
+}
+
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    /// Directory of the bundle
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        hide_default_value = true
+    )]
+    pub bundle: PathBuf,
+    /// Unix socket that is sent the controlling end of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// File to write the container's process id to
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// The container's id, unique on this host
+    #[arg(value_name = "CONTAINER")]
+    pub id: String,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub create: CreateArgs,
+    /// Leave the container running in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep the container's state after it has ended
+    #[arg(long)]
+    pub keep: bool,
+    /// Print where the time of the start went, to standard error
+    #[arg(long)]
+    pub timings: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct KillArgs {
+    /// Signal all processes of the container
+    #[arg(short, long)]
+    pub all: bool,
+    /// The container's id
+    #[arg(value_name = "CONTAINER")]
+    pub id: String,
+    /// Name or number of the signal
+    #[arg(value_name = "SIGNAL", default_value = "SIGTERM")]
+    pub signal: String,
+}
+
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    /// Kill the container first if it still runs; one that does not exist is no error
+    #[arg(short, long)]
+    pub force: bool,
+    /// The container's id
+    #[arg(value_name = "CONTAINER")]
+    pub id: String,
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// How to print: table or json
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub format: ListFormat,
+    /// Print only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// How `rvm list` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// Columns with a heading
+    Table,
+    /// One JSON array
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub struct MonitorArgs {
+    /// As for create
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// The container's id
+    #[arg(value_name = "CONTAINER")]
+    pub id: String,
+    /// The number of the descriptor on which the creator waits
+    #[arg(value_name = "FD")]
+    pub ready: i32,
+}
+
+impl Global {
+    /// The containers below --root.
+    pub fn store(&self) -> Store {
+        Store::new(self.root.clone())
+    }
+
+    /// rvm's configuration.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(engine) = self.engine {
+            config.engine = engine;
+        }
+        Ok(config)
+    }
+
+    /// The same options for another run of this program.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut list: Vec<OsString> = vec!["--root".into(), self.root.clone().into()];
+        if let Some(log) = &self.log {
+            list.extend(["--log".into(), log.clone().into_os_string()]);
+        }
+        if self.log_format == LogFormat::Json {
+            list.extend(["--log-format".into(), "json".into()]);
+        }
+        if self.debug {
+            list.push("--debug".into());
+        }
+        if let Some(config) = &self.config {
+            list.extend(["--config".into(), config.clone().into_os_string()]);
+        }
+        if let Some(engine) = self.engine {
+            list.extend(["--engine".into(), engine.to_string().into()]);
+        }
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_or_after_the_verb_and_the_id() {
+        for line in [
+            "rvm --root /r --debug create --bundle /b box",
+            "rvm create --root /r --bundle /b --debug box",
+            "rvm create box --bundle /b --root /r --debug",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.root, PathBuf::from("/r"), "{line}");
+            assert!(cli.global.debug);
+            let Verb::Create(args) = cli.verb else {
+                panic!("{line}")
+            };
+            assert_eq!((args.bundle, args.id), ("/b".into(), "box".to_owned()));
+        }
+    }
+
+    #[test]
+    fn global_options_survive_the_way_to_the_monitor() {
+        let line = "rvm --root /r --log /l --log-format json --debug --config /c --engine qemu";
+        let cli = Cli::try_parse_from(line.split(' ').chain(["state", "box"])).unwrap();
+        let again = cli.global.arguments();
+        let again: Vec<OsString> = [
+            vec!["rvm".into()],
+            again,
+            vec!["state".into(), "box".into()],
+        ]
+        .concat();
+        let again = Cli::try_parse_from(again).unwrap();
+        assert_eq!(again.global.arguments(), cli.global.arguments());
+        assert_eq!(again.global.engine, Some(EngineChoice::Qemu));
+    }
+}

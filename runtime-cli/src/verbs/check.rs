@@ -1,0 +1,19 @@
+//! rvm check
+
+use std::process::ExitCode;
+
+use rvm_sandbox::check;
+
+use crate::cli::Global;
+
+/// Says what this host can do. Fails if containers cannot run here.
+pub fn run(global: &Global) -> anyhow::Result<ExitCode> {
+    let report = check::run(&global.config()?);
+    use std::io::Write;
+    write!(std::io::stdout(), "{report}")?;
+    Ok(if report.works() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,17 @@
+//! rvm delete
+
+use std::process::ExitCode;
+
+use rvm_sandbox::lifecycle;
+use rvm_sandbox::state::StateError;
+
+use crate::cli::{DeleteArgs, Global};
+
+/// Deletes a container and what belongs to it.
+pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<ExitCode> {
+    match global.store().open(&args.id) {
+        Err(StateError::NotFound(_)) if args.force => {}
+        container => lifecycle::delete(&container?, args.force)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,74 @@
+//! rvm list
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use rvm_sandbox::state::{State, StateError};
+
+use crate::cli::{Global, ListArgs, ListFormat};
+
+/// Lists the containers.
+pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
+    let store = global.store();
+    let mut states = Vec::new();
+    for id in store.ids()? {
+        match store.open(&id).and_then(|container| container.state()) {
+            Ok(state) => states.push(state),
+            // Deleted meanwhile, or not a container's directory.
+            Err(StateError::NotFound(_)) => {}
+            Err(error) => tracing::warn!("{error:#}"),
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    match (args.quiet, args.format) {
+        (true, _) => states
+            .iter()
+            .try_for_each(|state| writeln!(out, "{}", state.id))?,
+        (false, ListFormat::Table) => write!(out, "{}", table(&states))?,
+        (false, ListFormat::Json) => {
+            let reports: Vec<_> = states.iter().map(State::report).collect();
+            writeln!(out, "{}", serde_json::to_string(&reports)?)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(states: &[State]) -> String {
+    let heading = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
+    let mut rows = vec![heading];
+    rows.extend(states.iter().map(|state| {
+        let report = state.report();
+        [
+            report.id.to_owned(),
+            report.pid.to_string(),
+            report.status.to_string(),
+            report.bundle.display().to_string(),
+            report.created.to_owned(),
+            report.owner.clone(),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
+    rows.iter()
+        .map(|row| {
+            let line: String = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}   "))
+                .collect();
+            format!("{}\n", line.trim_end())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_table_has_its_heading() {
+        assert_eq!(table(&[]), "ID   PID   STATUS   BUNDLE   CREATED   OWNER\n");
+    }
+}

@@ -1,0 +1,25 @@
+//! The verbs, one a file: parse, load, act.
+
+pub mod check;
+pub mod create;
+pub mod delete;
+pub mod kill;
+pub mod list;
+pub mod monitor;
+pub mod run;
+pub mod start;
+pub mod state;
+
+use std::future::Future;
+
+use anyhow::Context;
+
+/// Runs what waits for a guest, on this thread.
+fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("cannot start the event loop")?;
+    Ok(runtime.block_on(work))
+}

@@ -1,0 +1,45 @@
+//! rvm monitor: what `rvm create` leaves behind.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use rvm_sandbox::lifecycle;
+use rvm_sandbox::monitor::{self, Mode, Order};
+use rvm_sandbox::spec::Bundle;
+use rvm_sandbox::timings::Timings;
+
+use super::block_on;
+use crate::cli::{Global, MonitorArgs};
+
+/// Stands for a container until it ends, and ends with its exit code.
+pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
+    let parent = lifecycle::inherited_socket(args.ready)
+        .context("rvm monitor is started by rvm create, not by hand")?;
+    let explain = parent.try_clone()?;
+    let result = watch(global, args, Mode::Detached(parent));
+    if let Err(error) = &result {
+        // Whoever waits reports it; if the container was ready before, nobody waits.
+        let _ = write!(&explain, "{error:#}");
+    }
+    result
+}
+
+fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitCode> {
+    // A session of its own: the terminal is the container's, and signals are the engine's to send.
+    rustix::process::setsid().context("cannot make a session")?;
+    let config = global.config()?;
+    let container = global.store().open(&args.id)?;
+    let bundle = Bundle::load(&container.state()?.bundle)?;
+    // Whatever file system the engine was in may be unmounted meanwhile.
+    std::env::set_current_dir("/")?;
+    let order = Order {
+        container: &container,
+        bundle: &bundle,
+        config: &config,
+        console_socket: args.console_socket,
+        mode,
+    };
+    let status = block_on(monitor::run(order, &mut Timings::default()))??;
+    Ok(ExitCode::from(status))
+}

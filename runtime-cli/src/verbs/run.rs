@@ -1,0 +1,65 @@
+//! rvm run
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use rvm_sandbox::lifecycle;
+use rvm_sandbox::monitor::{self, Mode, Order};
+use rvm_sandbox::spec::Bundle;
+use rvm_sandbox::timings::Timings;
+
+use super::{block_on, create};
+use crate::cli::{Global, RunArgs};
+
+/// Creates and starts a container. Without --detach this process is its monitor.
+pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if args.detach {
+        detached(global, args)
+    } else {
+        foreground(global, args)
+    }
+}
+
+fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if args.timings {
+        bail!("--timings needs a container in the foreground; leave --detach away");
+    }
+    let container = create::create(global, &args.create)?;
+    if let Err(error) = block_on(lifecycle::start(&container))? {
+        lifecycle::delete(&container, true)?;
+        return Err(error.into());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if args.create.console_socket.is_some() {
+        bail!("cannot use console socket if rvm will not detach or allocate tty");
+    }
+    let mut timings = Timings::default();
+    let config = global.config()?;
+    let bundle = Bundle::load(&args.create.bundle)?;
+    let container = lifecycle::prepare(&global.store(), &args.create.id, &bundle)?;
+    if let Some(path) = &args.create.pid_file {
+        lifecycle::write_pid_file(path, std::process::id())?;
+    }
+    timings.lap("read the bundle");
+
+    let order = Order {
+        container: &container,
+        bundle: &bundle,
+        config: &config,
+        console_socket: None,
+        mode: Mode::Foreground,
+    };
+    let result = block_on(monitor::run(order, &mut timings))?;
+    if !args.keep || result.is_err() {
+        lifecycle::delete(&container, true)?;
+    }
+    if args.timings {
+        write!(std::io::stderr(), "{timings}")?;
+    }
+    // The threads that copy streams may still wait for input.
+    Ok(ExitCode::from(result?))
+}

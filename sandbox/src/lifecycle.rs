@@ -1,0 +1,301 @@
+//! What can be done to a container from outside: each function is a verb of the command line.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::io::FdFlags;
+use rustix::process::Signal;
+
+use crate::agent::{Agent, AgentError};
+use crate::process::ProcessId;
+use crate::spec::{Bundle, SpecError};
+use crate::state::{Container, State, StateError, Status, Store, timestamp};
+use crate::storage::{self, StorageError};
+
+/// What a monitor sends when its container is created. Anything else it sends is why it is not.
+pub const READY: &[u8] = b"ready\n";
+
+/// The longest explanation a monitor gives.
+const MAX_EXPLANATION: u64 = 64 * 1024;
+
+/// How long a process may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a monitor may take to exit once its container has ended.
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
+
+/// A verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// The bundle.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The shared directory.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The monitor's explanation.
+    #[error("{0}")]
+    Monitor(String),
+    /// The monitor ended without one.
+    #[error("the container's monitor ended before the container was created")]
+    MonitorGone,
+    /// A file or a process.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The container is not where the verb needs it to be.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> LifecycleError {
+    let action = action.into();
+    move |source| LifecycleError::Io { action, source }
+}
+
+/// Makes the container's directory and its first state.
+pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, LifecycleError> {
+    let container = store.create(id)?;
+    let process = bundle.spec.process().as_ref();
+    let state = State {
+        oci_version: bundle.spec.version().clone(),
+        id: id.to_owned(),
+        status: Status::Creating,
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: timestamp(),
+        owner: rustix::process::getuid().as_raw(),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        terminal: process
+            .and_then(|process| process.terminal())
+            .unwrap_or(false),
+        monitor: None,
+        machine: Vec::new(),
+        exit_status: None,
+    };
+    let saved = container.lock().and_then(|locked| locked.save(&state));
+    if let Err(error) = saved {
+        remove(&container)?;
+        return Err(error.into());
+    }
+    Ok(container)
+}
+
+/// Starts a container's monitor and waits until the container is created. `arguments` are those with
+/// which this program becomes the monitor; the number of its descriptor is added to them.
+pub fn start_monitor(
+    container: &Container,
+    arguments: &[OsString],
+    pid_file: Option<&Path>,
+) -> Result<(), LifecycleError> {
+    let created = spawn_monitor(arguments).and_then(|(pid, mut ready)| {
+        let mut message = Vec::new();
+        (&mut ready)
+            .take(MAX_EXPLANATION)
+            .read_to_end(&mut message)
+            .map_err(failed("wait for the container's monitor"))?;
+        match message.as_slice() {
+            READY => pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)),
+            [] => Err(LifecycleError::MonitorGone),
+            reason => Err(LifecycleError::Monitor(
+                String::from_utf8_lossy(reason).into_owned(),
+            )),
+        }
+    });
+    if created.is_err() {
+        delete(container, true)?;
+    }
+    created
+}
+
+fn spawn_monitor(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleError> {
+    let action = "start the container's monitor";
+    let (ours, theirs) = UnixStream::pair().map_err(failed(action))?;
+    // The child inherits exactly this one.
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| failed(action)(e.into()))?;
+    let child = Command::new("/proc/self/exe")
+        .args(arguments)
+        .arg(theirs.as_raw_fd().to_string())
+        .stdin(Stdio::inherit())
+        .spawn()
+        .map_err(failed(action))?;
+    Ok((child.id(), ours))
+}
+
+/// Takes the descriptor that [`start_monitor`] passed on.
+#[expect(unsafe_code, reason = "a descriptor that comes by number")]
+pub fn inherited_socket(number: RawFd) -> io::Result<UnixStream> {
+    // SAFETY: fcntl takes any number and says whether it is a descriptor.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: it is open, and this program has opened nothing by that number: the parent passed it
+    // on for this use.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    Ok(fd.into())
+}
+
+/// Writes a pid file in one step, as runc does: whoever waits for it never reads half of it.
+pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}"));
+    fs::write(&new, pid.to_string())
+        .and_then(|()| fs::rename(&new, path))
+        .map_err(failed(format!("write the pid file {}", path.display())))
+}
+
+/// Starts a created container.
+pub async fn start(container: &Container) -> Result<(), LifecycleError> {
+    match container.state()?.status() {
+        Status::Created => {}
+        Status::Stopped => {
+            return Err(LifecycleError::Unfit(
+                "cannot start a container that has stopped".to_owned(),
+            ));
+        }
+        Status::Creating => {
+            return Err(LifecycleError::Unfit(
+                "cannot start a container that is still being created".to_owned(),
+            ));
+        }
+        Status::Running | Status::Paused => {
+            return Err(LifecycleError::Unfit(
+                "cannot start an already running container".to_owned(),
+            ));
+        }
+    }
+    Agent::connect(container)?
+        .start_container(container.id())
+        .await?;
+    match container.lock()?.step(Status::Running, |_| {}) {
+        // It has ended meanwhile; it did run.
+        Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),
+        other => Ok(other.map(|_| ())?),
+    }
+}
+
+/// Signals a container's first process, or all of its processes.
+pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
+    match container.state()?.status() {
+        Status::Created | Status::Running | Status::Paused => {}
+        status @ (Status::Creating | Status::Stopped) => {
+            return Err(LifecycleError::Unfit(format!(
+                "container not running: it is {status}"
+            )));
+        }
+    }
+    match Agent::connect(container)?
+        .signal(container.id(), signal, all)
+        .await
+    {
+        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) => {
+            Err(LifecycleError::Unfit("container not running".to_owned()))
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Removes a container and everything that belongs to it. A running one only with `force`, which
+/// also removes what is damaged or half made.
+pub fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
+    let state = match container.state() {
+        Err(_) if force => None,
+        other => Some(other?),
+    };
+    if let Some(state) = &state {
+        let status = state.status();
+        let removable = matches!(status, Status::Stopped | Status::Created);
+        if !removable && !force {
+            return Err(LifecycleError::Unfit(format!(
+                "cannot delete container {} that is not stopped: {status}",
+                container.id()
+            )));
+        }
+        end_processes(state)?;
+        // The monitor may have started a machine since the state was read.
+        if let Ok(later) = container.state() {
+            end_processes(&later)?;
+        }
+    }
+    remove(container)
+}
+
+/// Kills the monitor first, so that it cannot mistake the end of its machine for an accident.
+fn end_processes(state: &State) -> Result<(), LifecycleError> {
+    // A monitor that has written down the container's end is about to report it to its parent.
+    let grace = if state.status == Status::Stopped {
+        EXIT_LIMIT
+    } else {
+        Duration::ZERO
+    };
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    for id in state
+        .monitor
+        .iter()
+        .chain(&state.machine)
+        .filter(|id| id.pid != own)
+    {
+        end_process(*id, grace)
+            .map_err(failed(format!("end the container's process {}", id.pid)))?;
+    }
+    Ok(())
+}
+
+fn end_process(id: ProcessId, grace: Duration) -> io::Result<()> {
+    let Some(process) = id.open() else {
+        return Ok(());
+    };
+    if process.wait(grace)? {
+        return Ok(());
+    }
+    process.signal(Signal::KILL)?;
+    match process.wait(KILL_LIMIT)? {
+        true => Ok(()),
+        false => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Removes a container's directory. Only what rvm makes is ever in it, and nothing is followed: the
+/// shared directory is unmounted, not emptied.
+fn remove(container: &Container) -> Result<(), LifecycleError> {
+    storage::remove(container.path())?;
+    let path = container.path();
+    let action = || format!("remove {}", path.display());
+    for entry in fs::read_dir(path).map_err(failed(action()))? {
+        let entry = entry.map_err(failed(action()))?;
+        fs::remove_file(entry.path()).map_err(failed(action()))?;
+    }
+    fs::remove_dir(path).map_err(failed(action()))
+}
+
+/// The arguments with which this program becomes a container's monitor.
+pub fn monitor_arguments(
+    mut global: Vec<OsString>,
+    id: &str,
+    console_socket: Option<&PathBuf>,
+) -> Vec<OsString> {
+    global.push("monitor".into());
+    if let Some(socket) = console_socket {
+        global.extend(["--console-socket".into(), socket.clone().into_os_string()]);
+    }
+    global.push(id.into());
+    global
+}

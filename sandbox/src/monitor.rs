@@ -1,0 +1,342 @@
+//! The process that stands for a container on the host: it starts the machine, holds the container's
+//! standard streams, and ends with its exit code. Its pid is the container's to everyone.
+//!
+//! ```text
+//!   boot ──> create ──> ready ──> supervise ──> drain ──> tear down
+//!     └────────┴──────────┴──────────────────────────────────^
+//!                    a failure, or a signal to end
+//! ```
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::agent::{Agent, AgentError};
+use crate::boot::{BootError, Booted, boot};
+use crate::config::Config;
+use crate::engine::MachineEnd;
+use crate::process::ProcessId;
+use crate::readable::Readable;
+use crate::signals::Signals;
+use crate::spec::Bundle;
+use crate::state::{Container, StateError, Status};
+use crate::stdio::{HostStdio, Relay, StdioError};
+use crate::storage;
+use crate::terminal::{self, Raw, TerminalError};
+use crate::timings::Timings;
+
+/// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
+/// has happened to its processes.
+const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
+
+/// How long a machine may outlive its agent's connection.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A container could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// This process itself.
+    #[error("cannot {action}")]
+    Process {
+        /// What was tried.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// State.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The terminal.
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+    /// The sandbox.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// What the agent refused.
+    #[error("{0}")]
+    Container(String),
+    /// A signal came before the container was ready.
+    #[error("interrupted by signal {0} while the sandbox was starting")]
+    Interrupted(i32),
+    /// Whoever waited for the container to be ready is gone.
+    #[error("given up while the sandbox was starting")]
+    Abandoned,
+}
+
+fn process_failed(action: &'static str) -> impl FnOnce(io::Error) -> MonitorError {
+    move |source| MonitorError::Process { action, source }
+}
+
+/// What a monitor is to do.
+pub struct Order<'a> {
+    /// The container, whose state is `Creating`.
+    pub container: &'a Container,
+    /// What it is made of.
+    pub bundle: &'a Bundle,
+    /// rvm's configuration.
+    pub config: &'a Config,
+    /// Where to send the terminal, if an engine wants it.
+    pub console_socket: Option<PathBuf>,
+    /// Who waits.
+    pub mode: Mode,
+}
+
+/// Who waits for a monitor.
+pub enum Mode {
+    /// A program that is told when the container is created, and then goes away. Another starts the
+    /// container.
+    Detached(UnixStream),
+    /// The user: the container is started at once.
+    Foreground,
+}
+
+/// A container's life, seen from the host: returns its exit code.
+pub async fn run(order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
+    let signals = Signals::block().map_err(process_failed("block signals"))?;
+    claim(order.container)?;
+    let result = live(&order, &signals, timings).await;
+    let exit_status = result.as_ref().ok().copied();
+    tear_down(order.container, exit_status)?;
+    timings.lap("tear down");
+    result
+}
+
+/// From now on the container is this process's.
+fn claim(container: &Container) -> Result<(), MonitorError> {
+    let own = ProcessId::own().map_err(process_failed("find out the own pid"))?;
+    let locked = container.lock()?;
+    let mut state = locked.load()?;
+    state.monitor = Some(own);
+    Ok(locked.save(&state)?)
+}
+
+async fn live(
+    order: &Order<'_>,
+    signals: &Signals,
+    timings: &mut Timings,
+) -> Result<u8, MonitorError> {
+    let (host, raw) = host_stdio(order)?;
+    let (mut sandbox, relay) = tokio::select! {
+        started = bring_up(order, host, timings) => started?,
+        signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
+        () = abandoned(&order.mode) => return Err(MonitorError::Abandoned),
+    };
+    if let Mode::Detached(parent) = &order.mode {
+        report_ready(parent)?;
+    }
+    let status = supervise(order.container.id(), &mut sandbox, signals, raw.as_ref()).await;
+    timings.lap("run the container");
+    // A reader that never reads keeps the output, and this process, as long as nobody ends it.
+    tokio::select! {
+        () = relay.drained() => {}
+        signal = interrupted(signals) => tracing::debug!("output was given up: signal {signal}"),
+    }
+    Ok(status)
+}
+
+/// Everything up to a container that runs, or for somebody else to start.
+async fn bring_up(
+    order: &Order<'_>,
+    host: HostStdio,
+    timings: &mut Timings,
+) -> Result<(Booted, Relay), MonitorError> {
+    let mut sandbox = boot(order.container, order.bundle, order.config, timings).await?;
+    let relay = create(order.container, &mut sandbox, host, timings).await?;
+    if let Mode::Foreground = order.mode {
+        start(order.container, &mut sandbox, timings).await?;
+    }
+    Ok((sandbox, relay))
+}
+
+/// The host's ends of the container's streams. The second value keeps the terminal in raw mode.
+fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorError> {
+    let own = |fd: std::os::fd::BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .map_err(process_failed("dup the standard streams"))
+    };
+    let terminal = order
+        .bundle
+        .spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.terminal());
+    if terminal != Some(true) {
+        return Ok((
+            HostStdio::Streams {
+                stdin: own(io::stdin().as_fd())?,
+                stdout: own(io::stdout().as_fd())?,
+                stderr: own(io::stderr().as_fd())?,
+            },
+            None,
+        ));
+    }
+    let (input, output): (OwnedFd, OwnedFd) = match &order.console_socket {
+        Some(socket) => {
+            let slave = terminal::for_engine(socket)?;
+            (own(slave.as_fd())?, slave)
+        }
+        None => (own(io::stdin().as_fd())?, own(io::stdout().as_fd())?),
+    };
+    let raw = Raw::new(input.as_fd())?;
+    let size = raw.size();
+    Ok((
+        HostStdio::Terminal {
+            input,
+            output,
+            size,
+        },
+        Some(raw),
+    ))
+}
+
+async fn create(
+    container: &Container,
+    sandbox: &mut Booted,
+    host: HostStdio,
+    timings: &mut Timings,
+) -> Result<Relay, MonitorError> {
+    let (relay, stdio) = Relay::start(container, host)?;
+    let (agent, spec) = (sandbox.agent.clone(), sandbox.spec.clone());
+    let created = agent.create_container(container.id(), &spec, stdio);
+    sandbox
+        .guarded("the container's creation", timings, created)
+        .await
+        .map_err(container_failed)?;
+    container.lock()?.step(Status::Created, |_| {})?;
+    timings.lap("create the container");
+    Ok(relay)
+}
+
+async fn start(
+    container: &Container,
+    sandbox: &mut Booted,
+    timings: &mut Timings,
+) -> Result<(), MonitorError> {
+    let agent = sandbox.agent.clone();
+    let started = agent.start_container(container.id());
+    sandbox
+        .guarded("the container's start", timings, started)
+        .await
+        .map_err(container_failed)?;
+    container.lock()?.step(Status::Running, |_| {})?;
+    timings.lap("start the container");
+    Ok(())
+}
+
+fn container_failed(error: BootError) -> MonitorError {
+    match error {
+        BootError::Agent(AgentError::Refused(message) | AgentError::NotFound(message)) => {
+            MonitorError::Container(message)
+        }
+        other => other.into(),
+    }
+}
+
+/// Returns when a signal asks this process to end. Others are nothing to a container that is not
+/// there yet.
+async fn interrupted(signals: &Signals) -> i32 {
+    loop {
+        match signals.next().await {
+            Ok(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) => {
+                return signal;
+            }
+            Ok(_) => {}
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Returns when whoever waits for the container has gone.
+async fn abandoned(mode: &Mode) {
+    if let Mode::Detached(parent) = mode
+        && let Ok(readable) = Readable::new(parent.as_fd())
+    {
+        // Nothing is ever sent this way, so whatever is read is the end.
+        let wait = readable.read(|fd| {
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            Ok(rustix::net::recv(fd, &mut [0; 1], flags).map(|_| ())?)
+        });
+        let _ = wait.await;
+    } else {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Tells whoever waits that the container is created.
+fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
+    parent
+        .write_all(crate::lifecycle::READY)
+        .and_then(|()| parent.shutdown(Shutdown::Both))
+        .map_err(process_failed("report that the container is created"))
+}
+
+/// Passes signals on until the container's first process has ended; returns its exit code.
+async fn supervise(
+    id: &str,
+    sandbox: &mut Booted,
+    signals: &Signals,
+    terminal: Option<&Raw>,
+) -> u8 {
+    let agent = sandbox.agent.clone();
+    let mut exit = std::pin::pin!(agent.wait(id));
+    let end = loop {
+        tokio::select! {
+            biased;
+            exited = &mut exit => match exited {
+                Ok(status) => return status,
+                Err(error) => break after_silence(sandbox, &error).await,
+            },
+            end = sandbox.machine.ended() => break end,
+            signal = signals.next() => pass_on(&sandbox.agent, id, signal, terminal),
+        }
+    };
+    match end {
+        // Switching the machine off is one way for a container to end.
+        MachineEnd::PowerOff => tracing::info!("{end}"),
+        _ => tracing::error!("{}", sandbox.watch.obituary(&end)),
+    }
+    EXIT_MACHINE_GONE
+}
+
+/// The agent hung up. Its machine ends with it, unless the agent lies.
+async fn after_silence(sandbox: &mut Booted, error: &AgentError) -> MachineEnd {
+    let end = sandbox.machine.ended();
+    match tokio::time::timeout(SILENCE, end).await {
+        Ok(end) => end,
+        Err(_) => MachineEnd::Failed(error.to_string()),
+    }
+}
+
+/// Hands a signal to the container, or tells its terminal of a new size. The answer is not waited
+/// for: a container that is about to end may give none.
+fn pass_on(agent: &Agent, id: &str, signal: io::Result<i32>, terminal: Option<&Raw>) {
+    let Ok(signal) = signal else { return };
+    let (agent, id) = (agent.clone(), id.to_owned());
+    let size = terminal.map(Raw::size);
+    tokio::spawn(async move {
+        let passed = match size {
+            Some(size) if signal == libc::SIGWINCH => agent.resize(&id, size.rows, size.cols).await,
+            _ => agent.signal(&id, signal, false).await,
+        };
+        if let Err(error) = passed {
+            tracing::debug!("signal {signal} was not passed on: {error}");
+        }
+    });
+}
+
+/// Takes away everything but the state, which says how the container ended.
+fn tear_down(container: &Container, exit_status: Option<u8>) -> Result<(), MonitorError> {
+    if let Err(error) = storage::remove(container.path()) {
+        tracing::warn!("{error}");
+    }
+    let locked = container.lock()?;
+    locked.step(Status::Stopped, |state| state.exit_status = exit_status)?;
+    Ok(())
+}
