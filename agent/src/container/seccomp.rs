@@ -216,7 +216,7 @@ fn newer_syscalls_stub(config: &LinuxSeccomp, architectures: &[ScmpArch]) -> Vec
             Instruction { code: JUMP_IF_GREATER, jump_true: 0, jump_false: 1, operand: highest },
             Instruction { code: RETURN, jump_true: 0, jump_false: 0, operand: RETURN_ENOSYS },
         ];
-        if audit == ScmpArch::X8664 as u32 {
+        if audit == AUDIT_ARCH_X86_64 {
             // x32 has the same architecture and its numbers above this one.
             let skip = block.len() as u8 - 1;
             block.insert(1, Instruction {
@@ -258,18 +258,18 @@ fn assemble(blocks: Vec<Vec<Instruction>>) -> Vec<u8> {
 fn highest_syscalls(config: &LinuxSeccomp, architectures: &[ScmpArch]) -> Vec<(u32, u32)> {
     let mut highest: HashMap<u32, u32> = HashMap::new();
     let names = config.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
-    let relevant = [ScmpArch::X8664, ScmpArch::X86];
+    let relevant = [(ScmpArch::X8664, AUDIT_ARCH_X86_64), (ScmpArch::X86, AUDIT_ARCH_I386)];
     let relevant: Vec<_> =
-        relevant.into_iter().filter(|one| architectures.contains(one)).collect();
+        relevant.into_iter().filter(|(one, _)| architectures.contains(one)).collect();
     for name in names {
-        for architecture in &relevant {
+        for (architecture, audit) in &relevant {
             let number = ScmpSyscall::from_name_by_arch(name, *architecture);
             // Negative numbers stand for calls that the architecture does not have.
             let Some(number) = number.ok().and_then(|n| u32::try_from(n.as_raw_syscall()).ok())
             else {
                 continue;
             };
-            let entry = highest.entry(*architecture as u32).or_default();
+            let entry = highest.entry(*audit).or_default();
             *entry = number.max(*entry);
         }
     }
@@ -296,6 +296,10 @@ const RETURN: u16 = 0x06;
 /// Offsets in `struct seccomp_data`.
 const SYSCALL_NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
+
+/// `<linux/audit.h>`.
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 
 const X32_BIT: u32 = 0x4000_0000;
 const RETURN_ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;

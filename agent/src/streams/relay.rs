@@ -96,6 +96,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_slow_host_gets_everything() {
+        const LENGTH: usize = 20_000_000;
+        let (reader, writer) = pipe();
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        let writing = tokio::task::spawn_blocking(move || {
+            std::fs::File::from(writer).write_all(&vec![7; LENGTH]).unwrap();
+        });
+        let reading = tokio::task::spawn_blocking(move || {
+            let (mut total, mut buffer) = (0, vec![0; 300_000]);
+            loop {
+                match host.read(&mut buffer).unwrap() {
+                    0 => return total,
+                    count => total += count,
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        output(Endpoint::new(reader).unwrap(), Endpoint::new(guest.into()).unwrap()).await;
+        writing.await.unwrap();
+        assert_eq!(reading.await.unwrap(), LENGTH);
+    }
+
+    #[tokio::test]
     async fn the_hosts_end_of_input_closes_the_pipe() {
         let (reader, writer) = pipe();
         let (mut host, guest) = UnixStream::pair().unwrap();

@@ -1,17 +1,17 @@
 //! The machine itself.
 
+use std::fs::File;
 use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-
-const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+use rvm_protocol::vmm::{BackendConfig, Channel, FdIndex, VsockPort};
+use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 
 /// A running guest.
 pub struct Machine {
@@ -41,26 +41,55 @@ pub fn shared() -> Option<&'static Machine> {
         .as_ref()
 }
 
-fn start() -> Option<(Machine, [Child; 2])> {
+fn start() -> Option<(Machine, ((Child, Channel), Child))> {
     let kernel = kernel()?;
-    let vsock = program("RVM_VHOST_DEVICE_VSOCK", "vhost-device-vsock")?;
+    let vmm = program("RVM_VMM", "rvm-vmm")?;
     let qemu = program("RVM_QEMU", "qemu-system-x86_64")?;
     let directory = tempfile::tempdir().unwrap();
     let machine = Machine { directory, next_id: AtomicU64::new(1) };
     std::fs::create_dir(machine.shared_directory()).unwrap();
     let initramfs = machine.path("initramfs");
     std::fs::write(&initramfs, archive(Path::new(env!("CARGO_BIN_EXE_rvm-agent")))).unwrap();
-    let device = spawn(
-        Command::new(vsock)
-            .arg("--socket")
-            .arg(machine.path("vhost"))
-            .arg("--uds-path")
-            .arg(machine.path("vsock"))
-            .stderr(Stdio::null()),
-    );
-    wait_for(&machine.path("vhost"));
+    let backend = start_backend(&machine, &vmm);
     let machine_process = spawn(&mut qemu_command(&machine, &qemu, &kernel, &initramfs));
-    Some((machine, [device, machine_process]))
+    Some((machine, (backend, machine_process)))
+}
+
+/// Starts the vsock device, which ends when its channel is closed.
+fn start_backend(machine: &Machine, vmm: &Path) -> (Child, Channel) {
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let child = spawn(Command::new(vmm).arg("backend").stdin(Stdio::from(theirs)));
+    let ours = Channel::new(ours);
+    let stage_dir = machine.path("stage");
+    std::fs::create_dir(&stage_dir).unwrap();
+    let listen = |name: &str| UnixListener::bind(machine.path(name)).unwrap();
+    let (silence, _) = UnixStream::pair().unwrap();
+    let console = File::create(machine.path("unused-console")).unwrap();
+    let fds: [OwnedFd; 5] = [
+        listen("vhost").into(),
+        listen(&AGENT_PORT.to_string()).into(),
+        listen(&STREAM_PORT.to_string()).into(),
+        silence.into(),
+        console.into(),
+    ];
+    let config = BackendConfig {
+        vhost_user: FdIndex(0),
+        vsock: vec![
+            VsockPort { port: AGENT_PORT, listener: FdIndex(1) },
+            VsockPort { port: STREAM_PORT, listener: FdIndex(2) },
+        ],
+        console_input: FdIndex(3),
+        console: FdIndex(4),
+        stage_dir,
+    };
+    ours.send(&config, &fds.each_ref().map(|fd| fd.as_fd())).unwrap();
+    (child, ours)
 }
 
 fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path) -> Command {
@@ -112,34 +141,9 @@ impl Machine {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Connects to a port of the guest, waiting for it to come up.
-    pub async fn connect(&self, port: u32) -> UnixStream {
-        let begin = Instant::now();
-        loop {
-            if let Some(socket) = self.try_connect(port).await {
-                return socket;
-            }
-            if begin.elapsed() > BOOT_TIMEOUT {
-                let console = std::fs::read_to_string(self.console()).unwrap_or_default();
-                panic!("the guest does not answer; its console:\n{console}");
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    async fn try_connect(&self, port: u32) -> Option<UnixStream> {
-        let mut socket = UnixStream::connect(self.path("vsock")).await.ok()?;
-        socket.write_all(format!("CONNECT {port}\n").as_bytes()).await.ok()?;
-        // "OK <port>\n", byte by byte: what follows is not ours.
-        let mut line = Vec::new();
-        let reading = async {
-            while line.last() != Some(&b'\n') {
-                line.push(socket.read_u8().await.ok()?);
-            }
-            Some(())
-        };
-        tokio::time::timeout(Duration::from_secs(2), reading).await.ok()??;
-        line.starts_with(b"OK").then_some(socket)
+    /// Connects to a port of the guest. Before the guest is up, what is written waits.
+    pub async fn connect(&self, port: u32) -> tokio::net::UnixStream {
+        tokio::net::UnixStream::connect(self.path(&port.to_string())).await.unwrap()
     }
 }
 
@@ -174,14 +178,6 @@ fn spawn(command: &mut Command) -> Child {
         });
     }
     command.spawn().unwrap()
-}
-
-fn wait_for(path: &Path) {
-    let begin = Instant::now();
-    while !path.exists() {
-        assert!(begin.elapsed() < BOOT_TIMEOUT, "{} does not appear", path.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// An initramfs that holds one program, as init; see buffer-format.rst of the kernel.

@@ -1,7 +1,7 @@
 //! A guest to try the agent in, and containers in it.
 //!
 //! The machine is QEMU's microvm with the guest kernel, the agent as its whole initramfs, a
-//! directory shared over 9p, and vhost-device-vsock for the vsock.
+//! directory shared over 9p, and `rvm-vmm backend` for the vsock.
 #![allow(dead_code)]
 
 mod bundle;
@@ -175,9 +175,17 @@ impl Streams {
 }
 
 pub async fn read(mut stream: UnixStream) -> String {
-    let mut all = Vec::new();
-    let reading = stream.read_to_end(&mut all);
-    tokio::time::timeout(TIMEOUT, reading).await.expect("the stream ends").unwrap();
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 256 * 1024]);
+    loop {
+        match tokio::time::timeout(TIMEOUT, stream.read(&mut buffer)).await {
+            Ok(count @ (Ok(0) | Err(_))) => {
+                count.unwrap();
+                break;
+            }
+            Ok(Ok(count)) => all.extend(&buffer[..count]),
+            Err(_) => panic!("the stream does not go on after {} bytes", all.len()),
+        }
+    }
     String::from_utf8_lossy(&all).into_owned()
 }
 
