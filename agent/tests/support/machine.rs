@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rvm_protocol::vmm::{BackendConfig, Channel, FdIndex, VsockPort};
+use rvm_protocol::vmm::{BackendConfig, Channel, Event, FdIndex, VsockPort};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 
 /// A running guest.
@@ -41,7 +41,7 @@ pub fn shared() -> Option<&'static Machine> {
         .as_ref()
 }
 
-fn start() -> Option<(Machine, ((Child, Channel), Child))> {
+fn start() -> Option<(Machine, [Child; 2])> {
     let kernel = kernel()?;
     let vmm = program("RVM_VMM", "rvm-vmm")?;
     let qemu = program("RVM_QEMU", "qemu-system-x86_64")?;
@@ -52,11 +52,11 @@ fn start() -> Option<(Machine, ((Child, Channel), Child))> {
     std::fs::write(&initramfs, archive(Path::new(env!("CARGO_BIN_EXE_rvm-agent")))).unwrap();
     let backend = start_backend(&machine, &vmm);
     let machine_process = spawn(&mut qemu_command(&machine, &qemu, &kernel, &initramfs));
-    Some((machine, (backend, machine_process)))
+    Some((machine, [backend, machine_process]))
 }
 
-/// Starts the vsock device, which ends when its channel is closed.
-fn start_backend(machine: &Machine, vmm: &Path) -> (Child, Channel) {
+/// Starts the vsock device.
+fn start_backend(machine: &Machine, vmm: &Path) -> Child {
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::SEQPACKET,
@@ -64,7 +64,14 @@ fn start_backend(machine: &Machine, vmm: &Path) -> (Child, Channel) {
         None,
     )
     .unwrap();
-    let child = spawn(Command::new(vmm).arg("backend").stdin(Stdio::from(theirs)));
+    // It insists on being the first process of its own pid and mount namespaces.
+    let child = spawn(
+        Command::new("unshare")
+            .args(["--fork", "--pid", "--mount", "--kill-child"])
+            .arg(vmm)
+            .arg("backend")
+            .stdin(Stdio::from(theirs)),
+    );
     let ours = Channel::new(ours);
     let stage_dir = machine.path("stage");
     std::fs::create_dir(&stage_dir).unwrap();
@@ -89,7 +96,12 @@ fn start_backend(machine: &Machine, vmm: &Path) -> (Child, Channel) {
         stage_dir,
     };
     ours.send(&config, &fds.each_ref().map(|fd| fd.as_fd())).unwrap();
-    (child, ours)
+    // It ends when this end of the channel is closed.
+    std::thread::spawn(move || match ours.receive::<Event>() {
+        Ok((event, _)) => eprintln!("rvm-vmm backend: {event:?}"),
+        Err(error) => eprintln!("rvm-vmm backend: {error}"),
+    });
+    child
 }
 
 fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path) -> Command {

@@ -18,7 +18,7 @@ use ttrpc::context::with_timeout;
 pub use bundle::Bundle;
 pub use machine::Machine;
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to a guest's agent.
 pub struct Guest {
