@@ -107,15 +107,17 @@ fn vhost_user_pair(dir: &Path) -> Result<(UnixListener, UnixStream), EngineError
 
 /// A machine that QEMU runs.
 struct QemuMachine {
-    /// QEMU's pidfd.
-    ended: Readable,
+    /// The processes' pidfds.
+    ended: [Readable; 2],
     qemu: Vmm,
     backend: Vmm,
 }
 
 impl QemuMachine {
     fn new(qemu: Vmm, backend: Vmm) -> Result<Self, EngineError> {
-        let ended = Readable::new(qemu.pidfd()).map_err(io_failed("watch QEMU's process"))?;
+        let watch =
+            |vmm: &Vmm| Readable::new(vmm.pidfd()).map_err(io_failed("watch QEMU's processes"));
+        let ended = [watch(&qemu)?, watch(&backend)?];
         Ok(Self {
             ended,
             qemu,
@@ -135,7 +137,14 @@ impl QemuMachine {
             }
             // -no-reboot ends QEMU in place of a reset.
             Ok(Some(status)) if status.success() => MachineEnd::GuestReset,
-            status => MachineEnd::Failed(describe_exit("QEMU", &status, &words)),
+            // QEMU does not survive its back end, whose end then explains more.
+            status => MachineEnd::Failed(match self.backend.exit_status() {
+                Ok(Some(first)) if !first.success() => {
+                    let words = self.backend.last_words();
+                    describe_exit("QEMU's vsock back end", &Ok(Some(first)), &words)
+                }
+                _ => describe_exit("QEMU", &status, &words),
+            }),
         }
     }
 }
@@ -156,8 +165,12 @@ impl Machine for QemuMachine {
     }
 
     async fn ended(&mut self) -> MachineEnd {
-        // Fails only if the runtime is being shut down.
-        let _ = self.ended.read(|_| Ok(())).await;
+        let [qemu, backend] = &self.ended;
+        // Waiting fails only if the runtime is being shut down.
+        tokio::select! {
+            _ = qemu.read(|_| Ok(())) => {}
+            _ = backend.read(|_| Ok(())) => {}
+        }
         self.post_mortem()
     }
 

@@ -1,7 +1,7 @@
 //! QEMU's command line. Pure.
 
 use rvm_protocol::vmm::{QEMU_FIRST_FD, QEMU_SHARED_DIR};
-use rvm_protocol::{GUEST_CID, PARAM_SHARED, POWER_OFF_PORT, SHARED_TAG};
+use rvm_protocol::{PARAM_SHARED, POWER_OFF_PORT, SHARED_TAG};
 
 use crate::sizing::Size;
 
@@ -70,7 +70,7 @@ pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
         ),
         (
             "-chardev",
-            format!("socket,id=console,fd={}", fd(Fd::Console)),
+            format!("socket,id=console,mux=on,fd={}", fd(Fd::Console)),
         ),
         ("-serial", "chardev:console".to_owned()),
         ("-device", "virtio-serial-device".to_owned()),
@@ -78,7 +78,7 @@ pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
         ("-chardev", format!("socket,id=vsock,fd={}", fd(Fd::Vsock))),
         (
             "-device",
-            format!("vhost-user-vsock-device,chardev=vsock,guest-cid={GUEST_CID}"),
+            "vhost-user-vsock-device,chardev=vsock".to_owned(),
         ),
         (
             "-fsdev",

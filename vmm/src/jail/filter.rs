@@ -191,6 +191,14 @@ const NETWORK: Rules = &[
 
 /// The front end hands over memory and bells, so descriptors are received and memory is mapped.
 const VHOST_USER: Rules = &[
+    // Its threads are made by the library, after the filter was applied.
+    (libc::SYS_clone3, Always),
+    (libc::SYS_epoll_create1, Always),
+    (libc::SYS_rt_sigaction, Always),
+    (libc::SYS_set_robust_list, Always),
+    (libc::SYS_rseq, Always),
+    (libc::SYS_prctl, OneOf(0, &[libc::PR_SET_NAME as u64])),
+    (libc::SYS_sched_getaffinity, Always),
     (libc::SYS_fcntl, Always),
     (libc::SYS_dup, Always),
     (libc::SYS_ioctl, OneOf(1, &[FIONBIO])),

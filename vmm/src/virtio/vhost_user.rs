@@ -14,6 +14,9 @@ use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, Vrin
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use super::spec::feature;
@@ -26,6 +29,9 @@ type Vring = VringRwLock<Memory>;
 
 /// What the daemon calls our epoll; numbers up to the number of queues are its own.
 const HOST_EVENT: u16 = 100;
+
+/// What QEMU's MMIO transport lets a driver make of every queue, whatever its device says.
+const MAX_QUEUE_SIZE: usize = 1024;
 
 /// Serving a device failed.
 #[derive(Debug, thiserror::Error)]
@@ -131,14 +137,7 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
     }
 
     fn max_queue_size(&self) -> usize {
-        self.device
-            .info()
-            .queue_sizes
-            .iter()
-            .copied()
-            .max()
-            .unwrap_or(0)
-            .into()
+        MAX_QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {
@@ -170,6 +169,10 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
     fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
         self.memory = Some(memory);
         Ok(())
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
     fn handle_event(
