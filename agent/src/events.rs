@@ -39,13 +39,19 @@ impl Events {
     /// its counter was looked at.
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Event> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sender);
         receiver
     }
 
     /// Tells every subscriber that still listens.
     pub fn publish(&self, event: &Event) {
-        let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut subscribers = self
+            .subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         subscribers.retain(|subscriber| subscriber.send(event.clone()).is_ok());
     }
 }
@@ -57,7 +63,9 @@ mod tests {
     #[tokio::test]
     async fn subscribers_hear_everything_from_then_on_and_can_leave() {
         let events = Events::default();
-        let event = |id: &str| Event::Oom { container_id: id.to_owned() };
+        let event = |id: &str| Event::Oom {
+            container_id: id.to_owned(),
+        };
         events.publish(&event("early"));
         let mut first = events.subscribe();
         drop(events.subscribe());

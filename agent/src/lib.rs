@@ -7,6 +7,7 @@ pub mod boot;
 pub mod container;
 pub mod error;
 pub mod events;
+mod host_only;
 pub mod init;
 pub mod logging;
 pub mod power;
@@ -33,19 +34,14 @@ pub enum ServeError {
     #[error(transparent)]
     Os(#[from] OsError),
     /// The service cannot listen.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// Where.
-        address: String,
-        /// Why not.
-        source: ttrpc::Error,
-    },
+    #[error("serve the agent's protocol: {0}")]
+    Service(#[from] ttrpc::Error),
 }
 
 /// Where the agent is reached.
 pub struct Listeners {
-    /// ttrpc's address of the service, such as `vsock://-1:1024`.
-    pub service: String,
+    /// For the service.
+    pub service: ttrpc::r#async::transport::Listener,
     /// A listening, non-blocking socket for standard streams.
     pub streams: OwnedFd,
 }
@@ -60,7 +56,10 @@ pub fn run() -> ! {
     if let Err(error) = boot::run() {
         power::reset(&error.to_string());
     }
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => match runtime.block_on(serve_guest(started_ns)) {
             Ok(()) => power::reset("the agent stopped serving"),
             Err(error) => power::reset(&error.to_string()),
@@ -73,7 +72,9 @@ async fn serve_guest(started_ns: u64) -> Result<(), ServeError> {
     const BACKLOG: i32 = 128;
     let streams = vsock::listen_on(STREAM_PORT, BACKLOG)
         .doing(|| format!("listen on vsock port {STREAM_PORT}"))?;
-    let listeners = Listeners { service: format!("vsock://-1:{AGENT_PORT}"), streams };
+    let service =
+        host_only::listen(AGENT_PORT).doing(|| format!("listen on vsock port {AGENT_PORT}"))?;
+    let listeners = Listeners { service, streams };
     serve(listeners, started_ns, AfterShutdown::PowerOff, say_ready).await
 }
 
@@ -95,12 +96,14 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let sandbox = Sandbox::new()?;
     let signals = signal::child_exits().doing(|| "receive SIGCHLD")?;
-    let listen = |source| ServeError::Listen { address: listeners.service.clone(), source };
-    let server = ttrpc::r#async::Server::new().bind(&listeners.service).map_err(listen)?;
-    let timings = Timings { started_ns, ready_ns: boot_time_ns() };
+    let server = ttrpc::r#async::Server::new().add_listener(listeners.service);
+    let timings = Timings {
+        started_ns,
+        ready_ns: boot_time_ns(),
+    };
     let service = Service::new(sandbox.clone(), timings, after_shutdown);
     let mut server = server.register_service(rvm_protocol::agent::create_agent(service));
-    server.start().await.map_err(listen)?;
+    server.start().await?;
     let streams = tokio::spawn(sandbox.streams.clone().serve(listeners.streams));
     let reaper = tokio::spawn(sandbox.reaper.clone().run(signals));
     ready();

@@ -32,7 +32,12 @@ impl Log for Console {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = format!("{:<5} {}: {}\n", record.level(), record.target(), record.args());
+        let line = format!(
+            "{:<5} {}: {}\n",
+            record.level(),
+            record.target(),
+            record.args()
+        );
         // There is nowhere to report that the console is gone.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
@@ -47,7 +52,10 @@ struct Filter {
 
 impl Filter {
     fn parse(text: &str) -> Self {
-        let mut filter = Self { default: LevelFilter::Off, targets: Vec::new() };
+        let mut filter = Self {
+            default: LevelFilter::Off,
+            targets: Vec::new(),
+        };
         for directive in text.split(',').map(str::trim) {
             if let Some((target, level)) = directive.split_once('=') {
                 if let Ok(level) = level.parse() {
@@ -61,7 +69,10 @@ impl Filter {
     }
 
     fn highest(&self) -> LevelFilter {
-        self.targets.iter().map(|(_, level)| *level).fold(self.default, Ord::max)
+        self.targets
+            .iter()
+            .map(|(_, level)| *level)
+            .fold(self.default, Ord::max)
     }
 
     fn level_of(&self, target: &str) -> LevelFilter {
@@ -70,7 +81,9 @@ impl Filter {
                 .strip_prefix(prefix.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         });
-        matching.max_by_key(|(prefix, _)| prefix.len()).map_or(self.default, |(_, level)| *level)
+        matching
+            .max_by_key(|(prefix, _)| prefix.len())
+            .map_or(self.default, |(_, level)| *level)
     }
 }
 
@@ -83,7 +96,10 @@ mod tests {
         let filter = Filter::parse("warn,rvm_agent=info,rvm_agent::streams=trace");
         assert_eq!(filter.level_of("ttrpc"), LevelFilter::Warn);
         assert_eq!(filter.level_of("rvm_agent::boot"), LevelFilter::Info);
-        assert_eq!(filter.level_of("rvm_agent::streams::relay"), LevelFilter::Trace);
+        assert_eq!(
+            filter.level_of("rvm_agent::streams::relay"),
+            LevelFilter::Trace
+        );
         assert_eq!(filter.level_of("rvm_agents"), LevelFilter::Warn);
         assert_eq!(filter.highest(), LevelFilter::Trace);
     }

@@ -31,5 +31,7 @@ pub fn reset(reason: &str) -> ! {
 
 /// Makes every panic in this process end the machine, with its message on the console.
 pub fn reset_on_panic() {
-    std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| reset(&info.to_string())));
+    std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
+        reset(&info.to_string())
+    }));
 }

@@ -44,7 +44,12 @@ pub struct Process {
 impl Process {
     /// A process that has just been made.
     pub fn new(pid: Pid, pidfd: OwnedFd) -> Self {
-        Self { pid, pidfd, terminal: Mutex::default(), exit: watch::Sender::new(None) }
+        Self {
+            pid,
+            pidfd,
+            terminal: Mutex::default(),
+            exit: watch::Sender::new(None),
+        }
     }
 
     /// Its id in the guest's root pid namespace.
@@ -76,7 +81,10 @@ impl Process {
     pub async fn wait(&self) -> Result<Exit, ProcessError> {
         let mut exit = self.exit.subscribe();
         // The sender lives as long as this does, so the channel cannot close meanwhile.
-        let exit = exit.wait_for(Option::is_some).await.map_err(|_| ProcessError::Finished)?;
+        let exit = exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| ProcessError::Finished)?;
         exit.ok_or(ProcessError::Finished)
     }
 
@@ -94,20 +102,35 @@ impl Process {
 
     /// Sets the size of its terminal.
     pub fn resize(&self, rows: u16, cols: u16) -> Result<(), ProcessError> {
-        let terminal = self.terminal.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let terminal = self
+            .terminal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .upgrade();
         let Some(terminal) = terminal else {
             return Err(match self.has_finished() {
                 true => ProcessError::Finished,
                 false => ProcessError::NoTerminal,
             });
         };
-        let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
-        Ok(rustix::termios::tcsetwinsize(terminal.as_fd(), size)
-            .doing(|| "resize the terminal")?)
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Ok(
+            rustix::termios::tcsetwinsize(terminal.as_fd(), size)
+                .doing(|| "resize the terminal")?,
+        )
     }
 }
 
 /// Refuses what is no signal number.
 pub fn check_signal(number: u32) -> Result<(), ProcessError> {
-    if number > LAST_SIGNAL { Err(ProcessError::UnknownSignal(number)) } else { Ok(()) }
+    if number > LAST_SIGNAL {
+        Err(ProcessError::UnknownSignal(number))
+    } else {
+        Ok(())
+    }
 }

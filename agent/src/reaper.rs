@@ -46,7 +46,10 @@ impl Reaper {
     /// the same breath as it is made, without giving the runtime control.
     pub fn expect(&self, pid: Pid) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, sender);
+        self.waiters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(pid, sender);
         receiver
     }
 
@@ -62,8 +65,15 @@ impl Reaper {
     }
 
     fn tell(&self, pid: Pid, status: WaitStatus) {
-        let exit = Exit { status: shell_status(status), at_ns: now_ns() };
-        let waiter = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+        let exit = Exit {
+            status: shell_status(status),
+            at_ns: now_ns(),
+        };
+        let waiter = self
+            .waiters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&pid);
         if let Some(waiter) = waiter {
             // Nobody may be interested any more.
             let _ = waiter.send(exit);
@@ -73,10 +83,14 @@ impl Reaper {
 
 fn shell_status(status: WaitStatus) -> u32 {
     let code = status.exit_status().unwrap_or(0);
-    status.terminating_signal().map_or(code, |signal| 128 + signal) as u32
+    status
+        .terminating_signal()
+        .map_or(code, |signal| 128 + signal) as u32
 }
 
 fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

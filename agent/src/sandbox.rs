@@ -39,8 +39,12 @@ impl Sandbox {
     /// An empty one.
     pub fn new() -> Result<Self, OsError> {
         use rustix::fs::{Mode, OFlags, open};
-        let program = open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .doing(|| "open the agent's binary")?;
+        let program = open(
+            "/proc/self/exe",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .doing(|| "open the agent's binary")?;
         Ok(Self {
             program: Arc::new(program),
             streams: StreamHub::default(),
@@ -114,15 +118,23 @@ impl Sandbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn check_id(id: &str) -> Result<(), AgentError> {
     let is_valid = !id.is_empty()
         && id.len() <= MAX_ID
-        && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"_+.-".contains(&c));
-    if is_valid { Ok(()) } else { Err(AgentError::InvalidId(id.to_owned())) }
+        && id
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"_+.-".contains(&c));
+    if is_valid {
+        Ok(())
+    } else {
+        Err(AgentError::InvalidId(id.to_owned()))
+    }
 }
 
 #[cfg(test)]

@@ -45,7 +45,11 @@ pub struct Service {
 impl Service {
     /// Serves a sandbox.
     pub fn new(sandbox: Sandbox, timings: Timings, after_shutdown: AfterShutdown) -> Arc<Self> {
-        Arc::new(Self { sandbox, timings, after_shutdown })
+        Arc::new(Self {
+            sandbox,
+            timings,
+            after_shutdown,
+        })
     }
 }
 
@@ -54,7 +58,9 @@ impl Service {
 async fn to_the_end<T: Send + 'static>(
     request: impl Future<Output = Result<T, AgentError>> + Send + 'static,
 ) -> Result<T, AgentError> {
-    tokio::spawn(request).await.unwrap_or(Err(AgentError::Dropped))
+    tokio::spawn(request)
+        .await
+        .unwrap_or(Err(AgentError::Dropped))
 }
 
 #[async_trait]
@@ -66,7 +72,10 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::CheckResponse> {
         Ok(api::CheckResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel_release: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             init_started_ns: self.timings.started_ns,
             ready_ns: self.timings.ready_ns,
             ..Default::default()
@@ -81,10 +90,15 @@ impl api::Agent for Service {
         let sandbox = self.sandbox.clone();
         let container = to_the_end(async move {
             let ids = StreamIds::from(request.stdio.get_or_default());
-            sandbox.create(&request.container_id, &request.spec, &ids).await
+            sandbox
+                .create(&request.container_id, &request.spec, &ids)
+                .await
         });
         let pid = container.await?.init().pid();
-        Ok(api::CreateContainerResponse { pid, ..Default::default() })
+        Ok(api::CreateContainerResponse {
+            pid,
+            ..Default::default()
+        })
     }
 
     async fn start_container(
@@ -113,7 +127,10 @@ impl api::Agent for Service {
             crate::container::exec(&sandbox, &container, id, process, &ids).await
         });
         let pid = process.await?.pid();
-        Ok(api::ExecProcessResponse { pid, ..Default::default() })
+        Ok(api::ExecProcessResponse {
+            pid,
+            ..Default::default()
+        })
     }
 
     async fn signal_process(
@@ -136,7 +153,10 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::WaitProcessRequest,
     ) -> ttrpc::Result<api::WaitProcessResponse> {
-        let process = self.sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+        let process = self
+            .sandbox
+            .container(&request.container_id)?
+            .process(&request.exec_id)?;
         let Exit { status, at_ns } = process.wait().await.map_err(AgentError::from)?;
         Ok(api::WaitProcessResponse {
             exit_status: status,
@@ -150,9 +170,14 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::ResizeTerminalRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let process = self.sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+        let process = self
+            .sandbox
+            .container(&request.container_id)?
+            .process(&request.exec_id)?;
         let size = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-        process.resize(size(request.rows), size(request.cols)).map_err(AgentError::from)?;
+        process
+            .resize(size(request.rows), size(request.cols))
+            .map_err(AgentError::from)?;
         Ok(api::Empty::default())
     }
 
@@ -161,7 +186,9 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::RemoveProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.sandbox.container(&request.container_id)?.remove_exec(&request.exec_id)?;
+        self.sandbox
+            .container(&request.container_id)?
+            .remove_exec(&request.exec_id)?;
         Ok(api::Empty::default())
     }
 
@@ -212,7 +239,12 @@ impl api::Agent for Service {
 fn to_api(event: Event) -> api::Event {
     let mut message = api::Event::new();
     match event {
-        Event::Exit { container_id, exec_id, pid, exit } => message.set_exit(api::Exit {
+        Event::Exit {
+            container_id,
+            exec_id,
+            pid,
+            exit,
+        } => message.set_exit(api::Exit {
             container_id,
             exec_id,
             pid,
@@ -221,7 +253,10 @@ fn to_api(event: Event) -> api::Event {
             ..Default::default()
         }),
         Event::Oom { container_id } => {
-            message.set_oom(api::Oom { container_id, ..Default::default() });
+            message.set_oom(api::Oom {
+                container_id,
+                ..Default::default()
+            });
         }
     }
     message

@@ -1,5 +1,11 @@
 //! The agent in a real guest, driven as its host drives it.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr
+)]
 
 mod support;
 
@@ -7,18 +13,33 @@ use serde_json::json;
 use support::{Bundle, Outcome, message};
 
 fn outcome(status: u32, stdout: &str) -> Outcome {
-    Outcome { status, stdout: stdout.to_owned(), stderr: String::new() }
+    Outcome {
+        status,
+        stdout: stdout.to_owned(),
+        stderr: String::new(),
+    }
 }
 
 #[tokio::test]
 async fn the_agent_tells_its_version_and_kernel() {
     let guest = guest_or_skip!();
-    let answer = guest.agent.check(support::context(), &Default::default()).await.unwrap();
+    let answer = guest
+        .agent
+        .check(support::context(), &Default::default())
+        .await
+        .unwrap();
     assert_eq!(answer.agent_version, env!("CARGO_PKG_VERSION"));
-    assert!(answer.kernel_release.starts_with("6."), "{}", answer.kernel_release);
+    assert!(
+        answer.kernel_release.starts_with("6."),
+        "{}",
+        answer.kernel_release
+    );
     assert!(answer.ready_ns > answer.init_started_ns);
-    eprintln!("init after {} ms, ready {} us later", answer.init_started_ns / 1_000_000,
-        (answer.ready_ns - answer.init_started_ns) / 1000);
+    eprintln!(
+        "init after {} ms, ready {} us later",
+        answer.init_started_ns / 1_000_000,
+        (answer.ready_ns - answer.init_started_ns) / 1000
+    );
 }
 
 #[tokio::test]
@@ -40,7 +61,10 @@ async fn a_missing_program_is_reported_at_creation_in_runcs_words() {
          $PATH"
     );
     // Nothing is left of it: the id is free.
-    let again = Bundle { spec: Bundle::new(guest.machine, "missing2", &["/bin/true"]).spec, ..bundle };
+    let again = Bundle {
+        spec: Bundle::new(guest.machine, "missing2", &["/bin/true"]).spec,
+        ..bundle
+    };
     assert_eq!(guest.run(&again).await.unwrap(), outcome(0, ""));
 }
 
@@ -83,8 +107,12 @@ async fn capabilities_limits_and_flags_are_those_of_config_json() {
     let words: Vec<_> = result.stdout.split_whitespace().collect();
     let kill = "0000000000000020";
     let all = "00000000000004e1";
-    assert_eq!(words[..10], ["CapInh:", kill, "CapPrm:", all, "CapEff:", all, "CapBnd:", all,
-        "CapAmb:", kill]);
+    assert_eq!(
+        words[..10],
+        [
+            "CapInh:", kill, "CapPrm:", all, "CapEff:", all, "CapBnd:", all, "CapAmb:", kill
+        ]
+    );
     assert_eq!(words[10..14], ["NoNewPrivs:", "1", "Seccomp:", "0"]);
     // Of descriptors, the shell has its streams, and ls the directory it lists.
     assert_eq!(words[14..], ["512", "2048", "321", "0", "1", "2", "3"]);
@@ -97,7 +125,9 @@ async fn standard_input_arrives_and_ends() {
     let (mut streams, stdio) = guest.streams().await;
     guest.create(&bundle, stdio).await.unwrap();
     guest.start("cat").await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut streams.stdin, b"to and fro").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut streams.stdin, b"to and fro")
+        .await
+        .unwrap();
     assert_eq!(streams.collect().await.stdout, "to and fro");
     assert_eq!(guest.wait("cat", "").await.unwrap(), 0);
     guest.remove("cat").await.unwrap();
@@ -118,7 +148,10 @@ async fn streams_may_be_connected_after_the_start() {
     let guest = guest_or_skip!();
     let bundle = Bundle::shell(guest.machine, "late", "head -c 300000 /dev/zero");
     let id = guest.machine.id();
-    let stdio = rvm_protocol::agent::Stdio { stdout: id, ..Default::default() };
+    let stdio = rvm_protocol::agent::Stdio {
+        stdout: id,
+        ..Default::default()
+    };
     guest.create(&bundle, stdio).await.unwrap();
     guest.start("late").await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
@@ -144,17 +177,37 @@ async fn a_closed_standard_input_closes_the_connection() {
 #[tokio::test]
 async fn signals_end_a_process_with_128_and_the_number() {
     let guest = guest_or_skip!();
-    let bundle = Bundle::shell(guest.machine, "sig", "trap 'exit 3' USR1; while :; do sleep 0.1; done");
+    let bundle = Bundle::shell(
+        guest.machine,
+        "sig",
+        "trap 'exit 3' USR1; while :; do sleep 0.1; done",
+    );
     guest.run_in_background(&bundle).await;
     guest.signal("sig", "", 0, false).await.unwrap();
     guest.exec_shell("sig", "settle", "sleep 0.3").await;
-    guest.signal("sig", "", libc::SIGUSR1 as u32, false).await.unwrap();
+    guest
+        .signal("sig", "", libc::SIGUSR1 as u32, false)
+        .await
+        .unwrap();
     assert_eq!(guest.wait("sig", "").await.unwrap(), 3);
-    assert_eq!(guest.wait("sig", "").await.unwrap(), 3, "asking again gives the same answer");
-    assert_eq!(message(guest.signal("sig", "", 9, false).await), "container not running");
-    assert_eq!(message(guest.start("sig").await), "cannot start a container that has stopped");
+    assert_eq!(
+        guest.wait("sig", "").await.unwrap(),
+        3,
+        "asking again gives the same answer"
+    );
+    assert_eq!(
+        message(guest.signal("sig", "", 9, false).await),
+        "container not running"
+    );
+    assert_eq!(
+        message(guest.start("sig").await),
+        "cannot start a container that has stopped"
+    );
     guest.remove("sig").await.unwrap();
-    assert_eq!(message(guest.remove("sig").await), "container does not exist: sig");
+    assert_eq!(
+        message(guest.remove("sig").await),
+        "container does not exist: sig"
+    );
 
     let bundle = Bundle::new(guest.machine, "kill", &["sleep", "100"]);
     guest.run_in_background(&bundle).await;
@@ -170,7 +223,9 @@ async fn a_process_joins_a_running_container() {
         spec["process"]["capabilities"]["bounding"] = json!(["CAP_KILL"]);
     });
     guest.run_in_background(&bundle).await;
-    let result = guest.exec_shell("host", "e1", "hostname; ps | grep -c '[s]leep 100'; exit 9").await;
+    let result = guest
+        .exec_shell("host", "e1", "hostname; ps | grep -c '[s]leep 100'; exit 9")
+        .await;
     assert_eq!(result, outcome(9, "inside\n1\n"));
     let namespaces = "for n in mnt net pid ipc uts cgroup; do \
         [ $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) ] || echo $n differs; done; \
@@ -183,7 +238,8 @@ async fn a_process_joins_a_running_container() {
     let process = json!({ "args": ["true"], "cwd": "/nowhere", "user": {}, "env": ["PATH=/bin"] });
     let missing = guest.exec("host", "e3", process, Default::default()).await;
     assert!(message(missing).ends_with(
-        "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory"));
+        "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory"
+    ));
     guest.remove("host").await.unwrap();
 }
 
@@ -196,16 +252,29 @@ async fn a_terminal_has_a_size_that_can_change() {
     let id = guest.machine.id();
     let mut stream = guest.stream(id).await;
     let stdio = rvm_protocol::agent::Stdio {
-        terminal: true, stdin: id, rows: 33, cols: 99, ..Default::default()
+        terminal: true,
+        stdin: id,
+        rows: 33,
+        cols: 99,
+        ..Default::default()
     };
     guest.create(&bundle, stdio).await.unwrap();
     guest.start("tty").await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     let request = rvm_protocol::agent::ResizeTerminalRequest {
-        container_id: "tty".to_owned(), rows: 50, cols: 120, ..Default::default()
+        container_id: "tty".to_owned(),
+        rows: 50,
+        cols: 120,
+        ..Default::default()
     };
-    guest.agent.resize_terminal(support::context(), &request).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut stream, b"\n").await.unwrap();
+    guest
+        .agent
+        .resize_terminal(support::context(), &request)
+        .await
+        .unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"\n")
+        .await
+        .unwrap();
     let text = support::read(stream).await.replace("\r\n", "\n");
     assert_eq!(text, "/dev/pts/0\n33 99\nconsole\n\n50 120\n/dev/pts/0\n");
     assert_eq!(guest.wait("tty", "").await.unwrap(), 0);
@@ -215,10 +284,16 @@ async fn a_terminal_has_a_size_that_can_change() {
 #[tokio::test]
 async fn an_exec_can_have_a_terminal() {
     let guest = guest_or_skip!();
-    guest.run_in_background(&Bundle::new(guest.machine, "exectty", &["sleep", "100"])).await;
+    guest
+        .run_in_background(&Bundle::new(guest.machine, "exectty", &["sleep", "100"]))
+        .await;
     let id = guest.machine.id();
     let stream = guest.stream(id).await;
-    let stdio = rvm_protocol::agent::Stdio { terminal: true, stdin: id, ..Default::default() };
+    let stdio = rvm_protocol::agent::Stdio {
+        terminal: true,
+        stdin: id,
+        ..Default::default()
+    };
     let process = json!({ "args": ["sh", "-c", "tty; echo ok > /dev/tty"], "cwd": "/",
         "user": { "uid": 1000 }, "env": ["PATH=/bin"], "terminal": true });
     guest.exec("exectty", "t", process, stdio).await.unwrap();
@@ -247,8 +322,11 @@ async fn limits_are_set_in_the_containers_own_cgroup() {
 #[tokio::test]
 async fn running_out_of_memory_is_an_event() {
     let guest = guest_or_skip!();
-    let mut events =
-        guest.agent.events(ttrpc::context::with_timeout(0), &Default::default()).await.unwrap();
+    let mut events = guest
+        .agent
+        .events(ttrpc::context::with_timeout(0), &Default::default())
+        .await
+        .unwrap();
     let bundle = Bundle::new(guest.machine, "oom", &["tail", "/dev/zero"]).with(|spec| {
         spec["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
     });
@@ -280,8 +358,17 @@ async fn devices_are_there_and_others_are_out_of_reach() {
         ]);
     });
     let result = guest.run(&bundle).await.unwrap();
-    assert_eq!(result.stdout, "4\n/dev/fd -> /proc/self/fd\n/dev/ptmx -> pts/ptmx\n");
-    assert!(result.stderr.contains("/dev/kmsg': Operation not permitted"), "{}", result.stderr);
+    assert_eq!(
+        result.stdout,
+        "4\n/dev/fd -> /proc/self/fd\n/dev/ptmx -> pts/ptmx\n"
+    );
+    assert!(
+        result
+            .stderr
+            .contains("/dev/kmsg': Operation not permitted"),
+        "{}",
+        result.stderr
+    );
 }
 
 #[tokio::test]
@@ -293,7 +380,12 @@ async fn paths_are_masked_and_read_only() {
         .with(|spec| spec["root"]["readonly"] = json!(true));
     let result = guest.run(&bundle).await.unwrap();
     assert_eq!(result.stdout, "0\nshm\n");
-    assert_eq!(result.stderr.matches("Read-only file system").count(), 2, "{}", result.stderr);
+    assert_eq!(
+        result.stderr.matches("Read-only file system").count(),
+        2,
+        "{}",
+        result.stderr
+    );
 }
 
 #[tokio::test]
@@ -306,37 +398,55 @@ async fn bind_mounts_go_where_they_belong_and_nowhere_else() {
     let command = "cat /new/dir/file /etc/one; echo x > /new/dir/file; echo y > /rw/made; \
                    cat /tmp/escape/file; mount | grep -c ' /rw '";
     let bundle = Bundle::shell(guest.machine, "bind", command)
-        .with_mount(json!({ "destination": "/new/dir", "type": "bind", "source": source,
-            "options": ["rbind", "ro"] }))
+        .with_mount(
+            json!({ "destination": "/new/dir", "type": "bind", "source": source,
+            "options": ["rbind", "ro"] }),
+        )
         .with_mount(json!({ "destination": "/etc/one", "type": "bind",
             "source": format!("{source}/file"), "options": ["bind", "rro"] }))
-        .with_mount(json!({ "destination": "/rw", "type": "none", "source": source,
-            "options": ["bind", "rw", "nosuid", "rprivate"] }))
-        .with_mount(json!({ "destination": "/link/escape", "type": "bind", "source": source,
-            "options": ["bind"] }));
+        .with_mount(
+            json!({ "destination": "/rw", "type": "none", "source": source,
+            "options": ["bind", "rw", "nosuid", "rprivate"] }),
+        )
+        .with_mount(
+            json!({ "destination": "/link/escape", "type": "bind", "source": source,
+            "options": ["bind"] }),
+        );
     // The image has a link that would lead out of its root.
     std::os::unix::fs::symlink("/../../../../tmp", bundle.rootfs.join("link")).unwrap();
     let result = guest.run(&bundle).await.unwrap();
     assert_eq!(result.stdout, "contentcontentcontent1\n");
-    assert!(result.stderr.contains("Read-only file system"), "{}", result.stderr);
+    assert!(
+        result.stderr.contains("Read-only file system"),
+        "{}",
+        result.stderr
+    );
     assert_eq!(std::fs::read_to_string(volume.join("made")).unwrap(), "y\n");
 }
 
 #[tokio::test]
 async fn a_mount_inside_proc_is_refused() {
     let guest = guest_or_skip!();
-    let bundle = Bundle::new(guest.machine, "inproc", &["true"]).with_mount(
-        json!({ "destination": "/proc/self", "type": "tmpfs", "source": "tmpfs" }));
-    assert!(message(guest.run(&bundle).await)
-        .contains("\"/proc/self\" cannot be mounted because it is inside /proc"));
+    let bundle = Bundle::new(guest.machine, "inproc", &["true"])
+        .with_mount(json!({ "destination": "/proc/self", "type": "tmpfs", "source": "tmpfs" }));
+    assert!(
+        message(guest.run(&bundle).await)
+            .contains("\"/proc/self\" cannot be mounted because it is inside /proc")
+    );
 }
 
 #[tokio::test]
 async fn a_tmpfs_can_start_as_a_copy() {
     let guest = guest_or_skip!();
-    let bundle = Bundle::shell(guest.machine, "copyup", "cat /etc/passwd | wc -l; touch /etc/new")
-        .with_mount(json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs",
-            "options": ["tmpcopyup", "mode=755"] }));
+    let bundle = Bundle::shell(
+        guest.machine,
+        "copyup",
+        "cat /etc/passwd | wc -l; touch /etc/new",
+    )
+    .with_mount(
+        json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs",
+            "options": ["tmpcopyup", "mode=755"] }),
+    );
     assert_eq!(guest.run(&bundle).await.unwrap(), outcome(0, "2\n"));
     assert!(!bundle.rootfs.join("etc/new").exists());
 }
@@ -346,8 +456,8 @@ async fn seccomp_filters_with_and_without_no_new_privs() {
     let guest = guest_or_skip!();
     for nnp in [true, false] {
         let id = format!("seccomp-{nnp}");
-        let bundle = Bundle::shell(guest.machine, &id, "mkdir /tmp/x; echo $?; sleep 100")
-            .with(|spec| {
+        let bundle =
+            Bundle::shell(guest.machine, &id, "mkdir /tmp/x; echo $?; sleep 100").with(|spec| {
                 spec["process"]["noNewPrivileges"] = json!(nnp);
                 spec["process"]["user"]["uid"] = json!(1000);
                 spec["linux"]["seccomp"] = json!({
@@ -359,7 +469,10 @@ async fn seccomp_filters_with_and_without_no_new_privs() {
             });
         guest.run_in_background(&bundle).await;
         let result = guest.exec_shell(&id, "e", "mkdir /tmp/y").await;
-        assert!(result.stderr.contains("Function not implemented"), "{result:?}");
+        assert!(
+            result.stderr.contains("Function not implemented"),
+            "{result:?}"
+        );
         guest.remove(&id).await.unwrap();
     }
 }
@@ -372,24 +485,40 @@ async fn a_user_namespace_maps_root_to_somebody_else() {
                    tr -s ' ' | cut -d' ' -f3; echo x > /dev/null && echo null; sleep 100";
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
     let bundle = Bundle::shell(guest.machine, "userns", command).with(|spec| {
-        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "type": "user" }));
         spec["linux"]["uidMappings"] = map.clone();
         spec["linux"]["gidMappings"] = map;
     });
-    let status = std::process::Command::new("chown").args(["-R", "100000:100000"])
-        .arg(&bundle.rootfs).status().unwrap();
+    let status = std::process::Command::new("chown")
+        .args(["-R", "100000:100000"])
+        .arg(&bundle.rootfs)
+        .status()
+        .unwrap();
     assert!(status.success());
     let (streams, stdio) = guest.streams().await;
     guest.create(&bundle, stdio).await.unwrap();
     guest.start("userns").await.unwrap();
-    let result = guest.exec_shell("userns", "e", "id -u; readlink /proc/1/ns/user; \
-        readlink /proc/self/ns/user").await;
+    let result = guest
+        .exec_shell(
+            "userns",
+            "e",
+            "id -u; readlink /proc/1/ns/user; \
+        readlink /proc/self/ns/user",
+        )
+        .await;
     let lines: Vec<_> = result.stdout.lines().collect();
     assert_eq!((lines[0], lines[1]), ("0", lines[2]));
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     guest.signal("userns", "", 9, false).await.unwrap();
     let result = streams.collect().await;
-    assert!(result.stderr.contains("Permission denied"), "{}", result.stderr);
+    assert!(
+        result.stderr.contains("Permission denied"),
+        "{}",
+        result.stderr
+    );
     guest.remove("userns").await.unwrap();
 }
 
@@ -399,7 +528,12 @@ async fn containers_of_a_pod_share_namespaces_by_path() {
     let bundle = Bundle::new(guest.machine, "pause", &["sleep", "100"])
         .with(|spec| spec["hostname"] = json!("pod"));
     let pid = guest.run_in_background(&bundle).await;
-    let bundle = Bundle::shell(guest.machine, "member", "hostname; ps | grep -c 'sleep 100'").with(|spec| {
+    let bundle = Bundle::shell(
+        guest.machine,
+        "member",
+        "hostname; ps | grep -c 'sleep 100'",
+    )
+    .with(|spec| {
         spec["hostname"] = json!(null);
         spec["linux"]["namespaces"] = json!([
             { "type": "mount" }, { "type": "cgroup" },
@@ -420,12 +554,20 @@ async fn a_pod_with_a_user_namespace_can_be_joined() {
     let guest = guest_or_skip!();
     let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
     let bundle = Bundle::new(guest.machine, "upause", &["sleep", "100"]).with(|spec| {
-        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "type": "user" }));
         spec["linux"]["uidMappings"] = map.clone();
         spec["linux"]["gidMappings"] = map.clone();
     });
     let pid = guest.run_in_background(&bundle).await;
-    let bundle = Bundle::shell(guest.machine, "umember", "readlink /proc/self/ns/user; id -u").with(|spec| {
+    let bundle = Bundle::shell(
+        guest.machine,
+        "umember",
+        "readlink /proc/self/ns/user; id -u",
+    )
+    .with(|spec| {
         spec["hostname"] = json!(null);
         spec["linux"]["namespaces"] = json!([
             { "type": "mount" }, { "type": "pid" }, { "type": "cgroup" },
@@ -435,7 +577,9 @@ async fn a_pod_with_a_user_namespace_can_be_joined() {
         ]);
     });
     let member = guest.run(&bundle).await.unwrap();
-    let pause = guest.exec_shell("upause", "e", "readlink /proc/self/ns/user; id -u").await;
+    let pause = guest
+        .exec_shell("upause", "e", "readlink /proc/self/ns/user; id -u")
+        .await;
     assert_eq!(member, pause);
     guest.remove("upause").await.unwrap();
 }
@@ -443,13 +587,20 @@ async fn a_pod_with_a_user_namespace_can_be_joined() {
 #[tokio::test]
 async fn what_a_container_without_pid_namespace_leaves_behind_is_killed() {
     let guest = guest_or_skip!();
-    let bundle = Bundle::shell(guest.machine, "left", "sleep 4321 & sleep 4321 & exit 0").with(|spec| {
-        spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "pid");
-    });
+    let bundle =
+        Bundle::shell(guest.machine, "left", "sleep 4321 & sleep 4321 & exit 0").with(|spec| {
+            spec["linux"]["namespaces"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|n| n["type"] != "pid");
+        });
     guest.run_in_background(&bundle).await;
     assert_eq!(guest.wait("left", "").await.unwrap(), 0);
     let probe = Bundle::shell(guest.machine, "probe", "ps | grep -c 'sleep 432[1]'").with(|spec| {
-        spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "pid");
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|n| n["type"] != "pid");
     });
     assert_eq!(guest.run(&probe).await.unwrap().stdout, "0\n");
     guest.remove("left").await.unwrap();
@@ -469,7 +620,10 @@ async fn hooks_run_with_the_state_and_can_fail() {
         });
     });
     let result = guest.run(&bundle).await.unwrap();
-    assert!(result.stdout.contains(r#""id":"hooks","status":"created""#), "{result:?}");
+    assert!(
+        result.stdout.contains(r#""id":"hooks","status":"created""#),
+        "{result:?}"
+    );
     let created = std::fs::read_to_string(bundle.rootfs.join("create")).unwrap();
     assert!(created.contains(r#""status":"creating""#), "{created}");
 
@@ -478,8 +632,12 @@ async fn hooks_run_with_the_state_and_can_fail() {
             { "path": "/bin/sh", "args": ["sh", "-c", "echo why >&2; exit 3"] }] });
     });
     let failure = message(guest.run(&bundle).await);
-    assert!(failure.ends_with(
-        "error running startContainer hook #0: exit status 3, stdout: , stderr: why"), "{failure}");
+    assert!(
+        failure.ends_with(
+            "error running startContainer hook #0: exit status 3, stdout: , stderr: why"
+        ),
+        "{failure}"
+    );
     guest.remove("badhook").await.unwrap();
     let bundle = Bundle::new(guest.machine, "slowhook", &["true"]).with(|spec| {
         spec["hooks"] = json!({ "createContainer": [
@@ -498,12 +656,18 @@ async fn sysctls_time_and_personality_are_the_containers_own() {
     let bundle = Bundle::shell(guest.machine, "sysctl", command).with(|spec| {
         spec["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
         spec["domainname"] = json!("example");
-        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "time" }));
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "type": "time" }));
         spec["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 7000 } });
         spec["linux"]["personality"] = json!({ "domain": "LINUX32" });
     });
     let result = guest.run(&bundle).await.unwrap();
-    assert_eq!(result.stdout, "1\nexample\nmonotonic 0 0\nboottime 7000 0\n00000008\nlate\n");
+    assert_eq!(
+        result.stdout,
+        "1\nexample\nmonotonic 0 0\nboottime 7000 0\n00000008\nlate\n"
+    );
 }
 
 #[tokio::test]
@@ -514,7 +678,10 @@ async fn a_program_that_cannot_be_executed_says_so_on_its_standard_error() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(bundle.rootfs.join("bin/broken"), mode).unwrap();
     let result = guest.run(&bundle).await.unwrap();
-    assert_eq!((result.status, result.stderr.as_str()), (255, "exec /bin/broken: exec format error\n"));
+    assert_eq!(
+        (result.status, result.stderr.as_str()),
+        (255, "exec /bin/broken: exec format error\n")
+    );
 }
 
 #[tokio::test]

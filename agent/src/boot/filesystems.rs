@@ -16,8 +16,9 @@ use crate::init::STAGING;
 use crate::sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
 use crate::sys::{Doing as _, OsError};
 
-const HARDENED: MountFlags =
-    MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const HARDENED: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// `V9FS_MAGIC` of `<linux/magic.h>`.
 const V9FS_MAGIC: u64 = 0x0102_1997;
@@ -35,7 +36,12 @@ const fn filesystem(
     flags: MountFlags,
     data: Option<&'static CStr>,
 ) -> Mount {
-    Mount { kind, at, flags, data }
+    Mount {
+        kind,
+        at,
+        flags,
+        data,
+    }
 }
 
 /// What the agent itself needs before it can read its parameters or log.
@@ -46,7 +52,12 @@ const KERNEL_INTERFACES: [Mount; 3] = [
 ];
 
 const REST: [Mount; 4] = [
-    filesystem("devpts", "/dev/pts", MountFlags::NOSUID, Some(c"mode=0620,ptmxmode=0666,gid=5")),
+    filesystem(
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID,
+        Some(c"mode=0620,ptmxmode=0666,gid=5"),
+    ),
     filesystem("tmpfs", "/run", MountFlags::NOSUID, Some(c"mode=0755")),
     filesystem("tmpfs", "/tmp", MountFlags::NOSUID, Some(c"mode=1777")),
     filesystem("cgroup2", "/sys/fs/cgroup", HARDENED, Some(c"nsdelegate")),
@@ -94,9 +105,10 @@ fn mount_shared(shared: Shared) -> Result<(), OsError> {
     make_directory(SHARED_DIR)?;
     let (kind, data) = match shared {
         Shared::VirtioFs => ("virtiofs", None),
-        Shared::NineP => {
-            ("9p", Some(c"trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=client"))
-        }
+        Shared::NineP => (
+            "9p",
+            Some(c"trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=client"),
+        ),
     };
     mount(SHARED_TAG, SHARED_DIR, kind, MountFlags::empty(), data)
         .doing(|| format!("mount {kind} {SHARED_TAG} on {SHARED_DIR}"))?;

@@ -35,10 +35,17 @@ pub fn apply() -> Result<(), OsError> {
             log::warn!("write {value} to {path}: {error}");
         }
     }
-    std::fs::write("/proc/self/oom_score_adj", "-1000").doing(|| "write /proc/self/oom_score_adj")?;
-    let nofile = Rlimit { current: Some(HARD_NOFILE), maximum: Some(HARD_NOFILE) };
+    std::fs::write("/proc/self/oom_score_adj", "-1000")
+        .doing(|| "write /proc/self/oom_score_adj")?;
+    let nofile = Rlimit {
+        current: Some(HARD_NOFILE),
+        maximum: Some(HARD_NOFILE),
+    };
     setrlimit(Resource::Nofile, nofile).doing(|| "raise the limit of open files")?;
-    let unlimited = Rlimit { current: None, maximum: None };
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
     setrlimit(Resource::Nproc, unlimited).doing(|| "raise the limit of processes")?;
     rustix::system::sethostname(b"rvm").doing(|| "set the host name")?;
     cgroup::enable_controllers()

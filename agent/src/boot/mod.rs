@@ -10,8 +10,8 @@ mod params;
 
 use rustix::process::DumpableBehavior;
 
-pub use limits::{HARD_NOFILE, SOFT_NOFILE};
 pub use filesystems::{start_writing_back, unmount_shared};
+pub use limits::{HARD_NOFILE, SOFT_NOFILE};
 pub use params::Params;
 
 use crate::sys::{Doing as _, OsError, net, signal};

@@ -51,7 +51,9 @@ impl Params {
 
     /// The log filter.
     pub fn log_filter(&self) -> &str {
-        self.log.as_deref().unwrap_or(crate::logging::DEFAULT_FILTER)
+        self.log
+            .as_deref()
+            .unwrap_or(crate::logging::DEFAULT_FILTER)
     }
 }
 
@@ -70,6 +72,9 @@ mod tests {
     #[test]
     fn an_unknown_shared_file_system_is_refused() {
         let error = Params::parse("rvm.shared=nfs").unwrap_err();
-        assert_eq!(error.to_string(), "kernel parameter rvm.shared=nfs: neither virtiofs nor 9p");
+        assert_eq!(
+            error.to_string(),
+            "kernel parameter rvm.shared=nfs: neither virtiofs nor 9p"
+        );
     }
 }

@@ -95,7 +95,10 @@ async fn launch(
         exit,
         waiting,
         terminal,
-        defaults: ProcessPlan { terminal: None, ..spec.process },
+        defaults: ProcessPlan {
+            terminal: None,
+            ..spec.process
+        },
         namespaces: spec.namespaces,
         filter,
         oom_score_adj: spec.oom_score_adj,
@@ -119,7 +122,10 @@ fn make_process(
     let user = user(&spec.namespaces.user)?;
     let mounts = idmap::prepare(&spec.idmaps)?;
     let role = Role::Create(Box::new(spec.container.clone()));
-    let plan = write_plan(&Plan { role, process: spec.process.clone() })?;
+    let plan = write_plan(&Plan {
+        role,
+        process: spec.process.clone(),
+    })?;
     Launch {
         program: sandbox.program.as_fd(),
         cgroup: cgroup.directory(),
@@ -148,7 +154,10 @@ fn user(namespace: &UserNamespace) -> Result<User, OsError> {
 
 /// A container that has a user and a cgroup namespace of its own may manage its group.
 fn delegate_cgroup(cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), AgentError> {
-    if let UserNamespace::New { root: Some((uid, gid)), .. } = namespaces.user
+    if let UserNamespace::New {
+        root: Some((uid, gid)),
+        ..
+    } = namespaces.user
         && namespaces.unshare_cgroup
     {
         cgroup.delegate(uid, gid)?;
@@ -157,13 +166,12 @@ fn delegate_cgroup(cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), Agent
 }
 
 /// What only the agent may do to the process, which has perhaps no power in the guest.
-fn set_up_from_outside(
-    pid: Pid,
-    spec: &ContainerSpec,
-    waiting: &Preparing,
-) -> Result<(), OsError> {
+fn set_up_from_outside(pid: Pid, spec: &ContainerSpec, waiting: &Preparing) -> Result<(), OsError> {
     set_oom_score(pid, spec.oom_score_adj)?;
-    if let UserNamespace::New { uid_map, gid_map, .. } = &spec.namespaces.user {
+    if let UserNamespace::New {
+        uid_map, gid_map, ..
+    } = &spec.namespaces.user
+    {
         write_maps(pid, uid_map, gid_map)?;
         waiting.proceed()?;
     }
@@ -199,18 +207,32 @@ fn finish(
     streams: ProcessStreams,
     launched: Launched,
 ) -> Result<Arc<Container>, AgentError> {
-    let Launched { process, exit, waiting, terminal, defaults, namespaces, filter, .. } = launched;
+    let Launched {
+        process,
+        exit,
+        waiting,
+        terminal,
+        defaults,
+        namespaces,
+        filter,
+        ..
+    } = launched;
     match terminal {
         Some(master) => process.set_terminal(streams.start_terminal(master)?),
         None => streams.start(),
     }
     let pid_flag = libc::CLONE_NEWPID as u64;
-    let joined = namespaces.join.iter().fold(0, |flags, join| flags | join.flag);
-    let all = namespaces.create | joined | if namespaces.unshare_cgroup {
-        libc::CLONE_NEWCGROUP as u64
-    } else {
-        0
-    };
+    let joined = namespaces
+        .join
+        .iter()
+        .fold(0, |flags, join| flags | join.flag);
+    let all = namespaces.create
+        | joined
+        | if namespaces.unshare_cgroup {
+            libc::CLONE_NEWCGROUP as u64
+        } else {
+            0
+        };
     let container = Arc::new(Container {
         id: id.to_owned(),
         cgroup,

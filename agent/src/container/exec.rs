@@ -49,17 +49,31 @@ async fn exec_reserved(
 ) -> Result<Arc<Process>, AgentError> {
     let mut plan = spec::exec_process(process, &container.defaults)?;
     let given = (ids.rows != 0 || ids.cols != 0).then_some((ids.rows, ids.cols));
-    plan.terminal = ids.terminal.then(|| given.or(plan.terminal).unwrap_or_default());
+    plan.terminal = ids
+        .terminal
+        .then(|| given.or(plan.terminal).unwrap_or_default());
     let role = Role::Join {
         namespaces: container.namespaces
-            | if container.has_user_namespace { libc::CLONE_NEWUSER as u64 } else { 0 },
+            | if container.has_user_namespace {
+                libc::CLONE_NEWUSER as u64
+            } else {
+                0
+            },
         user_namespace: container.has_user_namespace,
     };
     let streams = streams::prepare(&sandbox.streams, ids)?;
     let (waiting, control) = Preparing::new().map_err(LaunchError::from)?;
-    let (pid, pidfd) =
-        make_process(sandbox, container, &Plan { role, process: plan }, &streams.for_process, &control)
-            .map_err(LaunchError::from)?;
+    let (pid, pidfd) = make_process(
+        sandbox,
+        container,
+        &Plan {
+            role,
+            process: plan,
+        },
+        &streams.for_process,
+        &control,
+    )
+    .map_err(LaunchError::from)?;
     let exit = sandbox.reaper.expect(pid);
     drop(control);
     set_oom_score(pid, container.oom_score_adj).map_err(LaunchError::from)?;
@@ -104,9 +118,9 @@ fn make_process(
     match launch_in(container.cgroup.directory()) {
         // A container that manages cgroups itself, as systemd does, has none but its own below, and
         // a group with groups below it takes no processes: go where the first process went.
-        Err(OsError { errno: Errno::BUSY, .. }) => {
-            launch_in(cgroup_of(container.init.pid())?.as_fd())
-        }
+        Err(OsError {
+            errno: Errno::BUSY, ..
+        }) => launch_in(cgroup_of(container.init.pid())?.as_fd()),
         result => result,
     }
 }
@@ -115,7 +129,9 @@ fn cgroup_of(pid: u32) -> Result<OwnedFd, OsError> {
     let path = format!("/proc/{pid}/cgroup");
     let text = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
     let group = text.lines().find_map(|line| line.strip_prefix("0::"));
-    let group = group.ok_or(Errno::NOENT).doing(|| format!("find a cgroup in {path}"))?;
+    let group = group
+        .ok_or(Errno::NOENT)
+        .doing(|| format!("find a cgroup in {path}"))?;
     let path = format!("/sys/fs/cgroup{group}");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open cgroup {path}"))

@@ -19,7 +19,9 @@ pub fn prepare(maps: &[IdMap]) -> Result<Vec<OwnedFd>, OsError> {
 
 fn prepare_one(map: &IdMap) -> Result<OwnedFd, OsError> {
     let namespace = user_namespace(map)?;
-    let Some(bind) = &map.bind else { return Ok(namespace) };
+    let Some(bind) = &map.bind else {
+        return Ok(namespace);
+    };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if bind.recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -33,7 +35,10 @@ fn prepare_one(map: &IdMap) -> Result<OwnedFd, OsError> {
 
 /// A user namespace with this map. A process holds it only until its descriptor does.
 fn user_namespace(map: &IdMap) -> Result<OwnedFd, OsError> {
-    let request = CloneRequest { flags: libc::CLONE_NEWUSER as u64, cgroup: None };
+    let request = CloneRequest {
+        flags: libc::CLONE_NEWUSER as u64,
+        cgroup: None,
+    };
     // SAFETY: the child waits in system calls and never returns.
     #[allow(unsafe_code)]
     let cloned = unsafe { clone_process(&request) }.doing(|| "make a user namespace")?;
@@ -43,7 +48,9 @@ fn user_namespace(map: &IdMap) -> Result<OwnedFd, OsError> {
     };
     let namespace = write_maps(pid, &map.uid_map, &map.gid_map).and_then(|()| {
         let path = format!("/proc/{}/ns/user", pid.as_raw_nonzero());
-        std::fs::File::open(&path).map(OwnedFd::from).doing(|| format!("open {path}"))
+        std::fs::File::open(&path)
+            .map(OwnedFd::from)
+            .doing(|| format!("open {path}"))
     });
     // Reaped like every orphan.
     signal::send(pidfd.as_fd(), libc::SIGKILL as u32).doing(|| "end the namespace's process")?;

@@ -91,7 +91,9 @@ pub struct Launch<'a> {
 
 /// Puts a plan where the child finds it.
 pub fn write_plan(plan: &Plan) -> Result<OwnedFd, OsError> {
-    let text = serde_json::to_vec(plan).map_err(std::io::Error::from).doing(|| "write the plan")?;
+    let text = serde_json::to_vec(plan)
+        .map_err(std::io::Error::from)
+        .doing(|| "write the plan")?;
     memory_file("plan", &text)
 }
 
@@ -111,8 +113,10 @@ impl Launch<'_> {
     /// Makes the process. It is a child of the agent in every case.
     pub fn run(&self) -> Result<(Pid, OwnedFd), OsError> {
         let parked = self.park()?;
-        let copies: Vec<(RawFd, RawFd)> =
-            parked.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
+        let copies: Vec<(RawFd, RawFd)> = parked
+            .iter()
+            .map(|(fd, number)| (fd.as_raw_fd(), *number))
+            .collect();
         let program = self.program.as_raw_fd();
         with_birthplaces(self.born_in, || match self.user {
             User::Same => self.clone_simply(self.create, || start(program, &copies)),
@@ -136,7 +140,11 @@ impl Launch<'_> {
             self.filter.map(|filter| (filter, fd::SECCOMP)),
             self.join.map(|join| (join, fd::JOIN)),
         ];
-        let mounts = self.mounts.iter().zip(fd::MOUNTS..).map(|(fd, number)| (fd.as_fd(), number));
+        let mounts = self
+            .mounts
+            .iter()
+            .zip(fd::MOUNTS..)
+            .map(|(fd, number)| (fd.as_fd(), number));
         stdio
             .chain(fixed.into_iter().flatten())
             .chain(mounts)
@@ -145,12 +153,11 @@ impl Launch<'_> {
             .doing(|| "copy descriptors for the container")
     }
 
-    fn clone_simply(
-        &self,
-        flags: u64,
-        child: impl FnOnce(),
-    ) -> Result<(Pid, OwnedFd), OsError> {
-        let request = CloneRequest { flags, cgroup: Some(self.cgroup) };
+    fn clone_simply(&self, flags: u64, child: impl FnOnce()) -> Result<(Pid, OwnedFd), OsError> {
+        let request = CloneRequest {
+            flags,
+            cgroup: Some(self.cgroup),
+        };
         // SAFETY: what the child runs only makes system calls and never returns.
         match unsafe { clone_process(&request) }.doing(|| "clone")? {
             Cloned::Child => {
@@ -177,8 +184,10 @@ impl Launch<'_> {
             if enter_namespaces(user, libc::CLONE_NEWUSER as u64).is_err() {
                 fail(control, NO_USER_NAMESPACE);
             }
-            let request =
-                CloneRequest { flags: create | libc::CLONE_PARENT as u64, cgroup: None };
+            let request = CloneRequest {
+                flags: create | libc::CLONE_PARENT as u64,
+                cgroup: None,
+            };
             // SAFETY: both sides only make system calls and end.
             match unsafe { clone_process(&request) } {
                 Ok(Cloned::Child) if become_root().is_ok() => start(program, copies),
@@ -196,17 +205,19 @@ impl Launch<'_> {
         if read.doing(doing)? != pid.len() {
             return Err(Errno::CHILD).doing(doing);
         }
-        let pid = Pid::from_raw(i32::from_ne_bytes(pid)).ok_or(Errno::CHILD).doing(doing)?;
+        let pid = Pid::from_raw(i32::from_ne_bytes(pid))
+            .ok_or(Errno::CHILD)
+            .doing(doing)?;
         // The process is a child of the agent, so its id is its own until the agent reaps it.
         Ok((pid, pidfd_open(pid, PidfdFlags::empty()).doing(doing)?))
     }
 }
 
-fn start_in_new_user_namespace(
-    program: RawFd,
-    copies: &[(RawFd, RawFd)],
-) -> ! {
-    let control = copies.iter().find(|(_, number)| *number == fd::CONTROL).map_or(-1, |copy| copy.0);
+fn start_in_new_user_namespace(program: RawFd, copies: &[(RawFd, RawFd)]) -> ! {
+    let control = copies
+        .iter()
+        .find(|(_, number)| *number == fd::CONTROL)
+        .map_or(-1, |copy| copy.0);
     // Without its maps the process would lose all capabilities on execve(2).
     if read_byte(control).is_err() || become_root().is_err() {
         fail(control, NO_USER_NAMESPACE);
@@ -222,7 +233,11 @@ fn start(program: RawFd, copies: &[(RawFd, RawFd)]) -> ! {
             exit_now(crate::init::EXIT_FAILED);
         }
     }
-    let arguments = [ARGUMENTS[0].as_ptr(), ARGUMENTS[1].as_ptr(), std::ptr::null()];
+    let arguments = [
+        ARGUMENTS[0].as_ptr(),
+        ARGUMENTS[1].as_ptr(),
+        std::ptr::null(),
+    ];
     // SAFETY: both arrays end in null, and the strings are static.
     unsafe { execute_fd(program, &arguments, &[std::ptr::null()]) };
     fail(fd::CONTROL, NO_EXECUTION)
@@ -252,7 +267,9 @@ fn with_birthplaces<T>(places: &[Birthplace], run: impl FnOnce() -> T) -> Result
     let result = entered.map(|()| run());
     for home in &homes {
         if let Err(errno) = enter_namespaces(home.fd.as_fd(), home.flag) {
-            power::reset(&format!("the agent cannot return to its namespaces: {errno}"));
+            power::reset(&format!(
+                "the agent cannot return to its namespaces: {errno}"
+            ));
         }
     }
     result

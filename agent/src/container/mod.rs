@@ -79,7 +79,10 @@ impl Container {
             let mut state = self.lock_state();
             state::permit(*state, Operation::Start)?;
             *state = State::Running;
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
+            self.waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
         };
         match waiting {
             Some(waiting) => Ok(waiting.start().await?),

@@ -70,7 +70,8 @@ impl MountOptions {
             Propagation(flags) => self.propagation.push(flags),
             Superblock(flag) => {
                 let opposite = opposite_flag(flag);
-                self.superblock.retain(|other| *other != flag && *other != opposite);
+                self.superblock
+                    .retain(|other| *other != flag && *other != opposite);
                 self.superblock.push(flag);
             }
             other => change(&mut self.attributes, &other),
@@ -173,7 +174,12 @@ mod tests {
     use super::*;
 
     fn parsed(options: &[&str]) -> MountOptions {
-        parse(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        parse(
+            &options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -181,17 +187,36 @@ mod tests {
         let options = parsed(&["nosuid", "strictatime", "mode=755", "size=65536k", "noswap"]);
         assert_eq!(options.attributes.set, attr::NOSUID | attr::STRICTATIME);
         assert_eq!(options.attributes.clear, attr::ATIME_MASK);
-        let data = options.data.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
+        let data = options
+            .data
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_deref()));
         assert_eq!(
             data.collect::<Vec<_>>(),
-            [("mode", Some("755")), ("size", Some("65536k")), ("noswap", None)]
+            [
+                ("mode", Some("755")),
+                ("size", Some("65536k")),
+                ("noswap", None)
+            ]
         );
     }
 
     #[test]
     fn the_last_of_two_opposites_holds() {
-        assert_eq!(parsed(&["ro", "rw"]).attributes, AttrChange { set: 0, clear: attr::RDONLY });
-        assert_eq!(parsed(&["rw", "ro"]).attributes, AttrChange { set: attr::RDONLY, clear: 0 });
+        assert_eq!(
+            parsed(&["ro", "rw"]).attributes,
+            AttrChange {
+                set: 0,
+                clear: attr::RDONLY
+            }
+        );
+        assert_eq!(
+            parsed(&["rw", "ro"]).attributes,
+            AttrChange {
+                set: attr::RDONLY,
+                clear: 0
+            }
+        );
         assert_eq!(parsed(&["sync", "async"]).superblock, ["async"]);
         assert_eq!(parsed(&["noatime", "relatime"]).attributes.set, 0);
     }
@@ -208,7 +233,10 @@ mod tests {
 
     #[test]
     fn several_options_may_share_a_string() {
-        assert_eq!(parsed(&["nosuid,nodev"]).attributes.set, attr::NOSUID | attr::NODEV);
+        assert_eq!(
+            parsed(&["nosuid,nodev"]).attributes.set,
+            attr::NOSUID | attr::NODEV
+        );
     }
 
     #[test]

@@ -33,7 +33,11 @@ pub enum LaunchError {
 
 /// runc reports a program that cannot be executed without saying where it noticed.
 fn prefix(stage: &str) -> &'static str {
-    if stage == "exec" { "" } else { "error during container init: " }
+    if stage == "exec" {
+        ""
+    } else {
+        "error during container init: "
+    }
 }
 
 /// The conversation.
@@ -72,8 +76,11 @@ impl Preparing {
     /// Waits for the next word.
     pub async fn progress(&self) -> Result<Progress, LaunchError> {
         loop {
-            let mut ready =
-                self.socket.readable().await.doing(|| "wait for the container's process")?;
+            let mut ready = self
+                .socket
+                .readable()
+                .await
+                .doing(|| "wait for the container's process")?;
             match receive(self.socket.get_ref()) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}

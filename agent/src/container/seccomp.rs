@@ -65,18 +65,22 @@ impl<T> What<T> for Result<T, SeccompError> {
 /// Compiles a filter.
 pub fn compile(config: &LinuxSeccomp) -> Result<Filter, FilterError> {
     let default = action(config.default_action(), config.default_errno_ret())?;
-    let mut context =
-        ScmpFilterContext::new(default).what(|| "make a filter".to_owned())?;
+    let mut context = ScmpFilterContext::new(default).what(|| "make a filter".to_owned())?;
     let architectures = architectures(config);
     for architecture in &architectures {
-        context.add_arch(*architecture).what(|| format!("add {architecture:?}"))?;
+        context
+            .add_arch(*architecture)
+            .what(|| format!("add {architecture:?}"))?;
     }
     for syscall in config.syscalls().iter().flatten() {
         add_syscall(&mut context, syscall, default)?;
     }
     let mut instructions = newer_syscalls_stub(config, &architectures);
     instructions.extend(export(&context)?);
-    Ok(Filter { flags: flags(config), instructions })
+    Ok(Filter {
+        flags: flags(config),
+        instructions,
+    })
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, FilterError> {
@@ -131,16 +135,22 @@ fn add_syscall(
     let any_suffices = seen.iter().any(|count| *count > 1);
     for name in syscall.names() {
         // A name that libseccomp does not know is of a newer kernel or another architecture.
-        let Ok(number) = ScmpSyscall::from_name(name) else { continue };
+        let Ok(number) = ScmpSyscall::from_name(name) else {
+            continue;
+        };
         let what = || format!("add a rule for {name}");
         if compares.is_empty() {
             context.add_rule(action, number).what(what)?;
         } else if any_suffices {
             for compare in &compares {
-                context.add_rule_conditional(action, number, &[*compare]).what(what)?;
+                context
+                    .add_rule_conditional(action, number, &[*compare])
+                    .what(what)?;
             }
         } else {
-            context.add_rule_conditional(action, number, &compares).what(what)?;
+            context
+                .add_rule_conditional(action, number, &compares)
+                .what(what)?;
         }
     }
     Ok(())
@@ -157,9 +167,10 @@ fn compare(arg: &LinuxSeccompArg) -> Result<ScmpArgCompare, FilterError> {
         LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, arg.value()),
         LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, arg.value()),
         LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, arg.value()),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            (ScmpCompareOp::MaskedEqual(arg.value()), arg.value_two().unwrap_or(0))
-        }
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (
+            ScmpCompareOp::MaskedEqual(arg.value()),
+            arg.value_two().unwrap_or(0),
+        ),
     };
     Ok(ScmpArgCompare::new(arg.index() as u32, operator, datum))
 }
@@ -167,7 +178,9 @@ fn compare(arg: &LinuxSeccompArg) -> Result<ScmpArgCompare, FilterError> {
 fn export(context: &ScmpFilterContext) -> Result<Vec<u8>, FilterError> {
     let memory = rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC)
         .doing(|| "make a memory file for the seccomp filter")?;
-    context.export_bpf(&memory).what(|| "compile the filter".to_owned())?;
+    context
+        .export_bpf(&memory)
+        .what(|| "compile the filter".to_owned())?;
     let mut file = std::fs::File::from(memory);
     let mut program = Vec::new();
     file.rewind()
@@ -212,28 +225,49 @@ fn newer_syscalls_stub(config: &LinuxSeccomp, architectures: &[ScmpArch]) -> Vec
     let mut blocks: Vec<Vec<Instruction>> = Vec::new();
     for (audit, highest) in highest {
         let mut block = vec![
-            Instruction { code: LOAD, jump_true: 0, jump_false: 0, operand: SYSCALL_NUMBER },
-            Instruction { code: JUMP_IF_GREATER, jump_true: 0, jump_false: 1, operand: highest },
-            Instruction { code: RETURN, jump_true: 0, jump_false: 0, operand: RETURN_ENOSYS },
+            Instruction {
+                code: LOAD,
+                jump_true: 0,
+                jump_false: 0,
+                operand: SYSCALL_NUMBER,
+            },
+            Instruction {
+                code: JUMP_IF_GREATER,
+                jump_true: 0,
+                jump_false: 1,
+                operand: highest,
+            },
+            Instruction {
+                code: RETURN,
+                jump_true: 0,
+                jump_false: 0,
+                operand: RETURN_ENOSYS,
+            },
         ];
         if audit == AUDIT_ARCH_X86_64 {
             // x32 has the same architecture and its numbers above this one.
             let skip = block.len() as u8 - 1;
-            block.insert(1, Instruction {
-                code: JUMP_IF_GREATER_OR_EQUAL,
-                jump_true: skip,
-                jump_false: 0,
-                operand: X32_BIT,
-            });
+            block.insert(
+                1,
+                Instruction {
+                    code: JUMP_IF_GREATER_OR_EQUAL,
+                    jump_true: skip,
+                    jump_false: 0,
+                    operand: X32_BIT,
+                },
+            );
         }
         // The jump over the other blocks, and the question whether this one applies.
         let length = block.len() as u8 + 1;
-        block.insert(0, Instruction {
-            code: JUMP_IF_EQUAL,
-            jump_true: 0,
-            jump_false: length,
-            operand: audit,
-        });
+        block.insert(
+            0,
+            Instruction {
+                code: JUMP_IF_EQUAL,
+                jump_true: 0,
+                jump_false: length,
+                operand: audit,
+            },
+        );
         blocks.push(block);
     }
     assemble(blocks)
@@ -244,11 +278,21 @@ fn assemble(blocks: Vec<Vec<Instruction>>) -> Vec<u8> {
         return Vec::new();
     }
     let mut left: usize = blocks.iter().map(|block| block.len() + 1).sum();
-    let load = Instruction { code: LOAD, jump_true: 0, jump_false: 0, operand: ARCHITECTURE };
+    let load = Instruction {
+        code: LOAD,
+        jump_true: 0,
+        jump_false: 0,
+        operand: ARCHITECTURE,
+    };
     let mut bytes = load.to_bytes().to_vec();
     for block in blocks {
         left -= block.len() + 1;
-        let jump = Instruction { code: JUMP, jump_true: 0, jump_false: 0, operand: left as u32 };
+        let jump = Instruction {
+            code: JUMP,
+            jump_true: 0,
+            jump_false: 0,
+            operand: left as u32,
+        };
         bytes.extend(block.iter().chain([&jump]).flat_map(|one| one.to_bytes()));
     }
     bytes
@@ -257,15 +301,26 @@ fn assemble(blocks: Vec<Vec<Instruction>>) -> Vec<u8> {
 /// The highest number of a system call that the profile names, by `AUDIT_ARCH_*`.
 fn highest_syscalls(config: &LinuxSeccomp, architectures: &[ScmpArch]) -> Vec<(u32, u32)> {
     let mut highest: HashMap<u32, u32> = HashMap::new();
-    let names = config.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
-    let relevant = [(ScmpArch::X8664, AUDIT_ARCH_X86_64), (ScmpArch::X86, AUDIT_ARCH_I386)];
-    let relevant: Vec<_> =
-        relevant.into_iter().filter(|(one, _)| architectures.contains(one)).collect();
+    let names = config
+        .syscalls()
+        .iter()
+        .flatten()
+        .flat_map(LinuxSyscall::names);
+    let relevant = [
+        (ScmpArch::X8664, AUDIT_ARCH_X86_64),
+        (ScmpArch::X86, AUDIT_ARCH_I386),
+    ];
+    let relevant: Vec<_> = relevant
+        .into_iter()
+        .filter(|(one, _)| architectures.contains(one))
+        .collect();
     for name in names {
         for (architecture, audit) in &relevant {
             let number = ScmpSyscall::from_name_by_arch(name, *architecture);
             // Negative numbers stand for calls that the architecture does not have.
-            let Some(number) = number.ok().and_then(|n| u32::try_from(n.as_raw_syscall()).ok())
+            let Some(number) = number
+                .ok()
+                .and_then(|n| u32::try_from(n.as_raw_syscall()).ok())
             else {
                 continue;
             };

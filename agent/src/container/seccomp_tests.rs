@@ -21,7 +21,12 @@ fn run(filter: &Filter, architecture: u32, number: u32, args: [u64; 6]) -> u32 {
         .chunks_exact(8)
         .map(|b| {
             let k = u32::from_ne_bytes(b[4..].try_into().unwrap());
-            (u16::from_ne_bytes([b[0], b[1]]), b[2] as usize, b[3] as usize, k)
+            (
+                u16::from_ne_bytes([b[0], b[1]]),
+                b[2] as usize,
+                b[3] as usize,
+                k,
+            )
         })
         .collect();
     let (mut at, mut a) = (0, 0_u32);
@@ -62,8 +67,24 @@ fn listed_calls_pass_and_others_do_not() {
     let filter = filter(PROFILE);
     assert_eq!(run(&filter, X86_64, libc::SYS_read as u32, [0; 6]), ALLOW);
     assert_eq!(run(&filter, X86_64, libc::SYS_reboot as u32, [0; 6]), EPERM);
-    assert_eq!(run(&filter, X86_64, libc::SYS_personality as u32, [8, 0, 0, 0, 0, 0]), ALLOW);
-    assert_eq!(run(&filter, X86_64, libc::SYS_personality as u32, [9, 0, 0, 0, 0, 0]), EPERM);
+    assert_eq!(
+        run(
+            &filter,
+            X86_64,
+            libc::SYS_personality as u32,
+            [8, 0, 0, 0, 0, 0]
+        ),
+        ALLOW
+    );
+    assert_eq!(
+        run(
+            &filter,
+            X86_64,
+            libc::SYS_personality as u32,
+            [9, 0, 0, 0, 0, 0]
+        ),
+        EPERM
+    );
     let errno = libc::SECCOMP_RET_ERRNO | 17;
     assert_eq!(run(&filter, X86_64, libc::SYS_mkdir as u32, [0; 6]), errno);
     assert_eq!(run(&filter, I386, 3, [0; 6]), ALLOW, "read of i386");
@@ -72,9 +93,16 @@ fn listed_calls_pass_and_others_do_not() {
 #[test]
 fn calls_newer_than_the_profile_do_not_exist() {
     let filter = filter(PROFILE);
-    assert_eq!(run(&filter, X86_64, libc::SYS_openat2 as u32 + 1, [0; 6]), RETURN_ENOSYS);
+    assert_eq!(
+        run(&filter, X86_64, libc::SYS_openat2 as u32 + 1, [0; 6]),
+        RETURN_ENOSYS
+    );
     assert_eq!(run(&filter, I386, 437 + 1, [0; 6]), RETURN_ENOSYS);
-    assert_eq!(run(&filter, X86_64, X32_BIT | 1, [0; 6]), ALLOW, "write of x32");
+    assert_eq!(
+        run(&filter, X86_64, X32_BIT | 1, [0; 6]),
+        ALLOW,
+        "write of x32"
+    );
 }
 
 #[test]
@@ -106,7 +134,10 @@ fn flags_are_the_kernels() {
     assert_eq!(filter(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).flags, 4);
     let json = r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"]}"#;
     assert_eq!(filter(json).flags, 2);
-    assert_eq!(filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":[]}"#).flags, 0);
+    assert_eq!(
+        filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":[]}"#).flags,
+        0
+    );
 }
 
 #[test]

@@ -79,8 +79,14 @@ mod tests {
     #[test]
     fn a_container_starts_once() {
         assert_eq!(permit(State::Created, Operation::Start), Ok(()));
-        assert_eq!(permit(State::Running, Operation::Start), Err(StateError::AlreadyRunning));
-        assert_eq!(permit(State::Stopped, Operation::Start), Err(StateError::StartStopped));
+        assert_eq!(
+            permit(State::Running, Operation::Start),
+            Err(StateError::AlreadyRunning)
+        );
+        assert_eq!(
+            permit(State::Stopped, Operation::Start),
+            Err(StateError::StartStopped)
+        );
     }
 
     #[test]

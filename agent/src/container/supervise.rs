@@ -16,11 +16,7 @@ use crate::sandbox::Sandbox;
 const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Follows a container to its end.
-pub fn first_process(
-    sandbox: &Sandbox,
-    container: &Arc<Container>,
-    exit: oneshot::Receiver<Exit>,
-) {
+pub fn first_process(sandbox: &Sandbox, container: &Arc<Container>, exit: oneshot::Receiver<Exit>) {
     let (sandbox, container) = (sandbox.clone(), container.clone());
     tokio::spawn(async move {
         let watch = container
@@ -50,8 +46,13 @@ pub fn first_process(
         let Ok(exit) = exit else { return };
         end_leftovers(&container).await;
         sandbox.write_back().await;
-        if watch.as_ref().is_some_and(|watch| watch.oom_kills() > kills) {
-            sandbox.events.publish(&Event::Oom { container_id: container.id.clone() });
+        if watch
+            .as_ref()
+            .is_some_and(|watch| watch.oom_kills() > kills)
+        {
+            sandbox.events.publish(&Event::Oom {
+                container_id: container.id.clone(),
+            });
         }
         *container.lock_state() = State::Stopped;
         announce(&sandbox, &container, "", &container.init, exit);
@@ -104,6 +105,9 @@ async fn end_leftovers(container: &Container) {
     match tokio::time::timeout(LEFTOVERS_TIMEOUT, ended).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => log::warn!("container {}: {error}", container.id),
-        Err(_) => log::warn!("container {}: processes did not end when killed", container.id),
+        Err(_) => log::warn!(
+            "container {}: processes did not end when killed",
+            container.id
+        ),
     }
 }

@@ -37,7 +37,11 @@ pub enum Report {
 ///
 /// Plain reports are written and not sent, so that a seccomp filter without socket calls lets them
 /// pass.
-pub fn send(socket: BorrowedFd<'_>, report: &Report, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+pub fn send(
+    socket: BorrowedFd<'_>,
+    report: &Report,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
     let mut text = serde_json::to_vec(report).map_err(|_| Errno::INVAL)?;
     text.truncate(MAX_MESSAGE);
     let Some(fd) = fd else {
@@ -77,7 +81,13 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn sockets() -> (OwnedFd, OwnedFd) {
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+        socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap()
     }
 
     #[test]

@@ -52,7 +52,12 @@ pub fn open(root: Option<&Rootfs>, size: (u16, u16)) -> Result<Terminal, OsError
     .doing(|| "open the terminal")?;
     let (rows, cols) = size;
     if rows != 0 || cols != 0 {
-        let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         rustix::termios::tcsetwinsize(&master, size).doing(|| "set the terminal's size")?;
     }
     Ok(Terminal { master, slave })
@@ -83,8 +88,14 @@ impl Terminal {
 /// Gives the standard streams to the user, who may otherwise not open /dev/stdout and its like.
 pub fn fix_stdio_owner(process: &ProcessPlan) -> Result<(), OsError> {
     let null = rustix::fs::statat(CWD, "/dev/null", rustix::fs::AtFlags::empty());
-    let null = null.map(|status| status.st_rdev).unwrap_or(rustix::fs::makedev(1, 3));
-    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let null = null
+        .map(|status| status.st_rdev)
+        .unwrap_or(rustix::fs::makedev(1, 3));
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
     for stream in streams {
         let status = rustix::fs::fstat(stream).doing(|| "look at a standard stream")?;
         // /dev/null is everybody's.

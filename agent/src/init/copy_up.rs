@@ -13,7 +13,9 @@ use crate::sys::{Doing as _, OsError};
 /// end.
 const MAX_DEPTH: usize = 128;
 
-const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW);
 
 /// Copies what is in one directory to another, with owners, permissions and times.
 pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), OsError> {
@@ -52,7 +54,8 @@ fn copy_entry(
     match kind {
         FileType::Directory => {
             rustix::fs::mkdirat(to, name, mode).doing(doing)?;
-            let source = openat(from, name, READ | OFlags::DIRECTORY, Mode::empty()).doing(doing)?;
+            let source =
+                openat(from, name, READ | OFlags::DIRECTORY, Mode::empty()).doing(doing)?;
             let copy = openat(to, name, READ | OFlags::DIRECTORY, Mode::empty()).doing(doing)?;
             copy_directory(&source, &copy, depth + 1)?;
         }
@@ -79,7 +82,11 @@ fn copy_file(
     let source = openat(from, name, READ | OFlags::NONBLOCK, Mode::empty())?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let copy = openat(to, name, flags, mode)?;
-    std::io::copy(&mut std::fs::File::from(source), &mut std::fs::File::from(copy)).map(drop)
+    std::io::copy(
+        &mut std::fs::File::from(source),
+        &mut std::fs::File::from(copy),
+    )
+    .map(drop)
 }
 
 fn copy_status(
@@ -123,7 +130,10 @@ mod tests {
         symlink("d/file", from.path().join("link")).unwrap();
         let open = |path: &std::path::Path| std::fs::File::open(path).unwrap();
         copy(open(from.path()).as_fd(), open(to.path()).as_fd()).unwrap();
-        assert_eq!(std::fs::read_to_string(to.path().join("link")).unwrap(), "text");
+        assert_eq!(
+            std::fs::read_to_string(to.path().join("link")).unwrap(),
+            "text"
+        );
         let status = std::fs::metadata(to.path().join("d/file")).unwrap();
         assert_eq!(status.permissions().mode() & 0o7777, 0o4750);
     }

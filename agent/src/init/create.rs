@@ -66,7 +66,9 @@ fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
 }
 
 pub(super) fn join_keyring(process: &ProcessPlan) -> Result<(), OsError> {
-    let Some(name) = &process.keyring else { return Ok(()) };
+    let Some(name) = &process.keyring else {
+        return Ok(());
+    };
     let name = std::ffi::CString::new(name.as_str())
         .map_err(std::io::Error::from)
         .doing(|| "name the session keyring")?;
@@ -89,7 +91,9 @@ fn make_file_system(
     if let Some(size) = process.terminal {
         let terminal = console::open(Some(&root), size).stage("console")?;
         console::bind(&root, &terminal).stage("console")?;
-        control.send(&Report::Terminal, Some(terminal.master.as_fd())).stage("console")?;
+        control
+            .send(&Report::Terminal, Some(terminal.master.as_fd()))
+            .stage("console")?;
         terminal.become_stdio().stage("console")?;
     }
     hooks::run_all(Moment::CreateContainer, &plan.create_hooks, plan).stage("hooks")?;

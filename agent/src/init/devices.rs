@@ -36,7 +36,9 @@ fn populate_without_umask(root: &Rootfs, plan: &ContainerPlan) -> Result<(), OsE
         }
         match make_node(root, device) {
             // The shared root's file system has no device nodes.
-            Err(OsError { errno: Errno::PERM, .. }) => bind_node(root, device)?,
+            Err(OsError {
+                errno: Errno::PERM, ..
+            }) => bind_node(root, device)?,
             result => result?,
         }
     }
@@ -60,8 +62,14 @@ fn make_node(root: &Rootfs, device: &DevicePlan) -> Result<(), OsError> {
         result => result.doing(doing)?,
     }
     let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-    rustix::fs::chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .doing(doing)
+    rustix::fs::chownat(
+        &parent,
+        &name,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .doing(doing)
 }
 
 /// Mounts the guest's node of the same path, where no node can be made.

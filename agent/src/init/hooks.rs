@@ -85,11 +85,7 @@ struct State<'plan> {
 }
 
 /// Runs hooks in order; the first that fails ends it.
-pub fn run_all(
-    moment: Moment,
-    hooks: &[HookPlan],
-    plan: &ContainerPlan,
-) -> Result<(), HookError> {
+pub fn run_all(moment: Moment, hooks: &[HookPlan], plan: &ContainerPlan) -> Result<(), HookError> {
     if hooks.is_empty() {
         return Ok(());
     }
@@ -103,7 +99,11 @@ pub fn run_all(
     };
     let state = serde_json::to_vec(&state).unwrap_or_default();
     for (index, hook) in hooks.iter().enumerate() {
-        let run = |source| HookError::Run { moment: moment.name(), index, source };
+        let run = |source| HookError::Run {
+            moment: moment.name(),
+            index,
+            source,
+        };
         let (mut stdout, mut stderr) = (memory_file().map_err(run)?, memory_file().map_err(run)?);
         let end = run_one(hook, &state, &stdout, &stderr).map_err(run)?;
         if end != "exit status 0" {
@@ -120,12 +120,7 @@ pub fn run_all(
 }
 
 /// Runs a hook and says how it ended.
-fn run_one(
-    hook: &HookPlan,
-    state: &[u8],
-    stdout: &File,
-    stderr: &File,
-) -> Result<String, OsError> {
+fn run_one(hook: &HookPlan, state: &[u8], stdout: &File, stderr: &File) -> Result<String, OsError> {
     let doing = || format!("run {}", hook.path);
     let mut input = memory_file()?;
     input.write_all(state).doing(doing)?;
@@ -165,7 +160,10 @@ fn describe(status: ExitStatus) -> String {
 fn ends_within(child: &Child, limit: Duration) -> rustix::io::Result<bool> {
     let pid = rustix::process::Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: 0 };
+    let limit = Timespec {
+        tv_sec: limit.as_secs() as i64,
+        tv_nsec: 0,
+    };
     loop {
         match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
             Err(Errno::INTR) => {}
@@ -183,6 +181,8 @@ fn memory_file() -> Result<File, OsError> {
 fn beginning(file: &mut File) -> String {
     let mut text = Vec::new();
     // What cannot be read is left out of the message.
-    let _ = file.rewind().and_then(|()| file.take(MAX_OUTPUT).read_to_end(&mut text));
+    let _ = file
+        .rewind()
+        .and_then(|()| file.take(MAX_OUTPUT).read_to_end(&mut text));
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }

@@ -30,7 +30,9 @@ pub(super) fn run(
     join_keyring(process).stage("keyring")?;
     if let Some(size) = process.terminal {
         let terminal = console::open(None, size).stage("console")?;
-        control.send(&Report::Terminal, Some(terminal.master.as_fd())).stage("console")?;
+        control
+            .send(&Report::Terminal, Some(terminal.master.as_fd()))
+            .stage("console")?;
         terminal.become_stdio().stage("console")?;
     }
     console::fix_stdio_owner(process).stage("stdio")?;

@@ -40,12 +40,14 @@ pub fn find(name: &str, search: &str) -> Result<String, LookupError> {
     if name.contains('/') {
         return match check(name) {
             Ok(()) => Ok(name.to_owned()),
-            Err(Refusal::Missing(errno)) => {
-                Err(LookupError::Missing { name: name.to_owned(), errno })
-            }
-            Err(Refusal::NotExecutable(errno)) => {
-                Err(LookupError::NotExecutable { name: name.to_owned(), errno })
-            }
+            Err(Refusal::Missing(errno)) => Err(LookupError::Missing {
+                name: name.to_owned(),
+                errno,
+            }),
+            Err(Refusal::NotExecutable(errno)) => Err(LookupError::NotExecutable {
+                name: name.to_owned(),
+                errno,
+            }),
         };
     }
     let not_found = || LookupError::NotInPath(name.to_owned());
@@ -113,10 +115,22 @@ mod tests {
         let directory = directory_with("plain", 0o644);
         let plain = directory.path().join("plain").display().to_string();
         let words = |name: &str, search: &str| find(name, search).unwrap_err().to_string();
-        assert_eq!(words("foo", "/nowhere"), "exec: \"foo\": executable file not found in $PATH");
-        assert_eq!(words("foo", ""), "exec: \"foo\": executable file not found in $PATH");
-        assert_eq!(words("/x/y", ""), "exec: \"/x/y\": stat /x/y: no such file or directory");
-        assert_eq!(words(&plain, ""), format!("exec: {plain:?}: permission denied"));
+        assert_eq!(
+            words("foo", "/nowhere"),
+            "exec: \"foo\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            words("foo", ""),
+            "exec: \"foo\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            words("/x/y", ""),
+            "exec: \"/x/y\": stat /x/y: no such file or directory"
+        );
+        assert_eq!(
+            words(&plain, ""),
+            format!("exec: {plain:?}: permission denied")
+        );
         assert_eq!(words("/tmp", ""), "exec: \"/tmp\": is a directory");
     }
 }

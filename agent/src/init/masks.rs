@@ -12,12 +12,17 @@ use super::targets;
 use crate::sys::mount::{AttrChange, attr, change_attributes};
 use crate::sys::{Doing as _, OsError};
 
-const READ_ONLY: AttrChange = AttrChange { set: attr::RDONLY, clear: 0 };
+const READ_ONLY: AttrChange = AttrChange {
+    set: attr::RDONLY,
+    clear: 0,
+};
 
 /// Makes paths read-only. One that does not exist is passed over.
 pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
     for path in paths {
-        let Some(found) = find(root, path)? else { continue };
+        let Some(found) = find(root, path)? else {
+            continue;
+        };
         let doing = || format!("make {path} read-only");
         let copy = copy_mount(&found, true).doing(doing)?;
         change_attributes(copy.as_fd(), READ_ONLY, true).doing(doing)?;
@@ -31,7 +36,9 @@ pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
 pub fn hide(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
     let mut empty: Option<OwnedFd> = None;
     for path in paths {
-        let Some(found) = find(root, path)? else { continue };
+        let Some(found) = find(root, path)? else {
+            continue;
+        };
         let doing = || format!("hide {path}");
         if !targets::is_directory(&found).doing(doing)? {
             attach(copy_mount(&null(root)?, false).doing(doing)?, &found)?;

@@ -27,8 +27,8 @@ use std::fmt::Display;
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 
 use channel::Report;
-pub use rootfs::STAGING;
 use plan::{Plan, Role, fd};
+pub use rootfs::STAGING;
 
 use crate::sys::{Doing as _, clone, signal};
 
@@ -52,7 +52,10 @@ trait Stage<T> {
 
 impl<T, E: Display> Stage<T> for Result<T, E> {
     fn stage(self, stage: &'static str) -> Result<T, Failure> {
-        self.map_err(|error| Failure { stage, message: error.to_string() })
+        self.map_err(|error| Failure {
+            stage,
+            message: error.to_string(),
+        })
     }
 }
 
@@ -80,7 +83,10 @@ pub fn run() -> ! {
     let control = Control(unsafe { BorrowedFd::borrow_raw(fd::CONTROL) });
     // Here only if something failed.
     let Err(failure) = prepare_and_execute(control);
-    let report = Report::Failed { stage: failure.stage.to_owned(), message: failure.message };
+    let report = Report::Failed {
+        stage: failure.stage.to_owned(),
+        message: failure.message,
+    };
     // If the agent is gone, so is the machine.
     let _ = control.send(&report, None);
     clone::exit_now(EXIT_FAILED)
@@ -88,23 +94,32 @@ pub fn run() -> ! {
 
 fn prepare_and_execute(control: Control) -> Result<std::convert::Infallible, Failure> {
     signal::reset_all();
-    clone::close_on_exec_from(fd::CONTROL as u32).doing(|| "mark descriptors").stage("start")?;
-    rustix::process::setsid().doing(|| "make a session").stage("start")?;
+    clone::close_on_exec_from(fd::CONTROL as u32)
+        .doing(|| "mark descriptors")
+        .stage("start")?;
+    rustix::process::setsid()
+        .doing(|| "make a session")
+        .stage("start")?;
     let plan = read_plan()?;
     let filter = match plan.process.seccomp_flags {
-        Some(_) => read_all(fd::SECCOMP).doing(|| "read the filter").stage("seccomp")?,
+        Some(_) => read_all(fd::SECCOMP)
+            .doing(|| "read the filter")
+            .stage("seccomp")?,
         None => Vec::new(),
     };
     match plan.role {
         Role::Create(container) => create::run(&container, &plan.process, &filter, control),
-        Role::Join { namespaces, user_namespace } => {
-            join::run(namespaces, user_namespace, &plan.process, &filter, control)
-        }
+        Role::Join {
+            namespaces,
+            user_namespace,
+        } => join::run(namespaces, user_namespace, &plan.process, &filter, control),
     }
 }
 
 fn read_plan() -> Result<Plan, Failure> {
-    let text = read_all(fd::PLAN).doing(|| "read the plan").stage("start")?;
+    let text = read_all(fd::PLAN)
+        .doing(|| "read the plan")
+        .stage("start")?;
     serde_json::from_slice(&text).stage("start")
 }
 

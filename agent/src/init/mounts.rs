@@ -33,8 +33,9 @@ const PROC_EXCEPTIONS: [&str; 10] = [
 
 /// File systems whose instances the kernel shares: a flag on the instance would be another
 /// container's, too, or is refused. Their mounts alone are read-only.
-const SHARED_INSTANCES: [&str; 7] =
-    ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+const SHARED_INSTANCES: [&str; 7] = [
+    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
+];
 
 /// A mount that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +66,11 @@ pub struct Mounts<'root> {
 impl<'root> Mounts<'root> {
     /// For the mounts of one container.
     pub fn new(root: &'root Rootfs, has_cgroup_namespace: bool) -> Self {
-        Self { root, has_cgroup_namespace, read_only_later: Vec::new() }
+        Self {
+            root,
+            has_cgroup_namespace,
+            read_only_later: Vec::new(),
+        }
     }
 
     /// Makes one.
@@ -86,11 +91,19 @@ impl<'root> Mounts<'root> {
                 let existing = existing.doing(|| format!("open {path}"))?;
                 return self.set_attributes(&existing, plan);
             }
-            MountSource::Bind { path, recursive, prepared } => {
-                bind(path, *recursive, *prepared)?
-            }
+            MountSource::Bind {
+                path,
+                recursive,
+                prepared,
+            } => bind(path, *recursive, *prepared)?,
             MountSource::Cgroup => self.cgroup(plan)?,
-            MountSource::Filesystem { kind, source, data, idmap, .. } => {
+            MountSource::Filesystem {
+                kind,
+                source,
+                data,
+                idmap,
+                ..
+            } => {
                 let read_only = plan.attributes.set & attr::RDONLY != 0;
                 let mount = filesystem(kind, source, data, read_only)?;
                 if let Some(index) = idmap {
@@ -157,19 +170,22 @@ impl<'root> Mounts<'root> {
         let read_only = plan.attributes.set & attr::RDONLY != 0;
         match filesystem("cgroup2", "cgroup", &[], read_only) {
             // A user namespace that does not own the cgroup namespace may not mount it anew.
-            Err(OsError { errno: Errno::PERM | Errno::BUSY, .. }) if !self.has_cgroup_namespace => {
-                bind("/sys/fs/cgroup", true, None)
-            }
+            Err(OsError {
+                errno: Errno::PERM | Errno::BUSY,
+                ..
+            }) if !self.has_cgroup_namespace => bind("/sys/fs/cgroup", true, None),
             result => result,
         }
     }
 
     /// What can only be done when /dev has been populated.
     pub fn finish(self) -> Result<(), OsError> {
-        let read_only = crate::sys::mount::AttrChange { set: attr::RDONLY, clear: 0 };
+        let read_only = crate::sys::mount::AttrChange {
+            set: attr::RDONLY,
+            clear: 0,
+        };
         for mount in &self.read_only_later {
-            change_attributes(mount.as_fd(), read_only, false)
-                .doing(|| "make /dev read-only")?;
+            change_attributes(mount.as_fd(), read_only, false).doing(|| "make /dev read-only")?;
         }
         Ok(())
     }
@@ -177,8 +193,7 @@ impl<'root> Mounts<'root> {
 
 /// Attaches a detached mount to the file behind a descriptor.
 pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), OsError> {
-    let flags =
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", target, "", flags).doing(|| "attach the mount")
 }
 
@@ -201,8 +216,8 @@ pub fn filesystem(
     data: &[(String, Option<String>)],
     read_only: bool,
 ) -> Result<OwnedFd, OsError> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-        .doing(|| format!("open file system {kind}"))?;
+    let context =
+        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(|| format!("open file system {kind}"))?;
     fsconfig_set_string(&context, "source", source).doing(|| format!("set source {source}"))?;
     for (key, value) in data {
         match value {
@@ -217,8 +232,12 @@ pub fn filesystem(
         fsconfig_set_flag(&context, "ro").doing(|| "set option ro")?;
     }
     fsconfig_create(&context).doing(|| format!("make an instance of {kind}"))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .doing(|| format!("mount {kind}"))
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .doing(|| format!("mount {kind}"))
 }
 
 fn check_proc(plan: &MountPlan) -> Result<(), MountError> {
@@ -226,11 +245,21 @@ fn check_proc(plan: &MountPlan) -> Result<(), MountError> {
     let is_proc = matches!(&plan.source,
         MountSource::Filesystem { kind, .. } if kind == "proc");
     let allowed = match path.strip_prefix("/proc") {
-        Some("") => is_proc || matches!(plan.source, MountSource::Bind { .. } | MountSource::Existing),
+        Some("") => {
+            is_proc
+                || matches!(
+                    plan.source,
+                    MountSource::Bind { .. } | MountSource::Existing
+                )
+        }
         Some(rest) if rest.starts_with('/') => PROC_EXCEPTIONS.contains(&path.as_str()),
         _ => true,
     };
-    if allowed { Ok(()) } else { Err(MountError::InsideProc(plan.destination.clone())) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(MountError::InsideProc(plan.destination.clone()))
+    }
 }
 
 /// The path without empty parts, `.` and `..`.
@@ -261,7 +290,12 @@ mod tests {
 
     fn verdict(destination: &str, source: MountSource) -> bool {
         let destination = destination.to_owned();
-        check_proc(&MountPlan { destination, source, ..MountPlan::default() }).is_ok()
+        check_proc(&MountPlan {
+            destination,
+            source,
+            ..MountPlan::default()
+        })
+        .is_ok()
     }
 
     fn fs(kind: &str) -> MountSource {

@@ -19,7 +19,9 @@ pub fn set_final_affinity(process: &ProcessPlan) -> Result<(), OsError> {
 }
 
 fn set_affinity(cpus: Option<&Vec<u32>>) -> Result<(), OsError> {
-    let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) else { return Ok(()) };
+    let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) else {
+        return Ok(());
+    };
     let mut set = CpuSet::new();
     for cpu in cpus {
         set.set(*cpu as usize);
@@ -51,7 +53,11 @@ pub fn set_no_new_privileges(process: &ProcessPlan) -> Result<(), OsError> {
 
 /// Sets the resource limits. The agent's own limit of open files is not for programs.
 pub fn set_rlimits(process: &ProcessPlan) -> Result<(), OsError> {
-    if !process.rlimits.iter().any(|limit| limit.resource == libc::RLIMIT_NOFILE) {
+    if !process
+        .rlimits
+        .iter()
+        .any(|limit| limit.resource == libc::RLIMIT_NOFILE)
+    {
         set_rlimit(libc::RLIMIT_NOFILE, SOFT_NOFILE, HARD_NOFILE)?;
     }
     for limit in &process.rlimits {
@@ -62,17 +68,22 @@ pub fn set_rlimits(process: &ProcessPlan) -> Result<(), OsError> {
 
 #[allow(unsafe_code)]
 fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), OsError> {
-    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     // SAFETY: the structure lives across the call.
     let set = unsafe { libc::setrlimit64(resource, &raw const limit) };
-    check(libc::c_long::from(set)).map(drop).doing(|| {
-        format!("error setting rlimits: resource {resource} to soft {soft}, hard {hard}")
-    })
+    check(libc::c_long::from(set))
+        .map(drop)
+        .doing(|| format!("error setting rlimits: resource {resource} to soft {soft}, hard {hard}"))
 }
 
 /// Installs the system call filter, if there is one.
 pub fn install_filter(process: &ProcessPlan, filter: &[u8]) -> Result<(), OsError> {
-    let Some(flags) = process.seccomp_flags else { return Ok(()) };
+    let Some(flags) = process.seccomp_flags else {
+        return Ok(());
+    };
     seccomp::install(filter, flags).doing(|| "install the seccomp filter")
 }
 
@@ -93,7 +104,11 @@ pub fn set_user_and_capabilities(process: &ProcessPlan) -> Result<(), OsError> {
 }
 
 fn set_ids(process: &ProcessPlan) -> Result<(), OsError> {
-    let groups: Vec<_> = process.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let groups: Vec<_> = process
+        .groups
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
     rustix::thread::set_thread_groups(&groups).doing(|| "set process.user.additionalGids")?;
     let gid = Gid::from_raw(process.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid)

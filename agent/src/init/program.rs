@@ -38,12 +38,18 @@ impl Program {
     /// it will have.
     pub fn find(process: &ProcessPlan) -> Result<Self, ProgramError> {
         let mut env = environment(&process.env)?;
-        if !env.iter().any(|(name, value)| name == "HOME" && !value.is_empty()) {
+        if !env
+            .iter()
+            .any(|(name, value)| name == "HOME" && !value.is_empty())
+        {
             env.retain(|(name, _)| name != "HOME");
             env.push(("HOME".to_owned(), user::home(process.uid)));
         }
         let name = process.args.first().ok_or(ProgramError::NoArguments)?;
-        let search = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str());
+        let search = env
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map(|(_, value)| value.as_str());
         let path = lookup::find(name, search.unwrap_or_default())?;
         let to_c = |text: &String| CString::new(text.as_str());
         Ok(Self {
@@ -99,7 +105,12 @@ mod tests {
     use super::*;
 
     fn entries(list: &[&str]) -> Result<Vec<(String, String)>, ProgramError> {
-        environment(&list.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>())
+        environment(
+            &list
+                .iter()
+                .map(|entry| (*entry).to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]

@@ -44,9 +44,18 @@ impl Rootfs {
         let mount = open_tree(CWD, rootfs, flags).doing(|| format!("open rootfs {rootfs}"))?;
         set_propagation(mount.as_fd(), libc::MS_PRIVATE, true)
             .doing(|| format!("make rootfs {rootfs} private"))?;
-        move_mount(&mount, "", CWD, STAGING, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .doing(|| format!("mount rootfs {rootfs}"))?;
-        Ok(Self { mount, propagation: plan.rootfs_propagation })
+        move_mount(
+            &mount,
+            "",
+            CWD,
+            STAGING,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .doing(|| format!("mount rootfs {rootfs}"))?;
+        Ok(Self {
+            mount,
+            propagation: plan.rootfs_propagation,
+        })
     }
 
     /// The root's directory.
@@ -61,7 +70,10 @@ impl Rootfs {
 
     /// Makes the root, but not what is mounted below it, read-only.
     pub fn make_read_only(&self) -> Result<(), OsError> {
-        let change = AttrChange { set: attr::RDONLY, clear: 0 };
+        let change = AttrChange {
+            set: attr::RDONLY,
+            clear: 0,
+        };
         change_attributes(self.as_fd(), change, false).doing(|| "make the rootfs read-only")
     }
 

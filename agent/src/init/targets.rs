@@ -28,7 +28,13 @@ pub enum Kind {
 
 /// Opens a path to refer to it; links are followed within the root.
 pub fn open(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
-    openat2(root, relative(path), PATH_ONLY, Mode::empty(), ResolveFlags::IN_ROOT)
+    openat2(
+        root,
+        relative(path),
+        PATH_ONLY,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )
 }
 
 /// Opens a path in which there must be no link at all.
@@ -38,7 +44,13 @@ pub fn open_without_links(
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    openat2(root, relative(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    openat2(
+        root,
+        relative(path),
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )
 }
 
 /// Opens a path, and makes what is missing of it. Links that lead nowhere are followed to where
@@ -54,8 +66,12 @@ pub fn open_or_make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<Owne
 /// Makes what is missing of a path's directory, and returns it with the last name.
 pub fn open_parent(root: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String), OsError> {
     let path = Path::new(relative(path));
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = name.ok_or(Errno::INVAL).doing(|| format!("find the name of {}", path.display()))?;
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    let name = name
+        .ok_or(Errno::INVAL)
+        .doing(|| format!("find the name of {}", path.display()))?;
     let parent = path.parent().map(Path::to_string_lossy).unwrap_or_default();
     Ok((open_or_make(root, &parent, Kind::Directory)?, name))
 }
@@ -93,7 +109,8 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> rustix::io::Result<Owne
                     return Err(Errno::LOOP);
                 }
                 let target = rustix::fs::readlinkat(&parent, &name, Vec::new())?;
-                let target = Path::new(std::str::from_utf8(target.as_bytes()).map_err(|_| Errno::ILSEQ)?);
+                let target =
+                    Path::new(std::str::from_utf8(target.as_bytes()).map_err(|_| Errno::ILSEQ)?);
                 if target.is_absolute() {
                     resolved = PathBuf::new();
                     parent = root.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
@@ -192,7 +209,12 @@ mod tests {
         let (directory, root) = root();
         symlink("b", directory.path().join("root/a")).unwrap();
         symlink("a", directory.path().join("root/b")).unwrap();
-        assert_eq!(open_or_make(root.as_fd(), "/a", Kind::File).unwrap_err().errno, Errno::LOOP);
+        assert_eq!(
+            open_or_make(root.as_fd(), "/a", Kind::File)
+                .unwrap_err()
+                .errno,
+            Errno::LOOP
+        );
     }
 
     #[test]

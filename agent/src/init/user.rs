@@ -50,13 +50,18 @@ fn read_home(uid: u32) -> Option<String> {
         return None;
     }
     let reader = BufReader::new(std::fs::File::from(file).take(MAX_PASSWD));
-    reader.lines().map_while(Result::ok).find_map(|line| home_in_line(&line, uid))
+    reader
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| home_in_line(&line, uid))
 }
 
 fn home_in_line(line: &str, uid: u32) -> Option<String> {
     let fields: Vec<_> = line.split(':').collect();
     match fields[..] {
-        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) && !home.is_empty() => Some(home.to_owned()),
+        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) && !home.is_empty() => {
+            Some(home.to_owned())
+        }
         _ => None,
     }
 }
@@ -67,14 +72,19 @@ pub fn enter_directory_as_root(process: &ProcessPlan) -> Result<bool, DirectoryE
     match rustix::process::chdir(process.cwd.as_str()) {
         Ok(()) => Ok(true),
         Err(Errno::ACCESS | Errno::PERM) => Ok(false),
-        Err(errno) => Err(DirectoryError::Enter { path: process.cwd.clone(), errno }),
+        Err(errno) => Err(DirectoryError::Enter {
+            path: process.cwd.clone(),
+            errno,
+        }),
     }
 }
 
 /// Enters the working directory with the user's rights.
 pub fn enter_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
-    rustix::process::chdir(process.cwd.as_str())
-        .map_err(|errno| DirectoryError::Enter { path: process.cwd.clone(), errno })
+    rustix::process::chdir(process.cwd.as_str()).map_err(|errno| DirectoryError::Enter {
+        path: process.cwd.clone(),
+        errno,
+    })
 }
 
 /// Makes sure that the working directory lies in the container's root: a path through a leaked
@@ -83,9 +93,9 @@ pub fn check_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
         Ok(_) | Err(Errno::NOENT) => Err(DirectoryError::Outside),
-        Err(errno) => {
-            Err(errno).doing(|| format!("find the path of {}", process.cwd)).map_err(Into::into)
-        }
+        Err(errno) => Err(errno)
+            .doing(|| format!("find the path of {}", process.cwd))
+            .map_err(Into::into),
     }
 }
 

@@ -10,7 +10,7 @@ mod relay;
 mod stdio;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use rustix::net::{SocketFlags, accept_with};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use crate::sys::readiness;
+use crate::sys::{readiness, vsock};
 pub use endpoint::Endpoint;
 pub use stdio::{ProcessStreams, StreamIds, prepare};
 
@@ -56,7 +56,13 @@ impl StreamHub {
         let listener = readiness::watch(listener)?;
         loop {
             let mut ready = listener.readable().await?;
-            match accept_with(listener.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            match accept_with(
+                listener.get_ref(),
+                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            ) {
+                Ok(socket) if !vsock::peer_is_host(socket.as_fd()) => {
+                    log::warn!("a stream from inside the guest, refused");
+                }
                 Ok(socket) => {
                     tokio::spawn(self.clone().receive(socket));
                 }
@@ -73,7 +79,9 @@ impl StreamHub {
     }
 
     async fn receive(self, socket: OwnedFd) {
-        let Ok(endpoint) = Endpoint::new(socket) else { return };
+        let Ok(endpoint) = Endpoint::new(socket) else {
+            return;
+        };
         let mut header = [0; 8];
         match timeout(HEADER_TIMEOUT, endpoint.read_exact(&mut header)).await {
             Ok(Ok(())) => {}
@@ -109,7 +117,9 @@ impl StreamHub {
                 halves.connections += 1;
                 halves.arrivals += 1;
                 let arrival = halves.arrivals;
-                halves.by_id.insert(id, Half::Connection { socket, arrival });
+                halves
+                    .by_id
+                    .insert(id, Half::Connection { socket, arrival });
                 Some(arrival)
             }
         }
@@ -145,7 +155,11 @@ impl StreamHub {
                 halves.by_id.insert(id, Half::Process(sender));
             }
         }
-        Ok(Claim { hub: self.clone(), id, receiver })
+        Ok(Claim {
+            hub: self.clone(),
+            id,
+            receiver,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Halves> {
@@ -163,7 +177,9 @@ struct Claim {
 impl Claim {
     async fn connection(mut self) -> Option<Endpoint> {
         let socket = (&mut self.receiver).await.ok()?;
-        Endpoint::new(socket).inspect_err(|error| log::warn!("stream {}: {error}", self.id)).ok()
+        Endpoint::new(socket)
+            .inspect_err(|error| log::warn!("stream {}: {error}", self.id))
+            .ok()
     }
 }
 

@@ -83,8 +83,10 @@ mod tests {
         let (reader, writer) = pipe();
         let (host, guest) = UnixStream::pair().unwrap();
         std::fs::File::from(writer).write_all(&[7; 50_000]).unwrap();
-        let relay =
-            output(Endpoint::new(reader).unwrap(), Endpoint::new(guest.into()).unwrap());
+        let relay = output(
+            Endpoint::new(reader).unwrap(),
+            Endpoint::new(guest.into()).unwrap(),
+        );
         let reading = tokio::task::spawn_blocking(move || {
             let mut all = Vec::new();
             let mut host = host;
@@ -101,7 +103,9 @@ mod tests {
         let (reader, writer) = pipe();
         let (mut host, guest) = UnixStream::pair().unwrap();
         let writing = tokio::task::spawn_blocking(move || {
-            std::fs::File::from(writer).write_all(&vec![7; LENGTH]).unwrap();
+            std::fs::File::from(writer)
+                .write_all(&vec![7; LENGTH])
+                .unwrap();
         });
         let reading = tokio::task::spawn_blocking(move || {
             let (mut total, mut buffer) = (0, vec![0; 300_000]);
@@ -113,7 +117,11 @@ mod tests {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         });
-        output(Endpoint::new(reader).unwrap(), Endpoint::new(guest.into()).unwrap()).await;
+        output(
+            Endpoint::new(reader).unwrap(),
+            Endpoint::new(guest.into()).unwrap(),
+        )
+        .await;
         writing.await.unwrap();
         assert_eq!(reading.await.unwrap(), LENGTH);
     }
@@ -124,9 +132,15 @@ mod tests {
         let (mut host, guest) = UnixStream::pair().unwrap();
         host.write_all(b"hello").unwrap();
         host.shutdown(std::net::Shutdown::Write).unwrap();
-        input(Endpoint::new(guest.into()).unwrap(), Endpoint::new(writer).unwrap()).await;
+        input(
+            Endpoint::new(guest.into()).unwrap(),
+            Endpoint::new(writer).unwrap(),
+        )
+        .await;
         let mut all = String::new();
-        std::fs::File::from(reader).read_to_string(&mut all).unwrap();
+        std::fs::File::from(reader)
+            .read_to_string(&mut all)
+            .unwrap();
         assert_eq!(all, "hello");
     }
 
@@ -134,8 +148,10 @@ mod tests {
     async fn a_process_that_closes_its_input_closes_the_connection() {
         let (reader, writer) = pipe();
         let (mut host, guest) = UnixStream::pair().unwrap();
-        let relay =
-            tokio::spawn(input(Endpoint::new(guest.into()).unwrap(), Endpoint::new(writer).unwrap()));
+        let relay = tokio::spawn(input(
+            Endpoint::new(guest.into()).unwrap(),
+            Endpoint::new(writer).unwrap(),
+        ));
         tokio::task::yield_now().await;
         drop(reader);
         relay.await.unwrap();
@@ -149,7 +165,14 @@ mod tests {
         drop(host);
         let mut writer = std::fs::File::from(writer);
         writer.write_all(b"lost").unwrap();
-        output(Endpoint::new(reader).unwrap(), Endpoint::new(guest.into()).unwrap()).await;
-        assert_eq!(writer.write_all(b"x").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+        output(
+            Endpoint::new(reader).unwrap(),
+            Endpoint::new(guest.into()).unwrap(),
+        )
+        .await;
+        assert_eq!(
+            writer.write_all(b"x").unwrap_err().kind(),
+            std::io::ErrorKind::BrokenPipe
+        );
     }
 }

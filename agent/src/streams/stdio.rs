@@ -58,7 +58,11 @@ pub fn prepare(hub: &StreamHub, ids: &StreamIds) -> Result<ProcessStreams, Strea
     let mut relays = Vec::new();
     if ids.terminal {
         let terminal = (ids.stdin != 0).then(|| hub.claim(ids.stdin)).transpose()?;
-        return Ok(ProcessStreams { for_process: [null()?, null()?, null()?], relays, terminal });
+        return Ok(ProcessStreams {
+            for_process: [null()?, null()?, null()?],
+            relays,
+            terminal,
+        });
     }
     let stdin = match ids.stdin {
         0 => null()?,
@@ -76,7 +80,11 @@ pub fn prepare(hub: &StreamHub, ids: &StreamIds) -> Result<ProcessStreams, Strea
     };
     let stdout = output(hub, ids.stdout, &mut relays)?;
     let stderr = output(hub, ids.stderr, &mut relays)?;
-    Ok(ProcessStreams { for_process: [stdin, stdout, stderr], relays, terminal: None })
+    Ok(ProcessStreams {
+        for_process: [stdin, stdout, stderr],
+        relays,
+        terminal: None,
+    })
 }
 
 fn output(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, StreamError> {

@@ -31,7 +31,10 @@ pub fn set(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
         permitted: (permitted >> shift) as u32,
         inheritable: (inheritable >> shift) as u32,
     };
-    let header = Header { version: VERSION_3, pid: 0 };
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     let data = [half(0), half(32)];
     // SAFETY: version 3 of the call takes this header and two of these structures.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
@@ -59,7 +62,11 @@ pub fn limit_bounding_set(keep: u64) -> io::Result<()> {
 pub fn set_ambient(wanted: u64) -> io::Result<()> {
     // SAFETY: these prctls take integers.
     unsafe {
-        check(prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0))?;
+        check(prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
+            0,
+        ))?;
     }
     for number in (0..=HIGHEST).filter(|number| wanted & (1 << number) != 0) {
         let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;

@@ -57,12 +57,19 @@ pub unsafe fn clone_process(request: &CloneRequest<'_>) -> io::Result<Cloned> {
     // SAFETY: args lives across the call, says its own size and names no stack, so the child runs
     // on a copy of this one. The caller keeps the child's side of the contract.
     let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const args,
+            size_of::<libc::clone_args>(),
+        )
     })?;
     match Pid::from_raw(pid as i32) {
         None => Ok(Cloned::Child),
         // SAFETY: the kernel has just put a new descriptor there, which nothing else owns.
-        Some(pid) => Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        Some(pid) => Ok(Cloned::Parent {
+            pid,
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
     }
 }
 
@@ -138,7 +145,11 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 pub fn become_root() -> io::Result<()> {
     // SAFETY: the calls take integers and, for the empty group list, a null pointer.
     unsafe {
-        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check(libc::syscall(
+            libc::SYS_setgroups,
+            0,
+            std::ptr::null::<libc::gid_t>(),
+        ))?;
         check(libc::syscall(libc::SYS_setresgid, 0, 0, 0))?;
         check(libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
     }

@@ -20,7 +20,10 @@ pub trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, Errno> {
     fn doing<S: Into<String>>(self, action: impl FnOnce() -> S) -> Result<T, OsError> {
-        self.map_err(|errno| OsError { action: action().into(), errno })
+        self.map_err(|errno| OsError {
+            action: action().into(),
+            errno,
+        })
     }
 }
 

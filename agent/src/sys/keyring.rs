@@ -12,9 +12,8 @@ use super::check;
 pub fn new_session(name: &CStr) -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: the name is a valid string.
-    let joined = check(unsafe {
-        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr())
-    });
+    let joined =
+        check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) });
     match joined {
         Ok(_) | Err(io::Errno::NOSYS) => Ok(()),
         Err(errno) => Err(errno),

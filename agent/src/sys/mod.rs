@@ -22,7 +22,11 @@ use rustix::io::Errno;
 
 /// Turns the return value of a raw system call into a result, by glibc's convention.
 pub(crate) fn check(value: libc::c_long) -> rustix::io::Result<libc::c_long> {
-    if value >= 0 { Ok(value) } else { Err(last_errno()) }
+    if value >= 0 {
+        Ok(value)
+    } else {
+        Err(last_errno())
+    }
 }
 
 /// The calling thread's `errno`.

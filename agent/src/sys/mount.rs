@@ -62,13 +62,24 @@ pub fn change_attributes(
     change: AttrChange,
     recursive: bool,
 ) -> io::Result<()> {
-    let attr = MountAttr { set: change.set, clear: change.clear, ..MountAttr::default() };
+    let attr = MountAttr {
+        set: change.set,
+        clear: change.clear,
+        ..MountAttr::default()
+    };
     set_attributes(mount, &attr, recursive)
 }
 
 /// Sets the propagation (one of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`).
 pub fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> io::Result<()> {
-    set_attributes(mount, &MountAttr { propagation: kind, ..MountAttr::default() }, recursive)
+    set_attributes(
+        mount,
+        &MountAttr {
+            propagation: kind,
+            ..MountAttr::default()
+        },
+        recursive,
+    )
 }
 
 /// Maps the ids of a detached mount by a user namespace.

@@ -33,7 +33,10 @@ pub struct SchedAttr {
 
 /// Sets the calling thread's policy.
 pub fn set_scheduler(attr: &SchedAttr) -> io::Result<()> {
-    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
+    let attr = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        ..*attr
+    };
     // SAFETY: the structure lives across the call and says its own size.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
 }

@@ -20,7 +20,10 @@ struct Program {
 pub fn install(instructions: &[u8], flags: u64) -> io::Result<()> {
     let count = instructions.len() / INSTRUCTION_SIZE;
     let length = libc::c_ushort::try_from(count).map_err(|_| io::Errno::TOOBIG)?;
-    let program = Program { length, instructions: instructions.as_ptr() };
+    let program = Program {
+        length,
+        instructions: instructions.as_ptr(),
+    };
     // SAFETY: the program points to `length` whole instructions that live across the call; the
     // kernel copies them byte by byte, so their alignment does not matter.
     let installed = check(unsafe {
@@ -32,5 +35,9 @@ pub fn install(instructions: &[u8], flags: u64) -> io::Result<()> {
         )
     })?;
     // With TSYNC a positive value is the thread that could not be synchronized.
-    if installed == 0 { Ok(()) } else { Err(io::Errno::SRCH) }
+    if installed == 0 {
+        Ok(())
+    } else {
+        Err(io::Errno::SRCH)
+    }
 }

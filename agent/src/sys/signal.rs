@@ -12,7 +12,11 @@ pub fn child_exits() -> io::Result<OwnedFd> {
     let set = signal_set(&[libc::SIGCHLD]);
     // SAFETY: the set lives across the calls; the descriptor is new and nobody else's.
     unsafe {
-        check(libc::c_long::from(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut())))?;
+        check(libc::c_long::from(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &set,
+            std::ptr::null_mut(),
+        )))?;
         let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         check(libc::c_long::from(fd))?;
         Ok(OwnedFd::from_raw_fd(fd))
@@ -62,7 +66,10 @@ pub fn send(pidfd: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
 /// Sends a signal by number to a process by id.
 pub fn send_to_pid(pid: i32, signal: u32) -> io::Result<()> {
     // SAFETY: kill(2) takes integers.
-    check(libc::c_long::from(unsafe { libc::kill(pid, signal as libc::c_int) })).map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::kill(pid, signal as libc::c_int)
+    }))
+    .map(drop)
 }
 
 /// Sleeps until a signal ends the process.

@@ -1,7 +1,7 @@
 //! AF_VSOCK sockets, for which rustix has no address type.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, listen, socket_with};
@@ -33,6 +33,22 @@ pub fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
         libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LENGTH)
     }))?;
     Ok(socket)
+}
+
+/// Whether a connection comes from the host. A socket of another family is a test's.
+pub fn peer_is_host(socket: BorrowedFd<'_>) -> bool {
+    let mut address = address(0, 0);
+    let mut length = LENGTH;
+    // SAFETY: the address and its length live across the call, and the length is its own.
+    let named = unsafe {
+        libc::getpeername(
+            socket.as_raw_fd(),
+            (&raw mut address).cast(),
+            &raw mut length,
+        )
+    };
+    let is_vsock = address.svm_family == libc::AF_VSOCK as libc::sa_family_t;
+    named == 0 && (!is_vsock || address.svm_cid == HOST_CID)
 }
 
 const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_t;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::Machine;
 
 const APPLETS: [&str; 26] = [
-    "sh", "cat", "echo", "ls", "id", "ps", "mount", "sleep", "head", "dd", "wc", "grep", "stty", "tty",
-    "touch", "hostname", "env", "pwd", "kill", "mkdir", "true", "false", "stat", "readlink", "date",
-    "tail",
+    "sh", "cat", "echo", "ls", "id", "ps", "mount", "sleep", "head", "dd", "wc", "grep", "stty",
+    "tty", "touch", "hostname", "env", "pwd", "kill", "mkdir", "true", "false", "stat", "readlink",
+    "date", "tail",
 ];
 
 /// A root file system and its config.json.
@@ -28,7 +28,11 @@ impl Bundle {
         let mut spec: Value = serde_json::from_str(CONFIG).unwrap();
         spec["process"]["args"] = json!(args);
         spec["root"]["path"] = json!(format!("{}/{id}/rootfs", rvm_protocol::SHARED_DIR));
-        Self { id: id.to_owned(), rootfs, spec }
+        Self {
+            id: id.to_owned(),
+            rootfs,
+            spec,
+        }
     }
 
     /// One that runs a shell command.

@@ -30,9 +30,8 @@ pub fn shared() -> Option<&'static Machine> {
             let (sender, receiver) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
                 let started = start();
-                let keep = started.as_ref().is_some();
                 sender.send(started.map(|(machine, _)| machine)).unwrap();
-                while keep {
+                loop {
                     std::thread::park();
                 }
             });
@@ -46,10 +45,15 @@ fn start() -> Option<(Machine, [Child; 2])> {
     let vmm = program("RVM_VMM", "rvm-vmm")?;
     let qemu = program("RVM_QEMU", "qemu-system-x86_64")?;
     let directory = tempfile::tempdir().unwrap();
-    let machine = Machine { directory, next_id: AtomicU64::new(1) };
+    let machine = Machine {
+        directory,
+        next_id: AtomicU64::new(1),
+    };
     std::fs::create_dir(machine.shared_directory()).unwrap();
     let initramfs = machine.path("initramfs");
-    std::fs::write(&initramfs, archive(Path::new(env!("CARGO_BIN_EXE_rvm-agent")))).unwrap();
+    let agent = std::env::var("RVM_TEST_AGENT");
+    let agent = agent.unwrap_or(env!("CARGO_BIN_EXE_rvm-agent").to_owned());
+    std::fs::write(&initramfs, archive(Path::new(&agent))).unwrap();
     let backend = start_backend(&machine, &vmm);
     let machine_process = spawn(&mut qemu_command(&machine, &qemu, &kernel, &initramfs));
     Some((machine, [backend, machine_process]))
@@ -88,14 +92,21 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
     let config = BackendConfig {
         vhost_user: FdIndex(0),
         vsock: vec![
-            VsockPort { port: AGENT_PORT, listener: FdIndex(1) },
-            VsockPort { port: STREAM_PORT, listener: FdIndex(2) },
+            VsockPort {
+                port: AGENT_PORT,
+                listener: FdIndex(1),
+            },
+            VsockPort {
+                port: STREAM_PORT,
+                listener: FdIndex(2),
+            },
         ],
         console_input: FdIndex(3),
         console: FdIndex(4),
         stage_dir,
     };
-    ours.send(&config, &fds.each_ref().map(|fd| fd.as_fd())).unwrap();
+    ours.send(&config, &fds.each_ref().map(|fd| fd.as_fd()))
+        .unwrap();
     // It ends when this end of the channel is closed.
     std::thread::spawn(move || match ours.receive::<Event>() {
         Ok((event, _)) => eprintln!("rvm-vmm backend: {event:?}"),
@@ -108,14 +119,33 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
     let log = std::env::var("RVM_TEST_LOG").unwrap_or("info".to_owned());
     let mut command = Command::new(qemu);
     command
-        .args(["-M", "microvm,acpi=off,memory-backend=mem,rtc=on", "-accel", "tcg", "-cpu", "max"])
-        .args(["-m", "512", "-smp", "1", "-nodefaults", "-no-reboot", "-display", "none"])
+        .args([
+            "-M",
+            "microvm,acpi=off,memory-backend=mem,rtc=on",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+        ])
+        .args([
+            "-m",
+            "512",
+            "-smp",
+            "1",
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+        ])
         .args(["-object", "memory-backend-memfd,id=mem,share=on,size=512M"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
         .arg("-serial")
         .arg(format!("file:{}", machine.console().display()))
         .arg("-chardev")
-        .arg(format!("socket,id=vsock,path={}", machine.path("vhost").display()))
+        .arg(format!(
+            "socket,id=vsock,path={}",
+            machine.path("vhost").display()
+        ))
         .args(["-device", "vhost-user-vsock-device,chardev=vsock"])
         .arg("-fsdev")
         .arg(format!(
@@ -128,7 +158,14 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 rvm.shared=9p rvm.log={log}"))
+        .arg(format!(
+            "console=ttyS0 panic=-1 rvm.shared=9p rvm.log={log}"
+        ))
+        .args(
+            std::env::var("RVM_TEST_QEMU_ARGS")
+                .unwrap_or_default()
+                .split_whitespace(),
+        )
         .stdin(Stdio::null());
     command
 }
@@ -155,7 +192,9 @@ impl Machine {
 
     /// Connects to a port of the guest. Before the guest is up, what is written waits.
     pub async fn connect(&self, port: u32) -> tokio::net::UnixStream {
-        tokio::net::UnixStream::connect(self.path(&port.to_string())).await.unwrap()
+        tokio::net::UnixStream::connect(self.path(&port.to_string()))
+            .await
+            .unwrap()
     }
 }
 
@@ -173,7 +212,9 @@ fn program(variable: &str, name: &str) -> Option<PathBuf> {
         return Some(path.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|path| path.join(name)).find(|path| path.exists());
+    let found = std::env::split_paths(&path)
+        .map(|path| path.join(name))
+        .find(|path| path.exists());
     if found.is_none() {
         eprintln!("no {name}: install it or set {variable}");
     }
@@ -194,9 +235,21 @@ fn spawn(command: &mut Command) -> Child {
 
 /// An initramfs that holds one program, as init; see buffer-format.rst of the kernel.
 fn archive(init: &Path) -> Vec<u8> {
-    let program = std::fs::read(init).unwrap();
+    // Debug information would be twenty times the program, and the guest has it all in memory.
+    let stripped = tempfile::NamedTempFile::new().unwrap();
+    let status = Command::new("strip")
+        .arg("-o")
+        .arg(stripped.path())
+        .arg(init)
+        .status()
+        .unwrap();
+    assert!(status.success(), "strip {}", init.display());
+    let program = std::fs::read(stripped.path()).unwrap();
     let mut archive = Vec::new();
-    for (name, mode, content) in [("init", 0o100_755, program.as_slice()), ("TRAILER!!!", 0, &[])] {
+    for (name, mode, content) in [
+        ("init", 0o100_755, program.as_slice()),
+        ("TRAILER!!!", 0, &[]),
+    ] {
         write!(archive, "070701{:08x}{mode:08x}", 0).unwrap();
         // uid, gid, nlink, mtime, size, device and rdev numbers, name size, checksum
         let size = content.len();

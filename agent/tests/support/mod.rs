@@ -31,7 +31,10 @@ pub async fn guest() -> Option<Guest> {
     let machine = machine::shared()?;
     let socket = machine.connect(rvm_protocol::AGENT_PORT).await;
     let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(socket));
-    Some(Guest { machine, agent: api::AgentClient::new(client) })
+    Some(Guest {
+        machine,
+        agent: api::AgentClient::new(client),
+    })
 }
 
 pub fn context() -> ttrpc::context::Context {
@@ -70,7 +73,15 @@ impl Guest {
             stderr: self.stream(ids[2]).await,
         };
         let [stdin, stdout, stderr] = ids;
-        (streams, api::Stdio { stdin, stdout, stderr, ..Default::default() })
+        (
+            streams,
+            api::Stdio {
+                stdin,
+                stdout,
+                stderr,
+                ..Default::default()
+            },
+        )
     }
 
     /// Creates a container.
@@ -85,9 +96,14 @@ impl Guest {
     }
 
     pub async fn start(&self, id: &str) -> ttrpc::Result<()> {
-        let request =
-            api::StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
-        self.agent.start_container(context(), &request).await.map(drop)
+        let request = api::StartContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.agent
+            .start_container(context(), &request)
+            .await
+            .map(drop)
     }
 
     pub async fn wait(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
@@ -96,16 +112,31 @@ impl Guest {
             exec_id: exec_id.to_owned(),
             ..Default::default()
         };
-        Ok(self.agent.wait_process(context(), &request).await?.exit_status)
+        Ok(self
+            .agent
+            .wait_process(context(), &request)
+            .await?
+            .exit_status)
     }
 
     pub async fn remove(&self, id: &str) -> ttrpc::Result<()> {
-        let request =
-            api::RemoveContainerRequest { container_id: id.to_owned(), ..Default::default() };
-        self.agent.remove_container(context(), &request).await.map(drop)
+        let request = api::RemoveContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.agent
+            .remove_container(context(), &request)
+            .await
+            .map(drop)
     }
 
-    pub async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> ttrpc::Result<()> {
+    pub async fn signal(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> ttrpc::Result<()> {
         let request = api::SignalProcessRequest {
             container_id: id.to_owned(),
             exec_id: exec_id.to_owned(),
@@ -113,7 +144,10 @@ impl Guest {
             all,
             ..Default::default()
         };
-        self.agent.signal_process(context(), &request).await.map(drop)
+        self.agent
+            .signal_process(context(), &request)
+            .await
+            .map(drop)
     }
 
     /// Starts a process in a running container.
@@ -143,7 +177,10 @@ impl Guest {
         });
         self.exec(id, exec_id, process, stdio).await.unwrap();
         let outcome = streams.collect().await;
-        Outcome { status: self.wait(id, exec_id).await.unwrap(), ..outcome }
+        Outcome {
+            status: self.wait(id, exec_id).await.unwrap(),
+            ..outcome
+        }
     }
 
     /// Runs a container to its end and removes it.
@@ -170,7 +207,11 @@ impl Streams {
     pub async fn collect(self) -> Outcome {
         drop(self.stdin);
         let (stdout, stderr) = tokio::join!(read(self.stdout), read(self.stderr));
-        Outcome { status: u32::MAX, stdout, stderr }
+        Outcome {
+            status: u32::MAX,
+            stdout,
+            stderr,
+        }
     }
 }
 

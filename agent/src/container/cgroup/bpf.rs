@@ -47,7 +47,12 @@ const MINOR: u8 = 5;
 const UNDECIDED: u8 = 6;
 
 const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers: to | from << 4, offset, immediate }
+    Instruction {
+        code,
+        registers: to | from << 4,
+        offset,
+        immediate,
+    }
 }
 
 const fn set(register: u8, value: i32) -> Instruction {
@@ -79,12 +84,21 @@ pub fn device_program(rules: &[Rule]) -> Vec<Instruction> {
 
 fn add_rule(rule: &Rule, program: &mut Vec<Instruction>) {
     if rule.kind == Kind::Any {
-        program.extend([set(RESULT, i32::from(rule.allow)), instruction(EXIT, 0, 0, 0, 0)]);
+        program.extend([
+            set(RESULT, i32::from(rule.allow)),
+            instruction(EXIT, 0, 0, 0, 0),
+        ]);
         return;
     }
     let decision = if rule.allow {
         vec![
-            instruction(AND32_IMMEDIATE, UNDECIDED, 0, 0, i32::from(!rule.access & 7)),
+            instruction(
+                AND32_IMMEDIATE,
+                UNDECIDED,
+                0,
+                0,
+                i32::from(!rule.access & 7),
+            ),
             instruction(JUMP_IF_NOT_EQUAL32, UNDECIDED, 0, 2, 0),
             set(RESULT, 1),
             instruction(EXIT, 0, 0, 0, 0),
@@ -98,7 +112,11 @@ fn add_rule(rule: &Rule, program: &mut Vec<Instruction>) {
             instruction(EXIT, 0, 0, 0, 0),
         ]
     };
-    let kind = if rule.kind == Kind::Block { BLOCK } else { CHAR };
+    let kind = if rule.kind == Kind::Block {
+        BLOCK
+    } else {
+        CHAR
+    };
     let mut conditions = vec![(TYPE, kind)];
     conditions.extend(rule.major.map(|major| (MAJOR, major as i32)));
     conditions.extend(rule.minor.map(|minor| (MINOR, minor as i32)));
@@ -111,10 +129,7 @@ fn add_rule(rule: &Rule, program: &mut Vec<Instruction>) {
 }
 
 /// Loads a device program and attaches it to a cgroup, beside those that may be there already.
-pub fn attach_device_program(
-    program: &[Instruction],
-    cgroup: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub fn attach_device_program(program: &[Instruction], cgroup: BorrowedFd<'_>) -> io::Result<()> {
     let loaded = load(program)?;
     attach(&loaded, cgroup)
 }
@@ -155,7 +170,12 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     };
     // SAFETY: the attributes and all they point to live across the call, which copies them.
     let fd = check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<LoadAttr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            size_of::<LoadAttr>(),
+        )
     })?;
     // SAFETY: the descriptor is new and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
@@ -173,7 +193,12 @@ fn attach(program: &OwnedFd, cgroup: BorrowedFd<'_>) -> io::Result<()> {
     };
     // SAFETY: the attributes live across the call.
     check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attr, size_of::<AttachAttr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attr,
+            size_of::<AttachAttr>(),
+        )
     })
     .map(drop)
 }

@@ -47,7 +47,12 @@ fn run(program: &[Instruction], access_type: u32, major: u32, minor: u32) -> boo
 fn allowed(rules: &str, kind: i32, major: u32, minor: u32, wanted: u8) -> bool {
     let rules: Vec<_> = serde_json::from_str(rules).unwrap();
     let program = device_program(&with_defaults(&rules).unwrap());
-    run(&program, u32::from(wanted) << 16 | kind as u32, major, minor)
+    run(
+        &program,
+        u32::from(wanted) << 16 | kind as u32,
+        major,
+        minor,
+    )
 }
 
 const DENY_ALL: &str = r#"[{"allow":false,"access":"rwm"}]"#;
@@ -61,7 +66,10 @@ fn the_default_devices_can_be_used_and_others_only_made() {
         assert!(allowed(rules, BLOCK, 8, 0, access::MKNOD));
         assert!(!allowed(rules, BLOCK, 8, 0, access::READ));
         assert!(!allowed(rules, CHAR, 10, 229, access::WRITE));
-        assert!(!allowed(rules, BLOCK, 1, 3, access::READ), "a block device is no character device");
+        assert!(
+            !allowed(rules, BLOCK, 1, 3, access::READ),
+            "a block device is no character device"
+        );
     }
 }
 

@@ -54,9 +54,10 @@ pub fn to_settings(resources: &LinuxResources) -> Result<Vec<Setting>, ResourceE
     }
     for (device, limits) in resources.rdma().iter().flatten() {
         let mut line = device.clone();
-        for (name, value) in
-            [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())]
-        {
+        for (name, value) in [
+            ("hca_handle", limits.hca_handles()),
+            ("hca_object", limits.hca_objects()),
+        ] {
             let value = value.map_or("max".to_owned(), |value| value.to_string());
             line.push_str(&format!(" {name}={value}"));
         }
@@ -64,7 +65,10 @@ pub fn to_settings(resources: &LinuxResources) -> Result<Vec<Setting>, ResourceE
     }
     if resources.network().as_ref().is_some_and(|network| {
         network.class_id().is_some_and(|id| id != 0)
-            || network.priorities().as_ref().is_some_and(|list| !list.is_empty())
+            || network
+                .priorities()
+                .as_ref()
+                .is_some_and(|list| !list.is_empty())
     }) {
         return Err(ResourceError::Unsupported("network"));
     }
@@ -74,7 +78,9 @@ pub fn to_settings(resources: &LinuxResources) -> Result<Vec<Setting>, ResourceE
 /// Whether a key of `unified` is the name of one file.
 pub fn check_unified_name(file: &str) -> Result<(), ResourceError> {
     if file.is_empty() || file.contains('/') || !file.contains('.') || file.starts_with('.') {
-        return Err(ResourceError::Invalid(format!("unified: {file:?} is not a cgroup v2 file")));
+        return Err(ResourceError::Invalid(format!(
+            "unified: {file:?} is not a cgroup v2 file"
+        )));
     }
     Ok(())
 }
@@ -83,14 +89,26 @@ struct Settings(Vec<Setting>);
 
 impl Settings {
     fn add(&mut self, files: &'static [&'static str], value: impl ToString) {
-        self.0.push(Setting { files, value: value.to_string(), is_default: false });
+        self.0.push(Setting {
+            files,
+            value: value.to_string(),
+            is_default: false,
+        });
     }
 
     /// A number, where a negative one lifts the limit.
     fn add_limit(&mut self, files: &'static [&'static str], limit: i64) {
         let is_default = limit < 0;
-        let value = if is_default { "max".to_owned() } else { limit.to_string() };
-        self.0.push(Setting { files, value, is_default });
+        let value = if is_default {
+            "max".to_owned()
+        } else {
+            limit.to_string()
+        };
+        self.0.push(Setting {
+            files,
+            value,
+            is_default,
+        });
     }
 }
 
@@ -119,14 +137,19 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Settings) -> Result<(), ResourceError>
         };
         let is_default = limit == "max";
         let value = format!("{limit} {}", period.unwrap_or(CPU_PERIOD));
-        settings.0.push(Setting { files: &["cpu.max"], value, is_default });
+        settings.0.push(Setting {
+            files: &["cpu.max"],
+            value,
+            is_default,
+        });
     }
     if let Some(burst) = burst {
         settings.add(&["cpu.max.burst"], burst);
     }
-    for (files, list) in
-        [(&["cpuset.cpus"] as &'static [_], cpu.cpus()), (&["cpuset.mems"], cpu.mems())]
-    {
+    for (files, list) in [
+        (&["cpuset.cpus"] as &'static [_], cpu.cpus()),
+        (&["cpuset.mems"], cpu.mems()),
+    ] {
         if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
             settings.add(files, list);
         }
@@ -153,7 +176,9 @@ fn add_memory(memory: &LinuxMemory, settings: &mut Settings) -> Result<(), Resou
     // swap.max comes before max, so that a group that is swapping cannot be killed in between.
     if let Some(swap) = swap_limit(limit, memory.swap().filter(|bytes| *bytes != 0))? {
         settings.add_limit(&["memory.swap.max"], swap);
-        if swap == 0 && let Some(setting) = settings.0.last_mut() {
+        if swap == 0
+            && let Some(setting) = settings.0.last_mut()
+        {
             // A kernel or machine without swap has no such file, and no swap to limit.
             setting.is_default = true;
         }

@@ -3,7 +3,10 @@ use super::*;
 fn convert(json: &str) -> Result<Vec<(String, String)>, ResourceError> {
     let resources: LinuxResources = serde_json::from_str(json).unwrap();
     let settings = to_settings(&resources)?;
-    Ok(settings.into_iter().map(|s| (s.files[0].to_owned(), s.value)).collect())
+    Ok(settings
+        .into_iter()
+        .map(|s| (s.files[0].to_owned(), s.value))
+        .collect())
 }
 
 fn settings(json: &str) -> Vec<(String, String)> {
@@ -33,9 +36,18 @@ fn quota_and_period_become_one_line() {
         settings(r#"{"cpu":{"quota":50000,"period":200000}}"#),
         [pair("cpu.max", "50000 200000")]
     );
-    assert_eq!(settings(r#"{"cpu":{"quota":50000}}"#), [pair("cpu.max", "50000 100000")]);
-    assert_eq!(settings(r#"{"cpu":{"quota":-1}}"#), [pair("cpu.max", "max 100000")]);
-    assert_eq!(settings(r#"{"cpu":{"period":20000}}"#), [pair("cpu.max", "max 20000")]);
+    assert_eq!(
+        settings(r#"{"cpu":{"quota":50000}}"#),
+        [pair("cpu.max", "50000 100000")]
+    );
+    assert_eq!(
+        settings(r#"{"cpu":{"quota":-1}}"#),
+        [pair("cpu.max", "max 100000")]
+    );
+    assert_eq!(
+        settings(r#"{"cpu":{"period":20000}}"#),
+        [pair("cpu.max", "max 20000")]
+    );
 }
 
 #[test]
@@ -48,7 +60,11 @@ fn an_idle_group_gets_no_weight() {
 fn swap_is_what_exceeds_memory() {
     assert_eq!(
         settings(r#"{"memory":{"limit":1000,"swap":1500,"reservation":800}}"#),
-        [pair("memory.swap.max", "500"), pair("memory.max", "1000"), pair("memory.low", "800")]
+        [
+            pair("memory.swap.max", "500"),
+            pair("memory.max", "1000"),
+            pair("memory.low", "800")
+        ]
     );
     assert_eq!(
         settings(r#"{"memory":{"limit":1000,"swap":-1}}"#),
@@ -77,7 +93,10 @@ fn swap_below_memory_is_refused() {
 fn what_only_cgroup_v1_has_is_refused_by_name() {
     for (json, field) in [
         (r#"{"memory":{"swappiness":60}}"#, "memory.swappiness"),
-        (r#"{"memory":{"disableOOMKiller":true}}"#, "memory.disableOOMKiller"),
+        (
+            r#"{"memory":{"disableOOMKiller":true}}"#,
+            "memory.disableOOMKiller",
+        ),
         (r#"{"cpu":{"realtimeRuntime":1000}}"#, "cpu.realtimeRuntime"),
         (r#"{"network":{"classID":1}}"#, "network"),
     ] {
@@ -90,8 +109,14 @@ fn what_only_cgroup_v1_has_is_refused_by_name() {
 #[test]
 fn a_pids_limit_of_zero_is_none_and_below_is_unlimited() {
     assert_eq!(settings(r#"{"pids":{"limit":0}}"#), []);
-    assert_eq!(settings(r#"{"pids":{"limit":-1}}"#), [pair("pids.max", "max")]);
-    assert_eq!(settings(r#"{"pids":{"limit":100}}"#), [pair("pids.max", "100")]);
+    assert_eq!(
+        settings(r#"{"pids":{"limit":-1}}"#),
+        [pair("pids.max", "max")]
+    );
+    assert_eq!(
+        settings(r#"{"pids":{"limit":100}}"#),
+        [pair("pids.max", "100")]
+    );
 }
 
 #[test]
@@ -115,7 +140,10 @@ fn block_io_is_converted() {
 fn huge_pages_are_limited_and_reserved() {
     assert_eq!(
         settings(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4096}]}"#),
-        [pair("hugetlb.2MB.max", "4096"), pair("hugetlb.2MB.rsvd.max", "4096")]
+        [
+            pair("hugetlb.2MB.max", "4096"),
+            pair("hugetlb.2MB.rsvd.max", "4096")
+        ]
     );
 }
 

@@ -43,14 +43,23 @@ pub struct Rule {
 }
 
 const fn allow(major: Option<u32>, minor: Option<u32>, access: u8) -> Rule {
-    Rule { allow: true, kind: Kind::Char, major, minor, access }
+    Rule {
+        allow: true,
+        kind: Kind::Char,
+        major,
+        minor,
+        access,
+    }
 }
 
 /// What runc allows every container, after the rules of config.json: making any node, and using
 /// null, zero, full, random, urandom, tty, console, the pseudo terminals and their multiplexer.
 const DEFAULTS: [Rule; 11] = [
     allow(None, None, access::MKNOD),
-    Rule { kind: Kind::Block, ..allow(None, None, access::MKNOD) },
+    Rule {
+        kind: Kind::Block,
+        ..allow(None, None, access::MKNOD)
+    },
     allow(Some(1), Some(3), access::ALL),
     allow(Some(1), Some(8), access::ALL),
     allow(Some(1), Some(7), access::ALL),
@@ -79,8 +88,16 @@ fn to_rule(rule: &LinuxDeviceCgroup) -> Result<Option<Rule>, ResourceError> {
     };
     if kind == Kind::Any {
         // runc takes a rule about all devices to be about every number and access.
-        return Ok(Some(Rule { kind, major: None, minor: None, access: access::ALL, ..ANY }
-            .with_allow(rule.allow())));
+        return Ok(Some(
+            Rule {
+                kind,
+                major: None,
+                minor: None,
+                access: access::ALL,
+                ..ANY
+            }
+            .with_allow(rule.allow()),
+        ));
     }
     let mut bits = 0;
     for letter in rule.access().as_deref().unwrap_or_default().chars() {
@@ -99,11 +116,22 @@ fn to_rule(rule: &LinuxDeviceCgroup) -> Result<Option<Rule>, ResourceError> {
         },
     };
     let (major, minor) = (number(rule.major())?, number(rule.minor())?);
-    Ok((bits != 0).then_some(Rule { allow: rule.allow(), kind, major, minor, access: bits }))
+    Ok((bits != 0).then_some(Rule {
+        allow: rule.allow(),
+        kind,
+        major,
+        minor,
+        access: bits,
+    }))
 }
 
-const ANY: Rule =
-    Rule { allow: false, kind: Kind::Any, major: None, minor: None, access: access::ALL };
+const ANY: Rule = Rule {
+    allow: false,
+    kind: Kind::Any,
+    major: None,
+    minor: None,
+    access: access::ALL,
+};
 
 impl Rule {
     fn with_allow(self, allow: bool) -> Self {
@@ -125,7 +153,10 @@ mod tests {
         let rules = rules(r#"[{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]"#);
         let rules = rules.unwrap();
         assert_eq!(rules.len(), DEFAULTS.len() + 1);
-        assert_eq!(rules[0], allow(Some(10), Some(229), access::READ | access::WRITE));
+        assert_eq!(
+            rules[0],
+            allow(Some(10), Some(229), access::READ | access::WRITE)
+        );
     }
 
     #[test]

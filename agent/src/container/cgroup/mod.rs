@@ -56,7 +56,10 @@ pub enum CgroupError {
 pub fn enable_controllers() -> Result<(), OsError> {
     let path = format!("{ROOT}/cgroup.controllers");
     let controllers = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-    let enable: Vec<_> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    let enable: Vec<_> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
     if enable.is_empty() {
         return Ok(());
     }
@@ -82,7 +85,9 @@ impl Cgroup {
             Ok(directory) => Ok(Self { name, directory }),
             Err(errno) => {
                 let _ = rustix::fs::rmdir(&path);
-                Err(errno).doing(|| format!("open cgroup {path}")).map_err(Into::into)
+                Err(errno)
+                    .doing(|| format!("open cgroup {path}"))
+                    .map_err(Into::into)
             }
         }
     }
@@ -127,7 +132,8 @@ impl Cgroup {
             convert::check_unified_name(file)?;
             // io.max and its like take one device a write.
             for line in value.split('\n').filter(|line| !line.is_empty()) {
-                self.write(file, line.as_bytes()).map_err(|errno| refused(file, line, errno))?;
+                self.write(file, line.as_bytes())
+                    .map_err(|errno| refused(file, line, errno))?;
             }
         }
         Ok(())
@@ -148,7 +154,10 @@ impl Cgroup {
     /// Gives the group to the owner of a user namespace, as far as cgroup v2 delegates it.
     pub fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
         let files = std::fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_default();
-        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(uid),
+            rustix::fs::Gid::from_raw(gid),
+        );
         rustix::fs::fchown(&self.directory, Some(uid), Some(gid))
             .doing(|| format!("give cgroup {} to the container", self.name))?;
         for file in files.lines() {
@@ -168,7 +177,8 @@ impl Cgroup {
 
     /// Kills every process in the group and in all below it.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.kill", b"1").doing(|| format!("kill cgroup {}", self.name))?;
+        self.write("cgroup.kill", b"1")
+            .doing(|| format!("kill cgroup {}", self.name))?;
         Ok(())
     }
 
@@ -178,7 +188,9 @@ impl Cgroup {
         if number == libc::SIGKILL as u32 {
             return self.kill();
         }
-        let was_frozen = self.read("cgroup.freeze").is_ok_and(|state| state.trim() == "1");
+        let was_frozen = self
+            .read("cgroup.freeze")
+            .is_ok_and(|state| state.trim() == "1");
         if !was_frozen {
             self.freeze(true).await?;
         }
@@ -217,7 +229,9 @@ impl Cgroup {
         let mut pids = Vec::new();
         for directory in self.tree()? {
             let path = directory.join("cgroup.procs");
-            let Ok(text) = std::fs::read_to_string(path) else { continue };
+            let Ok(text) = std::fs::read_to_string(path) else {
+                continue;
+            };
             pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
         Ok(pids)
@@ -229,7 +243,9 @@ impl Cgroup {
         let mut next = 0;
         while let Some(directory) = found.get(next).cloned() {
             next += 1;
-            let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+            let Ok(entries) = std::fs::read_dir(&directory) else {
+                continue;
+            };
             found.extend(
                 entries
                     .flatten()
@@ -260,5 +276,9 @@ impl Cgroup {
 }
 
 fn refused(file: &str, value: &str, errno: Errno) -> CgroupError {
-    CgroupError::Refused { file: file.to_owned(), value: value.to_owned(), errno }
+    CgroupError::Refused {
+        file: file.to_owned(),
+        value: value.to_owned(),
+        errno,
+    }
 }

@@ -22,7 +22,10 @@ pub struct Watch {
 impl Watch {
     pub(super) fn new(directory: BorrowedFd<'_>) -> Result<Self, CgroupError> {
         let events = open(directory, "cgroup.events").doing(|| "watch cgroup.events")?;
-        Ok(Self { events, memory: open(directory, "memory.events").ok() })
+        Ok(Self {
+            events,
+            memory: open(directory, "memory.events").ok(),
+        })
     }
 
     /// Whether there is a process in the group or in one below it.
@@ -42,7 +45,10 @@ impl Watch {
 
     /// How many processes the kernel has killed because the group reached its memory limit.
     pub fn oom_kills(&self) -> u64 {
-        self.memory.as_ref().and_then(|memory| count(memory, "oom_kill").ok()).unwrap_or(0)
+        self.memory
+            .as_ref()
+            .and_then(|memory| count(memory, "oom_kill").ok())
+            .unwrap_or(0)
     }
 
     /// Returns when there have been more such kills than `seen`.

@@ -29,8 +29,12 @@ pub fn translate(
         return Ok(());
     }
     let devices = linux.devices().iter().flatten().enumerate();
-    let own = devices.map(|(index, device)| one(index, device)).collect::<Result<Vec<_>, _>>()?;
-    let defaults = DEFAULTS.iter().filter(|(path, ..)| own.iter().all(|own| own.path != *path));
+    let own = devices
+        .map(|(index, device)| one(index, device))
+        .collect::<Result<Vec<_>, _>>()?;
+    let defaults = DEFAULTS
+        .iter()
+        .filter(|(path, ..)| own.iter().all(|own| own.path != *path));
     plan.devices = defaults
         .map(|(path, major, minor)| DevicePlan {
             path: (*path).to_owned(),
@@ -59,7 +63,10 @@ fn one(index: usize, device: &LinuxDevice) -> Result<DevicePlan, SpecError> {
     };
     let path = path_text(&format!("{field}.path"), device.path())?;
     if !path.starts_with('/') {
-        return Err(SpecError::invalid(format!("{field}.path"), "is not absolute"));
+        return Err(SpecError::invalid(
+            format!("{field}.path"),
+            "is not absolute",
+        ));
     }
     Ok(DevicePlan {
         path,

@@ -38,7 +38,10 @@ pub enum SpecError {
 
 impl SpecError {
     fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Invalid { field: field.into(), problem: problem.into() }
+        Self::Invalid {
+            field: field.into(),
+            problem: problem.into(),
+        }
     }
 
     fn unsupported(field: impl Into<String>) -> Self {
@@ -91,9 +94,16 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         ..ContainerPlan::default()
     };
     if (plan.hostname.is_some() || plan.domainname.is_some()) && !namespaces.has_uts {
-        return Err(SpecError::invalid("hostname", "needs a UTS namespace of the container's own"));
+        return Err(SpecError::invalid(
+            "hostname",
+            "needs a UTS namespace of the container's own",
+        ));
     }
-    if let Some(name) = linux.rootfs_propagation().as_ref().filter(|name| !name.is_empty()) {
+    if let Some(name) = linux
+        .rootfs_propagation()
+        .as_ref()
+        .filter(|name| !name.is_empty())
+    {
         plan.rootfs_propagation = super::mount_options::propagation(name)
             .ok_or_else(|| SpecError::invalid("linux.rootfsPropagation", format!("is {name:?}")))?;
     }
@@ -105,7 +115,11 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
     let mut process_plan = process::first_process(process)?;
     process_plan.personality = process::personality(linux)?;
     process_plan.keyring = Some(format!("_ses.{id}"));
-    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+    if linux
+        .mount_label()
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+    {
         log::info!("container {id}: linux.mountLabel has no meaning in the guest");
     }
     Ok(ContainerSpec {
@@ -130,7 +144,10 @@ fn refuse_other_platforms(spec: &Spec) -> Result<(), SpecError> {
 }
 
 fn refuse_unsupported(linux: &Linux) -> Result<(), SpecError> {
-    let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
+    let net_devices = linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty());
     refuse_first(&[
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
@@ -149,7 +166,9 @@ fn refuse_first(fields: &[(&str, bool)]) -> Result<(), SpecError> {
 /// slashes came first, which then stand for themselves and dots for dots.
 fn translate_sysctls(linux: &Linux, plan: &mut ContainerPlan) -> Result<(), SpecError> {
     for (name, value) in linux.sysctl().iter().flatten() {
-        let dots_separate = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
+        let dots_separate = name
+            .find(['.', '/'])
+            .is_some_and(|at| name[at..].starts_with('.'));
         let path = if dots_separate {
             name.chars()
                 .map(|c| match c {
@@ -162,7 +181,10 @@ fn translate_sysctls(linux: &Linux, plan: &mut ContainerPlan) -> Result<(), Spec
             name.clone()
         };
         if path.is_empty() || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            return Err(SpecError::invalid("linux.sysctl", format!("{name:?} is not a name")));
+            return Err(SpecError::invalid(
+                "linux.sysctl",
+                format!("{name:?} is not a name"),
+            ));
         }
         plan.sysctls.insert(path, value.clone());
     }
@@ -179,7 +201,9 @@ fn translate_hooks(spec: &Spec, plan: &mut ContainerPlan) {
     let bundle = std::path::Path::new(&plan.rootfs).parent();
     plan.hook_state = HookState {
         version: spec.version().clone(),
-        bundle: bundle.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        bundle: bundle
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         annotations: spec.annotations().iter().flatten().map(own).collect(),
     };
 }
@@ -191,10 +215,16 @@ fn own((key, value): (&String, &String)) -> (String, String) {
 fn hook_plan(hook: &Hook) -> HookPlan {
     let path = hook.path().to_string_lossy().into_owned();
     HookPlan {
-        args: hook.args().clone().filter(|args| !args.is_empty()).unwrap_or(vec![path.clone()]),
+        args: hook
+            .args()
+            .clone()
+            .filter(|args| !args.is_empty())
+            .unwrap_or(vec![path.clone()]),
         path,
         env: hook.env().clone().unwrap_or_default(),
-        timeout: hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()),
+        timeout: hook
+            .timeout()
+            .and_then(|seconds| u64::try_from(seconds).ok()),
     }
 }
 

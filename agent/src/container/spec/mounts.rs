@@ -85,23 +85,39 @@ fn bind(
     idmaps: &mut Vec<IdMap>,
 ) -> Result<MountSource, SpecError> {
     let source = mount.source().as_ref();
-    let source = source.ok_or_else(|| SpecError::invalid(format!("{field}.source"), "is missing"))?;
+    let source =
+        source.ok_or_else(|| SpecError::invalid(format!("{field}.source"), "is missing"))?;
     let path = path_text(&format!("{field}.source"), source)?;
     if !path.starts_with('/') {
-        return Err(SpecError::invalid(format!("{field}.source"), "is not an absolute path"));
+        return Err(SpecError::invalid(
+            format!("{field}.source"),
+            "is not an absolute path",
+        ));
     }
     let recursive = options.bind.unwrap_or(false);
     let prepared = match id_map(field, mount, options, linux)? {
         None => None,
         Some((uid_map, gid_map)) => {
             let map_recursive = options.idmap == Some(true);
-            let bind = Some(BindMap { path: path.clone(), recursive, map_recursive });
-            idmaps.push(IdMap { uid_map, gid_map, bind });
+            let bind = Some(BindMap {
+                path: path.clone(),
+                recursive,
+                map_recursive,
+            });
+            idmaps.push(IdMap {
+                uid_map,
+                gid_map,
+                bind,
+            });
             Some(idmaps.len() as i32 - 1)
         }
     };
     // Options that only a file system could understand are passed over, as the kernel does.
-    Ok(MountSource::Bind { path, recursive, prepared })
+    Ok(MountSource::Bind {
+        path,
+        recursive,
+        prepared,
+    })
 }
 
 fn filesystem(
@@ -116,12 +132,19 @@ fn filesystem(
         return Err(SpecError::invalid(format!("{field}.type"), "is missing"));
     }
     if options.copy_up && kind != "tmpfs" {
-        return Err(SpecError::invalid(field, "has tmpcopyup, which only tmpfs takes"));
+        return Err(SpecError::invalid(
+            field,
+            "has tmpcopyup, which only tmpfs takes",
+        ));
     }
     let idmap = match id_map(field, mount, options, linux)? {
         None => None,
         Some((uid_map, gid_map)) => {
-            idmaps.push(IdMap { uid_map, gid_map, bind: None });
+            idmaps.push(IdMap {
+                uid_map,
+                gid_map,
+                bind: None,
+            });
             Some(idmaps.len() as i32 - 1)
         }
     };
@@ -131,10 +154,17 @@ fn filesystem(
         }
         _ => kind.to_owned(),
     };
-    let flags = options.superblock.iter().map(|flag| ((*flag).to_owned(), None));
+    let flags = options
+        .superblock
+        .iter()
+        .map(|flag| ((*flag).to_owned(), None));
     // Labels are for SELinux, which the guest's kernel does not have.
     let labels = ["context", "fscontext", "defcontext", "rootcontext"];
-    let data = options.data.iter().filter(|(key, _)| !labels.contains(&key.as_str())).cloned();
+    let data = options
+        .data
+        .iter()
+        .filter(|(key, _)| !labels.contains(&key.as_str()))
+        .cloned();
     Ok(MountSource::Filesystem {
         kind: kind.to_owned(),
         source,

@@ -67,20 +67,31 @@ pub fn translate(linux: &Linux) -> Result<Namespaces, SpecError> {
     for namespace in linux.namespaces().iter().flatten() {
         let kind = namespace.typ();
         if seen.contains(&kind) {
-            return Err(SpecError::invalid("linux.namespaces", format!("has {kind} twice")));
+            return Err(SpecError::invalid(
+                "linux.namespaces",
+                format!("has {kind} twice"),
+            ));
         }
         seen.push(kind);
-        let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
+        let path = namespace
+            .path()
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty());
         add(&mut namespaces, linux, kind, path)?;
     }
     if !seen.contains(&LinuxNamespaceType::Mount) {
-        return Err(SpecError::unsupported("linux.namespaces without a mount namespace"));
+        return Err(SpecError::unsupported(
+            "linux.namespaces without a mount namespace",
+        ));
     }
     let has_mappings = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|m| !m.is_empty());
     if !namespaces.user.is_own()
         && (has_mappings(linux.uid_mappings()) || has_mappings(linux.gid_mappings()))
     {
-        return Err(SpecError::invalid("linux.uidMappings", "need a user namespace"));
+        return Err(SpecError::invalid(
+            "linux.uidMappings",
+            "need a user namespace",
+        ));
     }
     Ok(namespaces)
 }
@@ -97,7 +108,9 @@ fn add(
         (LinuxNamespaceType::User, Some(path)) => namespaces.user = UserNamespace::Join(path),
         // A container's root is set up in a mount namespace of its own.
         (LinuxNamespaceType::Mount, Some(_)) => {
-            return Err(SpecError::unsupported("linux.namespaces with a path for mount"));
+            return Err(SpecError::unsupported(
+                "linux.namespaces with a path for mount",
+            ));
         }
         (LinuxNamespaceType::Cgroup, None) => namespaces.unshare_cgroup = true,
         // Made by the process itself, which first sets its offsets.
@@ -121,7 +134,11 @@ fn new_user_namespace(linux: &Linux) -> Result<UserNamespace, SpecError> {
     let (uids, uid_map) = id_map("linux.uidMappings", linux.uid_mappings().as_deref())?;
     let (gids, gid_map) = id_map("linux.gidMappings", linux.gid_mappings().as_deref())?;
     let root = outside(uids, 0).zip(outside(gids, 0));
-    Ok(UserNamespace::New { uid_map, gid_map, root })
+    Ok(UserNamespace::New {
+        uid_map,
+        gid_map,
+        root,
+    })
 }
 
 /// The lines of a uid_map or gid_map.
@@ -131,10 +148,12 @@ pub(super) fn id_map<'map>(
 ) -> Result<(&'map [LinuxIdMapping], String), SpecError> {
     let mappings = mappings.unwrap_or_default();
     if mappings.is_empty() {
-        return Err(SpecError::invalid(field, "is empty, which a user namespace needs"));
+        return Err(SpecError::invalid(
+            field,
+            "is empty, which a user namespace needs",
+        ));
     }
-    let line =
-        |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+    let line = |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
     Ok((mappings, mappings.iter().map(line).collect()))
 }
 
@@ -142,7 +161,10 @@ pub(super) fn id_map<'map>(
 fn outside(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
     mappings
         .iter()
-        .find(|m| id.checked_sub(m.container_id()).is_some_and(|offset| offset < m.size()))
+        .find(|m| {
+            id.checked_sub(m.container_id())
+                .is_some_and(|offset| offset < m.size())
+        })
         .and_then(|m| m.host_id().checked_add(id - m.container_id()))
 }
 
@@ -156,11 +178,20 @@ pub fn time_offsets(
         .iter()
         .flatten()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Time);
-    let joins = namespaces.join.iter().any(|join| join.flag == flag(LinuxNamespaceType::Time));
-    let offsets = linux.time_offsets().as_ref().filter(|offsets| !offsets.is_empty());
+    let joins = namespaces
+        .join
+        .iter()
+        .any(|join| join.flag == flag(LinuxNamespaceType::Time));
+    let offsets = linux
+        .time_offsets()
+        .as_ref()
+        .filter(|offsets| !offsets.is_empty());
     if !has_time || joins {
         return match offsets {
-            Some(_) => Err(SpecError::invalid("linux.timeOffsets", "need a new time namespace")),
+            Some(_) => Err(SpecError::invalid(
+                "linux.timeOffsets",
+                "need a new time namespace",
+            )),
             None => Ok(None),
         };
     }
@@ -174,7 +205,11 @@ pub fn time_offsets(
                 return Err(SpecError::invalid("linux.timeOffsets", problem));
             }
         };
-        lines.push((clock, offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0)));
+        lines.push((
+            clock,
+            offset.secs().unwrap_or(0),
+            offset.nanosecs().unwrap_or(0),
+        ));
     }
     Ok(Some(lines))
 }

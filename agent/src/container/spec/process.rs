@@ -13,7 +13,13 @@ const DEFAULT_UMASK: u32 = 0o022;
 
 /// The container's first process.
 pub fn first_process(process: &Process) -> Result<ProcessPlan, SpecError> {
-    translate(process, &ProcessPlan { umask: DEFAULT_UMASK, ..ProcessPlan::default() })
+    translate(
+        process,
+        &ProcessPlan {
+            umask: DEFAULT_UMASK,
+            ..ProcessPlan::default()
+        },
+    )
 }
 
 /// A process that joins, from its JSON. As runc has it: capabilities, limits, scheduling and umask
@@ -35,7 +41,10 @@ fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, S
     }
     let env = process.env().clone().unwrap_or_default();
     if args.iter().chain(&env).any(|text| text.contains('\0')) {
-        return Err(SpecError::invalid("process.args", "or process.env contains a NUL"));
+        return Err(SpecError::invalid(
+            "process.args",
+            "or process.env contains a NUL",
+        ));
     }
     let cwd = path_text("process.cwd", process.cwd())?;
     if !cwd.starts_with('/') {
@@ -44,7 +53,10 @@ fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, S
     note_labels(process);
     let user = process.user();
     let capabilities = process.capabilities().as_ref();
-    let rlimits = process.rlimits().as_deref().filter(|limits| !limits.is_empty());
+    let rlimits = process
+        .rlimits()
+        .as_deref()
+        .filter(|limits| !limits.is_empty());
     let scheduler = process.scheduler().as_ref().map(scheduler).transpose()?;
     Ok(ProcessPlan {
         args,
@@ -81,7 +93,10 @@ fn note_labels(process: &Process) {
         ("apparmorProfile", process.apparmor_profile()),
         ("selinuxLabel", process.selinux_label()),
     ] {
-        if label.as_ref().is_some_and(|label| !label.is_empty() && label != "unconfined") {
+        if label
+            .as_ref()
+            .is_some_and(|label| !label.is_empty() && label != "unconfined")
+        {
             log::info!("process.{field} has no meaning in the guest");
         }
     }
@@ -89,7 +104,9 @@ fn note_labels(process: &Process) {
 
 fn capability_plan(sets: &LinuxCapabilities) -> CapabilityPlan {
     let bits = |set: &Option<Capabilities>| {
-        set.iter().flatten().fold(0, |bits, capability| bits | 1 << number(*capability))
+        set.iter()
+            .flatten()
+            .fold(0, |bits, capability| bits | 1 << number(*capability))
     };
     CapabilityPlan {
         bounding: bits(sets.bounding()),
@@ -166,7 +183,11 @@ fn rlimit(limit: &PosixRlimit) -> RlimitPlan {
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
     };
-    RlimitPlan { resource, soft: limit.soft(), hard: limit.hard() }
+    RlimitPlan {
+        resource,
+        soft: limit.soft(),
+        hard: limit.hard(),
+    }
 }
 
 fn scheduler(scheduler: &Scheduler) -> Result<SchedAttr, SpecError> {
@@ -194,7 +215,11 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedAttr, SpecError> {
     let priority = scheduler.priority().unwrap_or(0);
     Ok(SchedAttr {
         policy: policy as u32,
-        flags: scheduler.flags().iter().flatten().fold(0, |flags, one| flags | flag(one)),
+        flags: scheduler
+            .flags()
+            .iter()
+            .flatten()
+            .fold(0, |flags, one| flags | flag(one)),
         nice: scheduler.nice().unwrap_or(0),
         priority: u32::try_from(priority).map_err(|_| {
             SpecError::invalid("process.scheduler.priority", format!("is {priority}"))
@@ -207,7 +232,9 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedAttr, SpecError> {
 }
 
 fn io_priority(process: &Process) -> Result<Option<(u16, u16)>, SpecError> {
-    let Some(priority) = process.io_priority() else { return Ok(None) };
+    let Some(priority) = process.io_priority() else {
+        return Ok(None);
+    };
     let class = match priority.class() {
         IOPriorityClass::IoprioClassRt => 1,
         IOPriorityClass::IoprioClassBe => 2,
@@ -223,14 +250,18 @@ fn io_priority(process: &Process) -> Result<Option<(u16, u16)>, SpecError> {
 }
 
 fn cpu_affinity(process: &Process) -> Result<Option<CpuAffinity>, SpecError> {
-    let Some(affinity) = process.exec_cpu_affinity() else { return Ok(None) };
+    let Some(affinity) = process.exec_cpu_affinity() else {
+        return Ok(None);
+    };
     let list = |text: &Option<String>| match text.as_deref() {
         None | Some("") => Ok(Vec::new()),
-        Some(text) => cpu_list(text).ok_or_else(|| {
-            SpecError::invalid("process.execCPUAffinity", format!("has {text:?}"))
-        }),
+        Some(text) => cpu_list(text)
+            .ok_or_else(|| SpecError::invalid("process.execCPUAffinity", format!("has {text:?}"))),
     };
-    Ok(Some((list(affinity.initial())?, list(affinity.cpu_affinity_final())?)))
+    Ok(Some((
+        list(affinity.initial())?,
+        list(affinity.cpu_affinity_final())?,
+    )))
 }
 
 /// A list such as `0-3,7`.
@@ -251,8 +282,14 @@ fn cpu_list(text: &str) -> Option<Vec<u32>> {
 
 /// `linux.personality`.
 pub fn personality(linux: &Linux) -> Result<Option<u32>, SpecError> {
-    let Some(personality) = linux.personality() else { return Ok(None) };
-    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+    let Some(personality) = linux.personality() else {
+        return Ok(None);
+    };
+    if personality
+        .flags()
+        .as_ref()
+        .is_some_and(|flags| !flags.is_empty())
+    {
         return Err(SpecError::unsupported("linux.personality.flags"));
     }
     Ok(Some(match personality.domain() {
@@ -275,7 +312,10 @@ mod tests {
     #[test]
     fn an_exec_has_its_containers_capabilities_where_it_is_silent() {
         let defaults = ProcessPlan {
-            capabilities: CapabilityPlan { bounding: 1, ..CapabilityPlan::default() },
+            capabilities: CapabilityPlan {
+                bounding: 1,
+                ..CapabilityPlan::default()
+            },
             umask: 0o077,
             seccomp_flags: Some(0),
             ..ProcessPlan::default()
@@ -284,13 +324,23 @@ mod tests {
         let plan = exec_process(json, &defaults).unwrap();
         assert_eq!(plan.capabilities.bounding, 1);
         assert_eq!((plan.umask, plan.seccomp_flags), (0o077, Some(0)));
-        let json = br#"{"args":["sh"],"cwd":"/","user":{},"capabilities":{"bounding":["CAP_KILL"]}}"#;
-        assert_eq!(exec_process(json, &defaults).unwrap().capabilities.bounding, 1 << 5);
+        let json =
+            br#"{"args":["sh"],"cwd":"/","user":{},"capabilities":{"bounding":["CAP_KILL"]}}"#;
+        assert_eq!(
+            exec_process(json, &defaults).unwrap().capabilities.bounding,
+            1 << 5
+        );
     }
 
     #[test]
     fn an_exec_without_arguments_is_refused() {
-        let error = exec_process(br#"{"args":[],"cwd":"/","user":{}}"#, &ProcessPlan::default());
-        assert_eq!(error.unwrap_err().to_string(), "config.json: process.args is empty");
+        let error = exec_process(
+            br#"{"args":[],"cwd":"/","user":{}}"#,
+            &ProcessPlan::default(),
+        );
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "config.json: process.args is empty"
+        );
     }
 }

@@ -47,7 +47,10 @@ fn what_the_guest_cannot_honour_is_refused_by_name() {
         refusal(|spec| spec["process"]["cwd"] = json!("tmp")),
         "config.json: process.cwd is not an absolute path"
     );
-    assert_eq!(refusal(|spec| spec["root"] = Value::Null), "config.json: root is missing");
+    assert_eq!(
+        refusal(|spec| spec["root"] = Value::Null),
+        "config.json: root is missing"
+    );
 }
 
 #[test]
@@ -61,7 +64,10 @@ fn a_namespace_is_new_joined_or_the_guests() {
         ]);
     });
     let namespaces = spec.unwrap().namespaces;
-    assert_eq!(namespaces.create, (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64);
+    assert_eq!(
+        namespaces.create,
+        (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64
+    );
     assert_eq!(namespaces.join.len(), 1);
     assert!(namespaces.unshare_cgroup && namespaces.has_uts && !namespaces.owns_pid);
 }
@@ -83,7 +89,9 @@ fn a_user_namespace_has_maps_and_finds_its_root_outside() {
         spec["linux"]["gidMappings"] = map;
     });
     let spec = spec.unwrap();
-    let UserNamespace::New { uid_map, root, .. } = &spec.namespaces.user else { panic!() };
+    let UserNamespace::New { uid_map, root, .. } = &spec.namespaces.user else {
+        panic!()
+    };
     assert_eq!(uid_map, "0 100000 65536\n");
     assert_eq!(*root, Some((100_000, 100_000)));
     assert!(spec.container.bind_devices);
@@ -102,10 +110,22 @@ fn mounts_are_told_apart_by_type_and_options() {
     });
     let mounts = spec.unwrap().container.mounts;
     assert!(matches!(&mounts[0].source, MountSource::Filesystem { kind, .. } if kind == "proc"));
-    assert!(matches!(&mounts[1].source, MountSource::Bind { recursive: true, .. }));
-    assert_eq!((mounts[1].destination.as_str(), mounts[1].attributes.set), ("/data", attr::RDONLY));
+    assert!(matches!(
+        &mounts[1].source,
+        MountSource::Bind {
+            recursive: true,
+            ..
+        }
+    ));
+    assert_eq!(
+        (mounts[1].destination.as_str(), mounts[1].attributes.set),
+        ("/data", attr::RDONLY)
+    );
     assert_eq!(mounts[2].source, MountSource::Cgroup);
-    assert!(matches!(&mounts[3].source, MountSource::Filesystem { copy_up: true, .. }));
+    assert!(matches!(
+        &mounts[3].source,
+        MountSource::Filesystem { copy_up: true, .. }
+    ));
 }
 
 #[test]
@@ -118,18 +138,31 @@ fn a_mount_with_id_maps_names_the_map_it_uses() {
         }]);
     });
     let spec = spec.unwrap();
-    assert!(matches!(spec.container.mounts[0].source, MountSource::Bind { prepared: Some(0), .. }));
-    assert!(spec.idmaps[0].bind.as_ref().is_some_and(|bind| bind.map_recursive));
+    assert!(matches!(
+        spec.container.mounts[0].source,
+        MountSource::Bind {
+            prepared: Some(0),
+            ..
+        }
+    ));
+    assert!(
+        spec.idmaps[0]
+            .bind
+            .as_ref()
+            .is_some_and(|bind| bind.map_recursive)
+    );
 }
 
 #[test]
 fn a_device_of_config_json_replaces_the_default_one() {
     let spec = translated(|spec| {
-        spec["linux"]["devices"] =
-            json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600 }]);
+        spec["linux"]["devices"] = json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600 }]);
     });
     let devices = spec.unwrap().container.devices;
-    let null: Vec<_> = devices.iter().filter(|device| device.path == "/dev/null").collect();
+    let null: Vec<_> = devices
+        .iter()
+        .filter(|device| device.path == "/dev/null")
+        .collect();
     assert_eq!(null.len(), 1);
     assert_eq!(null[0].mode, libc::S_IFCHR | 0o600);
 }
@@ -137,8 +170,7 @@ fn a_device_of_config_json_replaces_the_default_one() {
 #[test]
 fn a_bound_dev_is_left_alone() {
     let spec = translated(|spec| {
-        spec["mounts"] =
-            json!([{ "destination": "/dev/", "type": "bind", "source": "/dev", "options": ["bind"] }]);
+        spec["mounts"] = json!([{ "destination": "/dev/", "type": "bind", "source": "/dev", "options": ["bind"] }]);
     });
     let plan = spec.unwrap().container;
     assert!(!plan.populate_dev && plan.devices.is_empty());
@@ -173,6 +205,9 @@ fn time_offsets_need_a_time_namespace() {
         spec["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "time" }]);
         spec["linux"]["timeOffsets"] = offsets.clone();
     });
-    assert_eq!(spec.unwrap().container.time_offsets, Some(vec![(libc::CLOCK_BOOTTIME, 100, 0)]));
+    assert_eq!(
+        spec.unwrap().container.time_offsets,
+        Some(vec![(libc::CLOCK_BOOTTIME, 100, 0)])
+    );
     assert!(refusal(|spec| spec["linux"]["timeOffsets"] = offsets).contains("time namespace"));
 }
