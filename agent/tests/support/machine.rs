@@ -13,9 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rvm_protocol::vmm::{BackendConfig, Channel, Event, FdIndex, VsockPort};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 
+/// As rvm starts its guests on QEMU.
+const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t tsc=reliable \
+    no_timer_check cryptomgr.notests random.trust_cpu=on";
+
 /// A running guest.
 pub struct Machine {
-    directory: tempfile::TempDir,
+    directory: PathBuf,
     next_id: AtomicU64,
 }
 
@@ -44,7 +48,16 @@ fn start() -> Option<(Machine, [Child; 2])> {
     let kernel = kernel()?;
     let vmm = program("RVM_VMM", "rvm-vmm")?;
     let qemu = program("RVM_QEMU", "qemu-system-x86_64")?;
-    let directory = tempfile::tempdir().unwrap();
+    // Not a directory of its own each time: nothing runs at the end of a test binary that could
+    // remove it.
+    let name = std::env::current_exe()
+        .unwrap()
+        .file_stem()
+        .unwrap()
+        .to_owned();
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
     let machine = Machine {
         directory,
         next_id: AtomicU64::new(1),
@@ -138,9 +151,19 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
             "none",
         ])
         .args(["-object", "memory-backend-memfd,id=mem,share=on,size=512M"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-        .arg("-serial")
-        .arg(format!("file:{}", machine.console().display()))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .arg("-chardev")
+        .arg(format!(
+            "file,id=console,mux=on,path={}",
+            machine.console().display()
+        ))
+        .args([
+            "-serial",
+            "chardev:console",
+            "-device",
+            "virtio-serial-device",
+        ])
+        .args(["-device", "virtconsole,chardev=console"])
         .arg("-chardev")
         .arg(format!(
             "socket,id=vsock,path={}",
@@ -158,9 +181,7 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        .arg(format!(
-            "console=ttyS0 panic=-1 rvm.shared=9p rvm.log={log}"
-        ))
+        .arg(format!("{KERNEL_PARAMS} rvm.shared=9p rvm.log={log}"))
         .args(
             std::env::var("RVM_TEST_QEMU_ARGS")
                 .unwrap_or_default()
@@ -172,7 +193,7 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
 
 impl Machine {
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.directory.join(name)
     }
 
     /// What the guest sees as its shared directory.
