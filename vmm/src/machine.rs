@@ -91,6 +91,8 @@ pub struct Machine {
     pub balloon: (balloon::Target, Arc<Slot>),
     /// Where the time went.
     pub times: StartTimes,
+    // KVM lets go of all interrupts when the machine's descriptor is closed, though the CPUs go on.
+    _vm: Vm,
 }
 
 /// Enters the jail, makes the machine and starts it. The calling thread is the process's only one.
@@ -147,6 +149,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
             kernel_ns,
             threads_ns: clock.lap(),
         },
+        _vm: vm,
     })
 }
 
