@@ -28,6 +28,14 @@ fn run(program: &[Instruction], access_type: u32, major: u32, minor: u32) -> boo
                 registers[to] = u64::from(word & i.immediate as u32);
                 false
             }
+            OR32_REGISTER => {
+                registers[to] = u64::from(word | registers[from] as u32);
+                false
+            }
+            SHIFT_LEFT32_IMMEDIATE => {
+                registers[to] = u64::from(word << i.immediate);
+                false
+            }
             SHIFT_RIGHT32_IMMEDIATE => {
                 registers[to] = u64::from(word >> i.immediate);
                 false
@@ -97,4 +105,12 @@ fn the_last_rule_that_matches_holds() {
     let rules = r#"[{"allow":false,"type":"c","major":10,"minor":1,"access":"w"},
                     {"allow":true,"type":"c","major":10,"access":"rw"}]"#;
     assert!(allowed(rules, CHAR, 10, 1, access::WRITE));
+}
+
+#[test]
+fn numbers_that_no_device_has_match_nothing() {
+    let rules = r#"[{"allow":true,"type":"b","major":1,"minor":1048576,"access":"rwm"},
+                    {"allow":true,"type":"b","major":4096,"minor":0,"access":"rwm"}]"#;
+    assert!(!allowed(rules, BLOCK, 2, 0, access::READ));
+    assert!(!allowed(rules, BLOCK, 0, 0, access::READ));
 }
