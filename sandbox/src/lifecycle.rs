@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -131,6 +132,7 @@ fn spawn_monitor(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleE
     // The child inherits exactly this one.
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| failed(action)(e.into()))?;
     let child = Command::new("/proc/self/exe")
+        .arg0("rvm")
         .args(arguments)
         .arg(theirs.as_raw_fd().to_string())
         .stdin(Stdio::inherit())

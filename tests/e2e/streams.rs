@@ -1,0 +1,271 @@
+//! Standard streams and terminals.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rvm_tests::{Bundle, Rvm, command};
+
+#[test]
+fn input_reaches_the_program_and_its_end_too() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::shell("cat; echo end");
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let output = command::wait(child);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\nend\n");
+}
+
+#[test]
+fn a_null_input_is_the_null_device() {
+    let rvm = Rvm::new();
+    let finished = rvm.run(&Bundle::shell("readlink /proc/self/fd/0"), "box");
+    assert_eq!(finished.stdout, "/dev/null\n");
+}
+
+#[test]
+fn a_writer_hears_that_nobody_reads() {
+    let rvm = Rvm::new();
+    // `yes` ends by SIGPIPE, and only then.
+    let bundle = Bundle::shell("yes; echo $? > /tmp/status");
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdout(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 1000]).unwrap();
+    drop(stdout);
+    assert!(command::wait(child).status.success());
+    assert!(bundle.rootfs("tmp/status").exists());
+}
+
+/// The bytes of the large transfers. The measured rates are in `make bench`.
+fn volume() -> u64 {
+    let mib = std::env::var("RVM_TEST_STREAM_MIB").ok().and_then(|text| text.parse().ok());
+    mib.unwrap_or(64) << 20
+}
+
+/// A stream of bytes that repeats only after 2^64 of them.
+struct Noise(u64);
+
+impl Noise {
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            // xorshift64
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+#[test]
+fn a_large_stream_passes_both_ways_unchanged() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["cat"]);
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let volume = volume();
+    let writer = std::thread::spawn(move || {
+        let mut noise = Noise(1);
+        let mut buffer = vec![0; 1 << 16];
+        for _ in 0..volume >> 16 {
+            noise.fill(&mut buffer);
+            stdin.write_all(&buffer).unwrap();
+        }
+    });
+    let mut noise = Noise(1);
+    let (mut expected, mut received) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    for block in 0..volume >> 16 {
+        noise.fill(&mut expected);
+        stdout.read_exact(&mut received).unwrap();
+        assert!(expected == received, "block {block}");
+    }
+    assert_eq!(stdout.read(&mut received).unwrap(), 0);
+    writer.join().unwrap();
+    assert!(command::wait(child).status.success());
+}
+
+#[test]
+fn a_slow_reader_stalls_the_writer_and_loses_nothing() {
+    let rvm = Rvm::new();
+    // Far more than all buffers on the way together.
+    let bundle = Bundle::shell("dd if=/dev/zero bs=65536 count=512 2>/dev/null; echo > /tmp/done");
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdout(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 1]).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!bundle.rootfs("tmp/done").exists(), "the writer waits");
+    let before: u64 = rvm.processes().iter().map(|pid| anonymous_kib(*pid)).sum();
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len(), 512 * 65536 - 1);
+    assert!(command::wait(child).status.success());
+    assert!(before > 0, "the processes were there to be measured");
+}
+
+/// Memory that a process has to itself and not in a file, without the guest's.
+fn anonymous_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn memory_stays_flat_while_a_stream_passes() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::shell("dd if=/dev/zero bs=65536 count=1024 2>/dev/null");
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdout(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    let monitor = child.id() as i32;
+    let mut stdout = child.stdout.take().unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    stdout.read_exact(&mut buffer).unwrap();
+    let before = anonymous_kib(monitor);
+    let mut most = before;
+    while stdout.read(&mut buffer).unwrap() > 0 {
+        most = most.max(anonymous_kib(monitor));
+    }
+    assert!(most < before + 1024, "the monitor grew from {before} to {most} KiB");
+    command::wait(child);
+}
+
+#[test]
+fn a_program_whose_output_nobody_wants_ends_on_time() {
+    let rvm = Rvm::new();
+    let start = Instant::now();
+    let bundle = Bundle::shell("echo unread");
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(run.status().unwrap().success());
+    assert!(start.elapsed() < Duration::from_secs(120));
+}
+
+/// A terminal of the host with rvm at it, as a shell or an engine would have it.
+mod terminal {
+    use super::*;
+    use rustix::fs::{Mode, OFlags};
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::process::CommandExt;
+
+    fn window(rows: u16, cols: u16) -> Winsize {
+        Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }
+    }
+
+    fn bundle(script: &str) -> Bundle {
+        Bundle::shell(script).with(|config| config["process"]["terminal"] = true.into())
+    }
+
+    /// Reads until the text has come.
+    fn expect(master: &mut File, text: &str) -> String {
+        let mut seen = String::new();
+        let mut buffer = [0; 1024];
+        while !seen.contains(text) {
+            let length = master.read(&mut buffer).unwrap_or_else(|e| panic!("{e} after {seen:?}"));
+            seen += &String::from_utf8_lossy(&buffer[..length]);
+        }
+        seen
+    }
+
+    #[test]
+    fn at_the_users_terminal() {
+        let rvm = Rvm::new();
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).unwrap();
+        tcsetwinsize(&master, window(30, 90)).unwrap();
+        let before = tcgetattr(&slave).unwrap().local_modes;
+
+        let script = "trap 'stty size' WINCH; tty; stty size; read line; echo got $line; \
+                      while :; do sleep 0.1; done";
+        let bundle = bundle(script);
+        let mut run = rvm.command(&["run", "--bundle"]);
+        run.arg(bundle.write()).arg("box");
+        let stdio = || Stdio::from(slave.try_clone().unwrap());
+        run.stdin(stdio()).stdout(stdio()).stderr(stdio());
+        #[expect(unsafe_code, reason = "pre_exec")]
+        // SAFETY: two system calls.
+        unsafe {
+            run.pre_exec(|| {
+                rustix::process::setsid()?;
+                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+                Ok(())
+            })
+        };
+        let child = run.spawn().unwrap();
+        let mut terminal = File::from(master);
+        expect(&mut terminal, "/dev/pts/0\r\n30 90\r\n");
+        terminal.write_all(b"line\r").unwrap();
+        // The guest's terminal echoes, and the host's does not a second time.
+        let seen = expect(&mut terminal, "got line\r\n");
+        assert_eq!(seen.matches("line\r\n").count(), 2, "{seen:?}");
+        tcsetwinsize(&terminal, window(40, 100)).unwrap();
+        expect(&mut terminal, "40 100\r\n");
+        // Ctrl-C is the guest's to act on.
+        terminal.write_all(b"\x03").unwrap();
+        assert_eq!(command::wait(child).status.code(), Some(130));
+        assert_eq!(tcgetattr(&slave).unwrap().local_modes, before, "the terminal is as it was");
+    }
+
+    #[test]
+    fn at_an_engines_terminal() {
+        let rvm = Rvm::new();
+        let socket = rvm.path("console.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let bundle = bundle("stty size; read line; echo got $line; exit 9");
+        let mut create = rvm.command(&["create", "--console-socket"]);
+        create.arg(&socket).arg("--bundle").arg(bundle.write()).arg("box");
+        let child = create.spawn().unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        drop(listener);
+        std::fs::remove_file(&socket).unwrap();
+        let mut terminal = File::from(receive(&stream));
+        drop(stream);
+        tcsetwinsize(&terminal, window(25, 70)).unwrap();
+        assert!(command::wait(child).status.success());
+        rvm.ok(&["start", "box"]);
+        expect(&mut terminal, "70\r\n");
+        terminal.write_all(b"there\n").unwrap();
+        expect(&mut terminal, "got there\r\n");
+        rvm.wait_for_status("box", "stopped");
+        rvm.ok(&["delete", "box"]);
+    }
+
+    fn receive(stream: &std::os::unix::net::UnixStream) -> OwnedFd {
+        let mut name = [0; 256];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [std::io::IoSliceMut::new(&mut name)];
+        let received =
+            recvmsg(stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
+        let fd = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        assert!(name[..received.bytes].starts_with(b"/dev/pts/"));
+        fd.unwrap()
+    }
+
+    #[test]
+    fn without_a_terminal_it_is_refused() {
+        let rvm = Rvm::new();
+        let finished = rvm.run(&bundle("true"), "box");
+        assert_eq!(finished.code, 1);
+        assert!(finished.stderr.contains("process.terminal"), "{}", finished.stderr);
+    }
+}

@@ -1,0 +1,108 @@
+//! Bundles made of busybox.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+/// A bundle in a directory of its own.
+pub struct Bundle {
+    dir: tempfile::TempDir,
+    /// The configuration, written when the bundle is used.
+    pub config: Value,
+}
+
+/// The programs of busybox that the tests call.
+const APPLETS: &[&str] = &[
+    "awk", "cat", "cut", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill", "ls",
+    "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep",
+    "stat", "stty", "sync", "tail", "touch", "true", "tty", "uname", "wc", "yes",
+];
+
+impl Bundle {
+    /// A bundle that runs these arguments.
+    pub fn new(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        for name in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+            fs::create_dir_all(rootfs.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", rootfs.join("bin/busybox"))
+            .expect("the tests need busybox-static; scripts/setup test installs it");
+        for applet in APPLETS {
+            symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+        }
+        Self { dir, config: config(args) }
+    }
+
+    /// A bundle that runs a shell command.
+    pub fn shell(command: &str) -> Self {
+        Self::new(&["sh", "-c", command])
+    }
+
+    /// Changes the configuration.
+    pub fn with(mut self, change: impl FnOnce(&mut Value)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// The directory, with the configuration in it.
+    pub fn write(&self) -> &Path {
+        let text = serde_json::to_string_pretty(&self.config).unwrap();
+        fs::write(self.dir.path().join("config.json"), text).unwrap();
+        self.path()
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path in the root file system.
+    pub fn rootfs(&self, path: &str) -> PathBuf {
+        self.dir.path().join("rootfs").join(path)
+    }
+}
+
+/// What `runc spec` writes, without a terminal.
+fn config(args: &[&str]) -> Value {
+    let caps = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            "args": args,
+            "env": ["PATH=/usr/bin:/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": caps, "effective": caps, "permitted": caps, "ambient": caps,
+            },
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024 }],
+            "noNewPrivileges": true,
+        },
+        "root": { "path": "rootfs", "readonly": false },
+        "hostname": "box",
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
+            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+              "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs",
+              "options": ["nosuid", "noexec", "nodev", "ro"] },
+        ],
+        "linux": {
+            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
+            "namespaces": [
+                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
+                { "type": "mount" }, { "type": "cgroup" },
+            ],
+            "maskedPaths": ["/proc/kcore", "/sys/firmware"],
+            "readonlyPaths": ["/proc/sys"],
+        },
+    })
+}

@@ -1,0 +1,215 @@
+//! The rvm command, in a world of its own: a state root and a cgroup that only this test uses.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::leaks::Cgroup;
+
+/// How long a command may take. A guest boots in seconds even on a software CPU; this is for one
+/// that never will.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// rvm with a state root of its own. When it is dropped, everything that was started with it must be
+/// gone, or the test fails.
+pub struct Rvm {
+    dir: tempfile::TempDir,
+    cgroup: Cgroup,
+    config: String,
+}
+
+/// What a command has said and how it ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit code; -n after signal n.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Default for Rvm {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Rvm {
+    /// An empty state root.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let rvm = Self { dir, cgroup: Cgroup::new(), config: String::new() };
+        rvm.write_config();
+        rvm
+    }
+
+    /// Adds lines to rvm's configuration.
+    pub fn configured(mut self, lines: &str) -> Self {
+        self.config += lines;
+        self.config.push('\n');
+        self.write_config();
+        self
+    }
+
+    fn write_config(&self) {
+        fs::write(self.dir.path().join("config.toml"), &self.config).unwrap();
+    }
+
+    /// The state root.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A path for whatever a test needs.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The command with these arguments, nothing yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(crate::dist().join("bin/rvm"));
+        command.arg("--root").arg(self.root()).args(["--engine", &crate::engine()]);
+        command.arg("--config").arg(self.dir.path().join("config.toml"));
+        command.args(args).stdin(Stdio::null());
+        let procs = File::options().write(true).open(self.cgroup.procs()).unwrap();
+        #[expect(unsafe_code, reason = "pre_exec")]
+        // SAFETY: the closure makes one write to an open file and allocates nothing.
+        unsafe {
+            command.pre_exec(move || (&procs).write_all(b"0"))
+        };
+        command
+    }
+
+    /// Runs the command to its end.
+    pub fn call(&self, args: &[&str]) -> Finished {
+        finish(self.command(args))
+    }
+
+    /// Runs a command that must succeed; returns its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let finished = self.call(args);
+        assert_eq!(finished.code, 0, "rvm {args:?}: {}", finished.stderr);
+        finished.stdout
+    }
+
+    /// Runs a container in the foreground.
+    pub fn run(&self, bundle: &crate::Bundle, id: &str) -> Finished {
+        self.call(&["run", "--bundle", bundle.write().to_str().unwrap(), id])
+    }
+
+    /// Creates a container. Its output goes to a file, which its monitor keeps open: a pipe would
+    /// not end before the container does.
+    pub fn create(&self, bundle: &crate::Bundle, id: &str) {
+        let log = self.path("create.log");
+        let mut command = self.command(&["create", "--bundle"]);
+        command.arg(bundle.write()).arg(id).stdout(Stdio::null());
+        let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let output = wait(child);
+        assert!(output.status.success(), "{}", fs::read_to_string(&log).unwrap());
+    }
+
+    /// What `rvm state` prints.
+    pub fn state(&self, id: &str) -> Value {
+        serde_json::from_str(&self.ok(&["state", id])).unwrap()
+    }
+
+    /// The status in it.
+    pub fn status(&self, id: &str) -> String {
+        self.state(id)["status"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until `rvm state` says so.
+    pub fn wait_for_status(&self, id: &str, status: &str) {
+        eventually(&format!("{id} is {status}"), || self.status(id) == status);
+    }
+
+    /// The processes that were started with this and are still there.
+    pub fn processes(&self) -> Vec<i32> {
+        self.cgroup.members()
+    }
+
+    /// Fails if anything is left of what was started with this.
+    pub fn assert_nothing_left(&self) {
+        // A process that was killed may take a moment to go.
+        let left = || crate::leaks::find(self.dir.path(), &self.root(), &self.cgroup);
+        let start = Instant::now();
+        while !left().is_empty() && start.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let left = left();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+impl Drop for Rvm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.cgroup.kill();
+            crate::leaks::unmount_below(self.dir.path());
+        } else {
+            self.assert_nothing_left();
+        }
+    }
+}
+
+/// Runs a command to its end, with its output captured.
+pub fn finish(mut command: Command) -> Finished {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    wait(command.spawn().unwrap()).into()
+}
+
+/// Waits for a child's end, but not forever.
+pub fn wait(child: Child) -> Output {
+    let pid = child.id();
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        if is_done.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            signal(pid.cast_signed(), libc::SIGKILL);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(done);
+    guard.join().unwrap();
+    output
+}
+
+impl From<Output> for Finished {
+    fn from(output: Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let status = output.status;
+        Self {
+            code: status.code().unwrap_or_else(|| -status.signal().unwrap()),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Sends a signal to a process of ours.
+#[expect(unsafe_code, reason = "kill")]
+pub fn signal(pid: i32, signal: i32) {
+    assert!(pid > 1, "not a process: {pid}");
+    // SAFETY: kill touches no memory.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Waits for something to become true.
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !check() {
+        assert!(start.elapsed() < LIMIT, "it never happened that {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The number of lines of a table in /proc that name a path.
+pub fn mentions(table: &str, path: &Path) -> usize {
+    let text = fs::read_to_string(table).unwrap();
+    text.lines().filter(|line| line.contains(path.to_str().unwrap())).count()
+}

@@ -1,0 +1,27 @@
+//! What the end-to-end tests share: bundles, the rvm command, and the search for what a test left
+//! behind.
+//!
+//! The tests run the binaries of an installation: `$RVM_DIST`, or what `make build` has put into
+//! `dist`. They run as root, on the engine that `$RVM_TEST_ENGINE` names, `qemu` by default.
+
+pub mod bundle;
+pub mod command;
+pub mod leaks;
+
+use std::path::{Path, PathBuf};
+
+pub use bundle::Bundle;
+pub use command::{Finished, Rvm};
+
+/// The installation that is tested.
+pub fn dist() -> PathBuf {
+    match std::env::var_os("RVM_DIST") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist"),
+    }
+}
+
+/// The engine that is tested.
+pub fn engine() -> String {
+    std::env::var("RVM_TEST_ENGINE").unwrap_or_else(|_| "qemu".to_owned())
+}
