@@ -12,6 +12,8 @@ mod support;
 
 use support::Bundle;
 
+type Change = fn(&mut serde_json::Value);
+
 /// Reads the run time of the agent, and of a container so far.
 async fn agent_time(guest: &support::Guest, id: &str) -> u64 {
     let command = "cat /proc/1/schedstat";
@@ -54,7 +56,7 @@ async fn a_container_costs_this_many_instructions() {
     let one = agent_time(&guest, "b").await;
     let cost =
         |before: u64, after: u64| (after - before).saturating_sub(one - none) / ROUNDS / 1000;
-    let variants: [(&str, fn(&mut serde_json::Value)); 5] = [
+    let variants: [(&str, Change); 5] = [
         ("a container", |_| {}),
         ("without network", |spec| drop_namespace(spec, "network")),
         ("without pid namespace", |spec| drop_namespace(spec, "pid")),

@@ -694,3 +694,64 @@ async fn scheduling_is_set() {
     });
     assert_eq!(guest.run(&bundle).await.unwrap(), outcome(0, "5 3\n"));
 }
+
+#[tokio::test]
+async fn what_a_program_wrote_through_a_mapping_is_on_the_host_when_its_exit_is_told() {
+    let guest = guest_or_skip!();
+    const SOURCE: &str = r#"
+        #include <fcntl.h>
+        #include <sys/mman.h>
+        #include <unistd.h>
+        int main(void) {
+            int fd = open("/tmp/mapped", O_RDWR | O_CREAT, 0644);
+            ftruncate(fd, 1 << 20);
+            char *p = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+            close(fd);
+            for (int i = 0; i < 1 << 20; i++) p[i] = 'x';
+            fd = open("/tmp/written", O_WRONLY | O_CREAT, 0644);
+            write(fd, p, 1 << 20);
+            _exit(0);
+        }"#;
+    let bundle = Bundle::new(guest.machine, "mapping", &["/bin/map"]);
+    let source = bundle.rootfs.join("map.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let compiled = std::process::Command::new("cc")
+        .args(["-static", "-w", "-o"])
+        .arg(bundle.rootfs.join("bin/map"))
+        .arg(&source)
+        .status();
+    if !compiled.is_ok_and(|status| status.success()) {
+        return eprintln!("skipped: no C compiler that links statically");
+    }
+    guest.run_in_background(&bundle).await;
+    assert_eq!(guest.wait("mapping", "").await.unwrap(), 0);
+    for file in ["tmp/mapped", "tmp/written"] {
+        let content = std::fs::read(bundle.rootfs.join(file)).unwrap();
+        assert!(
+            content.len() == 1 << 20 && content.iter().all(|byte| *byte == b'x'),
+            "{file}"
+        );
+    }
+    guest.remove("mapping").await.unwrap();
+}
+
+#[tokio::test]
+async fn ids_of_a_mount_can_be_mapped() {
+    let guest = guest_or_skip!();
+    let map = serde_json::json!([{ "containerID": 0, "hostID": 1000, "size": 65536 }]);
+    let bundle = Bundle::shell(
+        guest.machine,
+        "idmap",
+        "touch /m/f && stat -c '%u %g' /m/f /m",
+    )
+    .with_mount(
+        json!({ "destination": "/m", "type": "tmpfs", "source": "tmpfs",
+            "options": ["mode=1777", "idmap"], "uidMappings": map, "gidMappings": map }),
+    );
+    // The file system's root is 1000 here, and ids below that are nobody's in it.
+    let bundle = bundle.with(|spec| spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
+    assert_eq!(
+        guest.run(&bundle).await.unwrap(),
+        outcome(0, "1000 1000\n1000 1000\n")
+    );
+}

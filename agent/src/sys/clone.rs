@@ -65,11 +65,11 @@ pub unsafe fn clone_process(request: &CloneRequest<'_>) -> io::Result<Cloned> {
     })?;
     match Pid::from_raw(pid as i32) {
         None => Ok(Cloned::Child),
-        // SAFETY: the kernel has just put a new descriptor there, which nothing else owns.
-        Some(pid) => Ok(Cloned::Parent {
-            pid,
-            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-        }),
+        Some(pid) => {
+            // SAFETY: the kernel has just put a new descriptor there, which nothing else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent { pid, pidfd })
+        }
     }
 }
 

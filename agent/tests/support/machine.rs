@@ -7,8 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use rvm_protocol::vmm::{BackendConfig, Channel, Event, FdIndex, VsockPort};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
@@ -21,6 +21,8 @@ const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboo
 pub struct Machine {
     directory: PathBuf,
     next_id: AtomicU64,
+    /// QEMU, once it has been started.
+    process: Mutex<Option<Child>>,
 }
 
 /// The guest of this test binary, started by the first test that asks.
@@ -44,7 +46,7 @@ pub fn shared() -> Option<&'static Machine> {
         .as_ref()
 }
 
-fn start() -> Option<(Machine, [Child; 2])> {
+fn start() -> Option<(Machine, Child)> {
     let kernel = kernel()?;
     let vmm = program("RVM_VMM", "rvm-vmm")?;
     let qemu = program("RVM_QEMU", "qemu-system-x86_64")?;
@@ -61,6 +63,7 @@ fn start() -> Option<(Machine, [Child; 2])> {
     let machine = Machine {
         directory,
         next_id: AtomicU64::new(1),
+        process: Mutex::new(None),
     };
     std::fs::create_dir(machine.shared_directory()).unwrap();
     let initramfs = machine.path("initramfs");
@@ -68,8 +71,9 @@ fn start() -> Option<(Machine, [Child; 2])> {
     let agent = agent.unwrap_or(env!("CARGO_BIN_EXE_rvm-agent").to_owned());
     std::fs::write(&initramfs, archive(Path::new(&agent))).unwrap();
     let backend = start_backend(&machine, &vmm);
-    let machine_process = spawn(&mut qemu_command(&machine, &qemu, &kernel, &initramfs));
-    Some((machine, [backend, machine_process]))
+    let process = spawn(&mut qemu_command(&machine, &qemu, &kernel, &initramfs));
+    *machine.process.lock().unwrap() = Some(process);
+    Some((machine, backend))
 }
 
 /// Starts the vsock device.
@@ -204,6 +208,12 @@ impl Machine {
     /// What the guest wrote to its console.
     pub fn console(&self) -> PathBuf {
         self.path("console")
+    }
+
+    /// Waits for the machine to end and returns QEMU's exit status.
+    pub fn wait(&self) -> Option<i32> {
+        let process = self.process.lock().unwrap().take();
+        process.unwrap().wait().unwrap().code()
     }
 
     /// A stream id that has not been used.
