@@ -128,6 +128,11 @@ async fn live(
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = abandoned(&order.mode) => return Err(MonitorError::Abandoned),
     };
+    if let Some(terminal) = &raw {
+        // It may have changed while nobody listened.
+        let size = terminal.size();
+        let _ = sandbox.agent.resize(order.container.id(), size.rows, size.cols).await;
+    }
     if let Mode::Detached(parent) = &order.mode {
         report_ready(parent)?;
     }

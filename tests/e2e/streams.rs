@@ -230,6 +230,7 @@ mod terminal {
         let bundle = bundle("stty size; read line; echo got $line; exit 9");
         let mut create = rvm.command(&["create", "--console-socket"]);
         create.arg(&socket).arg("--bundle").arg(bundle.write()).arg("box");
+        create.stdout(Stdio::null()).stderr(Stdio::null());
         let child = create.spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
         drop(listener);

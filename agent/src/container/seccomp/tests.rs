@@ -1,7 +1,7 @@
+use super::program::*;
 use super::*;
 
-const X86_64: u32 = 0xc000_003e;
-const I386: u32 = 0x4000_0003;
+const RETURN_ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 
@@ -43,7 +43,7 @@ fn run(filter: &Filter, architecture: u32, number: u32, args: [u64; 6]) -> u32 {
             JUMP_IF_EQUAL => at += branch(a == k),
             JUMP_IF_GREATER => at += branch(a > k),
             JUMP_IF_GREATER_OR_EQUAL => at += branch(a >= k),
-            0x54 => a &= k,
+            AND => a &= k,
             RETURN => return k,
             other => panic!("instruction {other:#x}"),
         }
@@ -144,4 +144,108 @@ fn flags_are_the_kernels() {
 fn notification_is_refused() {
     let config = serde_json::from_str(r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#).unwrap();
     assert!(matches!(compile(&config), Err(FilterError::Notify)));
+}
+
+#[test]
+fn every_comparison_looks_at_all_64_bits() {
+    const BIG: u64 = 0x1_0000_0005;
+    let near = [0, 4, 5, 6, BIG - 1, BIG, BIG + 1, 0x2_0000_0005, u64::MAX];
+    let cases: [(&str, fn(u64, u64) -> bool); 6] = [
+        ("NE", |a, b| a != b),
+        ("LT", |a, b| a < b),
+        ("LE", |a, b| a <= b),
+        ("EQ", |a, b| a == b),
+        ("GE", |a, b| a >= b),
+        ("GT", |a, b| a > b),
+    ];
+    for (name, holds) in cases {
+        for value in [5, BIG] {
+            let filter = filter(&format!(
+                r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["personality"],
+                    "action":"SCMP_ACT_ALLOW","args":[
+                    {{"index":3,"value":{value},"op":"SCMP_CMP_{name}"}}]}}]}}"#
+            ));
+            for argument in near {
+                let args = [0, 0, 0, argument, 0, 0];
+                let allowed = run(&filter, X86_64, libc::SYS_personality as u32, args) == ALLOW;
+                assert_eq!(allowed, holds(argument, value), "{argument} {name} {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_masked_comparison_looks_at_the_masked_bits() {
+    let filter = filter(
+        r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["clone"],
+            "action":"SCMP_ACT_ALLOW","args":[
+              {"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]}]}"#,
+    );
+    let clone = |flags: u64| {
+        run(
+            &filter,
+            X86_64,
+            libc::SYS_clone as u32,
+            [flags, 0, 0, 0, 0, 0],
+        )
+    };
+    assert_eq!(clone(libc::CLONE_VM as u64 | 1 << 40), ALLOW);
+    assert_eq!(clone(libc::CLONE_NEWUSER as u64), EPERM);
+}
+
+#[test]
+fn conditions_on_several_arguments_must_all_hold() {
+    let filter = filter(
+        r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["socket"],
+            "action":"SCMP_ACT_ALLOW","args":[
+              {"index":0,"value":1,"op":"SCMP_CMP_EQ"},{"index":1,"value":2,"op":"SCMP_CMP_LE"}]}]}"#,
+    );
+    let socket = |a, b| run(&filter, X86_64, libc::SYS_socket as u32, [a, b, 0, 0, 0, 0]);
+    assert_eq!(
+        (socket(1, 2), socket(1, 3), socket(2, 2)),
+        (ALLOW, EPERM, EPERM)
+    );
+}
+
+#[test]
+fn i386_reaches_sockets_in_both_ways() {
+    let filter = filter(
+        r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86"],
+            "syscalls":[{"names":["socket"],"action":"SCMP_ACT_ALLOW"}]}"#,
+    );
+    assert_eq!(run(&filter, I386, 359, [0; 6]), ALLOW);
+    assert_eq!(run(&filter, I386, 102, [1, 0, 0, 0, 0, 0]), ALLOW);
+    assert_eq!(run(&filter, I386, 102, [2, 0, 0, 0, 0, 0]), EPERM);
+}
+
+#[test]
+fn an_architecture_that_is_not_listed_is_killed() {
+    let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#);
+    let kill = libc::SECCOMP_RET_KILL_THREAD;
+    assert_eq!(run(&filter, I386, 3, [0; 6]), kill);
+    assert_eq!(run(&filter, X86_64, X32_BIT | 1, [0; 6]), kill);
+    assert_eq!(run(&filter, X86_64, 1, [0; 6]), ALLOW);
+}
+
+#[test]
+fn a_rule_for_every_second_call_still_fits() {
+    let names: Vec<_> = (0..450)
+        .step_by(2)
+        .filter_map(|number| ScmpSyscall::from(number).get_name().ok())
+        .collect();
+    let json = format!(
+        r#"{{"defaultAction":"SCMP_ACT_ERRNO",
+            "architectures":["SCMP_ARCH_X86","SCMP_ARCH_X32"],
+            "syscalls":[{{"names":{},"action":"SCMP_ACT_ALLOW"}}]}}"#,
+        serde_json::to_string(&names).unwrap()
+    );
+    let filter = filter(&json);
+    for number in [0, 2, 100, 200, 300] {
+        assert_eq!(run(&filter, X86_64, number, [0; 6]), ALLOW, "{number}");
+        assert_eq!(
+            run(&filter, X86_64, number + 1, [0; 6]),
+            EPERM,
+            "{number} + 1"
+        );
+    }
 }

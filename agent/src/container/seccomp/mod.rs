@@ -1,0 +1,246 @@
+//! `linux.seccomp`, compiled into the program that the kernel runs.
+//!
+//! Compiled once a container, in the agent: a filter that cannot be is an error of its creation,
+//! and an exec costs nothing. The processes that install it only load the result. libseccomp's part
+//! is its tables of system calls.
+
+mod condition;
+mod multiplexed;
+mod program;
+
+use libseccomp::{ScmpArch, ScmpSyscall};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
+};
+
+use condition::{Comparison, Condition};
+use program::{Action, Architecture, Call, Program};
+
+/// What the kernel takes: `SECCOMP_FILTER_FLAG_*` and an array of `struct sock_filter`.
+#[derive(Debug)]
+pub struct Filter {
+    /// Flags for the call that installs it.
+    pub flags: u64,
+    /// The program.
+    pub instructions: Vec<u8>,
+}
+
+/// Why a filter cannot be had.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// A process on the host would have to answer for the kernel.
+    #[error("config.json: linux.seccomp: SCMP_ACT_NOTIFY is not supported in the guest")]
+    Notify,
+    /// An argument's index is out of range.
+    #[error("config.json: linux.seccomp: a system call has no argument {0}")]
+    Argument(usize),
+    /// The kernel has a limit of 4096 instructions.
+    #[error("config.json: linux.seccomp: the filter is too large for the kernel")]
+    TooLarge,
+}
+
+/// An architecture whose programs the guest's kernel runs: as profiles name it, as libseccomp's
+/// tables do, and as the kernel does.
+struct Runnable {
+    name: Arch,
+    tables: ScmpArch,
+    audit: u32,
+}
+
+const X86_64: u32 = 0xc000_003e;
+const I386: u32 = 0x4000_0003;
+
+/// The native one first. Some profiles list every architecture there is; the others make no
+/// difference here.
+const RUNNABLE: [Runnable; 3] = [
+    Runnable {
+        name: Arch::ScmpArchX86_64,
+        tables: ScmpArch::X8664,
+        audit: X86_64,
+    },
+    Runnable {
+        name: Arch::ScmpArchX86,
+        tables: ScmpArch::X86,
+        audit: I386,
+    },
+    Runnable {
+        name: Arch::ScmpArchX32,
+        tables: ScmpArch::X32,
+        audit: X86_64,
+    },
+];
+
+/// Compiles a filter.
+pub fn compile(config: &LinuxSeccomp) -> Result<Filter, FilterError> {
+    let default = action(config.default_action(), config.default_errno_ret())?;
+    let listed = config.architectures().as_deref().unwrap_or_default();
+    let architectures = RUNNABLE
+        .iter()
+        .enumerate()
+        .filter(|(index, runnable)| *index == 0 || listed.contains(&runnable.name))
+        .map(|(_, runnable)| rules(config, default, runnable))
+        .collect::<Result<_, _>>()?;
+    let program = Program {
+        default,
+        newer: newer(config, default),
+        unknown_architecture: libc::SECCOMP_RET_KILL_THREAD,
+        architectures,
+    };
+    let instructions = program.assemble().ok_or(FilterError::TooLarge)?;
+    Ok(Filter {
+        flags: flags(config),
+        instructions,
+    })
+}
+
+fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Action, FilterError> {
+    match action {
+        LinuxSeccompAction::ScmpActNotify => Err(FilterError::Notify),
+        // The kernel takes sixteen bits.
+        action => Ok(action.as_u32(Some(errno.unwrap_or(libc::EPERM as u32) & 0xffff))),
+    }
+}
+
+/// What calls newer than any that the profile names get.
+///
+/// A profile that denies what it does not list was written for the system calls of its day. To a
+/// newer one it would answer EPERM, and C libraries fall back to an older call only on ENOSYS. runc
+/// does the same.
+fn newer(config: &LinuxSeccomp, default: Action) -> Action {
+    match config.default_action() {
+        LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog => default,
+        _ if config.syscalls().as_ref().is_none_or(Vec::is_empty) => default,
+        _ => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+    }
+}
+
+fn rules(
+    config: &LinuxSeccomp,
+    default: Action,
+    runnable: &Runnable,
+) -> Result<Architecture, FilterError> {
+    let mut rules = Architecture {
+        audit: runnable.audit,
+        ..Architecture::default()
+    };
+    for syscall in config.syscalls().iter().flatten() {
+        let action = action(syscall.action(), syscall.errno_ret())?;
+        let alternatives = alternatives(syscall)?;
+        for name in syscall.names() {
+            add(&mut rules, runnable, name, &alternatives, action, default);
+        }
+    }
+    Ok(rules)
+}
+
+/// Sets of conditions, of which one must hold as a whole; none for a rule without conditions.
+///
+/// Conditions on different arguments must all hold. Of several on one argument libseccomp cannot
+/// say that, and runc takes them for alternatives.
+fn alternatives(syscall: &LinuxSyscall) -> Result<Vec<Vec<Condition>>, FilterError> {
+    let args = syscall.args().as_deref().unwrap_or_default();
+    let conditions = args.iter().map(condition).collect::<Result<Vec<_>, _>>()?;
+    let repeats = |(index, one): (usize, &Condition)| {
+        conditions[..index]
+            .iter()
+            .any(|other| other.argument == one.argument)
+    };
+    if conditions.iter().enumerate().any(repeats) {
+        return Ok(conditions.into_iter().map(|one| vec![one]).collect());
+    }
+    Ok(if conditions.is_empty() {
+        Vec::new()
+    } else {
+        vec![conditions]
+    })
+}
+
+fn condition(arg: &LinuxSeccompArg) -> Result<Condition, FilterError> {
+    if arg.index() > 5 {
+        return Err(FilterError::Argument(arg.index()));
+    }
+    let (comparison, value) = match arg.op() {
+        LinuxSeccompOperator::ScmpCmpNe => (Comparison::NotEqual, arg.value()),
+        LinuxSeccompOperator::ScmpCmpLt => (Comparison::Less, arg.value()),
+        LinuxSeccompOperator::ScmpCmpLe => (Comparison::LessOrEqual, arg.value()),
+        LinuxSeccompOperator::ScmpCmpEq => (Comparison::Equal, arg.value()),
+        LinuxSeccompOperator::ScmpCmpGe => (Comparison::GreaterOrEqual, arg.value()),
+        LinuxSeccompOperator::ScmpCmpGt => (Comparison::Greater, arg.value()),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (
+            Comparison::MaskedEqual(arg.value()),
+            arg.value_two().unwrap_or(0),
+        ),
+    };
+    Ok(Condition {
+        argument: arg.index() as u8,
+        comparison,
+        value,
+    })
+}
+
+fn add(
+    rules: &mut Architecture,
+    runnable: &Runnable,
+    name: &str,
+    alternatives: &[Vec<Condition>],
+    action: Action,
+    default: Action,
+) {
+    let multiplexed = (runnable.audit == I386)
+        .then(|| multiplexed::ways(name))
+        .flatten();
+    if let Some(ways) = &multiplexed {
+        // Through the multiplexer the other arguments lie in memory, where no filter sees them.
+        if alternatives.is_empty() && action != default {
+            let argument = Condition {
+                argument: 0,
+                comparison: Comparison::Equal,
+                value: ways.selector,
+            };
+            let call = rules.calls.entry(ways.through).or_default();
+            call.conditional.push((vec![argument], action));
+        }
+    }
+    let number = match multiplexed {
+        Some(ways) => ways.own,
+        // A name that libseccomp does not know is of a newer kernel; a negative number is of
+        // another architecture.
+        None => ScmpSyscall::from_name_by_arch(name, runnable.tables)
+            .ok()
+            .and_then(|number| u32::try_from(number.as_raw_syscall()).ok()),
+    };
+    let Some(number) = number else { return };
+    // A call with the default action is entered too: it is known, and so not newer.
+    let call: &mut Call = rules.calls.entry(number).or_default();
+    if action == default {
+        return;
+    }
+    if alternatives.is_empty() {
+        call.always.get_or_insert(action);
+    }
+    call.conditional
+        .extend(alternatives.iter().map(|all| (all.clone(), action)));
+}
+
+fn flags(config: &LinuxSeccomp) -> u64 {
+    let Some(flags) = config.flags() else {
+        // As runc: without a word about it, the filter does not slow the program by switching
+        // speculation off.
+        return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    };
+    flags.iter().fold(0, |all, flag| {
+        all | match flag {
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => {
+                libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
+            }
+            // About notifications, which there are none of.
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;
