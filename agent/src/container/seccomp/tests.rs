@@ -150,7 +150,8 @@ fn notification_is_refused() {
 fn every_comparison_looks_at_all_64_bits() {
     const BIG: u64 = 0x1_0000_0005;
     let near = [0, 4, 5, 6, BIG - 1, BIG, BIG + 1, 0x2_0000_0005, u64::MAX];
-    let cases: [(&str, fn(u64, u64) -> bool); 6] = [
+    type Holds = fn(u64, u64) -> bool;
+    let cases: [(&str, Holds); 6] = [
         ("NE", |a, b| a != b),
         ("LT", |a, b| a < b),
         ("LE", |a, b| a <= b),
