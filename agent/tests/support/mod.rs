@@ -18,7 +18,7 @@ use ttrpc::context::with_timeout;
 pub use bundle::Bundle;
 pub use machine::Machine;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to a guest's agent.
 pub struct Guest {
