@@ -38,12 +38,27 @@ pub fn backend() -> anyhow::Result<()> {
 
 /// Standard input is the control socket, on which the configuration comes first.
 fn configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, Vec<OwnedFd>)> {
+    settle();
     report::start(std::env::var_os("RVM_DEBUG").is_some());
     let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned()?);
     let (config, fds) = channel
         .receive()
         .context("no configuration on standard input; rvm-vmm is started by rvm, not by hand")?;
     Ok((channel, config, fds))
+}
+
+/// Undoes what was inherited, and keeps the C library from giving each thread a heap of its own: the
+/// threads allocate little, and a heap is half of a small thread's memory.
+#[expect(unsafe_code, reason = "process-wide settings of the C library")]
+fn settle() {
+    // SAFETY: there is one thread. The set is initialized before it is used, and mallopt takes
+    // numbers.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Tells the host why there is nothing to serve.

@@ -67,6 +67,8 @@ const COMMON: Rules = &[
     (libc::SYS_read, Always),
     (libc::SYS_write, Always),
     (libc::SYS_close, Always),
+    // Debug builds look at a descriptor before they close it.
+    (libc::SYS_fcntl, OneOf(1, &[libc::F_GETFD as u64])),
     // Watches of host descriptors, also made and ended by the CPU that starts or resets a device.
     (libc::SYS_epoll_ctl, Always),
 ];
@@ -130,7 +132,7 @@ const FILES: Rules = &[
     (libc::SYS_open_by_handle_at, Always),
     (libc::SYS_name_to_handle_at, Always),
     (libc::SYS_dup, Always),
-    (libc::SYS_fcntl, Always),
+    (libc::SYS_fcntl, OneOf(1, FILE_FCNTLS)),
     (libc::SYS_flock, Always),
     (libc::SYS_fstat, Always),
     (libc::SYS_newfstatat, Always),
@@ -174,6 +176,14 @@ const FILES: Rules = &[
     (libc::SYS_fremovexattr, Always),
 ];
 
+/// Descriptors are duplicated, and their flags read and set.
+const FILE_FCNTLS: &[u64] = &[
+    libc::F_DUPFD_CLOEXEC as u64,
+    libc::F_SETFD as u64,
+    libc::F_GETFL as u64,
+    libc::F_SETFL as u64,
+];
+
 const DISK: Rules = &[
     (libc::SYS_epoll_wait, Always),
     (libc::SYS_epoll_pwait, Always),
@@ -199,7 +209,7 @@ const VHOST_USER: Rules = &[
     (libc::SYS_rseq, Always),
     (libc::SYS_prctl, OneOf(0, &[libc::PR_SET_NAME as u64])),
     (libc::SYS_sched_getaffinity, Always),
-    (libc::SYS_fcntl, Always),
+    (libc::SYS_fcntl, OneOf(1, FILE_FCNTLS)),
     (libc::SYS_dup, Always),
     (libc::SYS_ioctl, OneOf(1, &[FIONBIO])),
     (libc::SYS_eventfd2, Always),
