@@ -4,16 +4,17 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 TARGET := x86_64-unknown-linux-gnu
-RELEASE := target/$(TARGET)/release
+PROFILE ?= release
+BUILT := target/$(TARGET)/$(PROFILE)
 DIST := dist
 
 .PHONY: build
 build:
-	cargo build --release --locked --target $(TARGET) -p rvm -p rvm-vmm -p rvm-agent
+	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm -p rvm-vmm -p rvm-agent
 	@mkdir -p $(DIST)/bin $(DIST)/libexec/rvm $(DIST)/share/rvm
-	install -m 755 $(RELEASE)/rvm $(DIST)/bin/rvm
-	install -m 755 $(RELEASE)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
-	guest-kernel/initramfs $(RELEASE)/rvm-agent $(DIST)/share/rvm/initramfs
+	install -m 755 $(BUILT)/rvm $(DIST)/bin/rvm
+	install -m 755 $(BUILT)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
+	guest-kernel/initramfs $(BUILT)/rvm-agent $(DIST)/share/rvm/initramfs
 	install -m 644 "$$(guest-kernel/build)" $(DIST)/share/rvm/vmlinux
 
 .PHONY: install

@@ -131,7 +131,10 @@ async fn live(
     if let Some(terminal) = &raw {
         // It may have changed while nobody listened.
         let size = terminal.size();
-        let _ = sandbox.agent.resize(order.container.id(), size.rows, size.cols).await;
+        let _ = sandbox
+            .agent
+            .resize(order.container.id(), size.rows, size.cols)
+            .await;
     }
     if let Mode::Detached(parent) = &order.mode {
         report_ready(parent)?;

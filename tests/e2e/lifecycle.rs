@@ -15,12 +15,13 @@ fn a_program_runs_and_its_output_and_exit_code_arrive() {
 #[test]
 fn the_guest_has_its_own_kernel_and_the_containers_size() {
     let rvm = Rvm::new();
-    let bundle =
-        Bundle::shell("uname -r; nproc; grep MemTotal /proc/meminfo; grep -c processor /proc/cpuinfo")
-            .with(|config| {
-                config["linux"]["resources"]["memory"] = json!({ "limit": 256 << 20 });
-                config["linux"]["resources"]["cpu"] = json!({ "quota": 50_000, "period": 100_000 });
-            });
+    let bundle = Bundle::shell(
+        "uname -r; nproc; grep MemTotal /proc/meminfo; grep -c processor /proc/cpuinfo",
+    )
+    .with(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 256 << 20 });
+        config["linux"]["resources"]["cpu"] = json!({ "quota": 50_000, "period": 100_000 });
+    });
     let finished = rvm.run(&bundle, "box");
     assert_eq!(finished.code, 0, "{}", finished.stderr);
     let lines: Vec<&str> = finished.stdout.lines().collect();
@@ -29,19 +30,29 @@ fn the_guest_has_its_own_kernel_and_the_containers_size() {
     assert_eq!((lines[1], lines[3]), ("1", "1"));
     let kib: u64 = lines[2].split_whitespace().nth(1).unwrap().parse().unwrap();
     let limit = 256 << 10;
-    assert!((limit * 95 / 100..limit * 115 / 100).contains(&kib), "{kib} KiB");
+    assert!(
+        (limit * 95 / 100..limit * 115 / 100).contains(&kib),
+        "{kib} KiB"
+    );
 }
 
 #[test]
 fn the_verbs_lead_a_container_through_its_life() {
     let rvm = Rvm::new();
-    let bundle = Bundle::shell("trap 'exit 3' TERM; touch /tmp/started; while :; do sleep 0.1; done");
+    let bundle =
+        Bundle::shell("trap 'exit 3' TERM; touch /tmp/started; while :; do sleep 0.1; done");
     rvm.create(&bundle, "box");
     assert_eq!(rvm.status("box"), "created");
-    assert!(!bundle.rootfs("tmp/started").exists(), "nothing runs before start");
+    assert!(
+        !bundle.rootfs("tmp/started").exists(),
+        "nothing runs before start"
+    );
     let state = rvm.state("box");
     assert_eq!(state["ociVersion"], "1.0.2");
-    assert_eq!(state["bundle"], bundle.path().canonicalize().unwrap().to_str().unwrap());
+    assert_eq!(
+        state["bundle"],
+        bundle.path().canonicalize().unwrap().to_str().unwrap()
+    );
     assert!(state["pid"].as_i64().unwrap() > 1);
 
     rvm.ok(&["start", "box"]);
@@ -70,7 +81,9 @@ fn verbs_out_of_turn_say_so() {
     };
     assert!(failure(&["start", "box"]).contains("already running"));
     assert!(failure(&["delete", "box"]).contains("not stopped"));
-    assert!(failure(&["run", "--bundle", bundle.path().to_str().unwrap(), "box"]).contains("exists"));
+    assert!(
+        failure(&["run", "--bundle", bundle.path().to_str().unwrap(), "box"]).contains("exists")
+    );
     rvm.ok(&["kill", "box", "KILL"]);
     rvm.wait_for_status("box", "stopped");
     assert!(failure(&["kill", "box"]).contains("not running"));
@@ -85,7 +98,12 @@ fn the_monitor_has_the_pid_and_the_exit_code() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("exit 42");
     let pid_file = rvm.path("pid");
-    let mut create = rvm.command(&["create", "--pid-file", pid_file.to_str().unwrap(), "--bundle"]);
+    let mut create = rvm.command(&[
+        "create",
+        "--pid-file",
+        pid_file.to_str().unwrap(),
+        "--bundle",
+    ]);
     create.arg(bundle.write()).arg("box");
     // As an engine does, this process takes the orphan in.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
@@ -105,7 +123,9 @@ fn a_detached_container_runs_on() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("sleep 1; echo done > /tmp/done");
     let mut run = rvm.command(&["run", "--detach", "--bundle"]);
-    run.arg(bundle.write()).arg("box").stdout(std::process::Stdio::null());
+    run.arg(bundle.write())
+        .arg("box")
+        .stdout(std::process::Stdio::null());
     assert!(run.status().unwrap().success());
     rvm.wait_for_status("box", "stopped");
     assert!(bundle.rootfs("tmp/done").exists());
@@ -116,8 +136,8 @@ fn a_detached_container_runs_on() {
 fn a_container_killed_by_a_signal_ends_with_128_and_its_number() {
     let rvm = Rvm::new();
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
-        let bundle = Bundle::shell(&format!("kill -{signal} $$"))
-            .with(|config| drop_pid_namespace(config));
+        let bundle =
+            Bundle::shell(&format!("kill -{signal} $$")).with(|config| drop_pid_namespace(config));
         assert_eq!(rvm.run(&bundle, "box").code, code);
     }
 }
@@ -135,7 +155,9 @@ fn signals_to_the_foreground_process_reach_the_container() {
                   trap 'exit 5' ALRM; echo ready; while :; do sleep 0.05; done";
     let bundle = Bundle::shell(script);
     let mut run = rvm.command(&["run", "--bundle"]);
-    run.arg(bundle.write()).arg("box").stdout(std::process::Stdio::piped());
+    run.arg(bundle.write())
+        .arg("box")
+        .stdout(std::process::Stdio::piped());
     let mut child = run.spawn().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
@@ -178,7 +200,11 @@ fn volumes_are_shared_as_they_were_asked_for() {
         ]);
     });
     let finished = rvm.run(&bundle, "box");
-    assert_eq!(finished.stdout, "from the host\nread-only\nx\n", "{}", finished.stderr);
+    assert_eq!(
+        finished.stdout, "from the host\nread-only\nx\n",
+        "{}",
+        finished.stderr
+    );
     let new = std::fs::read_to_string(host.path().join("dir/new")).unwrap();
     assert_eq!(new, "from the guest\n");
 }
@@ -195,7 +221,10 @@ fn files_keep_their_owners_and_modes_on_the_host() {
     assert_eq!(finished.code, 0, "{}", finished.stderr);
     let file = std::fs::metadata(bundle.rootfs("tmp/f")).unwrap();
     assert_eq!((file.uid(), file.gid()), (1234, 567));
-    assert_eq!(std::fs::metadata(bundle.rootfs("tmp/d")).unwrap().mode() & 0o777, 0o700);
+    assert_eq!(
+        std::fs::metadata(bundle.rootfs("tmp/d")).unwrap().mode() & 0o777,
+        0o700
+    );
 }
 
 #[test]

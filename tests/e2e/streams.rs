@@ -11,7 +11,10 @@ fn input_reaches_the_program_and_its_end_too() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("cat; echo end");
     let mut run = rvm.command(&["run", "--bundle"]);
-    run.arg(bundle.write()).arg("box").stdin(Stdio::piped()).stdout(Stdio::piped());
+    run.arg(bundle.write())
+        .arg("box")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = run.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
     let output = command::wait(child);
@@ -42,7 +45,9 @@ fn a_writer_hears_that_nobody_reads() {
 
 /// The bytes of the large transfers. The measured rates are in `make bench`.
 fn volume() -> u64 {
-    let mib = std::env::var("RVM_TEST_STREAM_MIB").ok().and_then(|text| text.parse().ok());
+    let mib = std::env::var("RVM_TEST_STREAM_MIB")
+        .ok()
+        .and_then(|text| text.parse().ok());
     mib.unwrap_or(64) << 20
 }
 
@@ -66,7 +71,10 @@ fn a_large_stream_passes_both_ways_unchanged() {
     let rvm = Rvm::new();
     let bundle = Bundle::new(&["cat"]);
     let mut run = rvm.command(&["run", "--bundle"]);
-    run.arg(bundle.write()).arg("box").stdin(Stdio::piped()).stdout(Stdio::piped());
+    run.arg(bundle.write())
+        .arg("box")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = run.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = child.stdout.take().unwrap();
@@ -114,8 +122,11 @@ fn a_slow_reader_stalls_the_writer_and_loses_nothing() {
 /// Memory that a process has to itself and not in a file, without the guest's.
 fn anonymous_kib(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
 }
 
 #[test]
@@ -134,7 +145,10 @@ fn memory_stays_flat_while_a_stream_passes() {
     while stdout.read(&mut buffer).unwrap() > 0 {
         most = most.max(anonymous_kib(monitor));
     }
-    assert!(most < before + 1024, "the monitor grew from {before} to {most} KiB");
+    assert!(
+        most < before + 1024,
+        "the monitor grew from {before} to {most} KiB"
+    );
     command::wait(child);
 }
 
@@ -144,7 +158,10 @@ fn a_program_whose_output_nobody_wants_ends_on_time() {
     let start = Instant::now();
     let bundle = Bundle::shell("echo unread");
     let mut run = rvm.command(&["run", "--bundle"]);
-    run.arg(bundle.write()).arg("box").stdout(Stdio::null()).stderr(Stdio::null());
+    run.arg(bundle.write())
+        .arg("box")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     assert!(run.status().unwrap().success());
     assert!(start.elapsed() < Duration::from_secs(120));
 }
@@ -161,7 +178,12 @@ mod terminal {
     use std::os::unix::process::CommandExt;
 
     fn window(rows: u16, cols: u16) -> Winsize {
-        Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }
+        Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        }
     }
 
     fn bundle(script: &str) -> Bundle {
@@ -173,7 +195,9 @@ mod terminal {
         let mut seen = String::new();
         let mut buffer = [0; 1024];
         while !seen.contains(text) {
-            let length = master.read(&mut buffer).unwrap_or_else(|e| panic!("{e} after {seen:?}"));
+            let length = master
+                .read(&mut buffer)
+                .unwrap_or_else(|e| panic!("{e} after {seen:?}"));
             seen += &String::from_utf8_lossy(&buffer[..length]);
         }
         seen
@@ -182,7 +206,8 @@ mod terminal {
     #[test]
     fn at_the_users_terminal() {
         let rvm = Rvm::new();
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
@@ -219,7 +244,11 @@ mod terminal {
         // Ctrl-C is the guest's to act on.
         terminal.write_all(b"\x03").unwrap();
         assert_eq!(command::wait(child).status.code(), Some(130));
-        assert_eq!(tcgetattr(&slave).unwrap().local_modes, before, "the terminal is as it was");
+        assert_eq!(
+            tcgetattr(&slave).unwrap().local_modes,
+            before,
+            "the terminal is as it was"
+        );
     }
 
     #[test]
@@ -229,7 +258,11 @@ mod terminal {
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let bundle = bundle("stty size; read line; echo got $line; exit 9");
         let mut create = rvm.command(&["create", "--console-socket"]);
-        create.arg(&socket).arg("--bundle").arg(bundle.write()).arg("box");
+        create
+            .arg(&socket)
+            .arg("--bundle")
+            .arg(bundle.write())
+            .arg("box");
         create.stdout(Stdio::null()).stderr(Stdio::null());
         let child = create.spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
@@ -267,6 +300,10 @@ mod terminal {
         let rvm = Rvm::new();
         let finished = rvm.run(&bundle("true"), "box");
         assert_eq!(finished.code, 1);
-        assert!(finished.stderr.contains("process.terminal"), "{}", finished.stderr);
+        assert!(
+            finished.stderr.contains("process.terminal"),
+            "{}",
+            finished.stderr
+        );
     }
 }

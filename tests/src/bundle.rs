@@ -15,9 +15,9 @@ pub struct Bundle {
 
 /// The programs of busybox that the tests call.
 const APPLETS: &[&str] = &[
-    "awk", "cat", "cut", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill", "ls",
-    "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep",
-    "stat", "stty", "sync", "tail", "touch", "true", "tty", "uname", "wc", "yes",
+    "awk", "cat", "cut", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill",
+    "ls", "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh",
+    "sleep", "stat", "stty", "sync", "tail", "touch", "true", "tty", "uname", "wc", "yes",
 ];
 
 impl Bundle {
@@ -33,7 +33,10 @@ impl Bundle {
         for applet in APPLETS {
             symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
-        Self { dir, config: config(args) }
+        Self {
+            dir,
+            config: config(args),
+        }
     }
 
     /// A bundle that runs a shell command.

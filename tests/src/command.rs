@@ -44,7 +44,11 @@ impl Rvm {
     /// An empty state root.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let rvm = Self { dir, cgroup: Cgroup::new(), config: String::new() };
+        let rvm = Self {
+            dir,
+            cgroup: Cgroup::new(),
+            config: String::new(),
+        };
         rvm.write_config();
         rvm
     }
@@ -74,10 +78,18 @@ impl Rvm {
     /// The command with these arguments, nothing yet run.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(crate::dist().join("bin/rvm"));
-        command.arg("--root").arg(self.root()).args(["--engine", &crate::engine()]);
-        command.arg("--config").arg(self.dir.path().join("config.toml"));
+        command
+            .arg("--root")
+            .arg(self.root())
+            .args(["--engine", &crate::engine()]);
+        command
+            .arg("--config")
+            .arg(self.dir.path().join("config.toml"));
         command.args(args).stdin(Stdio::null());
-        let procs = File::options().write(true).open(self.cgroup.procs()).unwrap();
+        let procs = File::options()
+            .write(true)
+            .open(self.cgroup.procs())
+            .unwrap();
         #[expect(unsafe_code, reason = "pre_exec")]
         // SAFETY: the closure makes one write to an open file and allocates nothing.
         unsafe {
@@ -111,7 +123,11 @@ impl Rvm {
         command.arg(bundle.write()).arg(id).stdout(Stdio::null());
         let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
         let output = wait(child);
-        assert!(output.status.success(), "{}", fs::read_to_string(&log).unwrap());
+        assert!(
+            output.status.success(),
+            "{}",
+            fs::read_to_string(&log).unwrap()
+        );
     }
 
     /// What `rvm state` prints.
@@ -211,5 +227,7 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 /// The number of lines of a table in /proc that name a path.
 pub fn mentions(table: &str, path: &Path) -> usize {
     let text = fs::read_to_string(table).unwrap();
-    text.lines().filter(|line| line.contains(path.to_str().unwrap())).count()
+    text.lines()
+        .filter(|line| line.contains(path.to_str().unwrap()))
+        .count()
 }

@@ -71,7 +71,10 @@ pub fn find(dir: &Path, root: &Path, cgroup: &Cgroup) -> HashSet<String> {
         let name = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         left.insert(format!("process {pid} {}", name.replace('\0', " ")));
     }
-    for (what, table) in [("mount", "/proc/self/mountinfo"), ("socket", "/proc/net/unix")] {
+    for (what, table) in [
+        ("mount", "/proc/self/mountinfo"),
+        ("socket", "/proc/net/unix"),
+    ] {
         let count = mentions(table, dir);
         if count > 0 {
             left.insert(format!("{what}s: {count}"));
