@@ -136,8 +136,7 @@ fn a_detached_container_runs_on() {
 fn a_container_killed_by_a_signal_ends_with_128_and_its_number() {
     let rvm = Rvm::new();
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
-        let bundle =
-            Bundle::shell(&format!("kill -{signal} $$")).with(|config| drop_pid_namespace(config));
+        let bundle = Bundle::shell(&format!("kill -{signal} $$")).with(drop_pid_namespace);
         assert_eq!(rvm.run(&bundle, "box").code, code);
     }
 }
