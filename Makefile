@@ -23,3 +23,12 @@ install: build
 	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
 	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
 	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux
+
+# Everything that CI runs: lints first, then every test on both engines.
+.PHONY: test
+test:
+	scripts/setup test
+	cargo fmt --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(MAKE) build
+	scripts/test
