@@ -1,1 +1,1 @@
-
+//! Sudden death.

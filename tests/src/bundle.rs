@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::command;
+
 /// A bundle in a directory of its own.
 pub struct Bundle {
     dir: tempfile::TempDir,
@@ -50,9 +52,16 @@ impl Bundle {
         self
     }
 
-    /// The directory, with the configuration in it.
+    /// The directory, with the configuration in it. A container that asks for no cgroup gets one in
+    /// the world of the test.
     pub fn write(&self) -> &Path {
-        let text = serde_json::to_string_pretty(&self.config).unwrap();
+        let mut config = self.config.clone();
+        if let (Some(world), Some(linux)) = (command::world(), config["linux"].as_object_mut()) {
+            let name = self.dir.path().file_name().unwrap().to_str().unwrap();
+            let cgroup = format!("{world}/{name}");
+            linux.entry("cgroupsPath").or_insert(cgroup.into());
+        }
+        let text = serde_json::to_string_pretty(&config).unwrap();
         fs::write(self.dir.path().join("config.json"), text).unwrap();
         self.path()
     }

@@ -1,15 +1,19 @@
-//! The rvm command, in a world of its own: a state root and a cgroup that only this test uses.
+//! The rvm command, in a world of its own: a state root, cgroups and a network namespace that only
+//! this test uses.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::leaks::Cgroup;
+use crate::cgroups::Cgroups;
+use crate::network::Network;
 
 /// How long a command may take. A guest boots in seconds even on a software CPU; this is for one
 /// that never will.
@@ -19,8 +23,20 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// gone, or the test fails.
 pub struct Rvm {
     dir: tempfile::TempDir,
-    cgroup: Cgroup,
+    cgroups: Cgroups,
+    network: Arc<Network>,
+    engine: String,
     config: String,
+}
+
+thread_local! {
+    /// Where the containers of this thread's newest world have their cgroups.
+    static WORLD: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// What config.json calls the directory for the cgroups of the test's containers.
+pub fn world() -> Option<String> {
+    WORLD.with_borrow(Clone::clone)
 }
 
 /// What a command has said and how it ended.
@@ -43,14 +59,22 @@ impl Default for Rvm {
 impl Rvm {
     /// An empty state root.
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let rvm = Self {
-            dir,
-            cgroup: Cgroup::new(),
+            dir: tempfile::tempdir().unwrap(),
+            cgroups: Cgroups::new(),
+            network: Arc::new(Network::new()),
+            engine: crate::engine(),
             config: String::new(),
         };
+        WORLD.set(Some(rvm.cgroups.path()));
         rvm.write_config();
         rvm
+    }
+
+    /// Takes another engine than the one that is tested.
+    pub fn on_engine(mut self, engine: &str) -> Self {
+        engine.clone_into(&mut self.engine);
+        self
     }
 
     /// Adds lines to rvm's configuration.
@@ -81,21 +105,30 @@ impl Rvm {
         command
             .arg("--root")
             .arg(self.root())
-            .args(["--engine", &crate::engine()]);
+            .args(["--engine", &self.engine]);
         command
             .arg("--config")
             .arg(self.dir.path().join("config.toml"));
         command.args(args).stdin(Stdio::null());
+        self.adopt(&mut command);
+        command
+    }
+
+    /// Has any command run in this world.
+    pub fn adopt(&self, command: &mut Command) {
         let procs = File::options()
             .write(true)
-            .open(self.cgroup.procs())
+            .open(self.cgroups.procs())
             .unwrap();
+        let network = Arc::clone(&self.network);
         #[expect(unsafe_code, reason = "pre_exec")]
-        // SAFETY: the closure makes one write to an open file and allocates nothing.
+        // SAFETY: the closure makes two system calls and allocates nothing.
         unsafe {
-            command.pre_exec(move || (&procs).write_all(b"0"))
+            command.pre_exec(move || {
+                (&procs).write_all(b"0")?;
+                network.enter()
+            })
         };
-        command
     }
 
     /// Runs the command to its end.
@@ -147,13 +180,19 @@ impl Rvm {
 
     /// The processes that were started with this and are still there.
     pub fn processes(&self) -> Vec<i32> {
-        self.cgroup.members()
+        self.cgroups.members()
+    }
+
+    /// The network namespace of this world.
+    pub fn network(&self) -> &Network {
+        &self.network
     }
 
     /// Fails if anything is left of what was started with this.
     pub fn assert_nothing_left(&self) {
         // A process that was killed may take a moment to go.
-        let left = || crate::leaks::find(self.dir.path(), &self.root(), &self.cgroup);
+        let left =
+            || crate::leaks::find(self.dir.path(), &self.root(), &self.cgroups, &self.network);
         let start = Instant::now();
         while !left().is_empty() && start.elapsed() < Duration::from_secs(2) {
             std::thread::sleep(Duration::from_millis(20));
@@ -166,7 +205,7 @@ impl Rvm {
 impl Drop for Rvm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.cgroup.kill();
+            self.cgroups.kill();
             crate::leaks::unmount_below(self.dir.path());
         } else {
             self.assert_nothing_left();

@@ -5,8 +5,10 @@
 //! `dist`. They run as root, on the engine that `$RVM_TEST_ENGINE` names, `qemu` by default.
 
 pub mod bundle;
+pub mod cgroups;
 pub mod command;
 pub mod leaks;
+pub mod network;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,131 @@
+//! The cgroups of a test's world.
+//!
+//! In the hierarchy of version 2, everything a test starts is in them, whatever becomes of its
+//! parents. Every hierarchy, of both versions, has a directory for the containers of the world, so
+//! that whatever is left there is this test's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::command::signal;
+
+/// A directory in every hierarchy.
+pub struct Cgroups {
+    /// Its path in each.
+    name: String,
+    /// Where version 2 is mounted, with or without controllers.
+    unified: PathBuf,
+    /// Where all are mounted.
+    hierarchies: Vec<PathBuf>,
+}
+
+/// Below the world's directory, where the commands of the test are. Containers get cgroups beside
+/// it: in version 2, a cgroup with processes cannot give controllers to its children.
+const COMMANDS: &str = "commands";
+
+impl Cgroups {
+    /// New ones.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let cgroups = Self {
+            name: format!("rvm-test-{}-{count}", std::process::id()),
+            unified: mounted(&["cgroup2"])
+                .pop()
+                .expect("the tests need cgroup version 2 to be mounted somewhere"),
+            hierarchies: mounted(&["cgroup", "cgroup2"]),
+        };
+        for world in cgroups.worlds() {
+            fs::create_dir(&world).unwrap();
+        }
+        fs::create_dir(cgroups.unified_world().join(COMMANDS)).unwrap();
+        cgroups
+    }
+
+    /// What config.json calls the directory for the world's containers.
+    pub fn path(&self) -> String {
+        format!("/{}", self.name)
+    }
+
+    /// The file that the commands of the test are moved with.
+    pub fn procs(&self) -> PathBuf {
+        self.unified_world().join(COMMANDS).join("cgroup.procs")
+    }
+
+    /// The processes of the world.
+    pub fn members(&self) -> Vec<i32> {
+        let mut members = Vec::new();
+        for dir in below(&self.unified_world()) {
+            // It may be removed at this moment.
+            let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            members.extend(text.lines().map(|line| line.parse::<i32>().unwrap()));
+        }
+        members
+    }
+
+    /// Ends them.
+    pub fn kill(&self) {
+        let mut members = self.members();
+        while !members.is_empty() {
+            members.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
+            std::thread::sleep(Duration::from_millis(20));
+            members = self.members();
+        }
+    }
+
+    /// The cgroups that others than this have made in the world.
+    pub fn foreign(&self) -> Vec<PathBuf> {
+        let commands = self.unified_world().join(COMMANDS);
+        self.worlds()
+            .flat_map(|world| below(&world).into_iter().skip(1))
+            .filter(|dir| *dir != commands)
+            .collect()
+    }
+
+    fn worlds(&self) -> impl Iterator<Item = PathBuf> {
+        self.hierarchies.iter().map(|root| root.join(&self.name))
+    }
+
+    fn unified_world(&self) -> PathBuf {
+        self.unified.join(&self.name)
+    }
+}
+
+impl Default for Cgroups {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for world in self.worlds() {
+            for dir in below(&world).into_iter().rev() {
+                // Still in use if the test has failed.
+                let _ = fs::remove_dir(&dir);
+            }
+        }
+    }
+}
+
+/// The mount points of file systems of these types.
+fn mounted(types: &[&str]) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let fields = mounts.lines().map(|line| line.split(' ').collect());
+    fields
+        .filter(|fields: &Vec<&str>| types.contains(&fields[2]))
+        .map(|fields| fields[1].into())
+        .collect()
+}
+
+/// A directory and those below it, parents first.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_owned()];
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        found.extend(below(&entry.path()));
+    }
+    found
+}

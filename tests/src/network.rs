@@ -1,0 +1,91 @@
+//! The network namespace of a test's world, which its commands take for the host's.
+//!
+//! Links and Unix sockets belong to a network namespace, so whatever is in this one is the test's.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+/// A network namespace.
+pub struct Network {
+    namespace: OwnedFd,
+    /// The links that the kernel puts into every namespace.
+    links: HashSet<String>,
+}
+
+impl Network {
+    /// A new one.
+    pub fn new() -> Self {
+        let made = thread::spawn(|| {
+            #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+            // SAFETY: CLONE_NEWNET changes only what this thread opens from now on.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            let namespace = File::open("/proc/thread-self/ns/net").unwrap().into();
+            Self {
+                namespace,
+                links: links(),
+            }
+        });
+        made.join().unwrap()
+    }
+
+    /// Moves the calling thread, or a process about to execute, into the namespace.
+    pub fn enter(&self) -> io::Result<()> {
+        let kind = Some(LinkNameSpaceType::Network);
+        Ok(move_into_link_name_space(self.namespace.as_fd(), kind)?)
+    }
+
+    /// The links and named sockets that others than the kernel have made in the namespace.
+    pub fn foreign(&self) -> Vec<String> {
+        self.inside(|| {
+            let links = links()
+                .into_iter()
+                .filter(|name| !self.links.contains(name));
+            links
+                .map(|name| format!("link {name}"))
+                .chain(sockets().into_iter().map(|name| format!("socket {name}")))
+                .collect()
+        })
+    }
+
+    /// Calls a function in the namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                self.enter().unwrap();
+                work()
+            });
+            inside.join().unwrap()
+        })
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The names of the links in the calling thread's namespace.
+fn links() -> HashSet<String> {
+    let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let names = table
+        .lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).collect()
+}
+
+/// The names of the Unix sockets in the calling thread's namespace, one for each end that has it.
+pub fn sockets() -> Vec<String> {
+    let table = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
+    let names = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(7));
+    names.map(str::to_owned).collect()
+}
