@@ -17,12 +17,15 @@ build:
 	guest-kernel/initramfs $(BUILT)/rvm-agent $(DIST)/share/rvm/initramfs
 	install -m 644 "$$(guest-kernel/build)" $(DIST)/share/rvm/vmlinux
 
-.PHONY: install
-install: build
-	install -D -m 755 $(DIST)/bin/rvm $(DESTDIR)$(PREFIX)/bin/rvm
-	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
-	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
-	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux
+.PHONY: demo
+demo:
+	scripts/setup demo
+	@$(MAKE) --no-print-directory build
+	@scripts/demo
+
+.PHONY: check
+check:
+	scripts/check
 
 # Everything that CI runs: lints first, then every test on both engines.
 .PHONY: test
@@ -32,3 +35,13 @@ test:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(MAKE) build
 	scripts/test
+
+# Below DESTDIR, for packages, and below PREFIX in it.
+.PHONY: install
+install: build
+	install -D -m 755 $(DIST)/bin/rvm $(DESTDIR)$(PREFIX)/bin/rvm
+	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
+	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
+	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm README.md CHANGELOG.md LICENSE
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm/docs docs/*.md

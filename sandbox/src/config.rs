@@ -236,6 +236,29 @@ mod tests {
         }
     }
 
+    const DOCUMENT: &str = include_str!("../../docs/configuration.md");
+
+    #[test]
+    fn every_key_is_documented() {
+        // What is said of an unknown key lists those there are.
+        let message = read("unknown = 1").unwrap_err().to_string();
+        let (_, list) = message.split_once("expected one of").unwrap();
+        let keys: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+        assert!(keys.len() > 5, "{message}");
+        for key in keys {
+            assert!(DOCUMENT.contains(&format!("\n| `{key}` |")), "{key}");
+            assert!(DOCUMENT.contains(&format!("\n{key} = ")), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_documents_example_is_accepted() {
+        let (_, example) = DOCUMENT.split_once("```toml\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        let config = read(example).unwrap();
+        assert_eq!(config.kernel_params, "rvm.log=info");
+    }
+
     #[test]
     fn a_file_that_was_asked_for_must_exist() {
         let error = Config::load(Some(Path::new("/nonexistent/config.toml"))).unwrap_err();
