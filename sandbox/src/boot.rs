@@ -119,6 +119,9 @@ pub async fn boot(
     for mount in &translation.mounts {
         storage::share(&shared, mount)?;
     }
+    if translation.spec.hooks().is_some() {
+        storage::write_bundle(&shared, container.id(), &translation.spec)?;
+    }
     timings.lap("share files");
 
     let console = container.path().join(CONSOLE_LOG);

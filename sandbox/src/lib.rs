@@ -10,6 +10,7 @@ pub mod boot;
 pub mod check;
 pub mod config;
 pub mod engine;
+pub mod hooks;
 pub mod lifecycle;
 pub mod monitor;
 pub mod process;

@@ -14,6 +14,7 @@ use rustix::io::FdFlags;
 use rustix::process::Signal;
 
 use crate::agent::{Agent, AgentError};
+use crate::hooks::{self, Moment};
 use crate::process::ProcessId;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
@@ -84,6 +85,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         created: timestamp(),
         owner: rustix::process::getuid().as_raw(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        hooks: bundle.spec.hooks().clone(),
         terminal: process
             .and_then(|process| process.terminal())
             .unwrap_or(false),
@@ -166,7 +168,8 @@ pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
 
 /// Starts a created container.
 pub async fn start(container: &Container) -> Result<(), LifecycleError> {
-    match container.state()?.status() {
+    let state = container.state()?;
+    match state.status() {
         Status::Created => {}
         Status::Stopped => {
             return Err(LifecycleError::Unfit(
@@ -189,9 +192,11 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
         .await?;
     match container.lock()?.step(Status::Running, |_| {}) {
         // It has ended meanwhile; it did run.
-        Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),
-        other => Ok(other.map(|_| ())?),
+        Err(StateError::Step(step)) if step.from == Status::Stopped => {}
+        other => drop(other?),
     }
+    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
+    Ok(())
 }
 
 /// Signals a container's first process, or all of its processes.
@@ -237,7 +242,11 @@ pub fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> 
             end_processes(&later)?;
         }
     }
-    remove(container)
+    remove(container)?;
+    if let Some(state) = &state {
+        hooks::run_and_warn_blocking(Moment::Poststop, state.hooks.as_ref(), state);
+    }
+    Ok(())
 }
 
 /// Kills the monitor first, so that it cannot mistake the end of its machine for an accident.

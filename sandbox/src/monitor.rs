@@ -18,6 +18,7 @@ use crate::agent::{Agent, AgentError};
 use crate::boot::{BootError, Booted, boot};
 use crate::config::Config;
 use crate::engine::MachineEnd;
+use crate::hooks::{self, HookError, Moment};
 use crate::process::ProcessId;
 use crate::readable::Readable;
 use crate::signals::Signals;
@@ -56,6 +57,9 @@ pub enum MonitorError {
     /// The sandbox.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -155,12 +159,27 @@ async fn bring_up(
     host: HostStdio,
     timings: &mut Timings,
 ) -> Result<(Booted, Relay), MonitorError> {
+    run_create_hooks(order, timings).await?;
     let mut sandbox = boot(order.container, order.bundle, order.config, timings).await?;
     let relay = create(order.container, &mut sandbox, host, timings).await?;
     if let Mode::Foreground = order.mode {
         start(order.container, &mut sandbox, timings).await?;
     }
     Ok((sandbox, relay))
+}
+
+/// The hooks that prepare the container from outside: what they do to the namespaces of the reported
+/// pid, which are this process's, is there when the machine is made.
+async fn run_create_hooks(order: &Order<'_>, timings: &mut Timings) -> Result<(), MonitorError> {
+    let state = order.container.state()?;
+    let Some(hooks) = &state.hooks else {
+        return Ok(());
+    };
+    for moment in [Moment::Prestart, Moment::CreateRuntime] {
+        hooks::run(moment, Some(hooks), &state).await?;
+    }
+    timings.lap("run hooks");
+    Ok(())
 }
 
 /// The host's ends of the container's streams. The second value keeps the terminal in raw mode.
@@ -233,7 +252,8 @@ async fn start(
         .guarded("the container's start", timings, started)
         .await
         .map_err(container_failed)?;
-    container.lock()?.step(Status::Running, |_| {})?;
+    let state = container.lock()?.step(Status::Running, |_| {})?;
+    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
     timings.lap("start the container");
     Ok(())
 }

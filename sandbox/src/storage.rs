@@ -18,6 +18,9 @@ use rustix::mount::{
     mount_change, mount_remount, unmount,
 };
 
+use oci_spec::runtime::Spec;
+
+use crate::spec::CONFIG_FILE;
 use crate::spec::translate::SharedMount;
 
 /// The name of the shared directory.
@@ -89,6 +92,14 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
         make_read_only(&place)?;
     }
     Ok(())
+}
+
+/// Puts the guest's configuration beside the container's root: together they are the bundle that a
+/// hook in the guest is told of.
+pub fn write_bundle(shared: &Path, id: &str, spec: &Spec) -> Result<(), StorageError> {
+    let path = shared.join(id).join(CONFIG_FILE);
+    let text = serde_json::to_vec(spec).map_err(io::Error::from);
+    at("write", &path, text.and_then(|text| fs::write(&path, text)))
 }
 
 /// Takes everything away again. Whatever of it is not there is no error.

@@ -94,6 +94,13 @@ impl Bundle {
             field: problem.field,
             reason: problem.reason,
         })?;
+        if let Some(hooks) = spec.hooks() {
+            crate::hooks::guest::check(hooks).map_err(|(field, reason)| SpecError::Field {
+                path: dir.join(CONFIG_FILE),
+                field,
+                reason,
+            })?;
+        }
         let root = spec
             .root()
             .as_ref()

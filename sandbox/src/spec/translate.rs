@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 use rvm_protocol::SHARED_DIR;
 
 use super::Bundle;
@@ -83,12 +83,43 @@ pub fn translate(bundle: &Bundle, id: &str) -> Translation {
         });
         mount.set_source(Some(guest_source));
     }
-    spec.set_hooks(None);
+    let (hooks, programs) = guest_hooks(spec.hooks().as_ref(), id);
+    spec.set_hooks(hooks);
+    mounts.extend(programs);
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id)));
         linux.set_namespaces(linux.namespaces().as_ref().map(|list| own_namespaces(list)));
     }
     Translation { spec, mounts }
+}
+
+/// The hooks that the guest runs, and the programs of the host among them.
+fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMount>) {
+    let Some(hooks) = hooks else {
+        return (None, Vec::new());
+    };
+    let mut programs = Vec::new();
+    let mut create: Vec<Hook> = hooks.create_container().clone().unwrap_or_default();
+    for (index, hook) in create.iter_mut().enumerate() {
+        let place = Path::new(id).join(format!("hooks/{index}"));
+        // A program finds its name in its arguments, wherever it lies.
+        if hook.args().as_ref().is_none_or(Vec::is_empty) {
+            hook.set_args(Some(vec![hook.path().to_string_lossy().into_owned()]));
+        }
+        programs.push(SharedMount {
+            source: hook.path().clone(),
+            place: place.clone(),
+            recursive: false,
+            read_only: true,
+            follows_host: false,
+        });
+        hook.set_path(Path::new(SHARED_DIR).join(place));
+    }
+    let start = hooks.start_container().clone().unwrap_or_default();
+    let mut kept = Hooks::default();
+    kept.set_create_container(Some(create).filter(|list| !list.is_empty()));
+    kept.set_start_container(Some(start).filter(|list| !list.is_empty()));
+    (Some(kept), programs)
 }
 
 /// The machine's own network namespace is the container's: what is plugged into the machine is
@@ -162,6 +193,25 @@ mod tests {
     }
 
     #[test]
+    fn hooks_of_the_guest_keep_their_names_and_the_hosts_programs_are_shared() {
+        let translation = translation(json!({ "hooks": {
+            "createRuntime": [{ "path": "/bin/true" }],
+            "createContainer": [{ "path": "/opt/hook" }],
+            "startContainer": [{ "path": "/bin/of-the-image" }],
+        } }));
+        let hooks = translation.spec.hooks().clone().unwrap();
+        assert!(hooks.create_runtime().is_none());
+        let create = &hooks.create_container().clone().unwrap()[0];
+        assert_eq!(create.path(), Path::new("/run/rvm/shared/box/hooks/0"));
+        assert_eq!(create.args().clone().unwrap(), ["/opt/hook"]);
+        let start = &hooks.start_container().clone().unwrap()[0];
+        assert_eq!(start.path(), Path::new("/bin/of-the-image"));
+        let program = &translation.mounts[1];
+        assert_eq!(program.source, Path::new("/opt/hook"));
+        assert!(program.read_only);
+    }
+
+    #[test]
     fn nothing_of_the_hosts_cgroups_hooks_and_network_is_left() {
         let translation = translation(json!({
             "hooks": { "poststop": [{ "path": "/bin/true" }] },
@@ -170,7 +220,7 @@ mod tests {
                 "namespaces": [{ "type": "pid" }, { "type": "network" }],
             },
         }));
-        assert!(translation.spec.hooks().is_none());
+        assert_eq!(translation.spec.hooks(), &Some(Hooks::default()));
         let linux = translation.spec.linux().clone().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/box")));
         let types: Vec<_> = linux

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 
 /// A field that cannot be honoured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +33,10 @@ pub fn check(spec: &Spec) -> Result<(), Problem> {
     }
     mounts(spec)?;
     namespaces(spec)?;
+    if let Some(hooks) = spec.hooks() {
+        self::hooks(hooks)?;
+    }
     for (field, present) in [
-        ("hooks", has_hooks(spec)),
         ("windows", spec.windows().is_some()),
         ("solaris", spec.solaris().is_some()),
         ("vm", spec.vm().is_some()),
@@ -126,18 +128,31 @@ fn namespaces(spec: &Spec) -> Result<(), Problem> {
     Ok(())
 }
 
-fn has_hooks(spec: &Spec) -> bool {
-    spec.hooks().as_ref().is_some_and(|hooks| {
-        let prestart = hooks.prestart();
-        [
-            prestart,
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.start_container(),
-            hooks.poststart(),
-            hooks.poststop(),
-        ]
-        .into_iter()
-        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
-    })
+/// What can be said of hooks without looking at the programs.
+fn hooks(hooks: &Hooks) -> Result<(), Problem> {
+    for (name, list) in crate::hooks::lists(hooks) {
+        for (index, hook) in list.iter().enumerate() {
+            let field = format!("hooks.{name}[{index}]");
+            if !hook.path().is_absolute() {
+                let reason = format!("is not an absolute path: {:?}", hook.path());
+                problem(format!("{field}.path"), reason)?;
+            }
+            if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+                problem(format!("{field}.timeout"), "is not greater than 0")?;
+            }
+            let env = hook.env().as_deref().unwrap_or_default();
+            no_nul(
+                &format!("{field}.args"),
+                hook.args().as_deref().unwrap_or_default(),
+            )?;
+            no_nul(&format!("{field}.env"), env)?;
+            if let Some(index) = env.iter().position(|entry| !entry.contains('=')) {
+                problem(
+                    format!("{field}.env[{index}]"),
+                    "is not of the form NAME=value",
+                )?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
 pub use status::Status;
@@ -39,6 +40,9 @@ pub struct State {
     /// config.json's annotations.
     #[serde(default)]
     pub annotations: HashMap<String, String>,
+    /// config.json's hooks: what it says later is not what the container was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// The container has a terminal.
     pub terminal: bool,
     /// The process that holds the container's standard streams. Its pid is the container's to

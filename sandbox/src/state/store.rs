@@ -261,6 +261,7 @@ mod tests {
             created: super::super::timestamp(),
             owner: 0,
             annotations: HashMap::new(),
+            hooks: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
             machine: Vec::new(),

@@ -1,0 +1,209 @@
+//! Hooks that run on the host: prestart and createRuntime before the container is made, poststart
+//! after its program was started, poststop after it was deleted.
+//!
+//! Those of the container's own namespaces are the guest's to run; see [`guest`] for what can be
+//! run there.
+
+pub mod guest;
+mod process;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+use oci_spec::runtime::{Hook, Hooks};
+use serde::Serialize;
+
+use crate::state::{State, Status};
+use process::{End, Running};
+
+/// When hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The container's namespaces are there, its process is not.
+    Prestart,
+    /// Likewise; the later name for the same moment.
+    CreateRuntime,
+    /// The program runs.
+    Poststart,
+    /// The container is gone.
+    Poststop,
+}
+
+impl Moment {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prestart => "prestart",
+            Self::CreateRuntime => "createRuntime",
+            Self::Poststart => "poststart",
+            Self::Poststop => "poststop",
+        }
+    }
+
+    fn status(self) -> Status {
+        match self {
+            Self::Prestart | Self::CreateRuntime => Status::Creating,
+            Self::Poststart => Status::Running,
+            Self::Poststop => Status::Stopped,
+        }
+    }
+
+    fn of(self, hooks: &Hooks) -> &[Hook] {
+        let list = match self {
+            Self::Prestart => hooks.prestart(),
+            Self::CreateRuntime => hooks.create_runtime(),
+            Self::Poststart => hooks.poststart(),
+            Self::Poststop => hooks.poststop(),
+        };
+        list.as_deref().unwrap_or_default()
+    }
+}
+
+/// All lists of hooks with their names.
+pub fn lists(hooks: &Hooks) -> [(&'static str, &[Hook]); 6] {
+    [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ]
+    .map(|(name, list)| (name, list.as_deref().unwrap_or_default()))
+}
+
+/// A hook that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It could not be run.
+    #[error("error running {moment} hook #{index}: {path}")]
+    Run {
+        /// When.
+        moment: &'static str,
+        /// Its place in config.json, from 0.
+        index: usize,
+        /// The program.
+        path: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended badly.
+    #[error("error running {moment} hook #{index}: {end}")]
+    Failed {
+        /// When.
+        moment: &'static str,
+        /// Its place in config.json, from 0.
+        index: usize,
+        /// How it ended, and what it said.
+        end: End,
+    },
+}
+
+/// What a hook reads from its standard input: the state as the runtime specification has it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Input<'a> {
+    oci_version: &'a str,
+    id: &'a str,
+    status: Status,
+    #[serde(skip_serializing_if = "is_zero")]
+    pid: i32,
+    bundle: &'a Path,
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    annotations: &'a HashMap<String, String>,
+}
+
+fn is_zero(pid: &i32) -> bool {
+    *pid == 0
+}
+
+/// Runs the hooks of a moment in order; the first that fails ends it. Given up, it ends the one that
+/// runs.
+pub async fn run(moment: Moment, hooks: Option<&Hooks>, state: &State) -> Result<(), HookError> {
+    for (index, hook) in list(moment, hooks) {
+        let running = start(moment, index, hook, state)?;
+        let end = running.end().await;
+        judge(moment, index, hook, end)?;
+    }
+    Ok(())
+}
+
+/// Runs the hooks of a moment in order; the container's life goes on whether they fail or not.
+pub async fn run_and_warn(moment: Moment, hooks: Option<&Hooks>, state: &State) {
+    for (index, hook) in list(moment, hooks) {
+        let end = match start(moment, index, hook, state) {
+            Ok(running) => judge(moment, index, hook, running.end().await),
+            Err(error) => Err(error),
+        };
+        warn(end);
+    }
+}
+
+/// [`run_and_warn`] for a caller that has no event loop.
+pub fn run_and_warn_blocking(moment: Moment, hooks: Option<&Hooks>, state: &State) {
+    for (index, hook) in list(moment, hooks) {
+        let end = match start(moment, index, hook, state) {
+            Ok(running) => judge(moment, index, hook, running.end_blocking()),
+            Err(error) => Err(error),
+        };
+        warn(end);
+    }
+}
+
+fn list(moment: Moment, hooks: Option<&Hooks>) -> impl Iterator<Item = (usize, &Hook)> {
+    hooks
+        .into_iter()
+        .flat_map(move |hooks| moment.of(hooks).iter().enumerate())
+}
+
+fn start(moment: Moment, index: usize, hook: &Hook, state: &State) -> Result<Running, HookError> {
+    let input = Input {
+        oci_version: &state.oci_version,
+        id: &state.id,
+        status: moment.status(),
+        pid: match moment {
+            Moment::Poststop => 0,
+            _ => state.monitor.map_or(0, |monitor| monitor.pid),
+        },
+        bundle: &state.bundle,
+        annotations: &state.annotations,
+    };
+    serde_json::to_vec(&input)
+        .map_err(io::Error::from)
+        .and_then(|input| Running::start(hook, &input, &state.bundle))
+        .map_err(|source| cannot_run(moment, index, hook, source))
+}
+
+fn cannot_run(moment: Moment, index: usize, hook: &Hook, source: io::Error) -> HookError {
+    HookError::Run {
+        moment: moment.name(),
+        index,
+        path: hook.path().display().to_string(),
+        source,
+    }
+}
+
+fn judge(moment: Moment, index: usize, hook: &Hook, end: io::Result<End>) -> Result<(), HookError> {
+    let end = end.map_err(|source| cannot_run(moment, index, hook, source))?;
+    if end.is_success() {
+        return Ok(());
+    }
+    Err(HookError::Failed {
+        moment: moment.name(),
+        index,
+        end,
+    })
+}
+
+fn warn(result: Result<(), HookError>) {
+    if let Err(error) = result {
+        let source = std::error::Error::source(&error)
+            .map(|source| format!(": {source}"))
+            .unwrap_or_default();
+        tracing::warn!("{error}{source}");
+    }
+}
+
+#[cfg(test)]
+mod tests;
