@@ -34,7 +34,7 @@ fn hooks_run_in_order_and_are_told_the_state() {
         config["hooks"] = json!({
             "prestart": [host("cat >rootfs/1; echo 1 >>rootfs/log")],
             "createRuntime": [host("cat >rootfs/2; echo 2 >>rootfs/log")],
-            "createContainer": [guest("/proc/self/exe cat >rootfs/3; echo 3 >>rootfs/log")],
+            "createContainer": [guest("read -r state; echo \"$state\" >rootfs/3; echo 3 >>rootfs/log")],
             "startContainer": [container("cat >/4; echo 4 >>/log")],
             "poststart": [host("cat >rootfs/5; echo 5 >>rootfs/log")],
             "poststop": [host("cat >rootfs/6; echo 6 >>rootfs/log")],
