@@ -61,6 +61,7 @@ impl AgentError {
             | Self::Spec(_)
             | Self::Filter(_)
             | Self::Cgroup(CgroupError::Resource(_) | CgroupError::Refused { .. })
+            | Self::Stream(StreamError::TooMany)
             | Self::Process(ProcessError::UnknownSignal(_)) => Code::INVALID_ARGUMENT,
             Self::ContainerExists(_) | Self::ExecExists(_) => Code::ALREADY_EXISTS,
             Self::NoSuchContainer(_)

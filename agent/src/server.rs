@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use rvm_protocol::agent as api;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
+use crate::container::ExecOrder;
 use crate::error::AgentError;
 use crate::events::Event;
 use crate::power;
@@ -123,8 +124,14 @@ impl api::Agent for Service {
                 return Err(AgentError::ExecExists(request.exec_id));
             }
             let ids = StreamIds::from(request.stdio.get_or_default());
-            let (id, process) = (&request.exec_id, &request.process);
-            crate::container::exec(&sandbox, &container, id, process, &ids).await
+            let order = ExecOrder {
+                id: &request.exec_id,
+                process: &request.process,
+                streams: &ids,
+                ignore_paused: request.ignore_paused,
+                cgroup: &request.cgroup,
+            };
+            crate::container::exec(&sandbox, &container, &order).await
         });
         let pid = process.await?.pid();
         Ok(api::ExecProcessResponse {
@@ -190,6 +197,53 @@ impl api::Agent for Service {
             .container(&request.container_id)?
             .remove_exec(&request.exec_id)?;
         Ok(api::Empty::default())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: api::ListProcessesRequest,
+    ) -> ttrpc::Result<api::ListProcessesResponse> {
+        let container = self.sandbox.container(&request.container_id)?;
+        Ok(container.processes().await?)
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::PauseContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.sandbox.container(&request.container_id)?;
+        to_the_end(async move { container.pause().await }).await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResumeContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.sandbox.container(&request.container_id)?;
+        to_the_end(async move { container.resume().await }).await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.sandbox.container(&request.container_id)?;
+        container.update(&request.resources)?;
+        Ok(api::Empty::default())
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
+        Ok(self.sandbox.container(&request.container_id)?.stats())
     }
 
     async fn remove_container(

@@ -3,6 +3,9 @@
 //! What it answers comes from the guest and is taken as such: text is cut and cleaned before it is
 //! shown, numbers are checked, and nothing is used as a path.
 
+mod containers;
+mod processes;
+
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -16,6 +19,9 @@ use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
+
+pub use containers::Events;
+pub use processes::{Exec, Exit};
 
 use crate::state::Container;
 

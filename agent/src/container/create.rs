@@ -20,7 +20,7 @@ use crate::init::plan::{Plan, ProcessPlan, Role};
 use crate::process::Process;
 use crate::reaper::Exit;
 use crate::sandbox::Sandbox;
-use crate::streams::{self, ProcessStreams, StreamIds};
+use crate::streams::{self, ProcessEnds, ProcessStreams, StreamIds};
 use crate::sys::{Doing as _, OsError};
 
 /// Makes a container up to the point where only the word to start is missing.
@@ -78,12 +78,12 @@ async fn launch(
     spec: ContainerSpec,
     filter: Option<OwnedFd>,
     cgroup: &Cgroup,
-    stdio: &[OwnedFd; 3],
+    ends: &ProcessEnds,
 ) -> Result<Launched, AgentError> {
     cgroup.apply(spec.resources.as_ref())?;
     delegate_cgroup(cgroup, &spec.namespaces)?;
     let (waiting, control) = Preparing::new().map_err(LaunchError::from)?;
-    let (pid, pidfd) = make_process(sandbox, &spec, filter.as_ref(), cgroup, stdio, &control)
+    let (pid, pidfd) = make_process(sandbox, &spec, filter.as_ref(), cgroup, ends, &control)
         .map_err(LaunchError::from)?;
     let exit = sandbox.reaper.expect(pid);
     // The process has its own; the conversation ends when it closes that.
@@ -110,7 +110,7 @@ fn make_process(
     spec: &ContainerSpec,
     filter: Option<&OwnedFd>,
     cgroup: &Cgroup,
-    stdio: &[OwnedFd; 3],
+    ends: &ProcessEnds,
     control: &OwnedFd,
 ) -> Result<(Pid, OwnedFd), OsError> {
     let born_in = spec
@@ -125,6 +125,7 @@ fn make_process(
     let plan = write_plan(&Plan {
         role,
         process: spec.process.clone(),
+        extra: ends.extra_count(),
     })?;
     Launch {
         program: sandbox.program.as_fd(),
@@ -132,7 +133,7 @@ fn make_process(
         create: spec.namespaces.create,
         born_in: &born_in,
         user: &user,
-        stdio: stdio.each_ref().map(|fd| fd.as_fd()),
+        ends,
         control: control.as_fd(),
         plan: plan.as_fd(),
         filter: filter.map(|filter| filter.as_fd()),

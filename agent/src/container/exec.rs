@@ -15,26 +15,38 @@ use crate::error::AgentError;
 use crate::init::plan::{Plan, Role};
 use crate::process::Process;
 use crate::sandbox::Sandbox;
-use crate::streams::{self, StreamIds};
+use crate::streams::{self, ProcessEnds, StreamIds};
 use crate::sys::{Doing as _, OsError};
+
+/// What is to be made.
+pub struct ExecOrder<'a> {
+    /// Unique in the container.
+    pub id: &'a str,
+    /// The process object, as JSON.
+    pub process: &'a [u8],
+    /// Its streams.
+    pub streams: &'a StreamIds,
+    /// Wait for a paused container to be resumed.
+    pub ignore_paused: bool,
+    /// The group below the container's own, or nothing.
+    pub cgroup: &'a str,
+}
 
 /// Adds a process to a container; it runs its program when this returns.
 pub async fn exec(
     sandbox: &Sandbox,
     container: &Arc<Container>,
-    exec_id: &str,
-    process: &[u8],
-    ids: &StreamIds,
+    order: &ExecOrder<'_>,
 ) -> Result<Arc<Process>, AgentError> {
-    container.reserve_exec(exec_id)?;
-    let started = exec_reserved(sandbox, container, exec_id, process, ids).await;
+    container.reserve_exec(order.id, order.ignore_paused)?;
+    let started = exec_reserved(sandbox, container, order).await;
     let mut execs = container.lock_execs();
     match &started {
         Ok(process) => {
-            execs.insert(exec_id.to_owned(), Exec::Started(process.clone()));
+            execs.insert(order.id.to_owned(), Exec::Started(process.clone()));
         }
         Err(_) => {
-            execs.remove(exec_id);
+            execs.remove(order.id);
         }
     }
     started
@@ -43,15 +55,18 @@ pub async fn exec(
 async fn exec_reserved(
     sandbox: &Sandbox,
     container: &Arc<Container>,
-    exec_id: &str,
-    process: &[u8],
-    ids: &StreamIds,
+    order: &ExecOrder<'_>,
 ) -> Result<Arc<Process>, AgentError> {
-    let mut plan = spec::exec_process(process, &container.defaults)?;
+    let ids = order.streams;
+    let mut plan = spec::exec_process(order.process, &container.defaults)?;
     let given = (ids.rows != 0 || ids.cols != 0).then_some((ids.rows, ids.cols));
     plan.terminal = ids
         .terminal
         .then(|| given.or(plan.terminal).unwrap_or_default());
+    let cgroup = match order.cgroup {
+        "" => None,
+        path => Some(container.cgroup.descend(path)?),
+    };
     let role = Role::Join {
         namespaces: container.namespaces
             | if container.has_user_namespace {
@@ -66,9 +81,11 @@ async fn exec_reserved(
     let (pid, pidfd) = make_process(
         sandbox,
         container,
+        cgroup.as_ref(),
         &Plan {
             role,
             process: plan,
+            extra: streams.for_process.extra_count(),
         },
         &streams.for_process,
         &control,
@@ -83,15 +100,16 @@ async fn exec_reserved(
         Some(master) => process.set_terminal(streams.start_terminal(master)?),
         None => streams.start(),
     }
-    supervise::exec_process(sandbox, container, exec_id, &process, exit);
+    supervise::exec_process(sandbox, container, order.id, &process, exit);
     Ok(process)
 }
 
 fn make_process(
     sandbox: &Sandbox,
     container: &Container,
+    cgroup: Option<&OwnedFd>,
     plan: &Plan,
-    stdio: &[OwnedFd; 3],
+    ends: &ProcessEnds,
     control: &OwnedFd,
 ) -> Result<(Pid, OwnedFd), OsError> {
     let born_in = match container.has_pid_namespace {
@@ -106,7 +124,7 @@ fn make_process(
             create: 0,
             born_in: &born_in,
             user: &User::Same,
-            stdio: stdio.each_ref().map(|fd| fd.as_fd()),
+            ends,
             control: control.as_fd(),
             plan: plan.as_fd(),
             filter: container.filter.as_ref().map(|filter| filter.as_fd()),
@@ -115,6 +133,9 @@ fn make_process(
         }
         .run()
     };
+    if let Some(cgroup) = cgroup {
+        return launch_in(cgroup.as_fd());
+    }
     match launch_in(container.cgroup.directory()) {
         // A container that manages cgroups itself, as systemd does, has none but its own below, and
         // a group with groups below it takes no processes: go where the first process went.

@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::init::plan::{Plan, fd};
 use crate::power;
+use crate::streams::ProcessEnds;
 use crate::sys::clone::{
     CloneRequest, Cloned, become_root, clone_process, copy_fd, enter_namespaces, execute_fd,
     exit_now, read_byte, write_pid,
@@ -24,7 +25,7 @@ use crate::sys::{Doing as _, OsError};
 
 /// Descriptors are moved here before the child puts them at the numbers of [`fd`], so that none is
 /// overwritten before it has been copied. Above the number of mounts that can be prepared.
-const PARKED_FROM: RawFd = 256;
+const PARKED_FROM: RawFd = 320;
 /// Mounts that the agent can prepare for one container.
 const MAX_MOUNTS: usize = (PARKED_FROM - fd::MOUNTS) as usize;
 
@@ -75,8 +76,8 @@ pub struct Launch<'a> {
     pub born_in: &'a [Birthplace],
     /// The user namespace.
     pub user: &'a User,
-    /// Standard streams.
-    pub stdio: [BorrowedFd<'a>; 3],
+    /// Standard streams and whatever else the program is to have.
+    pub ends: &'a ProcessEnds,
     /// The process's end of the control socket.
     pub control: BorrowedFd<'a>,
     /// The plan, from [`write_plan`].
@@ -133,7 +134,13 @@ impl Launch<'_> {
         if self.mounts.len() > MAX_MOUNTS {
             return Err(Errno::TOOBIG).doing(|| "prepare that many mounts");
         }
-        let stdio = self.stdio.iter().zip(0..).map(|(fd, number)| (*fd, number));
+        let ends = [
+            (self.ends.stdio.as_slice(), 0),
+            (&self.ends.extra, fd::EXTRA),
+        ];
+        let ends = ends
+            .into_iter()
+            .flat_map(|(fds, first)| fds.iter().map(|fd| fd.as_fd()).zip(first..));
         let fixed = [
             Some((self.control, fd::CONTROL)),
             Some((self.plan, fd::PLAN)),
@@ -145,8 +152,7 @@ impl Launch<'_> {
             .iter()
             .zip(fd::MOUNTS..)
             .map(|(fd, number)| (fd.as_fd(), number));
-        stdio
-            .chain(fixed.into_iter().flatten())
+        ends.chain(fixed.into_iter().flatten())
             .chain(mounts)
             .map(|(fd, number)| Ok((fcntl_dupfd_cloexec(fd, PARKED_FROM)?, number)))
             .collect::<Result<_, Errno>>()

@@ -6,18 +6,22 @@ mod exec;
 mod idmap;
 mod launch;
 mod mount_options;
+mod pause;
 mod preparing;
+mod processes;
 mod seccomp;
 mod spec;
 mod state;
+mod stats;
 mod supervise;
+mod update;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use create::create;
-pub use exec::exec;
+pub use exec::{ExecOrder, exec};
 pub use preparing::LaunchError;
 pub use seccomp::FilterError;
 pub use spec::SpecError;
@@ -137,9 +141,13 @@ impl Container {
     }
 
     /// Takes an exec id, if the container can be joined.
-    fn reserve_exec(&self, exec_id: &str) -> Result<(), AgentError> {
+    fn reserve_exec(&self, exec_id: &str, ignore_paused: bool) -> Result<(), AgentError> {
         let state = self.lock_state();
-        state::permit(*state, Operation::Exec)?;
+        let operation = match ignore_paused {
+            true => Operation::ExecWhenResumed,
+            false => Operation::Exec,
+        };
+        state::permit(*state, operation)?;
         let mut execs = self.lock_execs();
         if execs.contains_key(exec_id) {
             return Err(AgentError::ExecExists(exec_id.to_owned()));

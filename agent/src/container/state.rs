@@ -3,14 +3,14 @@
 //! ```text
 //!   CreateContainer      first process is ready        StartContainer
 //!  ───────────────► Creating ───────────────► Created ───────────────► Running
-//!                      │                         │                        │
-//!                      │ failed                  │ first process ended    │ first process ended
-//!                      ▼                         ▼                        ▼
-//!                   (nothing) ◄─────────────── Stopped ◄──────────────────┘
+//!                      │                         │                        │  ▲    PauseContainer
+//!                      │ failed                  │ first process ended    │  └──► Paused
+//!                      ▼                         ▼                        ▼         │ ResumeContainer
+//!                   (nothing) ◄─────────────── Stopped ◄──────────────────┴─────────┘ or its end
 //!                               RemoveContainer
 //! ```
 //!
-//! RemoveContainer is also taken in Created and Running: it kills first.
+//! RemoveContainer is also taken in Created, Running and Paused: it kills first.
 
 /// Where a container is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum State {
     Created,
     /// Its program runs.
     Running,
+    /// Its processes stand still.
+    Paused,
     /// Its first process has ended.
     Stopped,
 }
@@ -32,8 +34,16 @@ pub enum Operation {
     Start,
     /// ExecProcess
     Exec,
+    /// ExecProcess with ignore_paused
+    ExecWhenResumed,
     /// SignalProcess
     Signal,
+    /// PauseContainer
+    Pause,
+    /// ResumeContainer
+    Resume,
+    /// UpdateContainer
+    Update,
     /// RemoveContainer
     Remove,
 }
@@ -53,22 +63,33 @@ pub enum StateError {
     /// It is over.
     #[error("cannot exec in a stopped container")]
     ExecStopped,
-    /// It is over.
+    /// It stands still.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecPaused,
+    /// It is over, stands still, or has not begun.
     #[error("container not running")]
     NotRunning,
+    /// It runs, or has not begun.
+    #[error("container not paused")]
+    NotPaused,
 }
 
 /// Says whether an operation is allowed; the words are runc's.
 pub fn permit(state: State, operation: Operation) -> Result<(), StateError> {
+    use Operation::{Exec, ExecWhenResumed, Pause, Remove, Resume, Signal, Start, Update};
     match (state, operation) {
         (State::Creating, _) => Err(StateError::Creating),
-        (State::Running, Operation::Start) => Err(StateError::AlreadyRunning),
-        (State::Stopped, Operation::Start) => Err(StateError::StartStopped),
-        (State::Stopped, Operation::Exec) => Err(StateError::ExecStopped),
-        (State::Stopped, Operation::Signal) => Err(StateError::NotRunning),
-        (State::Created, _)
-        | (State::Running, Operation::Exec | Operation::Signal | Operation::Remove)
-        | (State::Stopped, Operation::Remove) => Ok(()),
+        (State::Running | State::Paused, Start) => Err(StateError::AlreadyRunning),
+        (State::Stopped, Start) => Err(StateError::StartStopped),
+        (State::Stopped, Exec | ExecWhenResumed) => Err(StateError::ExecStopped),
+        (State::Paused, Exec) => Err(StateError::ExecPaused),
+        (State::Created | State::Running, Resume) => Err(StateError::NotPaused),
+        (State::Stopped, Signal | Pause | Resume | Update)
+        | (State::Created | State::Paused, Pause) => Err(StateError::NotRunning),
+        (State::Created, Start | Exec | ExecWhenResumed | Signal | Update)
+        | (State::Running, Exec | ExecWhenResumed | Signal | Pause | Update)
+        | (State::Paused, ExecWhenResumed | Signal | Resume | Update)
+        | (_, Remove) => Ok(()),
     }
 }
 
@@ -91,9 +112,43 @@ mod tests {
 
     #[test]
     fn a_stopped_container_can_only_be_removed() {
-        for operation in [Operation::Start, Operation::Exec, Operation::Signal] {
+        for operation in [
+            Operation::Start,
+            Operation::Exec,
+            Operation::ExecWhenResumed,
+            Operation::Signal,
+            Operation::Pause,
+            Operation::Resume,
+            Operation::Update,
+        ] {
             assert!(permit(State::Stopped, operation).is_err());
         }
         assert_eq!(permit(State::Stopped, Operation::Remove), Ok(()));
+    }
+
+    #[test]
+    fn a_paused_container_is_joined_only_by_who_can_wait() {
+        assert_eq!(
+            permit(State::Paused, Operation::Exec),
+            Err(StateError::ExecPaused)
+        );
+        assert_eq!(permit(State::Paused, Operation::ExecWhenResumed), Ok(()));
+    }
+
+    #[test]
+    fn only_what_runs_is_paused_and_only_what_is_paused_resumes() {
+        for (state, pause, resume) in [
+            (State::Created, false, false),
+            (State::Running, true, false),
+            (State::Paused, false, true),
+            (State::Stopped, false, false),
+        ] {
+            assert_eq!(permit(state, Operation::Pause).is_ok(), pause, "{state:?}");
+            assert_eq!(
+                permit(state, Operation::Resume).is_ok(),
+                resume,
+                "{state:?}"
+            );
+        }
     }
 }

@@ -94,13 +94,13 @@ pub fn run() -> ! {
 
 fn prepare_and_execute(control: Control) -> Result<std::convert::Infallible, Failure> {
     signal::reset_all();
-    clone::close_on_exec_from(fd::CONTROL as u32)
+    let plan = read_plan()?;
+    clone::close_on_exec_from(fd::EXTRA as u32 + plan.extra)
         .doing(|| "mark descriptors")
         .stage("start")?;
     rustix::process::setsid()
         .doing(|| "make a session")
         .stage("start")?;
-    let plan = read_plan()?;
     let filter = match plan.process.seccomp_flags {
         Some(_) => read_all(fd::SECCOMP)
             .doing(|| "read the filter")

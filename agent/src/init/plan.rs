@@ -13,16 +13,18 @@ use crate::sys::sched::SchedAttr;
 
 /// Descriptors that the process starts with, besides its standard streams.
 pub mod fd {
+    /// The first of those that the program is to have, up to [`CONTROL`].
+    pub const EXTRA: i32 = 3;
     /// The socket to the agent.
-    pub const CONTROL: i32 = 3;
+    pub const CONTROL: i32 = 64;
     /// The plan.
-    pub const PLAN: i32 = 4;
+    pub const PLAN: i32 = 65;
     /// The compiled seccomp filter, if there is one.
-    pub const SECCOMP: i32 = 5;
+    pub const SECCOMP: i32 = 66;
     /// The process whose namespaces to join.
-    pub const JOIN: i32 = 6;
+    pub const JOIN: i32 = 67;
     /// The first of the mounts that the agent has prepared.
-    pub const MOUNTS: i32 = 7;
+    pub const MOUNTS: i32 = 68;
 }
 
 /// The whole.
@@ -32,6 +34,8 @@ pub struct Plan {
     pub role: Role,
     /// What holds for both kinds.
     pub process: ProcessPlan,
+    /// How many descriptors from [`fd::EXTRA`] on the program is to have.
+    pub extra: u32,
 }
 
 /// First process or later one.

@@ -117,6 +117,11 @@ impl Endpoint {
         let _ = shutdown(self.0.get_ref(), Shutdown::Write);
     }
 
+    /// Ends a socket both ways: whoever reads it sees its end.
+    pub fn finish(&self) {
+        let _ = shutdown(self.0.get_ref(), Shutdown::Both);
+    }
+
     /// Whether the peer of a socket has closed it altogether, and not only its writing half: an
     /// empty send fails then, and does nothing otherwise.
     pub fn peer_is_gone(&self) -> bool {

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::sys::{readiness, vsock};
 pub use endpoint::Endpoint;
-pub use stdio::{ProcessStreams, StreamIds, prepare};
+pub use stdio::{ProcessEnds, ProcessStreams, StreamIds, prepare};
 
 /// Connections that may wait for their process at one time. A pod starts its containers one after
 /// the other, three streams each.
@@ -201,6 +201,12 @@ pub enum StreamError {
     /// Two processes name the same stream.
     #[error("stream {0} already belongs to another process")]
     Claimed(u64),
+    /// A process cannot have that many.
+    #[error(
+        "a process cannot have more than {} extra descriptors",
+        stdio::MAX_EXTRA
+    )]
+    TooMany,
     /// A pipe or terminal could not be made.
     #[error(transparent)]
     Os(#[from] crate::sys::OsError),

@@ -44,6 +44,22 @@ pub async fn terminal(master: Arc<Endpoint>, connection: Endpoint) {
     }
 }
 
+/// Between a process's socket and the host, both ways, each with an end of its own.
+pub async fn socket(ours: Endpoint, connection: Endpoint) {
+    tokio::join!(one_way(&ours, &connection), one_way(&connection, &ours));
+}
+
+/// Copies to the end and tells it. An end that has gone altogether takes no more either, and the
+/// other direction hears of it: the socket is shut down both ways.
+async fn one_way(from: &Endpoint, to: &Endpoint) {
+    copy(from, to).await;
+    to.finish_writing();
+    if from.peer_is_gone() {
+        from.finish();
+        to.finish();
+    }
+}
+
 /// Reads a terminal that nobody listens to, so that its writers do not wait for ever.
 pub async fn discard(master: Arc<Endpoint>) {
     let mut buffer = vec![0; BUFFER_SIZE];
@@ -142,6 +158,42 @@ mod tests {
             .read_to_string(&mut all)
             .unwrap();
         assert_eq!(all, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_half_closed_on_either_side() {
+        let (mut process, ours) = UnixStream::pair().unwrap();
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        let relay = tokio::spawn(socket(
+            Endpoint::new(ours.into()).unwrap(),
+            Endpoint::new(guest.into()).unwrap(),
+        ));
+        let talk = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            host.write_all(b"question").unwrap();
+            host.shutdown(std::net::Shutdown::Write).unwrap();
+            process.read_to_string(&mut text).unwrap();
+            process.write_all(b" and answer").unwrap();
+            drop(process);
+            host.read_to_string(&mut text).unwrap();
+            text
+        });
+        assert_eq!(talk.await.unwrap(), "question and answer");
+        relay.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_closes_its_socket_ends_the_connection() {
+        let (process, ours) = UnixStream::pair().unwrap();
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        drop(process);
+        let relay = socket(
+            Endpoint::new(ours.into()).unwrap(),
+            Endpoint::new(guest.into()).unwrap(),
+        );
+        relay.await;
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+        assert!(host.write_all(b"x").is_err());
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! A process's three standard streams, as descriptors for it and relays for us.
+//! A process's three standard streams and extra descriptors, as descriptors for it and relays for
+//! us.
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -6,11 +7,17 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rvm_protocol::agent::Stdio;
+use rvm_protocol::agent::extra_descriptor::Kind;
 
 use super::{Claim, Endpoint, StreamError, StreamHub, relay};
+use crate::init::plan::fd;
 use crate::sys::Doing as _;
+
+/// Descriptors that a process can have beyond its standard streams.
+pub const MAX_EXTRA: usize = (fd::CONTROL - fd::EXTRA) as usize;
 
 /// Which connections carry a process's standard streams; 0 is none.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +34,8 @@ pub struct StreamIds {
     pub rows: u16,
     /// See `rows`.
     pub cols: u16,
+    /// Descriptors from 3 on: a connection, and as what the process sees it.
+    pub extra: Vec<(u64, Kind)>,
 }
 
 impl From<&Stdio> for StreamIds {
@@ -38,6 +47,11 @@ impl From<&Stdio> for StreamIds {
             stderr: stdio.stderr,
             rows: u16::try_from(stdio.rows).unwrap_or(u16::MAX),
             cols: u16::try_from(stdio.cols).unwrap_or(u16::MAX),
+            extra: stdio
+                .extra
+                .iter()
+                .map(|extra| (extra.stream, extra.kind.enum_value_or_default()))
+                .collect(),
         }
     }
 }
@@ -46,45 +60,73 @@ type Relay = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The process's ends of its streams, and what will serve ours.
 pub struct ProcessStreams {
-    /// Descriptors 0 to 2 of the process. With a terminal they are /dev/null, until the process
-    /// replaces them with the terminal it makes.
-    pub for_process: [OwnedFd; 3],
+    /// The process's ends.
+    pub for_process: ProcessEnds,
     relays: Vec<Relay>,
     terminal: Option<Claim>,
 }
 
+/// The descriptors that a process has to begin with.
+pub struct ProcessEnds {
+    /// 0 to 2. With a terminal they are /dev/null, until the process replaces them with the terminal
+    /// it makes.
+    pub stdio: [OwnedFd; 3],
+    /// From 3 on; no more than [`MAX_EXTRA`].
+    pub extra: Vec<OwnedFd>,
+}
+
+impl ProcessEnds {
+    /// The number of extra descriptors.
+    pub fn extra_count(&self) -> u32 {
+        self.extra.len() as u32
+    }
+}
+
 /// Makes the pipes and asks for the connections.
 pub fn prepare(hub: &StreamHub, ids: &StreamIds) -> Result<ProcessStreams, StreamError> {
+    if ids.extra.len() > MAX_EXTRA {
+        return Err(StreamError::TooMany);
+    }
     let mut relays = Vec::new();
-    if ids.terminal {
+    let (stdio, terminal) = if ids.terminal {
         let terminal = (ids.stdin != 0).then(|| hub.claim(ids.stdin)).transpose()?;
-        return Ok(ProcessStreams {
-            for_process: [null()?, null()?, null()?],
-            relays,
-            terminal,
+        ([null()?, null()?, null()?], terminal)
+    } else {
+        let stdio = [
+            input(hub, ids.stdin, &mut relays)?,
+            output(hub, ids.stdout, &mut relays)?,
+            output(hub, ids.stderr, &mut relays)?,
+        ];
+        (stdio, None)
+    };
+    let mut extra = Vec::new();
+    for (id, kind) in &ids.extra {
+        extra.push(match kind {
+            Kind::INPUT => input(hub, *id, &mut relays)?,
+            Kind::OUTPUT => output(hub, *id, &mut relays)?,
+            Kind::SOCKET => socket(hub, *id, &mut relays)?,
         });
     }
-    let stdin = match ids.stdin {
-        0 => null()?,
-        id => {
-            let (theirs, ours) = make_pipe()?;
-            let claim = hub.claim(id)?;
-            let ours = Endpoint::new(ours).doing(|| "watch standard input")?;
-            relays.push(Box::pin(async move {
-                if let Some(connection) = claim.connection().await {
-                    relay::input(connection, ours).await;
-                }
-            }) as Relay);
-            theirs
-        }
-    };
-    let stdout = output(hub, ids.stdout, &mut relays)?;
-    let stderr = output(hub, ids.stderr, &mut relays)?;
     Ok(ProcessStreams {
-        for_process: [stdin, stdout, stderr],
+        for_process: ProcessEnds { stdio, extra },
         relays,
-        terminal: None,
+        terminal,
     })
+}
+
+fn input(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, StreamError> {
+    if id == 0 {
+        return null();
+    }
+    let (theirs, ours) = make_pipe()?;
+    let claim = hub.claim(id)?;
+    let ours = Endpoint::new(ours).doing(|| "watch an input")?;
+    relays.push(Box::pin(async move {
+        if let Some(connection) = claim.connection().await {
+            relay::input(connection, ours).await;
+        }
+    }));
+    Ok(theirs)
 }
 
 fn output(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, StreamError> {
@@ -93,10 +135,31 @@ fn output(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, 
     }
     let (ours, theirs) = make_pipe()?;
     let claim = hub.claim(id)?;
-    let ours = Endpoint::new(ours).doing(|| "watch standard output")?;
+    let ours = Endpoint::new(ours).doing(|| "watch an output")?;
     relays.push(Box::pin(async move {
         if let Some(connection) = claim.connection().await {
             relay::output(ours, connection).await;
+        }
+    }));
+    Ok(theirs)
+}
+
+fn socket(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, StreamError> {
+    if id == 0 {
+        return null();
+    }
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .doing(|| "make a socket")?;
+    let claim = hub.claim(id)?;
+    let ours = Endpoint::new(ours).doing(|| "watch a socket")?;
+    relays.push(Box::pin(async move {
+        if let Some(connection) = claim.connection().await {
+            relay::socket(ours, connection).await;
         }
     }));
     Ok(theirs)
@@ -112,11 +175,13 @@ impl ProcessStreams {
 
     /// The same for a process that has made a terminal. Its master stays open as long as the relay
     /// runs; what is returned serves for its size.
-    pub fn start_terminal(self, master: OwnedFd) -> Result<Weak<Endpoint>, StreamError> {
+    pub fn start_terminal(mut self, master: OwnedFd) -> Result<Weak<Endpoint>, StreamError> {
         let master = Arc::new(Endpoint::new(master).doing(|| "watch the terminal")?);
         let weak = Arc::downgrade(&master);
+        let terminal = self.terminal.take();
+        self.start();
         tokio::spawn(async move {
-            match self.terminal {
+            match terminal {
                 None => relay::discard(master).await,
                 Some(claim) => {
                     if let Some(connection) = claim.connection().await {

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::Errno;
 
 pub use convert::ResourceError;
@@ -27,6 +27,11 @@ const ROOT: &str = "/sys/fs/cgroup";
 const PREFIX: &str = "rvm-";
 /// How long the kernel may take to end all processes of a group after it was told to.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the processes of a group may take to stand still; runc's.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a signal to all of them. A process in an uninterruptible sleep cannot freeze; it
+/// cannot fork either.
+const SIGNAL_FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a container's group could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,9 @@ pub enum CgroupError {
         /// Why it was refused.
         errno: Errno,
     },
+    /// Processes go on although they were to stand still.
+    #[error("processes of the container did not stand still within {} s", FREEZE_TIMEOUT.as_secs())]
+    NotFrozen,
     /// Processes remain in the group although they were killed.
     #[error("processes of the container did not end within {} s of being killed", KILL_TIMEOUT.as_secs())]
     StillPopulated,
@@ -71,6 +79,8 @@ pub fn enable_controllers() -> Result<(), OsError> {
 pub struct Cgroup {
     name: String,
     directory: OwnedFd,
+    /// Held by whoever freezes the group, until what it was frozen for is done.
+    freezer: tokio::sync::Mutex<()>,
 }
 
 impl Cgroup {
@@ -82,7 +92,11 @@ impl Cgroup {
             .doing(|| format!("make cgroup {path}"))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(directory) => Ok(Self { name, directory }),
+            Ok(directory) => Ok(Self {
+                name,
+                directory,
+                freezer: tokio::sync::Mutex::default(),
+            }),
             Err(errno) => {
                 let _ = rustix::fs::rmdir(&path);
                 Err(errno)
@@ -100,16 +114,21 @@ impl Cgroup {
     /// Sets the limits and the device rules.
     pub fn apply(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
         if let Some(resources) = resources {
-            for setting in convert::to_settings(resources)? {
-                self.write_setting(&setting)?;
-            }
-            self.apply_unified(resources.unified().as_ref())?;
+            self.set_limits(resources)?;
         }
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         let program = bpf::device_program(&device_rules::with_defaults(rules.unwrap_or_default())?);
         bpf::attach_device_program(&program, self.directory())
             .doing(|| "attach the device program to the cgroup")?;
         Ok(())
+    }
+
+    /// Sets the limits alone.
+    pub fn set_limits(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        for setting in convert::to_settings(resources)? {
+            self.write_setting(&setting)?;
+        }
+        self.apply_unified(resources.unified().as_ref())
     }
 
     fn write_setting(&self, setting: &convert::Setting) -> Result<(), CgroupError> {
@@ -145,7 +164,8 @@ impl Cgroup {
         rustix::io::write(&file, value).map(drop)
     }
 
-    fn read(&self, file: &str) -> std::io::Result<String> {
+    /// Reads an interface file.
+    pub fn read(&self, file: &str) -> std::io::Result<String> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(&self.directory, file, flags, Mode::empty())?;
         std::io::read_to_string(std::fs::File::from(file))
@@ -170,6 +190,17 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Opens a group below this one by its path from here.
+    pub fn descend(&self, path: &str) -> Result<OwnedFd, CgroupError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let relative = path.trim_start_matches('/');
+        Ok(
+            openat2(&self.directory, relative, flags, Mode::empty(), resolve)
+                .doing(|| format!("open cgroup {path} of the container"))?,
+        )
+    }
+
     /// Watches for OOM kills and for the group becoming empty.
     pub fn watch(&self) -> Result<Watch, CgroupError> {
         Watch::new(self.directory())
@@ -188,15 +219,18 @@ impl Cgroup {
         if number == libc::SIGKILL as u32 {
             return self.kill();
         }
+        let _held = self.freezer.lock().await;
         let was_frozen = self
             .read("cgroup.freeze")
             .is_ok_and(|state| state.trim() == "1");
         if !was_frozen {
-            self.freeze(true).await?;
+            self.set_frozen(true)?;
+            // See there for why it does not matter whether all did.
+            let _ = self.frozen_within(SIGNAL_FREEZE_TIMEOUT).await?;
         }
         let sent = self.signal_each(number);
         if !was_frozen {
-            self.freeze(false).await?;
+            self.set_frozen(false)?;
         }
         sent
     }
@@ -212,20 +246,37 @@ impl Cgroup {
         Ok(())
     }
 
-    async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
-        self.write("cgroup.freeze", if frozen { b"1" } else { b"0" })
-            .doing(|| format!("freeze cgroup {}", self.name))?;
-        if frozen {
-            let watch = self.watch()?;
-            // A process in an uninterruptible sleep cannot freeze; it cannot fork either.
-            let _ = tokio::time::timeout(Duration::from_secs(1), watch.frozen()).await;
+    /// Makes every process stand still, and returns when they do.
+    pub async fn freeze(&self) -> Result<(), CgroupError> {
+        let _held = self.freezer.lock().await;
+        self.set_frozen(true)?;
+        if self.frozen_within(FREEZE_TIMEOUT).await? {
+            return Ok(());
         }
+        self.set_frozen(false)?;
+        Err(CgroupError::NotFrozen)
+    }
+
+    /// Lets the processes go on.
+    pub async fn thaw(&self) -> Result<(), CgroupError> {
+        let _held = self.freezer.lock().await;
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if frozen { b"1" } else { b"0" })
+            .doing(|| format!("freeze or thaw cgroup {}", self.name))?;
         Ok(())
+    }
+
+    async fn frozen_within(&self, limit: Duration) -> Result<bool, CgroupError> {
+        let watch = self.watch()?;
+        Ok(tokio::time::timeout(limit, watch.frozen()).await.is_ok())
     }
 
     /// Every process in the group and in all below it, as the guest's root pid namespace numbers
     /// them.
-    fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
         let mut pids = Vec::new();
         for directory in self.tree()? {
             let path = directory.join("cgroup.procs");

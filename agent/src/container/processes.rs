@@ -1,0 +1,189 @@
+//! ListProcesses: what /proc says of a container's processes.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use rvm_protocol::agent as api;
+
+use super::Container;
+use crate::error::AgentError;
+
+/// The longest command line that is told of one process.
+const MAX_COMMAND: usize = 4096;
+/// The same for all of them together: an answer holds no more than 4 MiB, which tens of thousands
+/// of processes reach without their arguments.
+const MAX_COMMANDS: usize = 1 << 20;
+/// The major number of pseudo-terminals, and how many more there are for the next ones.
+const PTS_MAJOR: u64 = 136;
+const PTS_MAJORS: u64 = 8;
+
+impl Container {
+    /// Every process in the container's group, without those that end meanwhile.
+    pub async fn processes(&self) -> Result<api::ListProcessesResponse, AgentError> {
+        let clock = Clock::read();
+        let mut room = MAX_COMMANDS;
+        let mut processes = Vec::new();
+        for pid in self.cgroup.processes()? {
+            if let Some(mut process) = read(pid, &clock) {
+                if process.command.len() > room {
+                    process.command.clear();
+                }
+                room -= process.command.len();
+                processes.push(process);
+            }
+            // There may be thousands, and others wait to be served.
+            tokio::task::yield_now().await;
+        }
+        Ok(api::ListProcessesResponse {
+            processes,
+            now_ns: nanoseconds(clock.now),
+            ..Default::default()
+        })
+    }
+}
+
+/// How /proc's times relate to the guest's.
+struct Clock {
+    now: Duration,
+    booted: Duration,
+    ticks_per_second: u64,
+}
+
+impl Clock {
+    fn read() -> Self {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let up = clock_gettime(ClockId::Boottime);
+        let up = Duration::new(
+            up.tv_sec.unsigned_abs(),
+            u32::try_from(up.tv_nsec).unwrap_or(0),
+        );
+        Self {
+            now,
+            booted: now.saturating_sub(up),
+            ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
+        }
+    }
+
+    fn duration(&self, ticks: u64) -> Duration {
+        Duration::from_nanos((ticks).saturating_mul(1_000_000_000 / self.ticks_per_second))
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let stat = Stat::parse(&stat)?;
+    Some(api::ProcessInfo {
+        pid: pid.unsigned_abs(),
+        ppid: stat.ppid,
+        uid: effective_user(&status).unwrap_or(0),
+        started_at_ns: nanoseconds(clock.booted + clock.duration(stat.started)),
+        cpu_ns: nanoseconds(clock.duration(stat.cpu)),
+        terminal: terminal(stat.terminal),
+        command: command(&arguments).unwrap_or_else(|| format!("[{}]", stat.name)),
+        ..Default::default()
+    })
+}
+
+/// What is wanted of /proc/pid/stat.
+struct Stat<'a> {
+    name: &'a str,
+    ppid: u32,
+    terminal: u64,
+    cpu: u64,
+    started: u64,
+}
+
+impl<'a> Stat<'a> {
+    /// The second field is the program's name in parentheses, which may hold anything.
+    fn parse(text: &'a str) -> Option<Self> {
+        let (before, after) = text.rsplit_once(')')?;
+        let (_, name) = before.split_once('(')?;
+        // From field 3 on, as proc_pid_stat(5) counts.
+        let fields: Vec<_> = after.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            name,
+            ppid: u32::try_from(field(4)?).ok()?,
+            terminal: field(7)?,
+            cpu: field(14)? + field(15)?,
+            started: field(22)?,
+        })
+    }
+}
+
+/// The second number behind `Uid:`.
+fn effective_user(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The name of a controlling terminal below /dev; nothing for none, or one that has no name in a
+/// container.
+fn terminal(device: u64) -> String {
+    let (major, minor) = (
+        (device >> 8) & 0xfff,
+        (device & 0xff) | (device >> 12) & 0xfff00,
+    );
+    if (PTS_MAJOR..PTS_MAJOR + PTS_MAJORS).contains(&major) {
+        format!("pts/{}", (major - PTS_MAJOR) * 256 + minor)
+    } else {
+        String::new()
+    }
+}
+
+/// The arguments with spaces between them.
+fn command(arguments: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(&arguments[..arguments.len().min(MAX_COMMAND)]);
+    let text = text.trim_end_matches('\0').replace('\0', " ");
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_does_not_move_the_fields() {
+        let text = "7 (a) b (c) S 5 7 7 34817 7 0 0 0 0 0 30 12 0 0 20 0 1 0 4711 9 9";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.name, stat.ppid), ("a) b (c", 5));
+        assert_eq!((stat.cpu, stat.started), (42, 4711));
+        assert_eq!(terminal(stat.terminal), "pts/1");
+    }
+
+    #[test]
+    fn what_has_no_terminal_names_none() {
+        assert_eq!(terminal(0), "");
+        assert_eq!(terminal(0x440), "");
+    }
+
+    #[test]
+    fn the_user_is_the_effective_one() {
+        assert_eq!(effective_user("Name:\tsh\nUid:\t1\t2\t3\t4\n"), Some(2));
+    }
+
+    #[test]
+    fn arguments_are_separated_by_spaces() {
+        assert_eq!(command(b"sleep\x001000\x00").as_deref(), Some("sleep 1000"));
+        assert_eq!(command(b""), None);
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let pid = std::process::id();
+        let process = read(pid as i32, &Clock::read()).unwrap();
+        assert_eq!(process.pid, pid);
+        assert!(process.ppid > 0 && !process.command.is_empty());
+        let now = nanoseconds(Clock::read().now);
+        assert!((now - 600_000_000_000..=now).contains(&process.started_at_ns));
+    }
+}

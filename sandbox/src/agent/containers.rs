@@ -1,0 +1,87 @@
+//! Calls about containers as a whole.
+
+use oci_spec::runtime::LinuxResources;
+use rvm_protocol::agent::{
+    Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
+    ResumeContainerRequest, StatsRequest, StatsResponse, UpdateContainerRequest,
+};
+use ttrpc::r#async::ClientStreamReceiver;
+
+use super::{Agent, AgentError, clean, failed, limited, unlimited};
+
+impl Agent {
+    /// Lists the processes of a container. Their texts are fit to be shown.
+    pub async fn processes(&self, id: &str) -> Result<ListProcessesResponse, AgentError> {
+        let request = ListProcessesRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.0.list_processes(limited(), &request).await;
+        let mut answer = answer.map_err(failed("list processes"))?;
+        for process in &mut answer.processes {
+            process.terminal = clean(&process.terminal);
+            process.command = clean(&process.command);
+        }
+        Ok(answer)
+    }
+
+    /// Makes every process of a container stand still, and returns when they do.
+    pub async fn pause(&self, id: &str) -> Result<(), AgentError> {
+        let request = PauseContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.0.pause_container(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("pause container"))
+    }
+
+    /// Lets the processes of a paused container go on.
+    pub async fn resume(&self, id: &str) -> Result<(), AgentError> {
+        let request = ResumeContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.0.resume_container(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("resume container"))
+    }
+
+    /// Changes a container's limits in the guest. Device rules are not looked at.
+    pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<(), AgentError> {
+        let request = UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources: serde_json::to_vec(resources)?,
+            ..Default::default()
+        };
+        let answer = self.0.update_container(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("update container"))
+    }
+
+    /// What a container has used of the guest.
+    pub async fn stats(&self, id: &str) -> Result<StatsResponse, AgentError> {
+        let request = StatsRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.0
+            .stats(limited(), &request)
+            .await
+            .map_err(failed("stats"))
+    }
+
+    /// What happens in the sandbox from now on.
+    pub async fn events(&self) -> Result<Events, AgentError> {
+        let stream = self.0.events(unlimited(), &EventsRequest::new()).await;
+        stream.map(Events).map_err(failed("events"))
+    }
+}
+
+/// Exits and OOM kills of all containers of a sandbox, in order.
+pub struct Events(ClientStreamReceiver<Event>);
+
+impl Events {
+    /// The next one, or nothing at the end. An error is an end too: the machine has gone, most
+    /// likely.
+    pub async fn next(&mut self) -> Result<Option<Event>, AgentError> {
+        self.0.recv().await.map_err(failed("events"))
+    }
+}

@@ -1,0 +1,117 @@
+//! Calls about single processes: a container's first, whose exec id is empty, or an exec'd one.
+
+use oci_spec::runtime::Process;
+use rvm_protocol::agent::{
+    ExecProcessRequest, RemoveProcessRequest, ResizeTerminalRequest, SignalProcessRequest, Stdio,
+    WaitProcessRequest,
+};
+
+use super::{Agent, AgentError, failed, limited, unlimited};
+
+/// A process that is to be added to a container.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    /// The container.
+    pub container: &'a str,
+    /// The process's id, unique in the container.
+    pub id: &'a str,
+    /// What it is.
+    pub process: &'a Process,
+    /// Its streams.
+    pub stdio: Stdio,
+    /// If the container is paused, wait until it is resumed.
+    pub ignore_paused: bool,
+    /// The group below the container's own in the guest to start in; empty for that one.
+    pub cgroup: &'a str,
+}
+
+/// How and when a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// What a shell would report.
+    pub status: u8,
+    /// Nanoseconds since the epoch, by the guest's clock.
+    pub at_ns: u64,
+}
+
+impl Agent {
+    /// Adds a process to a container. It runs when this returns; its number in the guest comes
+    /// back.
+    pub async fn exec(&self, exec: Exec<'_>) -> Result<u32, AgentError> {
+        let request = ExecProcessRequest {
+            container_id: exec.container.to_owned(),
+            exec_id: exec.id.to_owned(),
+            process: serde_json::to_vec(exec.process)?,
+            stdio: Some(exec.stdio).into(),
+            ignore_paused: exec.ignore_paused,
+            cgroup: exec.cgroup.to_owned(),
+            ..Default::default()
+        };
+        // A paused container lets it wait.
+        let answer = self.0.exec_process(unlimited(), &request).await;
+        Ok(answer.map_err(failed("exec process"))?.pid)
+    }
+
+    /// Waits until a process has ended.
+    pub async fn wait_process(&self, id: &str, exec_id: &str) -> Result<Exit, AgentError> {
+        let request = WaitProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.0.wait_process(unlimited(), &request).await;
+        let answer = answer.map_err(failed("wait process"))?;
+        Ok(Exit {
+            // Only a guest that was taken over reports another.
+            status: u8::try_from(answer.exit_status).unwrap_or(u8::MAX),
+            at_ns: answer.exited_at_ns,
+        })
+    }
+
+    /// Signals a process.
+    pub async fn signal_process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: i32,
+    ) -> Result<(), AgentError> {
+        let request = SignalProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            signal: signal.unsigned_abs(),
+            ..Default::default()
+        };
+        let answer = self.0.signal_process(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("signal process"))
+    }
+
+    /// Sets the size of a process's terminal.
+    pub async fn resize_process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        rows: u16,
+        cols: u16,
+    ) -> Result<(), AgentError> {
+        let request = ResizeTerminalRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            rows: rows.into(),
+            cols: cols.into(),
+            ..Default::default()
+        };
+        let answer = self.0.resize_terminal(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("resize terminal"))
+    }
+
+    /// Forgets an exec'd process that has ended.
+    pub async fn remove_process(&self, id: &str, exec_id: &str) -> Result<(), AgentError> {
+        let request = RemoveProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.0.remove_process(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("remove process"))
+    }
+}
