@@ -7,15 +7,14 @@ mod containers;
 mod processes;
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
+use rvm_protocol::AGENT_PORT;
 use rvm_protocol::agent::{
     AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, ResizeTerminalRequest,
     SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
 };
-use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
@@ -23,10 +22,7 @@ use ttrpc::context::{self, Context};
 pub use containers::Events;
 pub use processes::{Exec, Exit};
 
-use crate::state::Container;
-
-/// The Unix socket that leads to a guest port, by its name in the container's directory.
-pub const SOCKETS: [(u32, &str); 2] = [(AGENT_PORT, "agent.sock"), (STREAM_PORT, "streams.sock")];
+use crate::sandbox::SandboxDir;
 
 /// How long the agent may take to answer what needs no waiting.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -65,8 +61,8 @@ pub struct Agent(AgentClient);
 
 impl Agent {
     /// Connects. This does not wait for the guest; the first call does.
-    pub fn connect(sandbox: &Container) -> Result<Self, AgentError> {
-        let socket = connect(sandbox, AGENT_PORT).map_err(AgentError::Connect)?;
+    pub fn connect(sandbox: &SandboxDir) -> Result<Self, AgentError> {
+        let socket = sandbox.connect(AGENT_PORT).map_err(AgentError::Connect)?;
         socket.set_nonblocking(true).map_err(AgentError::Connect)?;
         let socket = tokio::net::UnixStream::from_std(socket).map_err(AgentError::Connect)?;
         Ok(Self(AgentClient::new(Client::new(Socket::new(socket)))))
@@ -78,13 +74,13 @@ impl Agent {
         answer.map_err(failed("check"))
     }
 
-    /// Makes a container, whose first process then waits.
+    /// Makes a container, whose first process then waits; returns its number in the guest.
     pub async fn create_container(
         &self,
         id: &str,
         spec: &Spec,
         stdio: Stdio,
-    ) -> Result<(), AgentError> {
+    ) -> Result<u32, AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
             spec: serde_json::to_vec(spec)?,
@@ -93,7 +89,9 @@ impl Agent {
         };
         // Hooks in the guest have time-outs of their own.
         let answer = self.0.create_container(unlimited(), &request).await;
-        answer.map(|_| ()).map_err(failed("create container"))
+        answer
+            .map(|answer| answer.pid)
+            .map_err(failed("create container"))
     }
 
     /// Lets a container's first process execute the program.
@@ -141,15 +139,6 @@ impl Agent {
         let answer = self.0.resize_terminal(limited(), &request).await;
         answer.map(|_| ()).map_err(failed("resize terminal"))
     }
-}
-
-/// Connects to a port of the guest. The connection waits for the guest; this does not.
-pub fn connect(sandbox: &Container, port: u32) -> io::Result<UnixStream> {
-    let name = SOCKETS
-        .iter()
-        .find(|(of, _)| *of == port)
-        .map_or("", |(_, name)| name);
-    UnixStream::connect(sandbox.short_path(name))
 }
 
 fn unlimited() -> Context {

@@ -6,7 +6,6 @@
 //! assume.
 
 pub mod agent;
-pub mod boot;
 pub mod check;
 pub mod config;
 pub mod engine;
@@ -15,6 +14,7 @@ pub mod lifecycle;
 pub mod monitor;
 pub mod process;
 pub mod readable;
+pub mod sandbox;
 pub mod signals;
 pub mod sizing;
 pub mod spawn;

@@ -16,6 +16,8 @@ use rustix::process::Signal;
 use crate::agent::{Agent, AgentError};
 use crate::hooks::{self, Moment};
 use crate::process::ProcessId;
+use crate::sandbox::SandboxDir;
+use crate::spec::pod::{Peer, Role};
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
 use crate::storage::{self, StorageError};
@@ -90,7 +92,12 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
             .and_then(|process| process.terminal())
             .unwrap_or(false),
         monitor: None,
-        machine: Vec::new(),
+        sandbox: match &bundle.role {
+            Role::Alone | Role::Sandbox => None,
+            Role::Member(id) => Some(id.clone()),
+        },
+        guest_pid: None,
+        namespaces: Peer::paths(&bundle.spec),
         exit_status: None,
     };
     let saved = container.lock().and_then(|locked| locked.save(&state));
@@ -103,7 +110,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
 
 /// Starts a container's monitor and waits until the container is created. `arguments` are those with
 /// which this program becomes the monitor; the number of its descriptor is added to them.
-pub fn start_monitor(
+pub async fn start_monitor(
     container: &Container,
     arguments: &[OsString],
     pid_file: Option<&Path>,
@@ -123,7 +130,7 @@ pub fn start_monitor(
         }
     });
     if created.is_err() {
-        delete(container, true)?;
+        delete(container, true).await?;
     }
     created
 }
@@ -187,7 +194,7 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
             ));
         }
     }
-    Agent::connect(container)?
+    Agent::connect(&container.sandbox(&state)?)?
         .start_container(container.id())
         .await?;
     match container.lock()?.step(Status::Running, |_| {}) {
@@ -201,7 +208,8 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
 
 /// Signals a container's first process, or all of its processes.
 pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
-    match container.state()?.status() {
+    let state = container.state()?;
+    match state.status() {
         Status::Created | Status::Running | Status::Paused => {}
         status @ (Status::Creating | Status::Stopped) => {
             return Err(LifecycleError::Unfit(format!(
@@ -209,7 +217,7 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
             )));
         }
     }
-    match Agent::connect(container)?
+    match Agent::connect(&container.sandbox(&state)?)?
         .signal(container.id(), signal, all)
         .await
     {
@@ -222,7 +230,7 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
 
 /// Removes a container and everything that belongs to it. A running one only with `force`, which
 /// also removes what is damaged or half made.
-pub fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
+pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
     let state = match container.state() {
         Err(_) if force => None,
         other => Some(other?),
@@ -236,12 +244,15 @@ pub fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> 
                 container.id()
             )));
         }
-        end_processes(state)?;
-        // The monitor may have started a machine since the state was read.
+        // The monitor first, so that it cannot mistake the end of its machine for an accident.
+        end_monitor(state)?;
+        // It may have been made known since the state was read.
         if let Ok(later) = container.state() {
-            end_processes(&later)?;
+            end_monitor(&later)?;
         }
+        leave(container, state).await?;
     }
+    end_machine(container)?;
     remove(container)?;
     if let Some(state) = &state {
         hooks::run_and_warn_blocking(Moment::Poststop, state.hooks.as_ref(), state);
@@ -249,8 +260,28 @@ pub fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> 
     Ok(())
 }
 
-/// Kills the monitor first, so that it cannot mistake the end of its machine for an accident.
-fn end_processes(state: &State) -> Result<(), LifecycleError> {
+/// Takes a container out of the sandbox that it has joined, if that still is there.
+pub async fn leave(container: &Container, state: &State) -> Result<(), LifecycleError> {
+    if state.sandbox.is_none() {
+        return Ok(());
+    }
+    let sandbox = match container.sandbox(state) {
+        Err(StateError::NotFound(_)) => return Ok(()),
+        other => other?,
+    };
+    let removed = match Agent::connect(&sandbox) {
+        Ok(agent) => agent.remove_container(container.id()).await,
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(()) | Err(AgentError::NotFound(_)) => {}
+        // Its machine has ended, most likely, and the container with it.
+        Err(error) => tracing::debug!("container {}: {error}", container.id()),
+    }
+    Ok(sandbox.unshare(container.id())?)
+}
+
+fn end_monitor(state: &State) -> Result<(), LifecycleError> {
     // A monitor that has written down the container's end is about to report it to its parent.
     let grace = if state.status == Status::Stopped {
         EXIT_LIMIT
@@ -258,30 +289,40 @@ fn end_processes(state: &State) -> Result<(), LifecycleError> {
         Duration::ZERO
     };
     let own = rustix::process::getpid().as_raw_nonzero().get();
-    for id in state
-        .monitor
-        .iter()
-        .chain(&state.machine)
-        .filter(|id| id.pid != own)
-    {
-        end_process(*id, grace)
-            .map_err(failed(format!("end the container's process {}", id.pid)))?;
-    }
-    Ok(())
+    let monitor = state.monitor.filter(|id| id.pid != own);
+    monitor.map_or(Ok(()), |id| end_process(id, grace))
 }
 
-fn end_process(id: ProcessId, grace: Duration) -> io::Result<()> {
+/// Ends the machine that was started for a container.
+fn end_machine(container: &Container) -> Result<(), LifecycleError> {
+    let action = || {
+        format!(
+            "find the machine's processes in {}",
+            container.path().display()
+        )
+    };
+    let record = SandboxDir::open(container.path())
+        .and_then(|dir| dir.record())
+        .map_err(failed(action()))?;
+    let mut machine = record.into_iter().flat_map(|record| record.machine);
+    machine.try_for_each(|id| end_process(id, Duration::ZERO))
+}
+
+fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
     let Some(process) = id.open() else {
         return Ok(());
     };
-    if process.wait(grace)? {
-        return Ok(());
-    }
-    process.signal(Signal::KILL)?;
-    match process.wait(KILL_LIMIT)? {
-        true => Ok(()),
-        false => Err(io::ErrorKind::TimedOut.into()),
-    }
+    let end = || {
+        if process.wait(grace)? {
+            return Ok(());
+        }
+        process.signal(Signal::KILL)?;
+        match process.wait(KILL_LIMIT)? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
+    };
+    end().map_err(failed(format!("end the container's process {}", id.pid)))
 }
 
 /// Removes a container's directory. Only what rvm makes is ever in it, and nothing is followed: the

@@ -1,9 +1,10 @@
-//! The process that stands for a container on the host: it starts the machine, holds the container's
-//! standard streams, and ends with its exit code. Its pid is the container's to everyone.
+//! The process that stands for a container on the host: it starts the machine or joins one, holds the
+//! container's standard streams, and ends with its exit code. Its pid is the container's to everyone.
 //!
 //! ```text
-//!   boot ──> create ──> ready ──> supervise ──> drain ──> tear down
-//!     └────────┴──────────┴──────────────────────────────────^
+//!   start a sandbox ─┬─> create ──> ready ──> supervise ──> drain ──> tear down
+//!   or join one ─────┘     │          │                                   ^
+//!         └────────────────┴──────────┴───────────────────────────────────┘
 //!                    a failure, or a signal to end
 //! ```
 
@@ -15,17 +16,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
-use crate::boot::{BootError, Booted, boot};
 use crate::config::Config;
 use crate::engine::MachineEnd;
 use crate::hooks::{self, HookError, Moment};
+use crate::lifecycle::leave;
 use crate::process::ProcessId;
 use crate::readable::Readable;
+use crate::sandbox::{Sandbox, SandboxError};
 use crate::signals::Signals;
-use crate::spec::Bundle;
+use crate::sizing::{Size, SizeError};
+use crate::spec::pod::Role;
+use crate::spec::translate::translate;
+use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, StateError, Status};
-use crate::stdio::{HostStdio, Relay, StdioError};
-use crate::storage;
+use crate::stdio::{HostStdio, Relay};
+use crate::storage::{self, StorageError};
 use crate::terminal::{self, Raw, TerminalError};
 use crate::timings::Timings;
 
@@ -54,15 +59,21 @@ pub enum MonitorError {
     /// The terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// The configuration.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Limits that no machine has.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// The shared directory.
+    #[error("cannot share the container's files")]
+    Storage(#[from] StorageError),
     /// The sandbox.
     #[error(transparent)]
-    Boot(#[from] BootError),
+    Sandbox(#[from] SandboxError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// The streams.
-    #[error(transparent)]
-    Stdio(#[from] StdioError),
     /// What the agent refused.
     #[error("{0}")]
     Container(String),
@@ -107,7 +118,7 @@ pub async fn run(order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorE
     claim(order.container)?;
     let result = live(&order, &signals, timings).await;
     let exit_status = result.as_ref().ok().copied();
-    tear_down(order.container, exit_status)?;
+    tear_down(order.container, exit_status).await?;
     timings.lap("tear down");
     result
 }
@@ -127,7 +138,7 @@ async fn live(
     timings: &mut Timings,
 ) -> Result<u8, MonitorError> {
     let (host, raw) = host_stdio(order)?;
-    let (mut sandbox, relay) = tokio::select! {
+    let (sandbox, relay) = tokio::select! {
         started = bring_up(order, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = abandoned(&order.mode) => return Err(MonitorError::Abandoned),
@@ -135,15 +146,13 @@ async fn live(
     if let Some(terminal) = &raw {
         // It may have changed while nobody listened.
         let size = terminal.size();
-        let _ = sandbox
-            .agent
-            .resize(order.container.id(), size.rows, size.cols)
-            .await;
+        let id = order.container.id();
+        let _ = sandbox.agent().resize(id, size.rows, size.cols).await;
     }
     if let Mode::Detached(parent) = &order.mode {
         report_ready(parent)?;
     }
-    let status = supervise(order.container.id(), &mut sandbox, signals, raw.as_ref()).await;
+    let status = supervise(order.container.id(), &sandbox, signals, raw.as_ref()).await;
     timings.lap("run the container");
     // A reader that never reads keeps the output, and this process, as long as nobody ends it.
     tokio::select! {
@@ -158,12 +167,37 @@ async fn bring_up(
     order: &Order<'_>,
     host: HostStdio,
     timings: &mut Timings,
-) -> Result<(Booted, Relay), MonitorError> {
+) -> Result<(Sandbox, Relay), MonitorError> {
     run_create_hooks(order, timings).await?;
-    let mut sandbox = boot(order.container, order.bundle, order.config, timings).await?;
-    let relay = create(order.container, &mut sandbox, host, timings).await?;
+    let (container, bundle, config) = (order.container, order.bundle, order.config);
+    let dir = container.sandbox(&container.state()?)?;
+    let peers = match &bundle.role {
+        Role::Alone | Role::Sandbox => {
+            storage::prepare(dir.path())?;
+            Vec::new()
+        }
+        Role::Member(id) => container.store().peers(id)?,
+    };
+    let translation = translate(bundle, container.id(), &peers)?;
+    dir.share(container.id(), &translation)?;
+    timings.lap("share files");
+    let sandbox = match &bundle.role {
+        Role::Alone | Role::Sandbox => {
+            let size = Size::for_bundle(&bundle.spec, config)?;
+            Sandbox::start(dir, size, config, timings).await?
+        }
+        Role::Member(_) => Sandbox::join(dir, config)?,
+    };
+    let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
+    let (relay, pid) = created.await.map_err(container_failed)?;
+    container
+        .lock()?
+        .step(Status::Created, |state| state.guest_pid = Some(pid))?;
     if let Mode::Foreground = order.mode {
-        start(order.container, &mut sandbox, timings).await?;
+        let started = sandbox.start_container(container.id(), timings);
+        started.await.map_err(container_failed)?;
+        let state = container.lock()?.step(Status::Running, |_| {})?;
+        hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
     }
     Ok((sandbox, relay))
 }
@@ -223,44 +257,9 @@ fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorErro
     ))
 }
 
-async fn create(
-    container: &Container,
-    sandbox: &mut Booted,
-    host: HostStdio,
-    timings: &mut Timings,
-) -> Result<Relay, MonitorError> {
-    let (relay, stdio) = Relay::start(container, host)?;
-    let (agent, spec) = (sandbox.agent.clone(), sandbox.spec.clone());
-    let created = agent.create_container(container.id(), &spec, stdio);
-    sandbox
-        .guarded("the container's creation", timings, created)
-        .await
-        .map_err(container_failed)?;
-    container.lock()?.step(Status::Created, |_| {})?;
-    timings.lap("create the container");
-    Ok(relay)
-}
-
-async fn start(
-    container: &Container,
-    sandbox: &mut Booted,
-    timings: &mut Timings,
-) -> Result<(), MonitorError> {
-    let agent = sandbox.agent.clone();
-    let started = agent.start_container(container.id());
-    sandbox
-        .guarded("the container's start", timings, started)
-        .await
-        .map_err(container_failed)?;
-    let state = container.lock()?.step(Status::Running, |_| {})?;
-    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
-    timings.lap("start the container");
-    Ok(())
-}
-
-fn container_failed(error: BootError) -> MonitorError {
+fn container_failed(error: SandboxError) -> MonitorError {
     match error {
-        BootError::Agent(AgentError::Refused(message) | AgentError::NotFound(message)) => {
+        SandboxError::Agent(AgentError::Refused(message) | AgentError::NotFound(message)) => {
             MonitorError::Container(message)
         }
         other => other.into(),
@@ -306,14 +305,8 @@ fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
 }
 
 /// Passes signals on until the container's first process has ended; returns its exit code.
-async fn supervise(
-    id: &str,
-    sandbox: &mut Booted,
-    signals: &Signals,
-    terminal: Option<&Raw>,
-) -> u8 {
-    let agent = sandbox.agent.clone();
-    let mut exit = std::pin::pin!(agent.wait(id));
+async fn supervise(id: &str, sandbox: &Sandbox, signals: &Signals, terminal: Option<&Raw>) -> u8 {
+    let mut exit = std::pin::pin!(sandbox.agent().wait(id));
     let end = loop {
         tokio::select! {
             biased;
@@ -321,23 +314,22 @@ async fn supervise(
                 Ok(status) => return status,
                 Err(error) => break after_silence(sandbox, &error).await,
             },
-            end = sandbox.machine.ended() => break end,
-            signal = signals.next() => pass_on(&sandbox.agent, id, signal, terminal),
+            end = sandbox.ended() => break end.clone(),
+            signal = signals.next() => pass_on(sandbox.agent(), id, signal, terminal),
         }
     };
     match end {
         // Switching the machine off is one way for a container to end.
         MachineEnd::PowerOff => tracing::info!("{end}"),
-        _ => tracing::error!("{}", sandbox.watch.obituary(&end)),
+        _ => tracing::error!("{}", sandbox.watch().obituary(&end)),
     }
     EXIT_MACHINE_GONE
 }
 
 /// The agent hung up. Its machine ends with it, unless the agent lies.
-async fn after_silence(sandbox: &mut Booted, error: &AgentError) -> MachineEnd {
-    let end = sandbox.machine.ended();
-    match tokio::time::timeout(SILENCE, end).await {
-        Ok(end) => end,
+async fn after_silence(sandbox: &Sandbox, error: &AgentError) -> MachineEnd {
+    match tokio::time::timeout(SILENCE, sandbox.ended()).await {
+        Ok(end) => end.clone(),
         Err(_) => MachineEnd::Failed(error.to_string()),
     }
 }
@@ -360,8 +352,9 @@ fn pass_on(agent: &Agent, id: &str, signal: io::Result<i32>, terminal: Option<&R
 }
 
 /// Takes away everything but the state, which says how the container ended.
-fn tear_down(container: &Container, exit_status: Option<u8>) -> Result<(), MonitorError> {
-    if let Err(error) = storage::remove(container.path()) {
+async fn tear_down(container: &Container, exit_status: Option<u8>) -> Result<(), MonitorError> {
+    let left = leave(container, &container.state()?).await;
+    if let Err(error) = left.and_then(|()| Ok(storage::remove(container.path())?)) {
         tracing::warn!("{error}");
     }
     let locked = container.lock()?;

@@ -3,7 +3,9 @@
 //! The machine is made as large as the container may become, so that what the container sees in
 //! /proc is its own limit and not some host's size.
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use crate::config::Config;
 
 /// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
 /// kernel's image and page structures, the agent, and what both cache. The page structures take
@@ -54,6 +56,18 @@ pub enum SizeError {
 }
 
 impl Size {
+    /// The size for a sandbox that is made for this configuration.
+    pub fn for_bundle(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
+        let linux = spec.linux().as_ref();
+        let host_cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let bounds = Bounds {
+            host_cpus,
+            default_vcpus: config.vcpus,
+            default_memory_mib: config.memory_mib,
+        };
+        Self::of(linux.and_then(|linux| linux.resources().as_ref()), &bounds)
+    }
+
     /// The size for a container with these limits.
     pub fn of(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<Self, SizeError> {
         let limit = resources

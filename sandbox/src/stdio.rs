@@ -17,8 +17,7 @@ use rvm_protocol::STREAM_PORT;
 use rvm_protocol::agent::Stdio;
 use tokio::sync::oneshot;
 
-use crate::agent;
-use crate::state::Container;
+use crate::sandbox::SandboxDir;
 use crate::terminal::WindowSize;
 
 /// What is copied at a time. A vsock packet holds no more.
@@ -70,7 +69,7 @@ pub struct Relay {
 
 impl Relay {
     /// Connects the streams to the guest and starts to copy. The result names them to the agent.
-    pub fn start(sandbox: &Container, host: HostStdio) -> Result<(Self, Stdio), StdioError> {
+    pub fn start(sandbox: &SandboxDir, host: HostStdio) -> Result<(Self, Stdio), StdioError> {
         let mut relay = Self::default();
         let mut stdio = Stdio::default();
         match host {
@@ -111,7 +110,7 @@ impl Relay {
 
     fn input(
         &self,
-        sandbox: &Container,
+        sandbox: &SandboxDir,
         name: &'static str,
         fd: OwnedFd,
     ) -> Result<u64, StdioError> {
@@ -125,7 +124,7 @@ impl Relay {
 
     fn output(
         &mut self,
-        sandbox: &Container,
+        sandbox: &SandboxDir,
         name: &'static str,
         fd: OwnedFd,
     ) -> Result<u64, StdioError> {
@@ -163,12 +162,12 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(),
 }
 
 /// Opens a connection for a stream and names it. 0 names /dev/null, which needs none.
-fn open_stream(sandbox: &Container) -> io::Result<(u64, UnixStream)> {
+fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
     let mut id = [0; 8];
     while id == [0; 8] {
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     }
-    let mut stream = agent::connect(sandbox, STREAM_PORT)?;
+    let mut stream = sandbox.connect(STREAM_PORT)?;
     stream.write_all(&id)?;
     Ok((u64::from_be_bytes(id), stream))
 }

@@ -1,14 +1,15 @@
 //! The shared directory: what the guest can see of the host.
 //!
-//! It is a small file system of its own below the container's directory, with a bind mount for
-//! every root and volume. Its mounts are shared, in the sense of mount_namespaces(7), so that the
+//! It is a small file system of its own below the sandbox's directory, with a bind mount for every
+//! root and volume: `<container id>/rootfs` and `<container id>/mounts/<n>`. The guest cannot write
+//! to it, only to what is mounted in it, so that nothing but what is made here is ever found. Its mounts are shared, in the sense of mount_namespaces(7), so that the
 //! jailed machine, whose mount namespace is a slave, sees what is mounted later; and each bind
 //! mount is a slave of its source or private, so that taking it away takes nothing from the host.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
@@ -25,6 +26,12 @@ use crate::spec::translate::SharedMount;
 
 /// The name of the shared directory.
 pub const SHARED: &str = "shared";
+
+/// A container's root, below its own part of the shared directory.
+pub const ROOT: &str = "rootfs";
+
+/// Its volumes, likewise.
+pub const VOLUMES: &str = "mounts";
 
 /// The name of the directory in which a jail's root is put together.
 pub const STAGE: &str = "stage";
@@ -51,11 +58,11 @@ fn at<T, E: Into<io::Error>>(
     })
 }
 
-/// Makes the shared directory and the stage below `container`, both empty.
-pub fn prepare(container: &Path) -> Result<PathBuf, StorageError> {
-    let shared = container.join(SHARED);
+/// Makes the shared directory and the stage below `sandbox`, both empty.
+pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
+    let shared = sandbox.join(SHARED);
     make_dir(&shared)?;
-    make_dir(&container.join(STAGE))?;
+    make_dir(&sandbox.join(STAGE))?;
     // Nothing but mount points is ever in it.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     at(
@@ -102,26 +109,59 @@ pub fn write_bundle(shared: &Path, id: &str, spec: &Spec) -> Result<(), StorageE
     at("write", &path, text.and_then(|text| fs::write(&path, text)))
 }
 
+/// Takes away what was shared for one container. Whatever of it is not there is no error.
+pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
+    let container = shared.join(container_id);
+    if !container.exists() {
+        return Ok(());
+    }
+    let device = at("examine", shared, fs::symlink_metadata(shared))?.dev();
+    clear(&container, device)
+}
+
+/// Unmounts and removes what [`share`] has made. The device is the shared directory's own: nothing
+/// that lies on another, and so is the host's, is ever removed.
+fn clear(path: &Path, device: u64) -> Result<(), StorageError> {
+    unmount_all(path)?;
+    let found = at("examine", path, fs::symlink_metadata(path))?;
+    if found.dev() != device {
+        return at("unmount", path, Err(Errno::BUSY));
+    }
+    if !found.is_dir() {
+        return at("remove", path, fs::remove_file(path));
+    }
+    for entry in at("list", path, fs::read_dir(path))? {
+        clear(&at("list", path, entry)?.path(), device)?;
+    }
+    remove_dir(path)
+}
+
 /// Takes everything away again. Whatever of it is not there is no error.
-pub fn remove(container: &Path) -> Result<(), StorageError> {
-    let shared = container.join(SHARED);
+pub fn remove(sandbox: &Path) -> Result<(), StorageError> {
+    let shared = sandbox.join(SHARED);
+    unmount_all(&shared)?;
+    [shared, sandbox.join(STAGE)]
+        .iter()
+        .try_for_each(|dir| remove_dir(dir))
+}
+
+/// Unmounts what is mounted on `path`, with all that is mounted below.
+fn unmount_all(path: &Path) -> Result<(), StorageError> {
     loop {
-        match unmount(&shared, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
             // No mount point any more, or never one.
-            Err(Errno::INVAL | Errno::NOENT) => break,
-            Err(error) => return at("unmount", &shared, Err(error)),
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return at("unmount", path, Err(error)),
         }
     }
-    for dir in [shared, container.join(STAGE)] {
-        match fs::remove_dir(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return at("remove", &dir, Err(error));
-            }
-            _ => {}
-        }
+}
+
+fn remove_dir(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => at("remove", path, other),
     }
-    Ok(())
 }
 
 fn make_dir(path: &Path) -> Result<(), StorageError> {
@@ -305,6 +345,21 @@ mod tests {
             assert!(error.to_string().contains(path.to_str().unwrap()));
             assert!(error.source.to_string().contains(kind), "{}", error.source);
         }
+    }
+
+    #[test]
+    fn what_is_shared_for_one_container_goes_and_the_rest_stays() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let kept = sandbox.share(source.path(), |_| {});
+        sandbox.share(source.path(), |wanted| wanted.place = "d/rootfs".into());
+        sandbox.share(source.path(), |wanted| wanted.place = "d/mounts/0".into());
+        sandbox.share(&source.path().join("file"), |wanted| {
+            wanted.place = "d/mounts/1".into();
+        });
+        unshare(&sandbox.shared, "d").unwrap();
+        unshare(&sandbox.shared, "d").unwrap();
+        assert!(!sandbox.shared.join("d").exists());
+        assert!(kept.join("file").exists() && source.path().join("file").exists());
     }
 
     #[test]

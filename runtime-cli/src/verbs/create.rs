@@ -8,6 +8,7 @@ use rvm_sandbox::lifecycle;
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::Container;
 
+use super::block_on;
 use crate::cli::{CreateArgs, Global};
 
 /// Creates a container and leaves it for `rvm start`.
@@ -25,7 +26,8 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
     let container = lifecycle::prepare(&global.store(), &args.id, &bundle)?;
     let arguments =
         lifecycle::monitor_arguments(global.arguments(), &args.id, args.console_socket.as_ref());
-    lifecycle::start_monitor(&container, &arguments, args.pid_file.as_deref())?;
+    let pid_file = args.pid_file.as_deref();
+    block_on(lifecycle::start_monitor(&container, &arguments, pid_file))??;
     Ok(container)
 }
 

@@ -27,7 +27,7 @@ fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let container = create::create(global, &args.create)?;
     if let Err(error) = block_on(lifecycle::start(&container))? {
-        lifecycle::delete(&container, true)?;
+        block_on(lifecycle::delete(&container, true))??;
         return Err(error.into());
     }
     Ok(ExitCode::SUCCESS)
@@ -55,7 +55,7 @@ fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     let result = block_on(monitor::run(order, &mut timings))?;
     if !args.keep || result.is_err() {
-        lifecycle::delete(&container, true)?;
+        block_on(lifecycle::delete(&container, true))??;
     }
     if args.timings {
         write!(std::io::stderr(), "{timings}")?;

@@ -3,7 +3,8 @@
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::agent::{
     Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
-    ResumeContainerRequest, StatsRequest, StatsResponse, UpdateContainerRequest,
+    RemoveContainerRequest, ResumeContainerRequest, StatsRequest, StatsResponse,
+    UpdateContainerRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
@@ -66,6 +67,16 @@ impl Agent {
             .stats(limited(), &request)
             .await
             .map_err(failed("stats"))
+    }
+
+    /// Kills what is left of a container and takes it out of the guest.
+    pub async fn remove_container(&self, id: &str) -> Result<(), AgentError> {
+        let request = RemoveContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.0.remove_container(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("remove container"))
     }
 
     /// What happens in the sandbox from now on.

@@ -144,7 +144,7 @@ impl KvmMachine {
     }
 }
 
-#[async_trait::async_trait(?Send)]
+#[async_trait::async_trait]
 impl Machine for KvmMachine {
     fn processes(&self) -> io::Result<Vec<ProcessId>> {
         Ok(vec![self.vmm.id()?])

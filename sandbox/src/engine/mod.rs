@@ -126,8 +126,8 @@ impl fmt::Display for MachineEnd {
 }
 
 /// A running machine. Dropping it ends it.
-#[async_trait::async_trait(?Send)]
-pub trait Machine {
+#[async_trait::async_trait]
+pub trait Machine: Send {
     /// The processes that run it.
     fn processes(&self) -> io::Result<Vec<ProcessId>>;
 

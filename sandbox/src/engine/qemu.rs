@@ -158,7 +158,7 @@ fn refusal(channel: &Channel) -> Option<String> {
     }
 }
 
-#[async_trait::async_trait(?Send)]
+#[async_trait::async_trait]
 impl Machine for QemuMachine {
     fn processes(&self) -> io::Result<Vec<ProcessId>> {
         Ok(vec![self.qemu.id()?, self.backend.id()?])

@@ -1,5 +1,6 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
+pub mod pod;
 pub mod translate;
 pub mod validate;
 
@@ -7,6 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+
+use pod::Role;
+use validate::Problem;
 
 /// The name of the configuration in a bundle.
 pub const CONFIG_FILE: &str = "config.json";
@@ -78,6 +82,8 @@ pub struct Bundle {
     pub spec: Spec,
     /// The root file system's directory, absolute.
     pub rootfs: PathBuf,
+    /// Its part in a pod.
+    pub role: Role,
 }
 
 impl Bundle {
@@ -89,14 +95,12 @@ impl Bundle {
         })?;
         let path = dir.join(CONFIG_FILE);
         let spec = parse(&path, &read(&path)?)?;
-        validate::check(&spec).map_err(|problem| SpecError::Field {
-            path,
-            field: problem.field,
-            reason: problem.reason,
-        })?;
+        let role = Role::of(&spec)
+            .and_then(|role| validate::check(&spec, &role).map(|()| role))
+            .map_err(|problem| problem.within(path.clone()))?;
         if let Some(hooks) = spec.hooks() {
             crate::hooks::guest::check(hooks).map_err(|(field, reason)| SpecError::Field {
-                path: dir.join(CONFIG_FILE),
+                path,
                 field,
                 reason,
             })?;
@@ -107,7 +111,27 @@ impl Bundle {
             .map(|root| root.path().clone())
             .unwrap_or_default();
         let rootfs = find_rootfs(&dir.join(root))?;
-        Ok(Self { dir, spec, rootfs })
+        Ok(Self {
+            dir,
+            spec,
+            rootfs,
+            role,
+        })
+    }
+
+    /// A problem that was found later.
+    pub fn problem(&self, problem: Problem) -> SpecError {
+        problem.within(self.dir.join(CONFIG_FILE))
+    }
+}
+
+impl Problem {
+    fn within(self, path: PathBuf) -> SpecError {
+        SpecError::Field {
+            path,
+            field: self.field,
+            reason: self.reason,
+        }
     }
 }
 

@@ -7,10 +7,12 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Hook, Hooks, Mount, Spec};
 use rvm_protocol::SHARED_DIR;
 
-use super::Bundle;
+use super::pod::{Peer, Role, joined_namespaces, own_namespaces};
+use super::{Bundle, SpecError};
+use crate::storage::{ROOT, VOLUMES};
 
 /// A directory or file of the host that the guest must be able to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,20 +51,21 @@ fn has_option(mount: &Mount, names: &[&str]) -> bool {
         .any(|option| names.contains(&option.as_str()))
 }
 
-/// Translates the bundle's configuration for the container `id`.
-pub fn translate(bundle: &Bundle, id: &str) -> Translation {
+/// Translates the bundle's configuration for the container `id`, which makes a sandbox of its own or
+/// joins one that has these containers.
+pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translation, SpecError> {
     let mut spec = bundle.spec.clone();
     let place = |name: &str| Path::new(id).join(name);
     let mut mounts = vec![SharedMount {
         source: bundle.rootfs.clone(),
-        place: place("rootfs"),
+        place: place(ROOT),
         recursive: true,
         // The agent makes mount points in it first.
         read_only: false,
         follows_host: false,
     }];
     if let Some(root) = spec.root_mut() {
-        root.set_path(Path::new(SHARED_DIR).join(place("rootfs")));
+        root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
     }
     let binds = spec
         .mounts_mut()
@@ -70,7 +73,7 @@ pub fn translate(bundle: &Bundle, id: &str) -> Translation {
         .flatten()
         .filter(|mount| is_bind(mount));
     for (index, mount) in binds.enumerate() {
-        let place = place(&format!("mounts/{index}"));
+        let place = place(VOLUMES).join(index.to_string());
         let guest_source = Path::new(SHARED_DIR).join(&place);
         // Checked to be there when the configuration was.
         let source = mount.source().clone().unwrap_or_default();
@@ -88,9 +91,16 @@ pub fn translate(bundle: &Bundle, id: &str) -> Translation {
     mounts.extend(programs);
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id)));
-        linux.set_namespaces(linux.namespaces().as_ref().map(|list| own_namespaces(list)));
+        let list = linux.namespaces().as_deref().unwrap_or_default();
+        let namespaces = match &bundle.role {
+            Role::Alone | Role::Sandbox => own_namespaces(list),
+            Role::Member(_) => {
+                joined_namespaces(list, peers).map_err(|problem| bundle.problem(problem))?
+            }
+        };
+        linux.set_namespaces(Some(namespaces));
     }
-    Translation { spec, mounts }
+    Ok(Translation { spec, mounts })
 }
 
 /// The hooks that the guest runs, and the programs of the host among them.
@@ -122,18 +132,10 @@ fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMou
     (Some(kept), programs)
 }
 
-/// The machine's own network namespace is the container's: what is plugged into the machine is
-/// there, and nothing else is.
-fn own_namespaces(list: &[LinuxNamespace]) -> Vec<LinuxNamespace> {
-    list.iter()
-        .filter(|namespace| namespace.typ() != LinuxNamespaceType::Network)
-        .cloned()
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oci_spec::runtime::LinuxNamespaceType;
     use serde_json::json;
 
     fn translation(extra: serde_json::Value) -> Translation {
@@ -150,8 +152,9 @@ mod tests {
             dir: "/bundle".into(),
             spec: serde_json::from_value(config).unwrap(),
             rootfs: "/bundle/rootfs".into(),
+            role: Role::Alone,
         };
-        translate(&bundle, "box")
+        translate(&bundle, "box", &[]).unwrap()
     }
 
     #[test]

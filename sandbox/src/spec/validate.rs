@@ -1,9 +1,10 @@
 //! What is wrong with a configuration whatever the host is like. Pure.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
+
+use super::pod::{Role, path_of};
 
 /// A field that cannot be honoured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +22,8 @@ fn problem(field: impl Into<String>, reason: impl Into<String>) -> Result<(), Pr
     })
 }
 
-/// Finds the first problem.
-pub fn check(spec: &Spec) -> Result<(), Problem> {
+/// Finds the first problem of a container with this part in a pod.
+pub fn check(spec: &Spec, role: &Role) -> Result<(), Problem> {
     version(spec.version())?;
     match spec.process() {
         None => problem("process", "is missing")?,
@@ -32,7 +33,7 @@ pub fn check(spec: &Spec) -> Result<(), Problem> {
         problem("root", "is missing")?;
     }
     mounts(spec)?;
-    namespaces(spec)?;
+    namespaces(spec, role)?;
     if let Some(hooks) = spec.hooks() {
         self::hooks(hooks)?;
     }
@@ -96,7 +97,7 @@ fn mounts(spec: &Spec) -> Result<(), Problem> {
     Ok(())
 }
 
-fn namespaces(spec: &Spec) -> Result<(), Problem> {
+fn namespaces(spec: &Spec, role: &Role) -> Result<(), Problem> {
     let list = spec
         .linux()
         .as_ref()
@@ -107,11 +108,14 @@ fn namespaces(spec: &Spec) -> Result<(), Problem> {
         if !seen.insert(namespace.typ()) {
             problem(&field, format!("repeats the {} namespace", namespace.typ()))?;
         }
-        let path = namespace
-            .path()
-            .as_deref()
-            .filter(|path| *path != Path::new(""));
-        if let Some(path) = path {
+        let of_the_pod = match role {
+            Role::Alone => false,
+            // An engine may have made them on the host; the guest makes its own.
+            Role::Sandbox => namespace.typ() != LinuxNamespaceType::Network,
+            // Compared with those of the pod where that is known.
+            Role::Member(_) => true,
+        };
+        if let (false, Some(path)) = (of_the_pod, path_of(namespace)) {
             let reason = match namespace.typ() {
                 LinuxNamespaceType::Network => format!(
                     "asks to join the network namespace {}, which is not supported",

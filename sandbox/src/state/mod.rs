@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, LinuxNamespaceType};
 use serde::{Deserialize, Serialize};
 
 pub use status::Status;
@@ -48,9 +48,13 @@ pub struct State {
     /// The process that holds the container's standard streams. Its pid is the container's to
     /// everyone on the host.
     pub monitor: Option<ProcessId>,
-    /// The processes that run the machine.
+    /// The container whose sandbox it has joined. None if the sandbox is its own.
+    pub sandbox: Option<String>,
+    /// Its first process, as the guest numbers it.
+    pub guest_pid: Option<u32>,
+    /// The paths of namespaces in its configuration.
     #[serde(default)]
-    pub machine: Vec<ProcessId>,
+    pub namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
     /// How the container's first process ended.
     pub exit_status: Option<u8>,
 }

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use super::{State, Status};
+use crate::sandbox::SandboxDir;
+use crate::spec::pod::Peer;
 use crate::state::status::IllegalStep;
 
 /// The longest id: a directory's name must hold it.
@@ -122,6 +124,31 @@ impl Store {
         ids.sort();
         Ok(ids)
     }
+
+    /// The containers that run in the sandbox of the container `id`, itself included.
+    pub fn peers(&self, id: &str) -> Result<Vec<Peer>, StateError> {
+        let mut peers = Vec::new();
+        for other in self.ids()? {
+            match self.open(&other).and_then(|container| container.state()) {
+                Ok(state) if other == id || state.sandbox.as_deref() == Some(id) => {
+                    peers.extend(peer(state));
+                }
+                Ok(_) => {}
+                // Deleted meanwhile, or damaged, and then it is not this one's affair.
+                Err(error) => tracing::debug!("container {other}: {error}"),
+            }
+        }
+        Ok(peers)
+    }
+}
+
+/// A running container, as one that joins its sandbox must know it.
+fn peer(state: State) -> Option<Peer> {
+    Some(Peer {
+        host_pid: state.pid(),
+        guest_pid: state.guest_pid?,
+        namespaces: state.namespaces,
+    })
 }
 
 /// The same ids as runc: `[\w+-.]`, and not the names of directories that are always there.
@@ -166,10 +193,24 @@ impl Container {
         &self.path
     }
 
-    /// A path to `name` in the directory that is short enough for a socket's address, whose limit
-    /// is 107 bytes. It is good for this process while this value lives.
-    pub fn short_path(&self, name: &str) -> PathBuf {
-        format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
+    /// The store that it is in.
+    pub fn store(&self) -> Store {
+        Store::new(self.path.parent().unwrap_or(&self.path).to_owned())
+    }
+
+    /// The directory of the sandbox that it is in: its own, or that of the container it has joined.
+    pub fn sandbox(&self, state: &State) -> Result<SandboxDir, StateError> {
+        let (id, path) = match &state.sandbox {
+            None => (&self.id, self.path.clone()),
+            Some(id) => {
+                check_id(id)?;
+                (id, self.path.with_file_name(id))
+            }
+        };
+        SandboxDir::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StateError::NotFound(id.clone()),
+            _ => failed("open", &path)(error),
+        })
     }
 
     /// Waits for the lock.
@@ -264,7 +305,9 @@ mod tests {
             hooks: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
-            machine: Vec::new(),
+            sandbox: None,
+            guest_pid: None,
+            namespaces: Vec::new(),
             exit_status: None,
         }
     }
@@ -373,15 +416,5 @@ mod tests {
             .unwrap();
         drop(locked);
         assert!(other.join().unwrap());
-    }
-
-    #[test]
-    fn a_socket_can_be_bound_below_a_long_root() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path().join("x".repeat(120)));
-        let container = store.create(&"y".repeat(64)).unwrap();
-        let listener = std::os::unix::net::UnixListener::bind(container.short_path("s")).unwrap();
-        std::os::unix::net::UnixStream::connect(container.short_path("s")).unwrap();
-        listener.accept().unwrap();
     }
 }

@@ -16,7 +16,7 @@ use super::{JailError, step};
 /// What a jailed process finds at its root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// This directory, with all that is mounted below it, now or later.
+    /// This directory, read-only, with all that is mounted below it, now or later.
     Directory(PathBuf),
     /// What a program from the host's distribution needs to run, read-only, and a directory as
     /// /shared.
@@ -52,6 +52,7 @@ impl Root {
         let root = match self {
             Self::Directory(path) => {
                 at("bind", path, mount_bind_recursive(path, path))?;
+                seal(path)?;
                 path
             }
             Self::Program { shared, stage } => {
@@ -116,6 +117,7 @@ fn populate(stage: &Path, shared: &Path) -> Result<(), JailError> {
     let here = stage.join("shared");
     at("create", &here, fs::create_dir(&here))?;
     at("bind", shared, mount_bind_recursive(shared, &here))?;
+    seal(&here)?;
     at(
         "make read-only",
         stage,
@@ -143,6 +145,13 @@ fn mount_tmpfs(path: &Path) -> Result<(), JailError> {
 fn remount_read_only(path: &Path, more: MountFlags) -> rustix::io::Result<()> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | more;
     mount_remount(path, flags, "")
+}
+
+/// Makes the shared directory itself read-only for the guest, but not what is mounted in it: the host
+/// mounts there later, by path, and must find only what it has made.
+fn seal(shared: &Path) -> Result<(), JailError> {
+    let flags = MountFlags::NODEV | MountFlags::NOEXEC;
+    at("make read-only", shared, remount_read_only(shared, flags))
 }
 
 /// Binds what is at `host`, without what is mounted below it.

@@ -1,0 +1,295 @@
+//! A sandbox: one machine and its agent, whatever containers are in it.
+//!
+//! One process owns it: the machine's processes are its children, and end with it. Others may join
+//! it by its directory; they talk to the same agent, and hear of the machine's end.
+
+pub mod dir;
+pub mod watch;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+use rustix::process::Signal;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::agent::{Agent, AgentError};
+use crate::config::Config;
+use crate::engine::choice::{self, Choice, NoEngine};
+use crate::engine::{Engine, EngineError, EngineKind, Machine, MachineEnd, Plan};
+use crate::process::Process;
+use crate::readable::Readable;
+use crate::sizing::Size;
+use crate::stdio::{HostStdio, Relay, StdioError};
+use crate::timings::Timings;
+
+pub use dir::{Record, SandboxDir};
+pub use watch::{GuestFailure, GuestWatch};
+
+/// How long the agent of a machine that is up may take to make or start a container of somebody
+/// who joined, if the configuration does not say. Hooks in the guest count.
+const JOINED_LIMIT: Duration = Duration::from_secs(180);
+
+/// A sandbox did not come up, or did not do what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Nothing to run it on.
+    #[error(transparent)]
+    NoEngine(#[from] NoEngine),
+    /// The sockets that lead to the guest.
+    #[error("cannot make the sandbox's sockets")]
+    Sockets(#[source] io::Error),
+    /// The machine.
+    #[error("cannot start the machine on the {engine} engine")]
+    Engine {
+        /// Which engine.
+        engine: EngineKind,
+        /// The reason.
+        #[source]
+        source: EngineError,
+    },
+    /// The machine's processes.
+    #[error("cannot find the machine's processes")]
+    Processes(#[source] io::Error),
+    /// There is no machine to join.
+    #[error("the sandbox {0} does not run")]
+    Gone(String),
+    /// A container's streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The connection to the agent, or what the agent said.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The guest.
+    #[error(transparent)]
+    Guest(#[from] Box<GuestFailure>),
+}
+
+/// A machine whose agent answers.
+pub struct Sandbox {
+    dir: SandboxDir,
+    agent: Agent,
+    watch: GuestWatch,
+    life: Life,
+    /// The processes that run the machine.
+    processes: Vec<Process>,
+    /// How the machine ended; asked for by whoever waits first.
+    end: OnceCell<MachineEnd>,
+}
+
+/// What tells of the machine's end.
+enum Life {
+    /// The machine itself.
+    Owned(Mutex<Box<dyn Machine>>),
+    /// The end of the process that runs it; others end with that.
+    Joined(Readable),
+}
+
+impl Sandbox {
+    /// Starts a machine of this size and waits until its agent answers. What the directory shares
+    /// must have been prepared.
+    pub async fn start(
+        dir: SandboxDir,
+        size: Size,
+        config: &Config,
+        timings: &mut Timings,
+    ) -> Result<Self, SandboxError> {
+        let Choice { kind, reason } = choice::choose(config)?;
+        tracing::info!("engine {kind}: {reason}");
+        tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
+        let engine = choice::engine(kind, config);
+        let machine = start_machine(engine.as_ref(), &dir, size, config)?;
+        let processes = remember_processes(&dir, machine.as_ref())?;
+        timings.lap("start the machine's processes");
+
+        let limit = config.start_timeout;
+        let sandbox = Self {
+            agent: Agent::connect(&dir)?,
+            watch: GuestWatch {
+                console: dir.console(),
+                engine: format!(" on the {kind} engine"),
+                limit: limit.unwrap_or_else(|| engine.start_timeout()),
+            },
+            dir,
+            life: Life::Owned(Mutex::new(machine)),
+            processes,
+            end: OnceCell::new(),
+        };
+        sandbox.boot(timings).await?;
+        Ok(sandbox)
+    }
+
+    /// Joins the sandbox that another process owns.
+    pub fn join(dir: SandboxDir, config: &Config) -> Result<Self, SandboxError> {
+        let gone = || SandboxError::Gone(dir.path().display().to_string());
+        let record = dir.record().map_err(SandboxError::Processes)?;
+        let processes: Vec<Process> = record
+            .iter()
+            .flat_map(|record| &record.machine)
+            .map(|id| id.open().ok_or_else(gone))
+            .collect::<Result<_, _>>()?;
+        let first = processes.first().ok_or_else(gone)?;
+        let end = Readable::new(first.as_fd()).map_err(SandboxError::Processes)?;
+        Ok(Self {
+            agent: Agent::connect(&dir)?,
+            watch: GuestWatch {
+                console: dir.console(),
+                engine: String::new(),
+                limit: config.start_timeout.unwrap_or(JOINED_LIMIT),
+            },
+            life: Life::Joined(end),
+            dir,
+            processes,
+            end: OnceCell::new(),
+        })
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &SandboxDir {
+        &self.dir
+    }
+
+    /// Its agent.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// How a failure from here on is explained.
+    pub fn watch(&self) -> &GuestWatch {
+        &self.watch
+    }
+
+    /// Returns when the machine has ended. May be called by many, and given up.
+    pub async fn ended(&self) -> &MachineEnd {
+        let wait = || async {
+            match &self.life {
+                Life::Owned(machine) => machine.lock().await.ended().await,
+                Life::Joined(process) => {
+                    // Waiting fails only if the runtime is being shut down.
+                    let _ = process.read(|_| Ok(())).await;
+                    MachineEnd::Failed("the sandbox has ended that the container was in".to_owned())
+                }
+            }
+        };
+        self.end.get_or_init(wait).await
+    }
+
+    /// Ends the machine at once.
+    pub fn kill(&self) -> io::Result<()> {
+        let kill = |process: &Process| process.signal(Signal::KILL);
+        self.processes.iter().try_for_each(kill)
+    }
+
+    /// Makes a container, whose first process then waits for the start, and connects its streams.
+    /// Returns the number of the process in the guest too.
+    pub async fn create_container(
+        &self,
+        id: &str,
+        spec: &Spec,
+        host: HostStdio,
+        timings: &mut Timings,
+    ) -> Result<(Relay, u32), SandboxError> {
+        let (relay, stdio) = Relay::start(&self.dir, host)?;
+        let created = self.agent.create_container(id, spec, stdio);
+        let stage = "the container's creation";
+        let pid = self.guarded(stage, timings, created).await?;
+        timings.lap("create the container");
+        Ok((relay, pid))
+    }
+
+    /// Lets a container's first process execute its program.
+    pub async fn start_container(
+        &self,
+        id: &str,
+        timings: &mut Timings,
+    ) -> Result<(), SandboxError> {
+        let started = self.agent.start_container(id);
+        let stage = "the container's start";
+        self.guarded(stage, timings, started).await?;
+        timings.lap("start the container");
+        Ok(())
+    }
+
+    /// Waits for the guest to come up.
+    async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
+        let stage = "the boot of its kernel and agent";
+        let check = self.guarded(stage, timings, self.agent.check()).await?;
+        timings.lap("boot the guest");
+        if let Life::Owned(machine) = &self.life
+            && let Some(times) = machine.lock().await.start_times()
+        {
+            timings.part("enter the jail", times.jail_ns);
+            timings.part("make the machine", times.machine_ns);
+            timings.part("load the kernel", times.kernel_ns);
+            timings.part("start the threads", times.threads_ns);
+        }
+        timings.part("guest kernel", check.init_started_ns);
+        let agent_ns = check.ready_ns.saturating_sub(check.init_started_ns);
+        timings.part("guest agent", agent_ns);
+        Ok(())
+    }
+
+    /// Waits for a call to the agent, but no longer than the guest lives or may take.
+    async fn guarded<T>(
+        &self,
+        stage: &'static str,
+        timings: &Timings,
+        call: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, SandboxError> {
+        let call = std::pin::pin!(call);
+        let limit = self.watch.limit;
+        let how = tokio::select! {
+            biased;
+            end = self.ended() => end.to_string(),
+            answer = call => match answer {
+                // The connection broke: most likely because the machine is about to be gone.
+                Err(AgentError::Lost { .. }) => self.ended().await.to_string(),
+                other => return Ok(other?),
+            },
+            () = tokio::time::sleep(limit) => format!(
+                "its agent did not answer within {} s; start_timeout_seconds in rvm's \
+                 configuration allows for more",
+                limit.as_secs()
+            ),
+        };
+        Err(self.watch.failure(stage, timings.elapsed(), how).into())
+    }
+}
+
+fn start_machine(
+    engine: &dyn Engine,
+    dir: &SandboxDir,
+    size: Size,
+    config: &Config,
+) -> Result<Box<dyn Machine>, SandboxError> {
+    let (shared, console) = (dir.shared(), dir.console());
+    let plan = Plan {
+        size,
+        kernel: &config.kernel,
+        initramfs: &config.initramfs,
+        kernel_params: &config.kernel_params,
+        vmm: &config.vmm,
+        dir: dir.path(),
+        shared: &shared,
+        console: &console,
+        ports: dir.listen().map_err(SandboxError::Sockets)?,
+    };
+    engine.start(plan).map_err(|source| SandboxError::Engine {
+        engine: engine.kind(),
+        source,
+    })
+}
+
+/// Writes down which processes run the machine, and holds on to them.
+fn remember_processes(
+    dir: &SandboxDir,
+    machine: &dyn Machine,
+) -> Result<Vec<Process>, SandboxError> {
+    let ids = machine.processes().map_err(SandboxError::Processes)?;
+    // One that has ended already is told of by the machine.
+    let processes = ids.iter().filter_map(|id| id.open()).collect();
+    dir.write_record(&Record { machine: ids })
+        .map_err(SandboxError::Processes)?;
+    Ok(processes)
+}

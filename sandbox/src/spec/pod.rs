@@ -1,0 +1,269 @@
+//! Pods: containers whose annotations say that they share a sandbox, and whose namespace paths say
+//! what they share in it. Pure.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+
+use super::validate::Problem;
+
+/// A container's part in a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// None: it gets a sandbox of its own.
+    #[default]
+    Alone,
+    /// The first of a pod: it gets a sandbox that others join.
+    Sandbox,
+    /// It joins the sandbox of the container with this id.
+    Member(String),
+}
+
+/// Two annotations: what a container is, and the sandbox that it belongs to.
+struct Keys {
+    kind: &'static str,
+    sandbox: &'static str,
+}
+
+/// containerd's, and those of CRI-O and podman.
+const KEYS: [Keys; 2] = [
+    Keys {
+        kind: "io.kubernetes.cri.container-type",
+        sandbox: "io.kubernetes.cri.sandbox-id",
+    },
+    Keys {
+        kind: "io.kubernetes.cri-o.ContainerType",
+        sandbox: "io.kubernetes.cri-o.SandboxID",
+    },
+];
+
+impl Role {
+    /// Reads a configuration's annotations.
+    pub fn of(spec: &Spec) -> Result<Self, Problem> {
+        spec.annotations()
+            .as_ref()
+            .map_or(Ok(Self::Alone), Self::from_annotations)
+    }
+
+    /// Reads annotations.
+    pub fn from_annotations(annotations: &HashMap<String, String>) -> Result<Self, Problem> {
+        let Some((keys, kind)) = KEYS
+            .iter()
+            .find_map(|keys| Some((keys, annotations.get(keys.kind)?)))
+        else {
+            return Ok(Self::Alone);
+        };
+        match (kind.as_str(), annotations.get(keys.sandbox)) {
+            ("sandbox", _) => Ok(Self::Sandbox),
+            ("container", Some(id)) if !id.is_empty() => Ok(Self::Member(id.clone())),
+            ("container", _) => Err(Problem {
+                field: format!("annotations[{:?}]", keys.sandbox),
+                reason: "is missing, and the container is said to belong to a sandbox".to_owned(),
+            }),
+            (other, _) => Err(Problem {
+                field: format!("annotations[{:?}]", keys.kind),
+                reason: format!("is {other:?}; it is sandbox or container"),
+            }),
+        }
+    }
+}
+
+/// A container that is in a sandbox already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The pid that stands for it on the host.
+    pub host_pid: i32,
+    /// Its first process in the guest.
+    pub guest_pid: u32,
+    /// The paths of namespaces in its own configuration.
+    pub namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
+}
+
+impl Peer {
+    /// The paths in a configuration.
+    pub fn paths(spec: &Spec) -> Vec<(LinuxNamespaceType, PathBuf)> {
+        let namespaces = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref());
+        let path = |namespace: &LinuxNamespace| Some((namespace.typ(), path_of(namespace)?.into()));
+        namespaces.into_iter().flatten().filter_map(path).collect()
+    }
+
+    /// Whether this path on the host stands for the peer's namespace of this kind.
+    fn owns(&self, kind: LinuxNamespaceType, path: &Path) -> bool {
+        let own = format!("/proc/{}/ns/{}", self.host_pid, file_name(kind));
+        path == Path::new(&own)
+            || self
+                .namespaces
+                .iter()
+                .any(|(of, given)| *of == kind && given == path)
+    }
+}
+
+/// The path that a namespace is to be found at, if there is one.
+pub fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
+    let path = namespace.path().as_deref();
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The namespaces of a container that makes its own sandbox.
+///
+/// The machine's own network namespace is the container's: what is plugged into the machine is
+/// there, and nothing else is. A path of another kind stands for a namespace that an engine has made
+/// for the pod on the host; the guest makes its own.
+pub fn own_namespaces(list: &[LinuxNamespace]) -> Vec<LinuxNamespace> {
+    let is_inside = |namespace: &&LinuxNamespace| namespace.typ() != LinuxNamespaceType::Network;
+    let mut list: Vec<_> = list.iter().filter(is_inside).cloned().collect();
+    list.iter_mut()
+        .for_each(|namespace| _ = namespace.set_path(None));
+    list
+}
+
+/// The namespaces of a container that joins a sandbox: paths of its peers' namespaces on the host
+/// become those in the guest.
+pub fn joined_namespaces(
+    list: &[LinuxNamespace],
+    peers: &[Peer],
+) -> Result<Vec<LinuxNamespace>, Problem> {
+    let mut joined = Vec::new();
+    for (index, namespace) in list.iter().enumerate() {
+        let mut namespace = namespace.clone();
+        let kind = namespace.typ();
+        if let Some(path) = path_of(&namespace) {
+            let peer = peers.iter().find(|peer| peer.owns(kind, path));
+            let peer = peer.ok_or_else(|| Problem {
+                field: format!("linux.namespaces[{index}].path"),
+                reason: format!("{} is no namespace of the pod's", path.display()),
+            })?;
+            if kind == LinuxNamespaceType::Network {
+                continue;
+            }
+            let inside = format!("/proc/{}/ns/{}", peer.guest_pid, file_name(kind));
+            namespace.set_path(Some(inside.into()));
+        }
+        joined.push(namespace);
+    }
+    Ok(joined)
+}
+
+/// What a kind of namespace is called in /proc/<pid>/ns.
+fn file_name(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mnt",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "net",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn role(annotations: serde_json::Value) -> Result<Role, Problem> {
+        Role::from_annotations(&serde_json::from_value(annotations).unwrap())
+    }
+
+    fn namespaces(list: serde_json::Value) -> Vec<LinuxNamespace> {
+        serde_json::from_value(list).unwrap()
+    }
+
+    #[test]
+    fn the_annotations_of_all_engines_are_understood() {
+        assert_eq!(role(json!({ "other": "x" })), Ok(Role::Alone));
+        for (kind, id) in [
+            (
+                "io.kubernetes.cri.container-type",
+                "io.kubernetes.cri.sandbox-id",
+            ),
+            (
+                "io.kubernetes.cri-o.ContainerType",
+                "io.kubernetes.cri-o.SandboxID",
+            ),
+        ] {
+            assert_eq!(
+                role(json!({ kind: "sandbox", id: "pod" })),
+                Ok(Role::Sandbox)
+            );
+            assert_eq!(
+                role(json!({ kind: "container", id: "pod" })),
+                Ok(Role::Member("pod".to_owned()))
+            );
+            assert!(
+                role(json!({ kind: "container" }))
+                    .unwrap_err()
+                    .field
+                    .contains(id)
+            );
+            assert!(role(json!({ kind: "image" })).is_err());
+        }
+    }
+
+    #[test]
+    fn a_sandbox_makes_its_namespaces_in_the_guest() {
+        let list = namespaces(json!([
+            { "type": "network", "path": "/run/netns/a" },
+            { "type": "ipc", "path": "/run/ipcns/a" },
+            { "type": "pid" },
+        ]));
+        let own = own_namespaces(&list);
+        assert_eq!(
+            own,
+            namespaces(json!([{ "type": "ipc" }, { "type": "pid" }]))
+        );
+    }
+
+    fn peers() -> Vec<Peer> {
+        let netns = (LinuxNamespaceType::Network, "/run/netns/a".into());
+        vec![
+            Peer {
+                host_pid: 4000,
+                guest_pid: 7,
+                namespaces: vec![netns],
+            },
+            Peer {
+                host_pid: 4001,
+                guest_pid: 12,
+                namespaces: Vec::new(),
+            },
+        ]
+    }
+
+    #[test]
+    fn a_members_paths_lead_to_the_same_namespaces_in_the_guest() {
+        let list = namespaces(json!([
+            { "type": "network", "path": "/run/netns/a" },
+            { "type": "ipc", "path": "/proc/4000/ns/ipc" },
+            { "type": "pid", "path": "/proc/4001/ns/pid" },
+            { "type": "mount" },
+        ]));
+        let joined = joined_namespaces(&list, &peers()).unwrap();
+        let wanted = json!([
+            { "type": "ipc", "path": "/proc/7/ns/ipc" },
+            { "type": "pid", "path": "/proc/12/ns/pid" },
+            { "type": "mount" },
+        ]);
+        assert_eq!(joined, namespaces(wanted));
+    }
+
+    #[test]
+    fn a_namespace_of_somebody_else_is_refused() {
+        for (kind, path) in [
+            ("network", "/run/netns/b"),
+            ("ipc", "/proc/1/ns/ipc"),
+            ("ipc", "/proc/4000/ns/uts"),
+        ] {
+            let list = namespaces(json!([{ "type": kind, "path": path }]));
+            let problem = joined_namespaces(&list, &peers()).unwrap_err();
+            assert_eq!(problem.field, "linux.namespaces[0].path");
+            assert!(problem.reason.contains(path));
+        }
+    }
+}

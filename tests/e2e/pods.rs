@@ -1,0 +1,153 @@
+//! Several containers in one machine, as engines ask for by annotations.
+
+use rvm_tests::command::{eventually, signal};
+use rvm_tests::{Bundle, Rvm};
+use serde_json::{Value, json};
+
+const KIND: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// The first container of a pod.
+fn sandbox(rvm: &Rvm) -> Bundle {
+    let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
+        config["hostname"] = json!("pod");
+        config["annotations"] = json!({ KIND: "sandbox", SANDBOX: "pod" });
+    });
+    rvm.create(&bundle, "pod");
+    rvm.ok(&["start", "pod"]);
+    bundle
+}
+
+/// A container that shares these namespaces with the pod.
+fn member(rvm: &Rvm, script: &str, shared: &[&str]) -> Bundle {
+    let pid = rvm.state("pod")["pid"].as_i64().unwrap();
+    Bundle::shell(script).with(|config| {
+        config["annotations"] = json!({ KIND: "container", SANDBOX: "pod" });
+        config.as_object_mut().unwrap().remove("hostname");
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            let kind = namespace["type"].as_str().unwrap().to_owned();
+            let file = if kind == "network" { "net" } else { &kind };
+            if shared.contains(&file) {
+                namespace["path"] = json!(format!("/proc/{pid}/ns/{file}"));
+            }
+        }
+    })
+}
+
+/// As engines do for pods.
+const POD: &[&str] = &["net", "ipc", "uts"];
+
+#[test]
+fn a_member_joins_the_machine_and_its_namespaces() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let processes = rvm.processes().len();
+    let script = "hostname; for n in uts ipc net; do readlink /proc/self/ns/$n; done; \
+                  ps | grep -c '[s]leep'";
+    let shared = rvm.run(&member(&rvm, script, &["net", "ipc", "uts", "pid"]), "one");
+    assert_eq!(shared.code, 0, "{}", shared.stderr);
+    let shared: Vec<&str> = shared.stdout.lines().collect();
+    assert_eq!(shared[0], "pod");
+    assert_eq!(shared[4], "1", "the pod's: {shared:?}");
+    let other = rvm.run(&member(&rvm, script, &["net"]), "two");
+    let other: Vec<&str> = other.stdout.lines().collect();
+    assert_ne!(
+        other[1..3],
+        shared[1..3],
+        "no namespace but the network is shared"
+    );
+    assert_eq!(other[3..], [shared[3], "0"]);
+    assert_eq!(
+        rvm.processes().len(),
+        processes,
+        "no other machine was made"
+    );
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
+#[test]
+fn members_come_and_go_and_leave_nothing_in_the_machine() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let mounts = rvm_tests::command::mentions("/proc/self/mountinfo", &rvm.root());
+    let volume = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let script = format!("echo {round} > /data/round; exit {round}");
+        let bundle = member(&rvm, &script, POD).with(|config| {
+            config["mounts"].as_array_mut().unwrap().push(json!({
+                "destination": "/data", "type": "bind", "options": ["bind"],
+                "source": volume.path(),
+            }));
+        });
+        let finished = rvm.run(&bundle, "member");
+        assert_eq!(finished.code, round, "{}", finished.stderr);
+        let text = std::fs::read_to_string(volume.path().join("round")).unwrap();
+        assert_eq!(text, format!("{round}\n"));
+        assert_eq!(
+            rvm_tests::command::mentions("/proc/self/mountinfo", &rvm.root()),
+            mounts
+        );
+    }
+    let bundle = member(&rvm, "sleep 1000", POD);
+    rvm.create(&bundle, "killed");
+    rvm.ok(&["start", "killed"]);
+    let monitor = rvm.state("killed")["pid"].as_i64().unwrap();
+    signal(monitor as i32, libc::SIGKILL);
+    rvm.wait_for_status("killed", "stopped");
+    rvm.ok(&["delete", "killed"]);
+    let left = rvm.run(&member(&rvm, "ps", &["net", "pid"]), "look");
+    assert_eq!(left.stdout.matches("sleep").count(), 1, "{}", left.stdout);
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
+#[test]
+fn members_end_with_their_machine() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let bundle = member(&rvm, "sleep 1000", POD);
+    rvm.create(&bundle, "member");
+    rvm.ok(&["start", "member"]);
+    let monitor = rvm.state("pod")["pid"].as_i64().unwrap();
+    signal(monitor as i32, libc::SIGKILL);
+    rvm.wait_for_status("member", "stopped");
+    rvm.ok(&["delete", "member"]);
+    rvm.ok(&["delete", "pod"]);
+}
+
+#[test]
+fn a_machine_ends_with_its_sandboxs_container() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let bundle = member(&rvm, "sleep 1000", POD);
+    rvm.create(&bundle, "member");
+    rvm.ok(&["kill", "pod", "KILL"]);
+    rvm.wait_for_status("pod", "stopped");
+    rvm.wait_for_status("member", "stopped");
+    eventually("no process is left", || rvm.processes().is_empty());
+    rvm.ok(&["delete", "pod"]);
+    rvm.ok(&["delete", "member"]);
+}
+
+#[test]
+fn what_is_no_pod_is_refused_by_name() {
+    let rvm = Rvm::new();
+    let no_pod = Bundle::shell("true").with(|config| {
+        config["annotations"] = json!({ KIND: "container", SANDBOX: "nothing" });
+    });
+    let refused = rvm.run(&no_pod, "box");
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("nothing"), "{}", refused.stderr);
+
+    let _pod = sandbox(&rvm);
+    let foreign = member(&rvm, "true", POD).with(|config: &mut Value| {
+        config["linux"]["namespaces"][2]["path"] = json!("/proc/1/ns/ipc");
+    });
+    let refused = rvm.run(&foreign, "box");
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.stderr.contains("/proc/1/ns/ipc"),
+        "{}",
+        refused.stderr
+    );
+    rvm.ok(&["delete", "--force", "pod"]);
+}
