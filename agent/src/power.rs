@@ -6,13 +6,13 @@
 use std::panic::PanicHookInfo;
 
 use rustix::system::{RebootCommand, reboot};
-use rvm_protocol::POWER_OFF_PORT;
+use rvm_protocol::{POWER_OFF_BYTE, POWER_OFF_PORT};
 
 use crate::sys::port;
 
 /// Switches the machine off. Returns only if neither way works.
 pub fn off() {
-    if let Err(errno) = port::write_byte(POWER_OFF_PORT, 0) {
+    if let Err(errno) = port::write_byte(POWER_OFF_PORT, POWER_OFF_BYTE) {
         log::warn!("power-off port: {errno}");
     }
     // Still here: the port is not wired up, as on a machine that is not rvm's.

@@ -11,8 +11,8 @@ mod support;
 
 use support::Bundle;
 
-/// What QEMU makes of a byte 0 at its isa-debug-exit device.
-const SWITCHED_OFF: i32 = 1;
+/// What QEMU makes of the byte at its isa-debug-exit device.
+const SWITCHED_OFF: i32 = 2 * rvm_protocol::POWER_OFF_BYTE as i32 + 1;
 
 #[tokio::test]
 async fn shutdown_ends_containers_writes_data_back_and_switches_the_machine_off() {

@@ -46,3 +46,6 @@ pub const PARAM_LOG: &str = "rvm.log";
 /// It is where QEMU's isa-debug-exit device sits by convention, so both engines have it, and it
 /// tells an orderly end from a guest that crashed: every other way for a guest to stop is a reset.
 pub const POWER_OFF_PORT: u16 = 0xf4;
+
+/// The byte. QEMU ends with twice its value and one, and with 1 when it fails itself, so it is not 0.
+pub const POWER_OFF_BYTE: u8 = 1;

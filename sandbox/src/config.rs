@@ -23,12 +23,14 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// Its contents.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: line {line}: {reason}", path.display())]
     Parse {
         /// Which file.
         path: PathBuf,
-        /// What and where.
-        source: Box<toml::de::Error>,
+        /// Where, counted from 1.
+        line: usize,
+        /// What is wrong, after the field's name if it has one.
+        reason: String,
     },
     /// A value that makes no sense.
     #[error("{}: {field} {reason}", path.display())]
@@ -139,11 +141,7 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        let file = toml::from_str(&text).map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        Self::from_file(file, path, prefix)
+        Self::from_file(parse(path, &text)?, path, prefix)
     }
 
     fn from_file(file: File, path: &Path, prefix: &Path) -> Result<Self, ConfigError> {
@@ -179,6 +177,27 @@ impl Config {
             },
         })
     }
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    let failed = |field: &str, error: &toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start);
+        ConfigError::Parse {
+            path: path.to_owned(),
+            line: text
+                .bytes()
+                .take(start)
+                .filter(|byte| *byte == b'\n')
+                .count()
+                + 1,
+            reason: format!("{field}{}", error.message().replace('\n', " ")),
+        }
+    };
+    let toml = toml::Deserializer::parse(text).map_err(|error| failed("", &error))?;
+    serde_path_to_error::deserialize(toml).map_err(|error| match error.path().to_string() {
+        root if root == "." => failed("", error.inner()),
+        field => failed(&format!("{field}: "), error.inner()),
+    })
 }
 
 /// The directory below which rvm was installed: it is `<prefix>/bin/rvm`.
@@ -226,7 +245,8 @@ mod tests {
             ("vcpu = 1", "vcpu"),
             ("engine = \"xen\"", "engine"),
             ("memory_mib = 0", "memory_mib"),
-            ("vcpus = \"two\"", "vcpus"),
+            ("\n\nvcpus = \"two\"", "line 3: vcpus: "),
+            ("vcpus = 1\nvcpus", "line 2"),
         ] {
             let message = read(text).unwrap_err().to_string();
             assert!(

@@ -78,6 +78,7 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> LifecycleError
 pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, LifecycleError> {
     let container = store.create(id)?;
     let process = bundle.spec.process().as_ref();
+    let own = ProcessId::own().map_err(failed("find out the own pid"))?;
     let state = State {
         oci_version: bundle.spec.version().clone(),
         id: id.to_owned(),
@@ -91,7 +92,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         terminal: process
             .and_then(|process| process.terminal())
             .unwrap_or(false),
-        monitor: None,
+        monitor: Some(own),
         sandbox: match &bundle.role {
             Role::Alone | Role::Sandbox => None,
             Role::Member(id) => Some(id.clone()),
@@ -231,26 +232,18 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
 /// Removes a container and everything that belongs to it. A running one only with `force`, which
 /// also removes what is damaged or half made.
 pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
-    let state = match container.state() {
-        Err(_) if force => None,
+    let state = match condemn(container, force) {
+        // Damaged, half made, or somebody else was faster.
+        Err(LifecycleError::State(_)) if force => None,
         other => Some(other?),
     };
     if let Some(state) = &state {
-        let status = state.status();
-        let removable = matches!(status, Status::Stopped | Status::Created);
-        if !removable && !force {
-            return Err(LifecycleError::Unfit(format!(
-                "cannot delete container {} that is not stopped: {status}",
-                container.id()
-            )));
-        }
         // The monitor first, so that it cannot mistake the end of its machine for an accident.
         end_monitor(state)?;
-        // It may have been made known since the state was read.
-        if let Ok(later) = container.state() {
-            end_monitor(&later)?;
-        }
         leave(container, state).await?;
+    }
+    if container.is_gone() {
+        return Ok(());
     }
     end_machine(container)?;
     remove(container)?;
@@ -258,6 +251,31 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
         hooks::run_and_warn_blocking(Moment::Poststop, state.hooks.as_ref(), state);
     }
     Ok(())
+}
+
+/// Writes down that the container has stopped, so that whoever starts it at this moment finds out
+/// and gives up. Returns the state it was in.
+fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> {
+    let locked = container.lock()?;
+    let state = locked.load()?;
+    let status = state.status();
+    let removable = matches!(status, Status::Stopped | Status::Created);
+    if !removable && !force {
+        return Err(LifecycleError::Unfit(format!(
+            "cannot delete container {} that is not stopped: {status}",
+            container.id()
+        )));
+    }
+    let stopped = State {
+        status: Status::Stopped,
+        ..state.clone()
+    };
+    match locked.save(&stopped) {
+        // A full disk must not keep what fills it.
+        Err(_) if force => {}
+        other => other?,
+    }
+    Ok(state)
 }
 
 /// Takes a container out of the sandbox that it has joined, if that still is there.
@@ -301,9 +319,11 @@ fn end_machine(container: &Container) -> Result<(), LifecycleError> {
             container.path().display()
         )
     };
-    let record = SandboxDir::open(container.path())
-        .and_then(|dir| dir.record())
-        .map_err(failed(action()))?;
+    let record = match SandboxDir::open(container.path()).and_then(|dir| dir.record()) {
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => other.map_err(failed(action()))?,
+    };
     let mut machine = record.into_iter().flat_map(|record| record.machine);
     machine.try_for_each(|id| end_process(id, Duration::ZERO))
 }
@@ -326,16 +346,24 @@ fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
 }
 
 /// Removes a container's directory. Only what rvm makes is ever in it, and nothing is followed: the
-/// shared directory is unmounted, not emptied.
+/// shared directory is unmounted, not emptied. Others may do the same at the same time.
 fn remove(container: &Container) -> Result<(), LifecycleError> {
     storage::remove(container.path())?;
     let path = container.path();
-    let action = || format!("remove {}", path.display());
-    for entry in fs::read_dir(path).map_err(failed(action()))? {
-        let entry = entry.map_err(failed(action()))?;
-        fs::remove_file(entry.path()).map_err(failed(action()))?;
+    let removed = || {
+        for entry in fs::read_dir(path)? {
+            absent_is_fine(fs::remove_file(entry?.path()))?;
+        }
+        fs::remove_dir(path)
+    };
+    absent_is_fine(removed()).map_err(failed(format!("remove {}", path.display())))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
-    fs::remove_dir(path).map_err(failed(action()))
 }
 
 /// The arguments with which this program becomes a container's monitor.

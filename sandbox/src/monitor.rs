@@ -118,18 +118,17 @@ pub async fn run(order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorE
     claim(order.container)?;
     let result = live(&order, &signals, timings).await;
     let exit_status = result.as_ref().ok().copied();
-    tear_down(order.container, exit_status).await?;
+    let torn_down = tear_down(order.container, exit_status).await;
     timings.lap("tear down");
-    result
+    let status = result?;
+    torn_down?;
+    Ok(status)
 }
 
 /// From now on the container is this process's.
 fn claim(container: &Container) -> Result<(), MonitorError> {
     let own = ProcessId::own().map_err(process_failed("find out the own pid"))?;
-    let locked = container.lock()?;
-    let mut state = locked.load()?;
-    state.monitor = Some(own);
-    Ok(locked.save(&state)?)
+    Ok(container.lock()?.claim(own)?)
 }
 
 async fn live(

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -20,7 +20,7 @@ use crate::process::ProcessId;
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// The program.
-    #[error("cannot start {}", path.display())]
+    #[error("cannot start {} (vmm in rvm's configuration)", path.display())]
     Program {
         /// Which one.
         path: PathBuf,
@@ -44,6 +44,7 @@ pub struct Vmm {
     child: Child,
     pidfd: OwnedFd,
     channel: Channel,
+    log: Option<JoinHandle<()>>,
     tail: Tail,
 }
 
@@ -76,14 +77,17 @@ impl Vmm {
         // The command holds the other end of the control socket, which must close with the child.
         drop(command);
         let tail = Tail::default();
-        if let Some(stderr) = child.stderr.take() {
-            let tail = Arc::clone(&tail);
-            thread::Builder::new()
-                .name("log".to_owned())
-                .stack_size(64 * 1024)
-                .spawn(move || log_lines(mode, stderr, &tail))
-                .map_err(failed)?;
-        }
+        let log = match child.stderr.take() {
+            None => None,
+            Some(stderr) => {
+                let tail = Arc::clone(&tail);
+                let thread = thread::Builder::new()
+                    .name("log".to_owned())
+                    .stack_size(64 * 1024)
+                    .spawn(move || log_lines(mode, stderr, &tail));
+                Some(thread.map_err(failed)?)
+            }
+        };
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
         channel.send(config, fds)?;
@@ -91,6 +95,7 @@ impl Vmm {
             child,
             pidfd,
             channel,
+            log,
             tail,
         })
     }
@@ -115,8 +120,12 @@ impl Vmm {
         self.child.try_wait()
     }
 
-    /// The last lines of what the process had to say.
-    pub fn last_words(&self) -> Vec<String> {
+    /// The last lines of what the process had to say. It has ended, so there is an end to wait for.
+    pub fn last_words(&mut self) -> Vec<String> {
+        if let Some(log) = self.log.take() {
+            // It does not panic, and nothing is lost if it does.
+            let _ = log.join();
+        }
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.iter().cloned().collect()
     }

@@ -1,1 +1,581 @@
-//! Bad input.
+//! Whatever is wrong with what rvm is given, it says so in one line that names the file and the field
+//! or the path, fails, and leaves nothing behind.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rvm_tests::{Bundle, Finished, Rvm, command};
+use serde_json::{Value, json};
+
+/// Asserts that a command was refused with one line, and left nothing behind; returns the line.
+#[track_caller]
+fn line(rvm: &Rvm, finished: &Finished) -> String {
+    assert_eq!(
+        (finished.code, finished.stdout.as_str()),
+        (1, ""),
+        "{finished:?}"
+    );
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    assert!(finished.stderr.starts_with("rvm "), "{}", finished.stderr);
+    let parts: Vec<&str> = finished.stderr.trim_end().split(": ").collect();
+    let unique: HashSet<&&str> = parts.iter().collect();
+    assert_eq!(
+        parts.len(),
+        unique.len(),
+        "says something twice: {}",
+        finished.stderr
+    );
+    rvm.assert_nothing_left();
+    finished.stderr.clone()
+}
+
+/// Asserts that a text has all of these in it.
+#[track_caller]
+fn says(text: &str, expected: &[&str]) {
+    for part in expected {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+/// Has the container created, and run, from a directory, both in vain; returns both lines.
+fn refusals(rvm: &Rvm, bundle: &Path) -> [String; 2] {
+    let pid_file = rvm.path("pid");
+    ["create", "run"].map(|verb| {
+        let mut command = rvm.command(&[verb, "--pid-file"]);
+        command
+            .arg(&pid_file)
+            .arg("--bundle")
+            .arg(bundle)
+            .arg("box");
+        let refusal = line(rvm, &command::finish(command));
+        says(&refusal, &[&format!("rvm {verb} failed: ")]);
+        assert!(!pid_file.exists());
+        refusal
+    })
+}
+
+/// Has a bundle refused whose configuration was changed.
+fn refused_with(change: impl FnOnce(&mut Value), expected: &[&str]) {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]).with(change);
+    for refusal in refusals(&rvm, bundle.write()) {
+        says(&refusal, expected);
+    }
+}
+
+#[test]
+fn a_bundle_that_is_not_there_is_named() {
+    let rvm = Rvm::new();
+    for refusal in refusals(&rvm, Path::new("/nonexistent/bundle")) {
+        says(&refusal, &["/nonexistent/bundle", "No such file"]);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_named() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]);
+    let file = bundle.path().join("config.json");
+    for refusal in refusals(&rvm, bundle.path()) {
+        says(
+            &refusal,
+            &[
+                "JSON specification file",
+                file.to_str().unwrap(),
+                "not found",
+            ],
+        );
+    }
+}
+
+#[test]
+fn json_cut_short_is_named_with_the_place() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]);
+    let file = bundle.write().join("config.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, &text[..text.len() / 2]).unwrap();
+    for refusal in refusals(&rvm, bundle.path()) {
+        says(&refusal, &[file.to_str().unwrap(), "EOF", "line"]);
+    }
+}
+
+#[test]
+fn wrong_types_name_the_field() {
+    for (pointer, value, field) in [
+        ("/process/args", json!("true"), "process.args"),
+        ("/process/user/uid", json!("root"), "process.user.uid"),
+        ("/root/readonly", json!("yes"), "root.readonly"),
+        ("/hostname", json!(7), "hostname"),
+        ("/mounts/0", json!("/proc"), "mounts[0]"),
+        (
+            "/linux/namespaces/0/type",
+            json!("moon"),
+            "linux.namespaces[0].type",
+        ),
+        (
+            "/process/rlimits/0/type",
+            json!("RLIMIT_MOON"),
+            "process.rlimits[0].type",
+        ),
+        (
+            "/process/capabilities/bounding",
+            json!(["CAP_MOON"]),
+            "process.capabilities.bounding",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({ "limit": "1g" }),
+            "linux.resources.memory.limit",
+        ),
+    ] {
+        refused_with(
+            |config| set(config, pointer, value),
+            &["/config.json: ", field],
+        );
+    }
+}
+
+#[test]
+fn wrong_values_name_the_field() {
+    for (pointer, value, field) in [
+        ("/ociVersion", json!("2.0.0"), "ociVersion 2.0.0 is unknown"),
+        (
+            "/ociVersion",
+            json!("banana"),
+            "ociVersion \"banana\" is no version",
+        ),
+        ("/process/args", json!([]), "process.args is empty"),
+        (
+            "/process/cwd",
+            json!("tmp"),
+            "process.cwd is not an absolute path",
+        ),
+        (
+            "/process/env",
+            json!(["A=\0"]),
+            "process.env[0] contains a zero byte",
+        ),
+        ("/process", json!(null), "process is missing"),
+        ("/root", json!(null), "root is missing"),
+        (
+            "/linux/resources/cpu",
+            json!({ "cpus": "3-1" }),
+            "linux.resources.cpu.cpus",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({ "limit": 4_i64 << 40 }),
+            "linux.resources.memory.limit",
+        ),
+    ] {
+        refused_with(
+            |config| set(config, pointer, value),
+            &["config.json: ", field],
+        );
+    }
+}
+
+#[test]
+fn fields_that_cannot_be_honoured_are_refused_by_name() {
+    for (pointer, value, field) in [
+        ("/windows", json!({ "layerFolders": [] }), "windows"),
+        (
+            "/vm",
+            json!({ "kernel": { "path": "/boot/vmlinuz" } }),
+            "vm",
+        ),
+        (
+            "/linux/namespaces/0",
+            json!({ "type": "pid", "path": "/proc/1/ns/pid" }),
+            "linux.namespaces[0].path",
+        ),
+    ] {
+        refused_with(
+            |config| set(config, pointer, value),
+            &["/config.json: ", field],
+        );
+    }
+}
+
+fn set(config: &mut Value, pointer: &str, value: Value) {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    match config.pointer_mut(parent).unwrap() {
+        Value::Array(list) => list[key.parse::<usize>().unwrap()] = value,
+        parent => parent[key] = value,
+    }
+}
+
+#[test]
+fn a_root_file_system_that_is_none_is_named() {
+    for (path, reason) in [
+        ("nowhere", "No such file"),
+        ("config.json", "not a directory"),
+    ] {
+        let expected = ["invalid rootfs: ", &format!("/{path}"), reason];
+        refused_with(|config| config["root"]["path"] = path.into(), &expected);
+    }
+}
+
+#[test]
+fn the_source_of_a_mount_that_is_not_there_is_named() {
+    let mount = json!({
+        "destination": "/data", "type": "bind", "source": "/nonexistent/data", "options": ["bind"],
+    });
+    let add = |config: &mut Value| config["mounts"].as_array_mut().unwrap().insert(1, mount);
+    let expected = [
+        "config.json: mounts[1].source /nonexistent/data",
+        "No such file",
+    ];
+    refused_with(add, &expected);
+}
+
+#[test]
+fn ids_that_are_none_are_refused_by_every_verb() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]);
+    let dir = bundle.write().to_str().unwrap();
+    let long = "x".repeat(300);
+    for id in ["a/b", "../a", "..", "", "a b", &long] {
+        for before in [
+            &["create", "--bundle", dir][..],
+            &["run", "--bundle", dir],
+            &["start"],
+            &["state"],
+            &["kill"],
+            &["delete"],
+            &["delete", "--force"],
+        ] {
+            let refusal = line(&rvm, &rvm.call(&[before, &[id]].concat()));
+            says(
+                &refusal,
+                &["invalid container ID format", &format!("{id:?}")],
+            );
+        }
+    }
+}
+
+#[test]
+fn a_container_that_is_not_there_is_named() {
+    let rvm = Rvm::new();
+    for verb in ["start", "state", "kill", "delete"] {
+        let refusal = line(&rvm, &rvm.call(&[verb, "ghost"]));
+        says(&refusal, &["container does not exist", "ghost"]);
+    }
+    assert_eq!(rvm.call(&["delete", "--force", "ghost"]).code, 0);
+}
+
+#[test]
+fn an_unknown_signal_is_named() {
+    let rvm = Rvm::new();
+    says(
+        &line(&rvm, &rvm.call(&["kill", "box", "SIGMOON"])),
+        &["unknown signal \"SIGMOON\""],
+    );
+}
+
+#[test]
+fn what_has_stopped_cannot_be_killed_started_or_made_again() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]);
+    let dir = bundle.write().to_str().unwrap();
+    assert_eq!(rvm.call(&["run", "--keep", "--bundle", dir, "box"]).code, 0);
+    for (args, expected) in [
+        (&["kill", "box"][..], "container not running"),
+        (
+            &["start", "box"],
+            "cannot start a container that has stopped",
+        ),
+        (
+            &["create", "--bundle", dir, "box"],
+            "container with given ID already exists: box",
+        ),
+        (
+            &["run", "--bundle", dir, "box"],
+            "container with given ID already exists: box",
+        ),
+    ] {
+        let finished = rvm.call(args);
+        assert_eq!(
+            (finished.code, finished.stderr.lines().count()),
+            (1, 1),
+            "{finished:?}"
+        );
+        says(&finished.stderr, &[expected]);
+        assert_eq!(rvm.status("box"), "stopped");
+    }
+    rvm.ok(&["delete", "box"]);
+}
+
+/// rvm's own configuration.
+mod configuration {
+    use super::*;
+
+    fn refused(rvm: &Rvm, expected: &[&str]) {
+        let bundle = Bundle::new(&["true"]);
+        for refusal in refusals(rvm, bundle.write()) {
+            says(&refusal, expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let rvm = Rvm::new();
+        fs::remove_file(rvm.path("config.toml")).unwrap();
+        refused(&rvm, &["/config.toml", "No such file"]);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_are_named() {
+        for (text, field) in [
+            ("kernal = \"/boot/vmlinux\"", "kernal"),
+            ("engine = \"xen\"", "engine"),
+            ("memory_mib = 0", "memory_mib must be at least 1"),
+            ("vcpus = \"two\"", "line 1: vcpus: "),
+        ] {
+            refused(&Rvm::new().configured(text), &["/config.toml: ", field]);
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_named_with_their_key() {
+        for key in ["kernel", "initramfs", "vmm"] {
+            let rvm = Rvm::new().configured(&format!("{key} = \"/nonexistent/{key}\""));
+            let path = format!("/nonexistent/{key}");
+            refused(
+                &rvm,
+                &[
+                    &path,
+                    &format!("{key} in rvm's configuration"),
+                    "No such file",
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_an_elf_file_is_named() {
+        let rvm = Rvm::new().configured("kernel = \"/etc/passwd\"");
+        refused(
+            &rvm,
+            &[
+                "/etc/passwd is not an ELF file",
+                "kernel in rvm's configuration",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_machine_larger_than_the_host_is_refused_with_both_sizes() {
+        let rvm = Rvm::new();
+        let bundle = Bundle::new(&["true"]).with(|config| {
+            config["linux"]["resources"]["memory"] = json!({ "limit": 1_i64 << 39 });
+        });
+        for refusal in refusals(&rvm, bundle.write()) {
+            says(
+                &refusal,
+                &[
+                    "linux.resources.memory.limit in config.json",
+                    "MiB available",
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn a_qemu_that_is_not_installed_is_named_with_what_to_do() {
+        let rvm = Rvm::new()
+            .configured("qemu = \"/nonexistent/qemu\"")
+            .on_engine("qemu");
+        refused(
+            &rvm,
+            &[
+                "/nonexistent/qemu",
+                "install qemu-system-x86",
+                "qemu in rvm's configuration",
+            ],
+        );
+    }
+
+    /// Runs `rvm run` where there is no /dev/kvm.
+    fn without_kvm(rvm: &Rvm, bundle: &Bundle) -> Finished {
+        let script = "mount -t tmpfs none /run && mount -t tmpfs none /dev && \
+                      mknod -m 666 /dev/null c 1 3 && exec \"$@\"";
+        let inner = rvm.command(&["run", "--bundle", bundle.write().to_str().unwrap(), "box"]);
+        let mut outer = Command::new("unshare");
+        outer.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ]);
+        outer.arg(inner.get_program()).args(inner.get_args());
+        rvm.adopt(&mut outer);
+        command::finish(outer)
+    }
+
+    #[test]
+    fn a_host_without_kvm_and_qemu_says_both() {
+        let bundle = Bundle::new(&["true"]);
+        let rvm = Rvm::new()
+            .configured("qemu = \"/nonexistent/qemu\"")
+            .on_engine("auto");
+        let refusal = line(&rvm, &without_kvm(&rvm, &bundle));
+        says(
+            &refusal,
+            &[
+                "no /dev/kvm",
+                "/nonexistent/qemu is not installed",
+                "rvm check",
+            ],
+        );
+
+        let rvm = Rvm::new().on_engine("kvm");
+        says(
+            &line(&rvm, &without_kvm(&rvm, &bundle)),
+            &["/dev/kvm", "No such file"],
+        );
+    }
+}
+
+/// What only the guest finds out.
+mod guest {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_be_executed_is_named_in_runcs_words() {
+        for (program, reason) in [
+            ("nonexistent", "executable file not found in $PATH"),
+            (
+                "/nonexistent",
+                "stat /nonexistent: no such file or directory",
+            ),
+            ("/etc/plain", "permission denied"),
+        ] {
+            let rvm = Rvm::new();
+            let bundle = Bundle::new(&[program]);
+            fs::write(bundle.rootfs("etc/plain"), "not a program").unwrap();
+            let refusal = line(&rvm, &rvm.run(&bundle, "box"));
+            let expected = format!(
+                "rvm run failed: unable to start container process: exec: {program:?}: {reason}"
+            );
+            assert_eq!(refusal.trim_end(), expected);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_refuses_reaches_whoever_creates() {
+        let rvm = Rvm::new();
+        let bundle = Bundle::new(&["nonexistent"]);
+        let dir = bundle.write().to_str().unwrap();
+        let pid_file = rvm.path("pid");
+        let finished = rvm.call(&[
+            "create",
+            "--pid-file",
+            pid_file.to_str().unwrap(),
+            "--bundle",
+            dir,
+            "box",
+        ]);
+        says(
+            &line(&rvm, &finished),
+            &["rvm create failed: ", "executable file not found in $PATH"],
+        );
+        assert!(!pid_file.exists());
+    }
+
+    /// Runs a container whose guest never gets so far; returns what is said of it.
+    fn failure(configuration: &str) -> String {
+        let rvm = Rvm::new().configured(configuration);
+        let finished = rvm.run(&Bundle::new(&["true"]), "box");
+        assert_eq!(
+            (finished.code, finished.stdout.as_str()),
+            (1, ""),
+            "{finished:?}"
+        );
+        rvm.assert_nothing_left();
+        // One line, and the console below it.
+        let (explanation, console) = finished.stderr.split_once('\n').unwrap();
+        says(
+            explanation,
+            &["rvm run failed: ", "boot", &rvm_tests::engine()],
+        );
+        assert!(
+            console.lines().skip(1).all(|line| line.starts_with("  ")),
+            "{console}"
+        );
+        finished.stderr
+    }
+
+    #[test]
+    fn a_kernel_that_panics_shows_the_end_of_its_console() {
+        let failure = failure("kernel_params = \"rdinit=/nonexistent\"");
+        says(
+            &failure,
+            &[
+                "the guest crashed",
+                "\nthe end of the guest's console:\n",
+                "Kernel panic",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_agent_that_never_answers_is_given_up_on_time() {
+        // The kernel stays where it has panicked.
+        let silent = "kernel_params = \"rdinit=/nonexistent panic=0\"\nstart_timeout_seconds = 10";
+        let failure = failure(silent);
+        says(
+            &failure,
+            &[
+                "its agent did not answer within 10 s",
+                "start_timeout_seconds",
+            ],
+        );
+        says(
+            &failure,
+            &["\nthe end of the guest's console:\n", "Kernel panic"],
+        );
+    }
+
+    #[test]
+    fn an_init_that_is_no_agent_is_given_up_on_time() {
+        let work = tempfile::tempdir().unwrap();
+        let initramfs = work.path().join("initramfs");
+        let pack = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel/initramfs");
+        // Busybox, as process 1 named init, waits for somebody at its console.
+        let packed = Command::new(pack)
+            .arg("/bin/busybox")
+            .arg(&initramfs)
+            .status()
+            .unwrap();
+        assert!(packed.success());
+        let failure = failure(&format!(
+            "initramfs = {initramfs:?}\nstart_timeout_seconds = 10"
+        ));
+        says(&failure, &["its agent did not answer within 10 s"]);
+    }
+
+    #[test]
+    fn an_elf_file_that_is_no_kernel_is_explained_by_the_engine() {
+        let rvm = Rvm::new().configured("kernel = \"/bin/busybox\"");
+        let finished = rvm.run(&Bundle::new(&["true"]), "box");
+        assert_eq!(finished.code, 1);
+        let word = if rvm_tests::engine() == "qemu" {
+            "PVH"
+        } else {
+            "kernel"
+        };
+        says(&finished.stderr, &["rvm run failed: ", word]);
+        assert!(
+            !finished.stderr.contains("switched its machine off"),
+            "{}",
+            finished.stderr
+        );
+    }
+}

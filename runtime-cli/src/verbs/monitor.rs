@@ -18,11 +18,11 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
         .context("rvm monitor is started by rvm create, not by hand")?;
     let explain = parent.try_clone()?;
     let result = watch(global, args, Mode::Detached(parent));
-    if let Err(error) = &result {
-        // Whoever waits reports it; if the container was ready before, nobody waits.
-        let _ = write!(&explain, "{error:#}");
+    match result {
+        // Whoever waits reports it. Nobody does any more once the container was ready.
+        Err(error) if write!(&explain, "{error:#}").is_ok() => Ok(ExitCode::FAILURE),
+        other => other,
     }
-    result
 }
 
 fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitCode> {

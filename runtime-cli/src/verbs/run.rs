@@ -57,6 +57,10 @@ fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if !args.keep || result.is_err() {
         block_on(lifecycle::delete(&container, true))??;
     }
+    if let (Some(path), Err(_)) = (&args.create.pid_file, &result) {
+        // Gone already if it is not there.
+        let _ = std::fs::remove_file(path);
+    }
     if args.timings {
         write!(std::io::stderr(), "{timings}")?;
     }

@@ -12,7 +12,7 @@ use rvm_protocol::vmm::{
 
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
-    io_failed, open_kernel,
+    io_failed, open_initramfs, open_kernel,
 };
 use crate::process::ProcessId;
 use crate::readable::Readable;
@@ -47,7 +47,7 @@ impl Engine for Kvm {
                 plan.kernel_params
             ),
             kernel: fds.add(open_kernel(plan.kernel)?),
-            initramfs: fds.add(super::open("the guest's initramfs", plan.initramfs)?),
+            initramfs: fds.add(open_initramfs(plan.initramfs)?),
             console: fds.add(create_console(plan.console)?),
             kvm: fds.add(open_kvm()?),
             shared_dir: plan.shared.to_owned(),

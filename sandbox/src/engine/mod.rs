@@ -64,7 +64,10 @@ pub enum EngineError {
         source: io::Error,
     },
     /// The kernel is none.
-    #[error("the guest kernel {} is not an ELF file; it is built by guest-kernel/build", .0.display())]
+    #[error(
+        "the guest kernel {} is not an ELF file; guest-kernel/build makes one, and kernel in rvm's \
+         configuration names it", .0.display()
+    )]
     Kernel(PathBuf),
     /// rvm-vmm.
     #[error(transparent)]
@@ -72,7 +75,7 @@ pub enum EngineError {
     /// The host has too little memory.
     #[error(
         "the machine needs {needed} MiB of memory and the host has {available} MiB available; \
-         lower linux.resources.memory.limit or memory_mib in rvm's configuration"
+         lower linux.resources.memory.limit in config.json or memory_mib in rvm's configuration"
     )]
     HostMemory {
         /// In MiB.
@@ -165,13 +168,20 @@ fn open(what: &'static str, path: &Path) -> Result<File, EngineError> {
 /// does to a machine explains nothing.
 fn open_kernel(path: &Path) -> Result<File, EngineError> {
     use std::os::unix::fs::FileExt;
-    let file = open("the guest kernel", path)?;
+    let file = open("the guest kernel (kernel in rvm's configuration)", path)?;
     let mut magic = [0; 4];
     let read = file.read_at(&mut magic, 0).unwrap_or(0);
     if read < magic.len() || magic != *b"\x7fELF" {
         return Err(EngineError::Kernel(path.to_owned()));
     }
     Ok(file)
+}
+
+fn open_initramfs(path: &Path) -> Result<File, EngineError> {
+    open(
+        "the guest's initramfs (initramfs in rvm's configuration)",
+        path,
+    )
 }
 
 fn create_console(path: &Path) -> Result<File, EngineError> {

@@ -9,22 +9,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use rvm_protocol::POWER_OFF_BYTE;
 use rvm_protocol::vmm::{BackendConfig, Channel, Event, QemuConfig, StartTimes, StopReason};
 
 use super::kvm::Fds;
 use super::qemu_args::{Fd, arguments};
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
-    io_failed, open_kernel,
+    io_failed, open_initramfs, open_kernel,
 };
 use crate::process::ProcessId;
 use crate::readable::Readable;
 use crate::spawn::Vmm;
 use crate::storage::STAGE;
 
-/// QEMU's exit status after the guest wrote the byte 0 to the isa-debug-exit device: twice the byte
-/// and one. QEMU uses the same for its own failures, which it explains on standard error.
-const EXIT_POWER_OFF: i32 = 1;
+/// QEMU's exit status after the guest wrote its byte to the isa-debug-exit device.
+const EXIT_POWER_OFF: i32 = 2 * POWER_OFF_BYTE as i32 + 1;
 
 /// The socket at which rvm-vmm waits for QEMU, until it has come.
 const VHOST_USER_SOCKET: &str = "vhost-user.sock";
@@ -66,7 +66,7 @@ impl Engine for Qemu {
         for fd in Fd::ALL {
             match fd {
                 Fd::Kernel => fds.add(open_kernel(plan.kernel)?),
-                Fd::Initramfs => fds.add(super::open("the guest's initramfs", plan.initramfs)?),
+                Fd::Initramfs => fds.add(open_initramfs(plan.initramfs)?),
                 Fd::Console => fds.add(console.try_clone().map_err(io_failed("dup"))?),
                 Fd::Vsock => fds.add(connection.try_clone().map_err(io_failed("dup"))?),
             };
@@ -130,21 +130,24 @@ impl QemuMachine {
         if let Some(reason) = refusal(self.qemu.channel()).or(refusal(self.backend.channel())) {
             return MachineEnd::Failed(reason);
         }
-        let words = self.qemu.last_words();
-        match self.qemu.kill().and_then(|()| self.qemu.exit_status()) {
-            Ok(Some(status)) if status.code() == Some(EXIT_POWER_OFF) && words.is_empty() => {
-                MachineEnd::PowerOff
-            }
+        // Before it is killed, so that it is how it ended by itself.
+        let backend = self.backend.exit_status();
+        let qemu = self.qemu.kill().and_then(|()| self.qemu.exit_status());
+        // Both must be gone before their last words are complete.
+        let _ = self.backend.kill();
+        match (qemu, backend) {
+            (Ok(Some(status)), _) if status.code() == Some(EXIT_POWER_OFF) => MachineEnd::PowerOff,
             // -no-reboot ends QEMU in place of a reset.
-            Ok(Some(status)) if status.success() => MachineEnd::GuestReset,
+            (Ok(Some(status)), _) if status.success() => MachineEnd::GuestReset,
             // QEMU does not survive its back end, whose end then explains more.
-            status => MachineEnd::Failed(match self.backend.exit_status() {
-                Ok(Some(first)) if !first.success() => {
-                    let words = self.backend.last_words();
-                    describe_exit("QEMU's vsock back end", &Ok(Some(first)), &words)
-                }
-                _ => describe_exit("QEMU", &status, &words),
-            }),
+            (_, Ok(Some(first))) if !first.success() => {
+                let words = self.backend.last_words();
+                let first = Ok(Some(first));
+                MachineEnd::Failed(describe_exit("QEMU's vsock back end", &first, &words))
+            }
+            (status, _) => {
+                MachineEnd::Failed(describe_exit("QEMU", &status, &self.qemu.last_words()))
+            }
         }
     }
 }

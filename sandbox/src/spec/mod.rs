@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 use pod::Role;
+use translate::is_bind;
 use validate::Problem;
 
 /// The name of the configuration in a bundle.
@@ -43,11 +44,11 @@ pub enum SpecError {
         source: io::Error,
     },
     /// It is no JSON, or a field has the wrong type.
-    #[error("{}: {field}{source}", path.display())]
+    #[error("{}{field}", path.display())]
     Json {
         /// Which file.
         path: PathBuf,
-        /// Which field, with a colon behind it, or nothing.
+        /// Which field, with a colon before it, or nothing.
         field: String,
         /// What and where.
         source: serde_json::Error,
@@ -97,6 +98,7 @@ impl Bundle {
         let spec = parse(&path, &read(&path)?)?;
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
+            .and_then(|role| find_sources(&dir, &spec).map(|()| role))
             .map_err(|problem| problem.within(path.clone()))?;
         if let Some(hooks) = spec.hooks() {
             crate::hooks::guest::check(hooks).map_err(|(field, reason)| SpecError::Field {
@@ -164,7 +166,7 @@ fn parse(path: &Path, text: &str) -> Result<Spec, SpecError> {
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let field = match error.path().to_string() {
             root if root == "." => String::new(),
-            field => format!("{field}: "),
+            field => format!(": {field}"),
         };
         SpecError::Json {
             path: path.to_owned(),
@@ -172,6 +174,21 @@ fn parse(path: &Path, text: &str) -> Result<Spec, SpecError> {
             source: error.into_inner(),
         }
     })
+}
+
+/// Looks for what is to be bind-mounted, before anything is made.
+fn find_sources(dir: &Path, spec: &Spec) -> Result<(), Problem> {
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        if let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount))
+            && let Err(error) = std::fs::metadata(dir.join(source))
+        {
+            return Err(Problem {
+                field: format!("mounts[{index}].source"),
+                reason: format!("{}: {error}", source.display()),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn find_rootfs(path: &Path) -> Result<PathBuf, SpecError> {
@@ -205,11 +222,8 @@ mod tests {
         fn error(&self) -> String {
             let error = Bundle::load(self.0.path()).unwrap_err();
             match std::error::Error::source(&error) {
-                // Json shows its source itself.
-                Some(source) if !error.to_string().contains(&source.to_string()) => {
-                    format!("{error}: {source}")
-                }
-                _ => error.to_string(),
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
             }
         }
     }

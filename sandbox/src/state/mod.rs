@@ -45,8 +45,8 @@ pub struct State {
     pub hooks: Option<Hooks>,
     /// The container has a terminal.
     pub terminal: bool,
-    /// The process that holds the container's standard streams. Its pid is the container's to
-    /// everyone on the host.
+    /// The process that holds the container's standard streams, or until there is one, the process
+    /// that makes the container. Its pid is the container's to everyone on the host.
     pub monitor: Option<ProcessId>,
     /// The container whose sandbox it has joined. None if the sandbox is its own.
     pub sandbox: Option<String>,
@@ -63,12 +63,8 @@ impl State {
     /// Where the container's life stands. Without its monitor there is no container, whatever was
     /// written down last.
     pub fn status(&self) -> Status {
-        let alive = || self.monitor.is_some_and(ProcessId::is_alive);
-        match self.status {
-            Status::Stopped => Status::Stopped,
-            // Its creator has not started a monitor yet.
-            Status::Creating if self.monitor.is_none() => Status::Creating,
-            _ if alive() => self.status,
+        match self.monitor {
+            Some(monitor) if monitor.is_alive() => self.status,
             _ => Status::Stopped,
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use super::{State, Status};
+use crate::process::ProcessId;
 use crate::sandbox::SandboxDir;
 use crate::spec::pod::Peer;
 use crate::state::status::IllegalStep;
@@ -50,6 +51,9 @@ pub enum StateError {
         #[source]
         source: serde_json::Error,
     },
+    /// Its creation was to go on, but somebody deletes it.
+    #[error("container {0} was deleted while it was being created")]
+    GivenUp(String),
     /// A step out of turn.
     #[error(transparent)]
     Step(#[from] IllegalStep),
@@ -217,8 +221,13 @@ impl Container {
     pub fn lock(&self) -> Result<Locked<'_>, StateError> {
         // A second description, so that the lock is this value's and not the process's.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let lock = rustix::fs::openat(&self.dir, ".", flags, Mode::empty())
-            .map_err(|e| failed("open", &self.path)(e.into()))?;
+        let lock = rustix::fs::openat(&self.dir, ".", flags, Mode::empty()).map_err(|error| {
+            match error {
+                // Deleted since it was opened.
+                rustix::io::Errno::NOENT => StateError::NotFound(self.id.clone()),
+                error => failed("open", &self.path)(error.into()),
+            }
+        })?;
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|e| failed("lock", &self.path)(e.into()))?;
         Ok(Locked {
@@ -230,6 +239,14 @@ impl Container {
     /// Reads the state.
     pub fn state(&self) -> Result<State, StateError> {
         self.lock()?.load()
+    }
+
+    /// The directory was deleted since it was opened; another container may have its path by now.
+    pub fn is_gone(&self) -> bool {
+        let own = rustix::fs::fstat(&self.dir);
+        let there = rustix::fs::lstat(&self.path);
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        own.map(identity).ok() != there.map(identity).ok()
     }
 }
 
@@ -271,6 +288,16 @@ impl Locked<'_> {
         fs::rename(&new, &path).map_err(failed("write", &path))
     }
 
+    /// Writes down which process answers for the container from now on.
+    pub fn claim(&self, monitor: ProcessId) -> Result<(), StateError> {
+        let mut state = self.load()?;
+        if state.status != Status::Creating {
+            return Err(StateError::GivenUp(self.container.id.clone()));
+        }
+        state.monitor = Some(monitor);
+        self.save(&state)
+    }
+
     /// Reads the state, takes a step, writes it.
     pub fn step(&self, to: Status, change: impl FnOnce(&mut State)) -> Result<State, StateError> {
         let mut state = self.load()?;
@@ -284,7 +311,6 @@ impl Locked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::ProcessId;
     use std::collections::HashMap;
 
     fn store() -> (Store, tempfile::TempDir) {
