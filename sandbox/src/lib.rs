@@ -6,6 +6,7 @@
 //! assume.
 
 pub mod agent;
+pub mod bring_up;
 pub mod check;
 pub mod config;
 pub mod engine;

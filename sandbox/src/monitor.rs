@@ -13,24 +13,22 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
+use crate::bring_up::{BringUpError, Site};
 use crate::config::Config;
 use crate::engine::MachineEnd;
-use crate::hooks::{self, HookError, Moment};
 use crate::lifecycle::leave;
 use crate::process::ProcessId;
 use crate::readable::Readable;
-use crate::sandbox::{Sandbox, SandboxError};
+use crate::sandbox::Sandbox;
 use crate::signals::Signals;
-use crate::sizing::{Size, SizeError};
-use crate::spec::pod::Role;
-use crate::spec::translate::translate;
-use crate::spec::{Bundle, SpecError};
+use crate::spec::Bundle;
 use crate::state::{Container, StateError, Status};
 use crate::stdio::{HostStdio, Relay};
-use crate::storage::{self, StorageError};
+use crate::storage;
 use crate::terminal::{self, Raw, TerminalError};
 use crate::timings::Timings;
 
@@ -59,24 +57,9 @@ pub enum MonitorError {
     /// The terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
-    /// The configuration.
+    /// The container or its sandbox.
     #[error(transparent)]
-    Spec(#[from] SpecError),
-    /// Limits that no machine has.
-    #[error(transparent)]
-    Size(#[from] SizeError),
-    /// The shared directory.
-    #[error("cannot share the container's files")]
-    Storage(#[from] StorageError),
-    /// The sandbox.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    /// A hook.
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    /// What the agent refused.
-    #[error("{0}")]
-    Container(String),
+    BringUp(#[from] BringUpError),
     /// A signal came before the container was ready.
     #[error("interrupted by signal {0} while the sandbox was starting")]
     Interrupted(i32),
@@ -166,53 +149,17 @@ async fn bring_up(
     order: &Order<'_>,
     host: HostStdio,
     timings: &mut Timings,
-) -> Result<(Sandbox, Relay), MonitorError> {
-    run_create_hooks(order, timings).await?;
-    let (container, bundle, config) = (order.container, order.bundle, order.config);
-    let dir = container.sandbox(&container.state()?)?;
-    let peers = match &bundle.role {
-        Role::Alone | Role::Sandbox => {
-            storage::prepare(dir.path())?;
-            Vec::new()
-        }
-        Role::Member(id) => container.store().peers(id)?,
+) -> Result<(Arc<Sandbox>, Relay), MonitorError> {
+    let site = Site {
+        container: order.container,
+        bundle: order.bundle,
+        config: order.config,
     };
-    let translation = translate(bundle, container.id(), &peers)?;
-    dir.share(container.id(), &translation)?;
-    timings.lap("share files");
-    let sandbox = match &bundle.role {
-        Role::Alone | Role::Sandbox => {
-            let size = Size::for_bundle(&bundle.spec, config)?;
-            Sandbox::start(dir, size, config, timings).await?
-        }
-        Role::Member(_) => Sandbox::join(dir, config)?,
-    };
-    let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
-    let (relay, pid) = created.await.map_err(container_failed)?;
-    container
-        .lock()?
-        .step(Status::Created, |state| state.guest_pid = Some(pid))?;
+    let (sandbox, relay) = site.bring_up(None, host, timings).await?;
     if let Mode::Foreground = order.mode {
-        let started = sandbox.start_container(container.id(), timings);
-        started.await.map_err(container_failed)?;
-        let state = container.lock()?.step(Status::Running, |_| {})?;
-        hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
+        site.start(&sandbox, timings).await?;
     }
     Ok((sandbox, relay))
-}
-
-/// The hooks that prepare the container from outside: what they do to the namespaces of the reported
-/// pid, which are this process's, is there when the machine is made.
-async fn run_create_hooks(order: &Order<'_>, timings: &mut Timings) -> Result<(), MonitorError> {
-    let state = order.container.state()?;
-    let Some(hooks) = &state.hooks else {
-        return Ok(());
-    };
-    for moment in [Moment::Prestart, Moment::CreateRuntime] {
-        hooks::run(moment, Some(hooks), &state).await?;
-    }
-    timings.lap("run hooks");
-    Ok(())
 }
 
 /// The host's ends of the container's streams. The second value keeps the terminal in raw mode.
@@ -254,15 +201,6 @@ fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorErro
         },
         Some(raw),
     ))
-}
-
-fn container_failed(error: SandboxError) -> MonitorError {
-    match error {
-        SandboxError::Agent(AgentError::Refused(message) | AgentError::NotFound(message)) => {
-            MonitorError::Container(message)
-        }
-        other => other.into(),
-    }
 }
 
 /// Returns when a signal asks this process to end. Others are nothing to a container that is not
