@@ -101,7 +101,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let mut fds = HandedFds::new(fds);
     check(config)?;
 
-    let proc_self_fd = File::open("/proc/self/fd").map_err(device_failed("fs"))?;
+    let proc_self_fd = jail::own_descriptors()?;
     jail::enter(
         &Root::Directory(config.shared_dir.clone()),
         Caps::FileServer,

@@ -13,9 +13,12 @@ pub mod filter;
 pub mod root;
 pub mod user;
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Resource, Rlimit, Signal};
 use rustix::thread::UnshareFlags;
 
@@ -87,6 +90,17 @@ pub fn enter(root: &Root, caps: Caps) -> Result<(), JailError> {
         .map_err(step("set the parent death signal"))
 }
 
+/// The directory of the process's own descriptors, for a file server that opens files anew by them.
+/// Called before the jail is entered, where there is no /proc.
+///
+/// It is the root of a mount that is attached nowhere. From /proc/self/fd itself the way up would lead
+/// to the host's /proc/sys, where root's id alone suffices to write.
+pub fn own_descriptors() -> Result<File, JailError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let fd = open_tree(CWD, "/proc/self/fd", flags).map_err(step("open /proc/self/fd"))?;
+    Ok(fd.into())
+}
+
 /// As many descriptors as the host allows: the guest's open files are ours.
 fn raise_fd_limit() -> Result<(), JailError> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -106,4 +120,21 @@ fn raise_fd_limit() -> Result<(), JailError> {
 fn unshare(flags: UnshareFlags) -> Result<(), io::Error> {
     // SAFETY: there is one thread, and descriptors are not unshared.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags, openat};
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn own_descriptors_can_be_opened_anew_and_lead_nowhere_else() {
+        let directory = own_descriptors().unwrap();
+        let open = |path: &str| openat(&directory, path, OFlags::RDONLY, Mode::empty());
+        let file = tempfile::tempfile().unwrap();
+        open(&file.as_raw_fd().to_string()).unwrap();
+        assert!(open("../../sys/kernel/core_pattern").is_err());
+        assert!(open("../status").is_err());
+    }
 }
