@@ -17,9 +17,9 @@ pub struct Bundle {
 
 /// The programs of busybox that the tests call.
 const APPLETS: &[&str] = &[
-    "awk", "cat", "cut", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "kill",
-    "ls", "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh",
-    "sleep", "stat", "stty", "sync", "tail", "touch", "true", "tty", "uname", "wc", "yes",
+    "awk", "cat", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id",
+    "kill", "ls", "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq",
+    "sh", "sleep", "stat", "stty", "sync", "tail", "touch", "true", "tty", "uname", "wc", "yes",
 ];
 
 impl Bundle {

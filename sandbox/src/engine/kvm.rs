@@ -21,7 +21,8 @@ use crate::spawn::Vmm;
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
 /// worth.
 const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t \
-     tsc=reliable no_timer_check cryptomgr.notests random.trust_cpu=on";
+     tsc=reliable no_timer_check noreplace-smp \
+     ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// The engine.
 pub struct Kvm;

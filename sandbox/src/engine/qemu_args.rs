@@ -30,7 +30,8 @@ impl Fd {
 /// The parameters that a kernel needs on QEMU's microvm; see guest-kernel/README.md for what each is
 /// worth. The machine adds its virtio-mmio devices itself.
 const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t \
-     tsc=reliable no_timer_check cryptomgr.notests random.trust_cpu=on";
+     tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
+     ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// The arguments for a machine of this size.
 pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
@@ -38,11 +39,11 @@ pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
     let params = format!("{KERNEL_PARAMS} {PARAM_SHARED}=9p {kernel_params}");
     let memory = format!("{}M", size.memory_mib);
     let list = [
-        // The machine: no firmware tables, no legacy devices but what the kernel's timers and its
+        // The machine: no firmware tables, no legacy devices but what the kernel's clocks and its
         // early console need.
         (
             "-M",
-            "microvm,acpi=off,rtc=off,isa-serial=on,memory-backend=memory".to_owned(),
+            "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory".to_owned(),
         ),
         ("-accel", "tcg,thread=multi".to_owned()),
         ("-cpu", "max".to_owned()),
