@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use crate::timings::Timings;
 
 /// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
 /// has happened to its processes.
-const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
+pub(crate) const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
 
 /// How long a machine may outlive its agent's connection.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -119,7 +119,9 @@ async fn live(
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<u8, MonitorError> {
-    let (host, raw) = host_stdio(order)?;
+    let process = order.bundle.spec.process().as_ref();
+    let terminal = process.and_then(|process| process.terminal()) == Some(true);
+    let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
     let (sandbox, relay) = tokio::select! {
         started = bring_up(order, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
@@ -162,19 +164,16 @@ async fn bring_up(
     Ok((sandbox, relay))
 }
 
-/// The host's ends of the container's streams. The second value keeps the terminal in raw mode.
-fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorError> {
+/// The host's ends of a process's streams. The second value keeps the terminal in raw mode.
+pub(crate) fn host_stdio(
+    terminal: bool,
+    console_socket: Option<&Path>,
+) -> Result<(HostStdio, Option<Raw>), MonitorError> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned()
             .map_err(process_failed("dup the standard streams"))
     };
-    let terminal = order
-        .bundle
-        .spec
-        .process()
-        .as_ref()
-        .and_then(|process| process.terminal());
-    if terminal != Some(true) {
+    if !terminal {
         return Ok((
             HostStdio::Streams {
                 stdin: own(io::stdin().as_fd())?,
@@ -184,7 +183,7 @@ fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorErro
             None,
         ));
     }
-    let (input, output): (OwnedFd, OwnedFd) = match &order.console_socket {
+    let (input, output): (OwnedFd, OwnedFd) = match console_socket {
         Some(socket) => {
             let slave = terminal::for_engine(socket)?;
             (own(slave.as_fd())?, slave)
@@ -205,7 +204,7 @@ fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorErro
 
 /// Returns when a signal asks this process to end. Others are nothing to a container that is not
 /// there yet.
-async fn interrupted(signals: &Signals) -> i32 {
+pub(crate) async fn interrupted(signals: &Signals) -> i32 {
     loop {
         match signals.next().await {
             Ok(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) => {
@@ -218,7 +217,7 @@ async fn interrupted(signals: &Signals) -> i32 {
 }
 
 /// Returns when whoever waits for the container has gone.
-async fn abandoned(mode: &Mode) {
+pub(crate) async fn abandoned(mode: &Mode) {
     if let Mode::Detached(parent) = mode
         && let Ok(readable) = Readable::new(parent.as_fd())
     {
@@ -234,7 +233,7 @@ async fn abandoned(mode: &Mode) {
 }
 
 /// Tells whoever waits that the container is created.
-fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
+pub(crate) fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
     parent
         .write_all(crate::lifecycle::READY)
         .and_then(|()| parent.shutdown(Shutdown::Both))
