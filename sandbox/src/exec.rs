@@ -2,7 +2,7 @@
 //! that one holds the streams, passes signals on, and ends with the exit code.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
 
@@ -12,9 +12,10 @@ use crate::lifecycle::{self, LifecycleError};
 use crate::monitor::{
     EXIT_MACHINE_GONE, Mode, MonitorError, abandoned, host_stdio, interrupted, report_ready,
 };
+use crate::process;
 use crate::signals::Signals;
 use crate::state::{Container, StateError, Status};
-use crate::stdio::{HostStdio, Relay, StdioError};
+use crate::stdio::{Relay, StdioError};
 use crate::terminal::Raw;
 
 /// A process could not be added.
@@ -38,6 +39,9 @@ pub enum ExecError {
     /// The pid file.
     #[error(transparent)]
     PidFile(#[from] LifecycleError),
+    /// A pidfd cannot be sent.
+    #[error("cannot send a pidfd to its socket")]
+    Pidfd(#[source] io::Error),
     /// An id for the process.
     #[error("cannot make an id for the process")]
     Id(#[source] io::Error),
@@ -60,6 +64,8 @@ pub struct Order<'a> {
     pub process: &'a Process,
     /// Where to send the terminal, if an engine wants it.
     pub console_socket: Option<PathBuf>,
+    /// Where to send a pidfd of this process, if somebody wants it.
+    pub pidfd_socket: Option<PathBuf>,
     /// Where to write this process's id once the other runs.
     pub pid_file: Option<PathBuf>,
     /// Wait for a paused container to be resumed.
@@ -73,17 +79,16 @@ pub struct Order<'a> {
 }
 
 /// Runs a process to its end; returns its exit code.
-pub async fn run(order: Order<'_>) -> Result<u8, ExecError> {
+pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
     let signals = Signals::block().map_err(ExecError::Signals)?;
-    check(order.container, order.ignore_paused)?;
+    let state = order.container.state()?;
+    check(state.status(), order.ignore_paused)?;
+    let sandbox = order.container.sandbox(&state)?;
     let terminal = order.process.terminal().unwrap_or(false);
     let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
-    let host = HostStdio::Extended {
-        stdio: Box::new(host),
-        extra: order.extra,
-    };
-    let agent = Agent::connect(order.container)?;
-    let (relay, stdio) = Relay::start(order.container, host)?;
+    let host = host.with(std::mem::take(&mut order.extra));
+    let agent = Agent::connect(&sandbox)?;
+    let (relay, stdio) = Relay::start(&sandbox, host)?;
     let running = Running {
         agent,
         container: order.container.id(),
@@ -103,9 +108,11 @@ pub async fn run(order: Order<'_>) -> Result<u8, ExecError> {
         signal = interrupted(&signals) => return Err(ExecError::Interrupted(signal)),
         () = abandoned(&order.mode) => return Err(ExecError::Abandoned),
     };
-    running
-        .announce(order.pid_file.as_deref(), &order.mode)
-        .await?;
+    running.adjust_terminal().await;
+    if let Err(error) = announce(&order) {
+        running.kill().await;
+        return Err(error);
+    }
     let status = running.supervise(&signals).await;
     // A reader that never reads keeps the output, and this process, as long as nobody ends it.
     tokio::select! {
@@ -118,8 +125,8 @@ pub async fn run(order: Order<'_>) -> Result<u8, ExecError> {
 
 /// Refuses what the agent would refuse, without asking a machine that may not answer any more. The
 /// words are runc's.
-fn check(container: &Container, ignore_paused: bool) -> Result<(), ExecError> {
-    match container.state()?.status() {
+fn check(status: Status, ignore_paused: bool) -> Result<(), ExecError> {
+    match status {
         Status::Stopped => Err(ExecError::Unfit("cannot exec in a stopped container")),
         Status::Paused if !ignore_paused => Err(ExecError::Unfit(
             "cannot exec in a paused container (use --ignore-paused to override)",
@@ -128,6 +135,20 @@ fn check(container: &Container, ignore_paused: bool) -> Result<(), ExecError> {
             "cannot exec in a container that is still being created",
         )),
         Status::Created | Status::Running | Status::Paused => Ok(()),
+    }
+}
+
+/// Tells whoever wants to know that the process runs.
+fn announce(order: &Order<'_>) -> Result<(), ExecError> {
+    if let Some(socket) = &order.pidfd_socket {
+        process::send_own_pidfd(socket).map_err(ExecError::Pidfd)?;
+    }
+    if let Some(path) = &order.pid_file {
+        lifecycle::write_pid_file(path, std::process::id())?;
+    }
+    match &order.mode {
+        Mode::Detached(parent) => Ok(report_ready(parent)?),
+        Mode::Foreground => Ok(()),
     }
 }
 
@@ -147,31 +168,20 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Says that the process runs. If that cannot be said, it is not to run.
-    async fn announce(&self, pid_file: Option<&Path>, mode: &Mode) -> Result<(), ExecError> {
+    /// The terminal's size may have changed while nobody listened.
+    async fn adjust_terminal(&self) {
         if let Some(terminal) = &self.terminal {
-            // It may have changed while nobody listened.
-            let size = terminal.size();
-            let resized = self
-                .agent
-                .resize_process(self.container, &self.id, size.rows, size.cols);
+            let (size, id) = (terminal.size(), &self.id);
+            let agent = &self.agent;
+            let resized = agent.resize_process(self.container, id, size.rows, size.cols);
             let _ = resized.await;
         }
-        let written = match pid_file {
-            Some(path) => lifecycle::write_pid_file(path, std::process::id()),
-            None => Ok(()),
-        };
-        let announced = written.map_err(ExecError::from).and_then(|()| match mode {
-            Mode::Detached(parent) => Ok(report_ready(parent)?),
-            Mode::Foreground => Ok(()),
-        });
-        if announced.is_err() {
-            let _ = self
-                .agent
-                .signal_process(self.container, &self.id, libc::SIGKILL)
-                .await;
-        }
-        announced
+    }
+
+    async fn kill(&self) {
+        let (agent, id) = (&self.agent, &self.id);
+        let killed = agent.signal_process(self.container, id, libc::SIGKILL);
+        let _ = killed.await;
     }
 
     /// Passes signals on until the process has ended; returns its exit code.

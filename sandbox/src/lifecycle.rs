@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -368,18 +368,4 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-/// The arguments with which this program becomes a container's monitor.
-pub fn monitor_arguments(
-    mut global: Vec<OsString>,
-    id: &str,
-    console_socket: Option<&PathBuf>,
-) -> Vec<OsString> {
-    global.push("monitor".into());
-    if let Some(socket) = console_socket {
-        global.extend(["--console-socket".into(), socket.clone().into_os_string()]);
-    }
-    global.push(id.into());
-    global
 }

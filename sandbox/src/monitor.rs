@@ -19,9 +19,10 @@ use std::time::Duration;
 use crate::agent::{Agent, AgentError};
 use crate::bring_up::{BringUpError, Site};
 use crate::config::Config;
+use crate::descriptors::Extra;
 use crate::engine::MachineEnd;
 use crate::lifecycle::leave;
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 use crate::readable::Readable;
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
@@ -82,6 +83,10 @@ pub struct Order<'a> {
     pub config: &'a Config,
     /// Where to send the terminal, if an engine wants it.
     pub console_socket: Option<PathBuf>,
+    /// Where to send a pidfd of this process, if somebody wants it.
+    pub pidfd_socket: Option<PathBuf>,
+    /// Descriptors beyond the standard streams.
+    pub extra: Vec<Extra>,
     /// Who waits.
     pub mode: Mode,
 }
@@ -96,10 +101,11 @@ pub enum Mode {
 }
 
 /// A container's life, seen from the host: returns its exit code.
-pub async fn run(order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
+pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
     let signals = Signals::block().map_err(process_failed("block signals"))?;
     claim(order.container)?;
-    let result = live(&order, &signals, timings).await;
+    let extra = std::mem::take(&mut order.extra);
+    let result = live(&order, extra, &signals, timings).await;
     let exit_status = result.as_ref().ok().copied();
     let torn_down = tear_down(order.container, exit_status).await;
     timings.lap("tear down");
@@ -116,12 +122,14 @@ fn claim(container: &Container) -> Result<(), MonitorError> {
 
 async fn live(
     order: &Order<'_>,
+    extra: Vec<Extra>,
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<u8, MonitorError> {
-    let process = order.bundle.spec.process().as_ref();
-    let terminal = process.and_then(|process| process.terminal()) == Some(true);
+    let program = order.bundle.spec.process().as_ref();
+    let terminal = program.and_then(|program| program.terminal()) == Some(true);
     let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
+    let host = host.with(extra);
     let (sandbox, relay) = tokio::select! {
         started = bring_up(order, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
@@ -132,6 +140,9 @@ async fn live(
         let size = terminal.size();
         let id = order.container.id();
         let _ = sandbox.agent().resize(id, size.rows, size.cols).await;
+    }
+    if let Some(socket) = &order.pidfd_socket {
+        process::send_own_pidfd(socket).map_err(process_failed("send a pidfd to its socket"))?;
     }
     if let Mode::Detached(parent) = &order.mode {
         report_ready(parent)?;

@@ -71,6 +71,19 @@ pub enum HostStdio {
     },
 }
 
+impl HostStdio {
+    /// The same, and descriptors beyond the three.
+    pub fn with(self, extra: Vec<Extra>) -> Self {
+        if extra.is_empty() {
+            return self;
+        }
+        Self::Extended {
+            stdio: Box::new(self),
+            extra,
+        }
+    }
+}
+
 /// Streams that are being copied.
 #[derive(Default)]
 pub struct Relay {
