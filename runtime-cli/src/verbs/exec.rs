@@ -55,7 +55,7 @@ fn from_file(args: &ExecArgs, path: &std::path::Path) -> anyhow::Result<Process>
 
 fn changes(args: &ExecArgs) -> anyhow::Result<Changes> {
     if args.command.is_empty() {
-        bail!("a command is missing; give one, or --process");
+        bail!("process args cannot be empty; give a command, or --process");
     }
     let capability = |name: &String| {
         process::capability(name).with_context(|| format!("unknown capability {name:?}"))
