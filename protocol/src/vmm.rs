@@ -33,6 +33,8 @@ pub struct FdIndex(pub usize);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
+    /// The process that has started this one and must not be outlived, as the host numbers it.
+    pub parent: u32,
     /// Virtual CPUs that the guest's kernel brings up itself.
     pub boot_vcpus: u8,
     /// Virtual CPUs that exist; those past `boot_vcpus` wait for the agent to bring them online.
@@ -98,6 +100,8 @@ pub struct Net {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QemuConfig {
+    /// The process that has started this one and must not be outlived, as the host numbers it.
+    pub parent: u32,
     /// QEMU's path, the same inside the jail, so below /usr.
     pub program: PathBuf,
     /// Its arguments. The descriptors that came with the configuration have the numbers
@@ -119,6 +123,8 @@ pub const QEMU_SHARED_DIR: &str = "/shared";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendConfig {
+    /// The process that has started this one and must not be outlived, as the host numbers it.
+    pub parent: u32,
     /// A listening Unix socket to which QEMU's vhost-user device connects once.
     pub vhost_user: FdIndex,
     /// Guest ports that can be reached, each through a listening Unix socket.

@@ -51,7 +51,8 @@ pub struct Vmm {
 type Tail = Arc<Mutex<VecDeque<String>>>;
 
 impl Vmm {
-    /// Starts `program` in the given mode and sends it its configuration.
+    /// Starts `program` in the given mode and sends it its configuration. It is killed when the
+    /// calling thread ends, so that must be one that lives as long as the machine.
     pub fn start<T: Serialize>(
         program: &Path,
         mode: &'static str,

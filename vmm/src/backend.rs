@@ -43,7 +43,11 @@ pub enum BackendError {
 /// Serves one QEMU until it disconnects. The calling thread is the process's only one.
 pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendError> {
     let mut fds = HandedFds::new(fds);
-    jail::enter(&Root::Empty(config.stage_dir.clone()), Caps::None)?;
+    jail::enter(
+        &Root::Empty(config.stage_dir.clone()),
+        Caps::None,
+        config.parent,
+    )?;
     let listeners = config
         .vsock
         .iter()

@@ -105,6 +105,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     jail::enter(
         &Root::Directory(config.shared_dir.clone()),
         Caps::FileServer,
+        config.parent,
     )?;
     let jail_ns = clock.lap();
 

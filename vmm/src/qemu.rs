@@ -36,6 +36,7 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
             stage: config.stage_dir.clone(),
         },
         Caps::FileServer,
+        config.parent,
     )?;
     inherit(fds).map_err(QemuError::Descriptor)?;
     let stdout = null.try_clone().map_err(QemuError::Descriptor)?;

@@ -107,6 +107,7 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
         console.into(),
     ];
     let config = BackendConfig {
+        parent: child.id(),
         vhost_user: FdIndex(0),
         vsock: vec![
             VsockPort {

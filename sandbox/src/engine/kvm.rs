@@ -40,6 +40,7 @@ impl Engine for Kvm {
         check_host_memory(plan.size)?;
         let mut fds = Fds::default();
         let config = MachineConfig {
+            parent: std::process::id(),
             boot_vcpus: plan.size.vcpus,
             max_vcpus: plan.size.vcpus,
             memory_mib: plan.size.memory_mib,

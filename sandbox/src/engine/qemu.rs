@@ -54,6 +54,7 @@ impl Engine for Qemu {
 
         let mut fds = Fds::default();
         let config = BackendConfig {
+            parent: std::process::id(),
             vhost_user: fds.add(listener),
             vsock: fds.add_ports(plan.ports),
             console_input: fds.add(console_input),
@@ -72,6 +73,7 @@ impl Engine for Qemu {
             };
         }
         let config = QemuConfig {
+            parent: std::process::id(),
             program,
             args: arguments(plan.size, plan.kernel_params),
             shared_dir: plan.shared.to_owned(),
@@ -139,7 +141,7 @@ impl QemuMachine {
             (Ok(Some(status)), _) if status.code() == Some(EXIT_POWER_OFF) => MachineEnd::PowerOff,
             // -no-reboot ends QEMU in place of a reset.
             (Ok(Some(status)), _) if status.success() => MachineEnd::GuestReset,
-            // QEMU does not survive its back end, whose end then explains more.
+            // Without its back end QEMU is of no use. If that ended first, it is what explains more.
             (_, Ok(Some(first))) if !first.success() => {
                 let words = self.backend.last_words();
                 let first = Ok(Some(first));

@@ -1,7 +1,6 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
 pub mod pod;
-pub mod process;
 pub mod translate;
 pub mod validate;
 
@@ -9,7 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use serde::de::DeserializeOwned;
 
 use pod::Role;
 use translate::is_bind;
@@ -97,7 +95,7 @@ impl Bundle {
             source,
         })?;
         let path = dir.join(CONFIG_FILE);
-        let spec: Spec = parse(&path, &read(&path)?)?;
+        let spec = parse(&path, &read(&path)?)?;
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
             .and_then(|role| find_sources(&dir, &spec).map(|()| role))
@@ -163,7 +161,7 @@ fn read(path: &Path) -> Result<String, SpecError> {
     Ok(text)
 }
 
-fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SpecError> {
+fn parse(path: &Path, text: &str) -> Result<Spec, SpecError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let field = match error.path().to_string() {

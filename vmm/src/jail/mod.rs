@@ -14,7 +14,7 @@ pub mod root;
 pub mod user;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use rustix::fs::CWD;
@@ -51,6 +51,9 @@ pub enum JailError {
         #[source]
         source: io::Error,
     },
+    /// Nobody is left to serve.
+    #[error("the process that has started this one is gone")]
+    Orphaned,
     /// The kernel does not take the filter.
     #[error("cannot filter system calls")]
     Filter(#[source] seccompiler::Error),
@@ -63,11 +66,12 @@ fn step<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> JailError
     }
 }
 
-/// Enters the jail. The caller has one thread.
-pub fn enter(root: &Root, caps: Caps) -> Result<(), JailError> {
+/// Enters the jail, and ends with `parent` from now on. The caller has one thread.
+pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         return Err(JailError::NotFirst);
     }
+    let own_status = File::open("/proc/self/status").map_err(step("open /proc/self/status"))?;
     raise_fd_limit()?;
     let mapper = user::Mapper::spawn()?;
     root.enter()?;
@@ -84,10 +88,24 @@ pub fn enter(root: &Root, caps: Caps) -> Result<(), JailError> {
     mapper.map()?;
     caps.keep()?;
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
-    // Changing identity clears it, so this comes late. Whoever started us holds the control socket
-    // too; this catches what does not read it.
+    // Changing identity clears it, so this comes late.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(step("set the parent death signal"))
+        .map_err(step("set the parent death signal"))?;
+    // It is not sent for a death that came before. The kernel finds a new parent for a process first
+    // and looks at its wish for a signal then, so one that still has its parent will be told.
+    match parent_of(own_status).map_err(step("find out the parent"))? {
+        Some(found) if found == parent => Ok(()),
+        _ => Err(JailError::Orphaned),
+    }
+}
+
+/// The parent's pid, from a process's status in the host's /proc. getppid(2) answers in terms of a
+/// pid namespace that the parent is not in.
+fn parent_of(mut status: File) -> io::Result<Option<u32>> {
+    let mut text = String::new();
+    status.read_to_string(&mut text)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
+    Ok(line.and_then(|pid| pid.trim().parse().ok()))
 }
 
 /// The directory of the process's own descriptors, for a file server that opens files anew by them.
