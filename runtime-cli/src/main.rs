@@ -1,25 +1,41 @@
 //! rvm: an OCI runtime that puts every container in its own virtual machine.
 
-mod cli;
 mod logging;
 mod verbs;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use rvm::cli;
 
 use cli::{Cli, Verb};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let name = cli.verb.name();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Nobody is left to tell if the stream is gone.
+            let _ = usage.print();
+            return ExitCode::from(u8::from(usage.use_stderr()));
+        }
+    };
+    let (failed, code) = failure(&cli.verb);
     let result = logging::start(&cli.global).and_then(|()| run(cli));
     match result {
         Ok(code) => code,
         Err(error) => {
-            logging::report(&format!("rvm {name} failed: {error:#}"));
-            ExitCode::FAILURE
+            logging::report(&format!("{failed} failed: {error:#}"));
+            ExitCode::from(code)
         }
+    }
+}
+
+/// What is said and returned of a verb that failed. Engines know runc's way for exec, whose code
+/// must not be mistaken for the program's.
+fn failure(verb: &Verb) -> (String, u8) {
+    match verb {
+        Verb::Exec(_) | Verb::ExecMonitor(_) => ("exec".to_owned(), 255),
+        other => (format!("rvm {}", other.name()), 1),
     }
 }
 
@@ -32,8 +48,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Kill(args) => verbs::kill::run(global, &args),
         Verb::Delete(args) => verbs::delete::run(global, &args),
         Verb::Run(args) => verbs::run::run(global, &args),
+        Verb::Exec(args) => verbs::exec::run(global, *args),
         Verb::List(args) => verbs::list::run(global, &args),
         Verb::Check => verbs::check::run(global),
         Verb::Monitor(args) => verbs::monitor::run(global, args),
+        Verb::ExecMonitor(args) => verbs::exec_monitor::run(global, args),
     }
 }

@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use rustix::io::FdFlags;
 use rustix::process::Signal;
 
 use crate::agent::{Agent, AgentError};
+use crate::descriptors;
 use crate::hooks::{self, Moment};
 use crate::process::ProcessId;
 use crate::sandbox::SandboxDir;
@@ -116,24 +117,36 @@ pub async fn start_monitor(
     arguments: &[OsString],
     pid_file: Option<&Path>,
 ) -> Result<(), LifecycleError> {
-    let created = spawn_monitor(arguments).and_then(|(pid, mut ready)| {
-        let mut message = Vec::new();
-        (&mut ready)
-            .take(MAX_EXPLANATION)
-            .read_to_end(&mut message)
-            .map_err(failed("wait for the container's monitor"))?;
-        match message.as_slice() {
-            READY => pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)),
-            [] => Err(LifecycleError::MonitorGone),
-            reason => Err(LifecycleError::Monitor(
-                String::from_utf8_lossy(reason).into_owned(),
-            )),
-        }
+    let created = spawn_monitor(arguments).and_then(|(pid, ready)| {
+        await_ready(ready)?;
+        pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
     });
     if created.is_err() {
         delete(container, true).await?;
     }
     created
+}
+
+/// Starts the process that will stand for an exec'd one, and waits until that runs. `arguments` as
+/// for [`start_monitor`].
+pub fn start_exec_monitor(arguments: &[OsString]) -> Result<(), LifecycleError> {
+    let (_, ready) = spawn_monitor(arguments)?;
+    await_ready(ready)
+}
+
+fn await_ready(mut ready: UnixStream) -> Result<(), LifecycleError> {
+    let mut message = Vec::new();
+    (&mut ready)
+        .take(MAX_EXPLANATION)
+        .read_to_end(&mut message)
+        .map_err(failed("wait for the container's monitor"))?;
+    match message.as_slice() {
+        READY => Ok(()),
+        [] => Err(LifecycleError::MonitorGone),
+        reason => Err(LifecycleError::Monitor(
+            String::from_utf8_lossy(reason).into_owned(),
+        )),
+    }
 }
 
 fn spawn_monitor(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleError> {
@@ -152,17 +165,8 @@ fn spawn_monitor(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleE
 }
 
 /// Takes the descriptor that [`start_monitor`] passed on.
-#[expect(unsafe_code, reason = "a descriptor that comes by number")]
 pub fn inherited_socket(number: RawFd) -> io::Result<UnixStream> {
-    // SAFETY: fcntl takes any number and says whether it is a descriptor.
-    if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: it is open, and this program has opened nothing by that number: the parent passed it
-    // on for this use.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
-    Ok(fd.into())
+    Ok(descriptors::take(number)?.into())
 }
 
 /// Writes a pid file in one step, as runc does: whoever waits for it never reads half of it.
@@ -364,18 +368,4 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-/// The arguments with which this program becomes a container's monitor.
-pub fn monitor_arguments(
-    mut global: Vec<OsString>,
-    id: &str,
-    console_socket: Option<&PathBuf>,
-) -> Vec<OsString> {
-    global.push("monitor".into());
-    if let Some(socket) = console_socket {
-        global.extend(["--console-socket".into(), socket.clone().into_os_string()]);
-    }
-    global.push(id.into());
-    global
 }

@@ -12,16 +12,17 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
 use crate::bring_up::{BringUpError, Site};
 use crate::config::Config;
+use crate::descriptors::Extra;
 use crate::engine::MachineEnd;
 use crate::lifecycle::leave;
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 use crate::readable::Readable;
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
@@ -34,7 +35,7 @@ use crate::timings::Timings;
 
 /// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
 /// has happened to its processes.
-const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
+pub(crate) const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
 
 /// How long a machine may outlive its agent's connection.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -82,6 +83,10 @@ pub struct Order<'a> {
     pub config: &'a Config,
     /// Where to send the terminal, if an engine wants it.
     pub console_socket: Option<PathBuf>,
+    /// Where to send a pidfd of this process, if somebody wants it.
+    pub pidfd_socket: Option<PathBuf>,
+    /// Descriptors beyond the standard streams.
+    pub extra: Vec<Extra>,
     /// Who waits.
     pub mode: Mode,
 }
@@ -96,10 +101,11 @@ pub enum Mode {
 }
 
 /// A container's life, seen from the host: returns its exit code.
-pub async fn run(order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
+pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
     let signals = Signals::block().map_err(process_failed("block signals"))?;
     claim(order.container)?;
-    let result = live(&order, &signals, timings).await;
+    let extra = std::mem::take(&mut order.extra);
+    let result = live(&order, extra, &signals, timings).await;
     let exit_status = result.as_ref().ok().copied();
     let torn_down = tear_down(order.container, exit_status).await;
     timings.lap("tear down");
@@ -116,10 +122,14 @@ fn claim(container: &Container) -> Result<(), MonitorError> {
 
 async fn live(
     order: &Order<'_>,
+    extra: Vec<Extra>,
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<u8, MonitorError> {
-    let (host, raw) = host_stdio(order)?;
+    let program = order.bundle.spec.process().as_ref();
+    let terminal = program.and_then(|program| program.terminal()) == Some(true);
+    let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
+    let host = host.with(extra);
     let (sandbox, relay) = tokio::select! {
         started = bring_up(order, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
@@ -130,6 +140,9 @@ async fn live(
         let size = terminal.size();
         let id = order.container.id();
         let _ = sandbox.agent().resize(id, size.rows, size.cols).await;
+    }
+    if let Some(socket) = &order.pidfd_socket {
+        process::send_own_pidfd(socket).map_err(process_failed("send a pidfd to its socket"))?;
     }
     if let Mode::Detached(parent) = &order.mode {
         report_ready(parent)?;
@@ -162,19 +175,16 @@ async fn bring_up(
     Ok((sandbox, relay))
 }
 
-/// The host's ends of the container's streams. The second value keeps the terminal in raw mode.
-fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorError> {
+/// The host's ends of a process's streams. The second value keeps the terminal in raw mode.
+pub(crate) fn host_stdio(
+    terminal: bool,
+    console_socket: Option<&Path>,
+) -> Result<(HostStdio, Option<Raw>), MonitorError> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned()
             .map_err(process_failed("dup the standard streams"))
     };
-    let terminal = order
-        .bundle
-        .spec
-        .process()
-        .as_ref()
-        .and_then(|process| process.terminal());
-    if terminal != Some(true) {
+    if !terminal {
         return Ok((
             HostStdio::Streams {
                 stdin: own(io::stdin().as_fd())?,
@@ -184,7 +194,7 @@ fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorErro
             None,
         ));
     }
-    let (input, output): (OwnedFd, OwnedFd) = match &order.console_socket {
+    let (input, output): (OwnedFd, OwnedFd) = match console_socket {
         Some(socket) => {
             let slave = terminal::for_engine(socket)?;
             (own(slave.as_fd())?, slave)
@@ -205,7 +215,7 @@ fn host_stdio(order: &Order<'_>) -> Result<(HostStdio, Option<Raw>), MonitorErro
 
 /// Returns when a signal asks this process to end. Others are nothing to a container that is not
 /// there yet.
-async fn interrupted(signals: &Signals) -> i32 {
+pub(crate) async fn interrupted(signals: &Signals) -> i32 {
     loop {
         match signals.next().await {
             Ok(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) => {
@@ -218,7 +228,7 @@ async fn interrupted(signals: &Signals) -> i32 {
 }
 
 /// Returns when whoever waits for the container has gone.
-async fn abandoned(mode: &Mode) {
+pub(crate) async fn abandoned(mode: &Mode) {
     if let Mode::Detached(parent) = mode
         && let Ok(readable) = Readable::new(parent.as_fd())
     {
@@ -234,7 +244,7 @@ async fn abandoned(mode: &Mode) {
 }
 
 /// Tells whoever waits that the container is created.
-fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
+pub(crate) fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
     parent
         .write_all(crate::lifecycle::READY)
         .and_then(|()| parent.shutdown(Shutdown::Both))

@@ -3,12 +3,15 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+use crate::terminal;
 
 /// A process by its pid and the time it started, which together name no other process until the
 /// host reboots.
@@ -47,6 +50,13 @@ impl ProcessId {
     pub fn is_alive(self) -> bool {
         self.open().is_some()
     }
+}
+
+/// Connects to a socket and sends a pidfd of the calling process, as runc does for
+/// `--pidfd-socket`.
+pub fn send_own_pidfd(socket: &Path) -> io::Result<()> {
+    let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    terminal::send(socket, &pidfd, b"pidfd")
 }
 
 /// Field 22 of /proc/pid/stat. The second field is the program's name, which may hold anything.

@@ -8,20 +8,23 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rvm_protocol::STREAM_PORT;
-use rvm_protocol::agent::Stdio;
+use rvm_protocol::agent::extra_descriptor::Kind;
+use rvm_protocol::agent::{ExtraDescriptor, Stdio};
 use tokio::sync::oneshot;
 
+use crate::descriptors::{self, Extra};
 use crate::sandbox::SandboxDir;
 use crate::terminal::WindowSize;
 
 /// What is copied at a time. A vsock packet holds no more.
-const BUFFER: usize = 64 * 1024;
+pub(crate) const BUFFER: usize = 64 * 1024;
 
 /// A thread needs its buffer and little else.
 const STACK: usize = BUFFER + 32 * 1024;
@@ -59,6 +62,26 @@ pub enum HostStdio {
         /// Its size.
         size: WindowSize,
     },
+    /// Either, and descriptors beyond the three.
+    Extended {
+        /// Which.
+        stdio: Box<Self>,
+        /// From 3 on.
+        extra: Vec<Extra>,
+    },
+}
+
+impl HostStdio {
+    /// The same, and descriptors beyond the three.
+    pub fn with(self, extra: Vec<Extra>) -> Self {
+        if extra.is_empty() {
+            return self;
+        }
+        Self::Extended {
+            stdio: Box::new(self),
+            extra,
+        }
+    }
 }
 
 /// Streams that are being copied.
@@ -95,6 +118,17 @@ impl Relay {
                 stdio.stdin = id;
                 stdio.rows = size.rows.into();
                 stdio.cols = size.cols.into();
+            }
+            HostStdio::Extended { stdio: host, extra } => {
+                (relay, stdio) = Self::start(sandbox, *host)?;
+                for extra in extra {
+                    let kind = extra.kind().unwrap_or_default();
+                    stdio.extra.push(ExtraDescriptor {
+                        stream: relay.extra(sandbox, extra)?,
+                        kind: kind.into(),
+                        ..Default::default()
+                    });
+                }
             }
         }
         Ok((relay, stdio))
@@ -136,15 +170,44 @@ impl Relay {
         Ok(id)
     }
 
+    fn extra(&mut self, sandbox: &SandboxDir, extra: Extra) -> Result<u64, StdioError> {
+        let name = "extra descriptor";
+        let Some(kind) = extra.kind() else {
+            return Ok(0);
+        };
+        let (id, stream) = open_stream(sandbox).map_err(failed(name))?;
+        match kind {
+            Kind::INPUT => spawn(name, move || descriptors::copy_input(&extra, &stream))?,
+            Kind::OUTPUT => {
+                self.spawn_drained(name, move || descriptors::copy_output(&extra, &stream))?;
+            }
+            Kind::SOCKET => {
+                let extra = Arc::new(extra);
+                let (same, to_guest) = (extra.clone(), stream.try_clone().map_err(failed(name))?);
+                spawn(name, move || descriptors::copy_input(&same, &to_guest))?;
+                self.spawn_drained(name, move || descriptors::copy_socket(&extra, &stream))?;
+            }
+        }
+        Ok(id)
+    }
+
     fn spawn_output(
         &mut self,
         name: &'static str,
         stream: UnixStream,
         fd: OwnedFd,
     ) -> Result<(), StdioError> {
+        self.spawn_drained(name, move || copy_from_guest(&stream, &fd))
+    }
+
+    fn spawn_drained(
+        &mut self,
+        name: &'static str,
+        copy: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StdioError> {
         let (done, drained) = oneshot::channel();
         spawn(name, move || {
-            copy_from_guest(&stream, &fd);
+            copy();
             // Nobody may wait any more.
             let _ = done.send(());
         })?;
@@ -174,7 +237,7 @@ fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
 
 /// Whether a descriptor is /dev/null: the process then gets the guest's, and sees what it would see
 /// in a container of runc's.
-fn is_null(fd: &OwnedFd) -> bool {
+pub(crate) fn is_null(fd: &OwnedFd) -> bool {
     const NULL: (u32, u32) = (1, 3);
     rustix::fs::fstat(fd).is_ok_and(|stat| {
         let device = (
@@ -193,7 +256,7 @@ fn copy_to_guest(from: &OwnedFd, to: &UnixStream) {
 }
 
 /// Copies until the guest's end has no more or the host takes no more.
-fn copy_from_guest(from: &UnixStream, to: &OwnedFd) {
+pub(crate) fn copy_from_guest(from: &UnixStream, to: &OwnedFd) {
     copy(from.as_fd(), to.as_fd());
     // So that a writer in the guest hears that nobody reads.
     let _ = from.shutdown(Shutdown::Both);
@@ -201,17 +264,22 @@ fn copy_from_guest(from: &UnixStream, to: &OwnedFd) {
 
 fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     let mut buffer = [0; BUFFER];
+    while copy_some(from, to, &mut buffer) {}
+}
+
+/// Copies what can be read at once, waiting for something. False at the end of either side.
+pub(crate) fn copy_some(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
     // A terminal whose other end is closed fails to be read, which is its end too.
-    while let Ok(length @ 1..) = retry(from, PollFlags::IN, || rustix::io::read(from, &mut buffer))
-    {
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            match retry(to, PollFlags::OUT, || rustix::io::write(to, rest)) {
-                Ok(written) => rest = &rest[written..],
-                Err(_) => return,
-            }
+    let read = retry(from, PollFlags::IN, || rustix::io::read(from, &mut *buffer));
+    let Ok(length @ 1..) = read else { return false };
+    let mut rest = &buffer[..length];
+    while !rest.is_empty() {
+        match retry(to, PollFlags::OUT, || rustix::io::write(to, rest)) {
+            Ok(written) => rest = &rest[written..],
+            Err(_) => return false,
         }
     }
+    true
 }
 
 /// Repeats a call that was interrupted, and waits where somebody else has set the descriptor not to

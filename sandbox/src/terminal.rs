@@ -129,9 +129,9 @@ pub fn for_engine(console_socket: &Path) -> Result<OwnedFd, TerminalError> {
 }
 
 /// Sends a descriptor, and its name as the message, as runc does.
-fn send(socket: &Path, master: &OwnedFd, name: &[u8]) -> io::Result<()> {
+pub(crate) fn send(socket: &Path, fd: &OwnedFd, name: &[u8]) -> io::Result<()> {
     let stream = UnixStream::connect(socket)?;
-    let fds = [master.as_fd()];
+    let fds = [fd.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));

@@ -161,10 +161,12 @@ fn cgroup_of(pid: u32) -> Result<OwnedFd, OsError> {
 async fn until_executed(waiting: &Preparing) -> Result<Option<OwnedFd>, LaunchError> {
     let mut terminal = None;
     loop {
-        match waiting.progress().await? {
-            Progress::Terminal(master) => terminal = Some(master),
-            Progress::Ready => return Err(LaunchError::Ended),
-            Progress::Executed => return Ok(terminal),
+        match waiting.progress().await {
+            Ok(Progress::Terminal(master)) => terminal = Some(master),
+            Ok(Progress::Ready) => return Err(LaunchError::Ended),
+            Ok(Progress::Executed) => return Ok(terminal),
+            Err(LaunchError::Init { message, .. }) => return Err(LaunchError::Join(message)),
+            Err(error) => return Err(error),
         }
     }
 }

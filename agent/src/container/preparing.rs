@@ -20,6 +20,9 @@ pub enum LaunchError {
         /// Its words.
         message: String,
     },
+    /// The same of a process that joins a container.
+    #[error("unable to start container process: {0}")]
+    Join(String),
     /// The process ended without a word.
     #[error(
         "unable to start container process: it ended while it was being prepared; a memory or \

@@ -1,6 +1,6 @@
 //! rvm create
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -9,7 +9,7 @@ use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::Container;
 
 use super::block_on;
-use crate::cli::{CreateArgs, Global};
+use crate::cli::{CreateArgs, Global, MonitorArgs};
 
 /// Creates a container and leaves it for `rvm start`.
 pub fn run(global: &Global, args: &CreateArgs) -> anyhow::Result<ExitCode> {
@@ -22,22 +22,34 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
     // Found out before anything is made.
     global.config()?;
     let bundle = Bundle::load(&args.bundle)?;
-    check_terminal(&bundle, args.console_socket.as_deref())?;
+    let process = bundle.spec.process().as_ref();
+    let terminal = process.and_then(|process| process.terminal());
+    let console_socket = args.console_socket.as_deref();
+    check_terminal(terminal.unwrap_or(false), true, console_socket)?;
+    // A monitor leaves this directory.
+    let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
+    let monitor = MonitorArgs {
+        console_socket: absolute(&args.console_socket)?,
+        pidfd_socket: absolute(&args.pidfd_socket)?,
+        listen_fds: listening_sockets(),
+        preserve_fds: args.preserve_fds,
+        id: args.id.clone(),
+        ready: 0,
+    };
     let container = lifecycle::prepare(&global.store(), &args.id, &bundle)?;
-    let arguments =
-        lifecycle::monitor_arguments(global.arguments(), &args.id, args.console_socket.as_ref());
+    let arguments = [global.arguments(), monitor.to_arguments()].concat();
     let pid_file = args.pid_file.as_deref();
     block_on(lifecycle::start_monitor(&container, &arguments, pid_file))??;
     Ok(container)
 }
 
 /// A terminal without anybody at it, or the other way round, is a mistake; the words are runc's.
-fn check_terminal(bundle: &Bundle, console_socket: Option<&Path>) -> anyhow::Result<()> {
-    let process = bundle.spec.process().as_ref();
-    let terminal = process
-        .and_then(|process| process.terminal())
-        .unwrap_or(false);
-    match (terminal, console_socket) {
+pub fn check_terminal(
+    terminal: bool,
+    detach: bool,
+    console_socket: Option<&Path>,
+) -> anyhow::Result<()> {
+    match (terminal && detach, console_socket) {
         (true, None) => {
             bail!("cannot allocate tty if rvm will detach without setting console socket")
         }
@@ -45,5 +57,31 @@ fn check_terminal(bundle: &Bundle, console_socket: Option<&Path>) -> anyhow::Res
             bail!("cannot use console socket if rvm will not detach or allocate tty")
         }
         _ => Ok(()),
+    }
+}
+
+/// How many sockets were passed to this process for the container to listen on (sd_listen_fds(3)).
+pub fn listening_sockets() -> u32 {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    match number("LISTEN_PID") {
+        Some(pid) if pid == std::process::id() => number("LISTEN_FDS").unwrap_or(0),
+        // They are for somebody else.
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_and_a_console_socket_belong_together_when_detached() {
+        let socket = Some(Path::new("/s"));
+        assert!(check_terminal(true, true, socket).is_ok());
+        assert!(check_terminal(true, false, None).is_ok());
+        assert!(check_terminal(false, true, None).is_ok());
+        assert!(check_terminal(true, true, None).is_err());
+        assert!(check_terminal(true, false, socket).is_err());
+        assert!(check_terminal(false, true, socket).is_err());
     }
 }

@@ -3,6 +3,8 @@
 pub mod check;
 pub mod create;
 pub mod delete;
+pub mod exec;
+pub mod exec_monitor;
 pub mod kill;
 pub mod list;
 pub mod monitor;

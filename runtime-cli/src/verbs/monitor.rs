@@ -4,10 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rvm_sandbox::lifecycle;
 use rvm_sandbox::monitor::{self, Mode, Order};
-use rvm_sandbox::spec::Bundle;
+use rvm_sandbox::spec::{Bundle, process};
 use rvm_sandbox::timings::Timings;
+use rvm_sandbox::{descriptors, lifecycle};
 
 use super::block_on;
 use crate::cli::{Global, MonitorArgs};
@@ -28,9 +28,11 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
 fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitCode> {
     // A session of its own: the terminal is the container's, and signals are the engine's to send.
     rustix::process::setsid().context("cannot make a session")?;
+    let extra = descriptors::inherited(args.listen_fds.saturating_add(args.preserve_fds))?;
     let config = global.config()?;
     let container = global.store().open(&args.id)?;
-    let bundle = Bundle::load(&container.state()?.bundle)?;
+    let mut bundle = Bundle::load(&container.state()?.bundle)?;
+    process::announce_listening(&mut bundle, args.listen_fds);
     // Whatever file system the engine was in may be unmounted meanwhile.
     std::env::set_current_dir("/")?;
     let order = Order {
@@ -38,6 +40,8 @@ fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitC
         bundle: &bundle,
         config: &config,
         console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
+        extra,
         mode,
     };
     let status = block_on(monitor::run(order, &mut Timings::default()))??;

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use rvm_sandbox::lifecycle;
 use rvm_sandbox::monitor::{self, Mode, Order};
-use rvm_sandbox::spec::Bundle;
+use rvm_sandbox::spec::{Bundle, process};
 use rvm_sandbox::timings::Timings;
+use rvm_sandbox::{descriptors, lifecycle};
 
 use super::{block_on, create};
 use crate::cli::{Global, RunArgs};
@@ -39,7 +39,10 @@ fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let mut timings = Timings::default();
     let config = global.config()?;
-    let bundle = Bundle::load(&args.create.bundle)?;
+    let mut bundle = Bundle::load(&args.create.bundle)?;
+    let listening = create::listening_sockets();
+    process::announce_listening(&mut bundle, listening);
+    let extra = descriptors::inherited(listening.saturating_add(args.create.preserve_fds))?;
     let container = lifecycle::prepare(&global.store(), &args.create.id, &bundle)?;
     if let Some(path) = &args.create.pid_file {
         lifecycle::write_pid_file(path, std::process::id())?;
@@ -51,6 +54,8 @@ fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
         bundle: &bundle,
         config: &config,
         console_socket: None,
+        pidfd_socket: args.create.pidfd_socket.clone(),
+        extra,
         mode: Mode::Foreground,
     };
     let result = block_on(monitor::run(order, &mut timings))?;

@@ -1,6 +1,7 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
 pub mod pod;
+pub mod process;
 pub mod translate;
 pub mod validate;
 
@@ -8,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
 
 use pod::Role;
 use translate::is_bind;
@@ -95,7 +97,7 @@ impl Bundle {
             source,
         })?;
         let path = dir.join(CONFIG_FILE);
-        let spec = parse(&path, &read(&path)?)?;
+        let spec: Spec = parse(&path, &read(&path)?)?;
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
             .and_then(|role| find_sources(&dir, &spec).map(|()| role))
@@ -161,7 +163,7 @@ fn read(path: &Path) -> Result<String, SpecError> {
     Ok(text)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Spec, SpecError> {
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SpecError> {
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let field = match error.path().to_string() {

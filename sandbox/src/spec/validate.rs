@@ -60,7 +60,8 @@ fn version(version: &str) -> Result<(), Problem> {
     }
 }
 
-fn process(process: &Process) -> Result<(), Problem> {
+/// Finds the first problem of a process object.
+pub fn process(process: &Process) -> Result<(), Problem> {
     let args = process.args().as_deref().unwrap_or_default();
     if args.is_empty() {
         problem("process.args", "is empty")?;

@@ -1,11 +1,17 @@
 //! The command line: runc's verbs and options, and a few of our own.
 
+mod exec;
+mod monitor;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
 use rvm_sandbox::state::Store;
+
+pub use exec::ExecArgs;
+pub use monitor::{ExecMonitorArgs, MonitorArgs};
 
 /// OCI runtime that puts every container in its own virtual machine
 #[derive(Debug, Parser)]
@@ -16,8 +22,10 @@ use rvm_sandbox::state::Store;
     subcommand_required = true
 )]
 pub struct Cli {
+    /// What holds for every verb
     #[command(flatten)]
     pub global: Global,
+    /// What to do
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -54,6 +62,7 @@ pub enum LogFormat {
     Json,
 }
 
+/// What to do, with what.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Create a container
@@ -68,6 +77,8 @@ pub enum Verb {
     Delete(DeleteArgs),
     /// Create and run a container
     Run(RunArgs),
+    /// Execute a program in a running container
+    Exec(Box<ExecArgs>),
     /// List the containers
     List(ListArgs),
     /// Say what this host can do, which engine is taken and why
@@ -75,6 +86,9 @@ pub enum Verb {
     /// Stand for a container
     #[command(hide = true)]
     Monitor(MonitorArgs),
+    /// Stand for a process in a container
+    #[command(hide = true)]
+    ExecMonitor(ExecMonitorArgs),
 }
 
 impl Verb {
@@ -87,9 +101,11 @@ impl Verb {
             Self::Kill(_) => "kill",
             Self::Delete(_) => "delete",
             Self::Run(_) => "run",
+            Self::Exec(_) => "exec",
             Self::List(_) => "list",
             Self::Check => "check",
             Self::Monitor(_) => "monitor",
+            Self::ExecMonitor(_) => "exec-monitor",
         }
     }
 }
@@ -102,6 +118,7 @@ pub struct IdArgs {
     pub id: String,
 }
 
+/// What a container is made of.
 #[derive(Args, Debug)]
 pub struct CreateArgs {
     /// Directory of the bundle
@@ -116,16 +133,31 @@ pub struct CreateArgs {
     /// Unix socket that is sent the controlling end of the container's terminal
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Unix socket that is sent a pidfd of the process that stands for the container
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// File to write the container's process id to
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Number of descriptors, from 3 on, that the container is to have too; those of LISTEN_FDS come
+    /// before them
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub preserve_fds: u32,
+    /// Without effect: whatever the root lies on, the guest can pivot into it
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Without effect: no session keyring but the container's own is in reach in the guest
+    #[arg(long)]
+    pub no_new_keyring: bool,
     /// The container's id, unique on this host
     #[arg(value_name = "CONTAINER")]
     pub id: String,
 }
 
+/// What a container is made of, and who waits for it.
 #[derive(Args, Debug)]
 pub struct RunArgs {
+    /// As for create
     #[command(flatten)]
     pub create: CreateArgs,
     /// Leave the container running in the background
@@ -134,11 +166,15 @@ pub struct RunArgs {
     /// Keep the container's state after it has ended
     #[arg(long)]
     pub keep: bool,
+    /// Without effect: what a container leaves behind stays in the guest
+    #[arg(long)]
+    pub no_subreaper: bool,
     /// Print where the time of the start went, to standard error
     #[arg(long)]
     pub timings: bool,
 }
 
+/// Which signal to what.
 #[derive(Args, Debug)]
 pub struct KillArgs {
     /// Signal all processes of the container
@@ -152,6 +188,7 @@ pub struct KillArgs {
     pub signal: String,
 }
 
+/// Which container, and how.
 #[derive(Args, Debug)]
 pub struct DeleteArgs {
     /// Kill the container first if it still runs; one that does not exist is no error
@@ -162,6 +199,7 @@ pub struct DeleteArgs {
     pub id: String,
 }
 
+/// How to print the list.
 #[derive(Args, Debug)]
 pub struct ListArgs {
     /// How to print: table or json
@@ -181,23 +219,12 @@ pub enum ListFormat {
     Json,
 }
 
-#[derive(Args, Debug)]
-pub struct MonitorArgs {
-    /// As for create
-    #[arg(long, value_name = "SOCKET")]
-    pub console_socket: Option<PathBuf>,
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-    /// The number of the descriptor on which the creator waits
-    #[arg(value_name = "FD")]
-    pub ready: i32,
-}
-
 impl Global {
     /// The containers below --root.
     pub fn store(&self) -> Store {
-        Store::new(self.root.clone())
+        // Whoever goes on in the background leaves this directory. Only an empty path fails.
+        let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
+        Store::new(root)
     }
 
     /// rvm's configuration.

@@ -1,0 +1,137 @@
+//! rvm exec
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use oci_spec::runtime::Process;
+use rustix::fs::MemfdFlags;
+use rustix::io::FdFlags;
+use rvm_sandbox::exec::{self, Order};
+use rvm_sandbox::monitor::Mode;
+use rvm_sandbox::spec::process::{self, Changes};
+use rvm_sandbox::{descriptors, lifecycle};
+
+use super::{block_on, create};
+use crate::cli::{ExecArgs, ExecMonitorArgs, Global};
+
+/// Executes a program in a running container. Without --detach this process stands for it.
+pub fn run(global: &Global, args: ExecArgs) -> anyhow::Result<ExitCode> {
+    let container = global.store().open(&args.id)?;
+    let process = match &args.process {
+        Some(path) => from_file(&args, path)?,
+        None => process::from_bundle(&container.state()?.bundle, changes(&args)?)?,
+    };
+    let terminal = process.terminal().unwrap_or(false);
+    let console_socket = args.console_socket.as_deref();
+    create::check_terminal(terminal, args.detach, console_socket)?;
+    if args.detach {
+        return detached(global, args, &process);
+    }
+    let order = Order {
+        container: &container,
+        process: &process,
+        console_socket: None,
+        pidfd_socket: args.pidfd_socket,
+        pid_file: args.pid_file,
+        ignore_paused: args.ignore_paused,
+        cgroup: args.cgroup.as_deref().unwrap_or_default(),
+        extra: descriptors::inherited(args.preserve_fds)?,
+        mode: Mode::Foreground,
+    };
+    Ok(ExitCode::from(block_on(exec::run(order))??))
+}
+
+fn from_file(args: &ExecArgs, path: &std::path::Path) -> anyhow::Result<Process> {
+    if !args.command.is_empty() {
+        bail!("a command and --process are given; leave one of them away");
+    }
+    let mut process = process::from_file(path)?;
+    if args.tty {
+        process.set_terminal(Some(true));
+    }
+    Ok(process)
+}
+
+fn changes(args: &ExecArgs) -> anyhow::Result<Changes> {
+    if args.command.is_empty() {
+        bail!("process args cannot be empty; give a command, or --process");
+    }
+    let capability = |name: &String| {
+        process::capability(name).with_context(|| format!("unknown capability {name:?}"))
+    };
+    Ok(Changes {
+        args: args.command.clone(),
+        cwd: args.cwd.clone(),
+        env: args.env.clone(),
+        terminal: args.tty,
+        user: args.user.as_deref().map(user).transpose()?,
+        additional_gids: args.additional_gids.clone(),
+        capabilities: args.cap.iter().map(capability).collect::<Result<_, _>>()?,
+        no_new_privileges: args.no_new_privs,
+        apparmor_profile: args.apparmor.clone(),
+        selinux_label: args.process_label.clone(),
+    })
+}
+
+/// `UID` or `UID:GID`. Names are the image's to know, and runc does not take them either.
+fn user(text: &str) -> anyhow::Result<(u32, Option<u32>)> {
+    let (uid, gid) = match text.split_once(':') {
+        Some((uid, gid)) => (uid, Some(gid)),
+        None => (text, None),
+    };
+    let number = |what, text: &str| {
+        let parsed = text.parse::<u32>();
+        parsed.with_context(|| format!("bad {what} {text:?}: a number is needed"))
+    };
+    Ok((
+        number("uid", uid)?,
+        gid.map(|gid| number("gid", gid)).transpose()?,
+    ))
+}
+
+/// Lets another process stand for the one in the guest, and returns when that runs.
+fn detached(global: &Global, args: ExecArgs, process: &Process) -> anyhow::Result<ExitCode> {
+    let file = inheritable(process).context("cannot pass the process object on")?;
+    // A monitor leaves this directory.
+    let absolute = |path: Option<std::path::PathBuf>| path.map(std::path::absolute).transpose();
+    let monitor = ExecMonitorArgs {
+        console_socket: absolute(args.console_socket)?,
+        pidfd_socket: absolute(args.pidfd_socket)?,
+        pid_file: absolute(args.pid_file)?,
+        preserve_fds: args.preserve_fds,
+        cgroup: args.cgroup,
+        ignore_paused: args.ignore_paused,
+        process: file.as_raw_fd(),
+        id: args.id,
+        ready: 0,
+    };
+    lifecycle::start_exec_monitor(&[global.arguments(), monitor.to_arguments()].concat())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The process object in a memory file that a child inherits.
+fn inheritable(process: &Process) -> anyhow::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create("process", MemfdFlags::CLOEXEC)?;
+    std::io::Write::write_all(
+        &mut std::fs::File::from(file.try_clone()?),
+        &serde_json::to_vec(process)?,
+    )?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    rustix::io::fcntl_setfd(&file, FdFlags::empty())?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_one_number_or_two() {
+        assert_eq!(user("5").unwrap(), (5, None));
+        assert_eq!(user("5:6").unwrap(), (5, Some(6)));
+        for bad in ["", "root", "5:", "-1", "5:users"] {
+            assert!(user(bad).unwrap_err().to_string().contains("bad "), "{bad}");
+        }
+    }
+}

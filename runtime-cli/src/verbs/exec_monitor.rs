@@ -1,0 +1,49 @@
+//! rvm exec-monitor: what `rvm exec --detach` leaves behind.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use rvm_sandbox::exec::{self, Order};
+use rvm_sandbox::monitor::Mode;
+use rvm_sandbox::{descriptors, lifecycle};
+
+use super::block_on;
+use crate::cli::{ExecMonitorArgs, Global};
+
+/// Stands for a process in a container until it ends, and ends with its exit code.
+pub fn run(global: &Global, args: ExecMonitorArgs) -> anyhow::Result<ExitCode> {
+    let parent = lifecycle::inherited_socket(args.ready)
+        .context("rvm exec-monitor is started by rvm exec, not by hand")?;
+    let explain = parent.try_clone()?;
+    let result = watch(global, args, Mode::Detached(parent));
+    if let Err(error) = &result {
+        // Whoever waits reports it; if the process ran before, nobody waits.
+        let _ = write!(&explain, "{error:#}");
+    }
+    result
+}
+
+fn watch(global: &Global, args: ExecMonitorArgs, mode: Mode) -> anyhow::Result<ExitCode> {
+    // A session of its own: the terminal is the process's, and signals are the engine's to send.
+    rustix::process::setsid().context("cannot make a session")?;
+    let extra = descriptors::inherited(args.preserve_fds)?;
+    let process = descriptors::take(args.process).context("cannot read the process object")?;
+    let process = serde_json::from_reader(File::from(process))?;
+    let container = global.store().open(&args.id)?;
+    // Whatever file system the engine was in may be unmounted meanwhile.
+    std::env::set_current_dir("/")?;
+    let order = Order {
+        container: &container,
+        process: &process,
+        console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
+        pid_file: args.pid_file,
+        ignore_paused: args.ignore_paused,
+        cgroup: args.cgroup.as_deref().unwrap_or_default(),
+        extra,
+        mode,
+    };
+    Ok(ExitCode::from(block_on(exec::run(order))??))
+}

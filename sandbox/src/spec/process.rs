@@ -1,0 +1,233 @@
+//! The process that `rvm exec` adds to a container: a file's, or the container's own with changes.
+//! The rules are runc's.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+
+use super::validate;
+use super::{Bundle, CONFIG_FILE, SpecError, parse, read};
+
+/// What is different from the container's own process.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// The program and its arguments.
+    pub args: Vec<String>,
+    /// The working directory.
+    pub cwd: Option<PathBuf>,
+    /// More of the environment, as `NAME=value`.
+    pub env: Vec<String>,
+    /// A terminal; the container's own process does not matter here.
+    pub terminal: bool,
+    /// The user's id, and the group's.
+    pub user: Option<(u32, Option<u32>)>,
+    /// More supplementary groups.
+    pub additional_gids: Vec<u32>,
+    /// More capabilities.
+    pub capabilities: Vec<Capability>,
+    /// Whether execve(2) can grant nothing.
+    pub no_new_privileges: Option<bool>,
+    /// The AppArmor profile.
+    pub apparmor_profile: Option<String>,
+    /// The SELinux label.
+    pub selinux_label: Option<String>,
+}
+
+/// Reads a process object from a file.
+pub fn from_file(path: &Path) -> Result<Process, SpecError> {
+    let process = parse(path, &read(path)?)?;
+    checked(path, process)
+}
+
+/// The process of the configuration in a bundle's directory, with changes.
+pub fn from_bundle(dir: &Path, changes: Changes) -> Result<Process, SpecError> {
+    let path = dir.join(CONFIG_FILE);
+    let spec: oci_spec::runtime::Spec = parse(&path, &read(&path)?)?;
+    let process = spec
+        .process()
+        .clone()
+        .ok_or_else(|| field(&path, "process", "is missing"))?;
+    checked(&path, changes.apply(process))
+}
+
+fn checked(path: &Path, process: Process) -> Result<Process, SpecError> {
+    match validate::process(&process) {
+        Ok(()) => Ok(process),
+        Err(problem) => Err(field(path, problem.field, problem.reason)),
+    }
+}
+
+fn field(path: &Path, field: impl Into<String>, reason: impl Into<String>) -> SpecError {
+    SpecError::Field {
+        path: path.to_owned(),
+        field: field.into(),
+        reason: reason.into(),
+    }
+}
+
+impl Changes {
+    fn apply(self, mut process: Process) -> Process {
+        process.set_args(Some(self.args));
+        process.set_terminal(Some(self.terminal));
+        if let Some(cwd) = self.cwd {
+            process.set_cwd(cwd);
+        }
+        let env = process.env_mut().get_or_insert_default();
+        env.extend(self.env);
+        if let Some((uid, gid)) = self.user {
+            process.user_mut().set_uid(uid);
+            if let Some(gid) = gid {
+                process.user_mut().set_gid(gid);
+            }
+        }
+        if !self.additional_gids.is_empty() {
+            let gids = process.user_mut().additional_gids_mut();
+            gids.get_or_insert_default().extend(self.additional_gids);
+        }
+        if !self.capabilities.is_empty() {
+            let sets = with_capabilities(process.capabilities().as_ref(), &self.capabilities);
+            process.set_capabilities(Some(sets));
+        }
+        if self.no_new_privileges.is_some() {
+            process.set_no_new_privileges(self.no_new_privileges);
+        }
+        if self.apparmor_profile.is_some() {
+            process.set_apparmor_profile(self.apparmor_profile);
+        }
+        if self.selinux_label.is_some() {
+            process.set_selinux_label(self.selinux_label);
+        }
+        process
+    }
+}
+
+/// A capability can be ambient only where it is inheritable, and none is made inheritable here: so
+/// it becomes ambient only if the container has set inheritable ones on its own.
+fn with_capabilities(own: Option<&LinuxCapabilities>, more: &[Capability]) -> LinuxCapabilities {
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        own.and_then(|own| of(own).clone()).unwrap_or_default()
+    };
+    let with = |mut set: Capabilities| {
+        set.extend(more);
+        Some(set)
+    };
+    let inheritable = own.and_then(|own| own.inheritable().clone());
+    let ambient = set(LinuxCapabilities::ambient);
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(with(set(LinuxCapabilities::bounding)));
+    sets.set_effective(with(set(LinuxCapabilities::effective)));
+    sets.set_permitted(with(set(LinuxCapabilities::permitted)));
+    sets.set_ambient(match inheritable {
+        Some(_) => with(ambient),
+        None => Some(ambient),
+    });
+    sets.set_inheritable(inheritable);
+    sets
+}
+
+/// Tells the program of a container that it has inherited listening sockets, as systemd would
+/// (sd_listen_fds(3)).
+pub fn announce_listening(bundle: &mut Bundle, count: u32) {
+    if count > 0
+        && let Some(process) = bundle.spec.process_mut()
+    {
+        let env = process.env_mut().get_or_insert_default();
+        env.extend([format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()]);
+    }
+}
+
+/// A capability by its name, with or without CAP_, in any case.
+pub fn capability(name: &str) -> Option<Capability> {
+    let name = name.to_ascii_uppercase();
+    name.strip_prefix("CAP_").unwrap_or(&name).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn own(extra: serde_json::Value) -> Process {
+        let mut process = json!({
+            "terminal": true, "args": ["init"], "cwd": "/srv", "env": ["PATH=/bin"],
+            "user": { "uid": 1, "gid": 2, "additionalGids": [3] },
+        });
+        let extra = extra.as_object().unwrap().clone();
+        process.as_object_mut().unwrap().extend(extra);
+        serde_json::from_value(process).unwrap()
+    }
+
+    fn changed(changes: Changes) -> Process {
+        let args = vec!["sh".to_owned()];
+        Changes { args, ..changes }.apply(own(json!({})))
+    }
+
+    #[test]
+    fn what_is_not_changed_is_the_containers() {
+        let process = changed(Changes::default());
+        assert_eq!(process.args().as_deref(), Some(&["sh".to_owned()][..]));
+        assert_eq!(process.cwd(), Path::new("/srv"));
+        assert_eq!((process.user().uid(), process.user().gid()), (1, 2));
+        assert_eq!(
+            process.terminal(),
+            Some(false),
+            "a terminal is asked for anew"
+        );
+    }
+
+    #[test]
+    fn environment_and_groups_are_added() {
+        let process = changed(Changes {
+            env: vec!["A=1".to_owned()],
+            additional_gids: vec![9],
+            user: Some((7, None)),
+            ..Changes::default()
+        });
+        assert_eq!(process.env().clone().unwrap(), ["PATH=/bin", "A=1"]);
+        let user = process.user();
+        assert_eq!((user.uid(), user.gid()), (7, 2));
+        assert_eq!(user.additional_gids().clone().unwrap(), [3, 9]);
+    }
+
+    #[test]
+    fn a_capability_is_ambient_only_beside_inheritable_ones() {
+        let more = [Capability::NetAdmin];
+        let changes = || Changes {
+            capabilities: more.to_vec(),
+            ..Changes::default()
+        };
+        let sets = |extra| {
+            let process = changes().apply(own(json!({ "capabilities": extra })));
+            process.capabilities().clone().unwrap()
+        };
+        let plain = sets(json!({ "bounding": ["CAP_KILL"] }));
+        assert_eq!(plain.bounding().as_ref().unwrap().len(), 2);
+        assert!(plain.ambient().as_ref().unwrap().is_empty());
+        assert_eq!(plain.inheritable(), &None);
+        let inheriting = sets(json!({ "inheritable": ["CAP_KILL"] }));
+        assert!(inheriting.ambient().as_ref().unwrap().contains(&more[0]));
+        assert_eq!(inheriting.inheritable().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn capabilities_have_many_spellings() {
+        for name in ["CAP_NET_ADMIN", "net_admin", "NET_ADMIN"] {
+            assert_eq!(capability(name), Some(Capability::NetAdmin), "{name}");
+        }
+        assert_eq!(capability("CAP_FLY"), None);
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_is_named_with_the_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("process.json");
+        let written = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            from_file(&path).unwrap_err().to_string()
+        };
+        let message = written(r#"{"args":["sh"],"cwd":"tmp","user":{}}"#);
+        assert!(message.contains("process.json: process.cwd"), "{message}");
+        let message = written(r#"{"args":"sh","cwd":"/","user":{}}"#);
+        assert!(message.contains("process.json: args"), "{message}");
+    }
+}

@@ -1,0 +1,341 @@
+//! Programs that are executed in a running container.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use rvm_tests::command::{self, Finished, eventually, finish};
+use rvm_tests::{Bundle, Rvm};
+use serde_json::json;
+
+/// A container that only waits.
+fn waiting(rvm: &Rvm) -> Bundle {
+    let bundle = Bundle::new(&["sleep", "10000"]);
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    bundle
+}
+
+fn shell(rvm: &Rvm, script: &str) -> Finished {
+    rvm.call(&["exec", "box", "sh", "-c", script])
+}
+
+fn end(rvm: &Rvm) {
+    rvm.ok(&["delete", "--force", "box"]);
+}
+
+#[test]
+fn a_program_runs_beside_the_first_and_its_output_and_exit_code_arrive() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let finished = shell(&rvm, "echo out; echo err >&2; exit 7");
+    assert_eq!((finished.code, finished.stdout.as_str()), (7, "out\n"));
+    assert_eq!(finished.stderr, "err\n");
+    let list = shell(&rvm, "ps").stdout;
+    assert!(list.contains("sleep 10000"), "{list}");
+    assert_eq!(shell(&rvm, "kill -KILL $$").code, 137);
+    assert_eq!(rvm.ok(&["exec", "box", "echo", "-n", "--debug"]), "--debug");
+
+    let mut cat = rvm.command(&["exec", "box", "cat"]);
+    cat.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = cat.spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"to and fro")
+        .unwrap();
+    let output = command::wait(child);
+    assert_eq!(output.stdout, b"to and fro");
+    end(&rvm);
+}
+
+#[test]
+fn what_cannot_be_executed_is_said_in_runcs_words() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    for (args, message) in [
+        (
+            &["box", "nothing"][..],
+            "exec: \"nothing\": executable file not found in $PATH",
+        ),
+        (
+            &["--cwd", "/nowhere", "box", "ls"],
+            "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory",
+        ),
+        (&["box", "/etc"], "exec: \"/etc\": "),
+    ] {
+        let finished = rvm.call(&[&["exec"], args].concat());
+        let expected = format!("exec failed: unable to start container process: {message}");
+        assert_eq!(finished.code, 255);
+        assert!(
+            finished.stderr.starts_with(&expected),
+            "{}",
+            finished.stderr
+        );
+    }
+    for (args, message) in [
+        (&["box"][..], "process args cannot be empty"),
+        (&["--user", "root", "box", "ls"], "bad uid \"root\""),
+        (&["--cap", "CAP_FLY", "box", "ls"], "unknown capability"),
+        (&["--process", "/nowhere", "box"], "/nowhere not found"),
+        (&["--cgroup", "../x", "box", "ls"], "../x"),
+        (&["--tty", "--detach", "box", "ls"], "cannot allocate tty"),
+        (&["--tty", "box", "ls"], "terminal"),
+        (&["nobox", "ls"], "container does not exist: nobox"),
+    ] {
+        let finished = rvm.call(&[&["exec"], args].concat());
+        assert_eq!(finished.code, 255, "{args:?}");
+        assert!(finished.stderr.contains(message), "{}", finished.stderr);
+    }
+    rvm.ok(&["kill", "box", "KILL"]);
+    rvm.wait_for_status("box", "stopped");
+    let finished = shell(&rvm, "true");
+    assert_eq!(finished.code, 255);
+    assert!(
+        finished
+            .stderr
+            .contains("cannot exec in a stopped container")
+    );
+    end(&rvm);
+}
+
+#[test]
+fn options_change_the_containers_process() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let script =
+        "id -u; id -g; id -G; pwd; echo $A $TERM; grep -E 'CapBnd|NoNewPrivs' /proc/self/status";
+    let options = [
+        "--user",
+        "5:6",
+        "--additional-gids",
+        "9",
+        "-g",
+        "10",
+        "--cwd",
+        "/tmp",
+    ];
+    let more = ["-e", "A=1", "--cap", "net_admin", "--no-new-privs=false"];
+    let args = [&["exec"], &options[..], &more, &["box", "sh", "-c", script]].concat();
+    let seen = rvm.ok(&args);
+    // kill, net_bind_service, net_admin, audit_write
+    let expected = "5\n6\n6 9 10\n/tmp\n1 xterm\nCapBnd:\t0000000020001420\n";
+    assert!(seen.starts_with(expected), "{seen}");
+    end(&rvm);
+}
+
+#[test]
+fn a_process_can_come_from_a_file() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let path = rvm.path("process.json");
+    let process = json!({ "args": ["sh", "-c", "echo $WHAT; umask; exit 4"], "cwd": "/",
+                          "env": ["PATH=/bin", "WHAT=file"], "user": { "uid": 1, "gid": 1, "umask": 0o077 } });
+    std::fs::write(&path, process.to_string()).unwrap();
+    let finished = rvm.call(&["exec", "-p", path.to_str().unwrap(), "box"]);
+    assert_eq!(
+        (finished.code, finished.stdout.as_str()),
+        (4, "file\n0077\n")
+    );
+    end(&rvm);
+}
+
+#[test]
+fn signals_to_exec_reach_its_program() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let script = "for s in HUP INT USR1 TERM; do trap \"echo $s\" $s; done; trap 'exit 5' ALRM; \
+                  echo ready; while :; do sleep 0.05; done";
+    let mut exec = rvm.command(&["exec", "box", "sh", "-c", script]);
+    let mut child = exec.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    for (number, name) in [
+        (libc::SIGHUP, "HUP"),
+        (libc::SIGINT, "INT"),
+        (libc::SIGUSR1, "USR1"),
+        (libc::SIGTERM, "TERM"),
+    ] {
+        command::signal(child.id() as i32, number);
+        assert_eq!(lines.next().unwrap().unwrap(), name);
+    }
+    command::signal(child.id() as i32, libc::SIGALRM);
+    assert_eq!(command::wait(child).status.code(), Some(5));
+    end(&rvm);
+}
+
+#[test]
+fn exec_ends_with_the_container_and_with_the_machine() {
+    for how in ["kill", "machine"] {
+        let rvm = Rvm::new();
+        let _bundle = waiting(&rvm);
+        let mut exec = rvm.command(&["exec", "box", "sh", "-c", "echo; exec sleep 10000"]);
+        let mut child = exec.stdout(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        if how == "kill" {
+            rvm.ok(&["kill", "box", "KILL"]);
+        } else {
+            let state = std::fs::read_to_string(rvm.root().join("box/sandbox.json")).unwrap();
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+            let machine = state["machine"].as_array().unwrap();
+            assert!(!machine.is_empty());
+            for process in machine {
+                command::signal(process["pid"].as_i64().unwrap() as i32, libc::SIGKILL);
+            }
+        }
+        assert_eq!(command::wait(child).status.code(), Some(137), "{how}");
+        end(&rvm);
+    }
+}
+
+#[test]
+fn a_detached_process_has_a_stand_in_with_its_exit_code() {
+    let rvm = Rvm::new();
+    let bundle = waiting(&rvm);
+    let pid_file = rvm.path("pid");
+    // As an engine does, this process takes the orphan in.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    let script = "echo started; sleep 1; echo done > /tmp/done; exit 42";
+    let mut exec = rvm.command(&["exec", "--detach", "--pid-file"]);
+    exec.arg(&pid_file).args(["box", "sh", "-c", script]);
+    let log = rvm.path("log");
+    exec.stdout(File::create(&log).unwrap());
+    assert!(exec.status().unwrap().success());
+    let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+    let options = rustix::process::WaitOptions::empty();
+    let pid = rustix::process::Pid::from_raw(pid);
+    let (_, status) = rustix::process::waitpid(pid, options).unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(42));
+    assert!(bundle.rootfs("tmp/done").exists());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "started\n");
+
+    let failed = rvm.call(&["exec", "--detach", "box", "nothing"]);
+    assert_eq!(failed.code, 255);
+    assert!(failed.stderr.contains("executable file not found in $PATH"));
+    end(&rvm);
+}
+
+#[test]
+fn descriptors_are_preserved_as_streams() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let (input, mut to_guest) = std::io::pipe().unwrap();
+    let (mut from_guest, output) = std::io::pipe().unwrap();
+    let (socket, mut peer) = UnixStream::pair().unwrap();
+    let script = "cat <&3; echo out >&4; read line <&5; echo got $line >&5";
+    let mut exec = rvm.command(&["exec", "--preserve-fds", "3", "box", "sh", "-c", script]);
+    pass(&mut exec, vec![input.into(), output.into(), socket.into()]);
+    let child = exec.spawn().unwrap();
+    drop(exec);
+    to_guest.write_all(b"in").unwrap();
+    drop(to_guest);
+    peer.write_all(b"question\n").unwrap();
+    let mut answer = String::new();
+    peer.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "got question\n");
+    let mut out = String::new();
+    from_guest.read_to_string(&mut out).unwrap();
+    assert_eq!(out, "out\n");
+    assert!(command::wait(child).status.success());
+
+    let mut exec = rvm.command(&["exec", "--preserve-fds", "1", "box", "true"]);
+    pass(&mut exec, vec![tempfile::tempfile().unwrap().into()]);
+    let refused = finish(exec);
+    assert_eq!(refused.code, 255);
+    assert!(
+        refused.stderr.contains("descriptor 3 is a file"),
+        "{}",
+        refused.stderr
+    );
+    let refused = rvm.call(&["exec", "--preserve-fds", "1", "box", "true"]);
+    assert!(
+        refused.stderr.contains("descriptor 3"),
+        "{}",
+        refused.stderr
+    );
+    end(&rvm);
+}
+
+/// Gives a command these descriptors from 3 on.
+fn pass(command: &mut Command, fds: Vec<OwnedFd>) {
+    #[expect(unsafe_code, reason = "pre_exec and dup2")]
+    // SAFETY: system calls alone, in a child that is about to execute. The descriptors are moved out
+    // of the way first, so that none is overwritten before it was copied.
+    unsafe {
+        command.pre_exec(move || {
+            for (fd, number) in fds.iter().zip(100..) {
+                libc::dup2(fd.as_raw_fd(), number);
+            }
+            for (_, number) in fds.iter().zip(0..) {
+                libc::dup2(100 + number, 3 + number);
+                libc::close(100 + number);
+            }
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn descriptors_are_preserved_for_a_container_too() {
+    let rvm = Rvm::new();
+    let (mut from_guest, output) = std::io::pipe().unwrap();
+    let (socket, mut peer) = UnixStream::pair().unwrap();
+    let script = "echo $LISTEN_FDS $LISTEN_PID >&4; echo hello >&3";
+    let bundle = Bundle::shell(script);
+    let mut run = rvm.command(&["run", "--preserve-fds", "1", "--bundle"]);
+    run.arg(bundle.write()).arg("box");
+    pass(&mut run, vec![socket.into(), output.into()]);
+    #[expect(unsafe_code, reason = "pre_exec and setenv")]
+    // SAFETY: the environment is that of a child about to execute, which has one thread. (The
+    // command's own would be fixed before the pid is known.)
+    unsafe {
+        run.pre_exec(|| {
+            let pid = format!("{}\0", std::process::id());
+            libc::setenv(c"LISTEN_FDS".as_ptr(), c"1".as_ptr(), 1);
+            libc::setenv(c"LISTEN_PID".as_ptr(), pid.as_ptr().cast(), 1);
+            Ok(())
+        });
+    }
+    let finished = finish(run);
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    let mut text = String::new();
+    from_guest.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "1 1\n");
+    let mut text = String::new();
+    peer.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello\n");
+}
+
+#[test]
+fn fifty_at_a_time_lose_nothing_and_leave_nothing() {
+    let rvm = Rvm::new();
+    let bundle = waiting(&rvm);
+    let processes = rvm.processes().len();
+    let children: Vec<_> = (0..50)
+        .map(|number| {
+            let script = format!("seq 2000; echo {number}; echo {number} >&2; exit {number}");
+            let mut exec = rvm.command(&["exec", "box", "sh", "-c", &script]);
+            exec.stdout(Stdio::piped()).stderr(Stdio::piped());
+            std::thread::spawn(move || Finished::from(command::wait(exec.spawn().unwrap())))
+        })
+        .collect();
+    let lines: String = (1..=2000).map(|line| format!("{line}\n")).collect();
+    for (number, child) in children.into_iter().enumerate() {
+        let finished = child.join().unwrap();
+        assert_eq!(finished.code, number as i32, "{}", finished.stderr);
+        assert!(finished.stdout == format!("{lines}{number}\n"), "{number}");
+        assert_eq!(finished.stderr, format!("{number}\n"));
+    }
+    let left = shell(&rvm, "ls /proc | grep -c '^[0-9]'").stdout;
+    // The first process, the shell, ls and grep.
+    assert_eq!(left, "4\n");
+    eventually("the programs on the host have gone", || {
+        rvm.processes().len() == processes
+    });
+    drop(bundle);
+    end(&rvm);
+}
