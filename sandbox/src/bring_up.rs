@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use crate::agent::AgentError;
+use crate::cgroup::{self, CgroupError, Driver};
 use crate::config::Config;
 use crate::hooks::{self, HookError, Moment};
 use crate::sandbox::{Sandbox, SandboxError};
@@ -39,6 +40,9 @@ pub enum BringUpError {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// The control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -67,6 +71,8 @@ pub struct Site<'a> {
     pub bundle: &'a Bundle,
     /// rvm's configuration.
     pub config: &'a Config,
+    /// Who makes its control groups.
+    pub driver: Driver,
 }
 
 impl Site<'_> {
@@ -98,12 +104,24 @@ impl Site<'_> {
             (Role::Member(_), Some(owned)) => owned,
             (Role::Member(_), None) => Arc::new(Sandbox::join(dir, config)?),
         };
+        self.limit(&sandbox)?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
         container
             .lock()?
             .step(Status::Created, |state| state.guest_pid = Some(pid))?;
         Ok((sandbox, relay))
+    }
+
+    /// Holds the processes that run the machine to the container's limits. A program that is not in
+    /// the container's groups itself has them made for the machine.
+    fn limit(&self, sandbox: &Sandbox) -> Result<(), BringUpError> {
+        let (container, bundle) = (self.container, self.bundle);
+        if container.state()?.cgroup.is_none() && !matches!(bundle.role, Role::Member(_)) {
+            let machine: Vec<i32> = sandbox.record().machine.iter().map(|id| id.pid).collect();
+            cgroup::enter(container, bundle, self.driver, &machine)?;
+        }
+        Ok(cgroup::limit(container, bundle, sandbox.record().engine)?)
     }
 
     /// Lets the container's first process execute its program.

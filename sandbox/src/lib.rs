@@ -7,10 +7,12 @@
 
 pub mod agent;
 pub mod bring_up;
+pub mod cgroup;
 pub mod check;
 pub mod config;
 pub mod descriptors;
 pub mod engine;
+pub mod error_chain;
 pub mod exec;
 pub mod hooks;
 pub mod lifecycle;

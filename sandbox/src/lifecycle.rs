@@ -14,7 +14,9 @@ use rustix::io::FdFlags;
 use rustix::process::Signal;
 
 use crate::agent::{Agent, AgentError};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::descriptors;
+use crate::error_chain::chain;
 use crate::hooks::{self, Moment};
 use crate::process::ProcessId;
 use crate::sandbox::SandboxDir;
@@ -50,6 +52,9 @@ pub enum LifecycleError {
     /// The agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// The control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The monitor's explanation.
     #[error("{0}")]
     Monitor(String),
@@ -100,6 +105,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         },
         guest_pid: None,
         namespaces: Peer::paths(&bundle.spec),
+        cgroup: None,
         exit_status: None,
     };
     let saved = container.lock().and_then(|locked| locked.save(&state));
@@ -250,9 +256,12 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
         return Ok(());
     }
     end_machine(container)?;
+    if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
+        remove_cgroup(cgroup, force)?;
+    }
     remove(container)?;
     if let Some(state) = &state {
-        hooks::run_and_warn_blocking(Moment::Poststop, state.hooks.as_ref(), state);
+        hooks::run_and_warn(Moment::Poststop, state.hooks.as_ref(), state).await;
     }
     Ok(())
 }
@@ -280,6 +289,17 @@ fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> 
         other => other?,
     }
     Ok(state)
+}
+
+fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
+    match cgroup.remove() {
+        // The container goes whatever stays.
+        Err(error) if force => {
+            tracing::warn!("{}", chain(&error));
+            Ok(())
+        }
+        removed => Ok(removed?),
+    }
 }
 
 /// Takes a container out of the sandbox that it has joined, if that still is there.

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
 use crate::bring_up::{BringUpError, Site};
+use crate::cgroup::{self, Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::descriptors::Extra;
 use crate::engine::MachineEnd;
@@ -58,6 +59,9 @@ pub enum MonitorError {
     /// The terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// The control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The container or its sandbox.
     #[error(transparent)]
     BringUp(#[from] BringUpError),
@@ -81,6 +85,8 @@ pub struct Order<'a> {
     pub bundle: &'a Bundle,
     /// rvm's configuration.
     pub config: &'a Config,
+    /// Who makes its control groups.
+    pub driver: Driver,
     /// Where to send the terminal, if an engine wants it.
     pub console_socket: Option<PathBuf>,
     /// Where to send a pidfd of this process, if somebody wants it.
@@ -103,11 +109,16 @@ pub enum Mode {
 /// A container's life, seen from the host: returns its exit code.
 pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
     let signals = Signals::block().map_err(process_failed("block signals"))?;
+    let home = Cgroup::own()?;
     claim(order.container)?;
     let extra = std::mem::take(&mut order.extra);
     let result = live(&order, extra, &signals, timings).await;
     let exit_status = result.as_ref().ok().copied();
     let torn_down = tear_down(order.container, exit_status).await;
+    if let Mode::Foreground = order.mode {
+        // This process is about to delete the container, and its groups with it.
+        home.take_back()?;
+    }
     timings.lap("tear down");
     let status = result?;
     torn_down?;
@@ -126,6 +137,8 @@ async fn live(
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<u8, MonitorError> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    cgroup::enter(order.container, order.bundle, order.driver, &[own])?;
     let program = order.bundle.spec.process().as_ref();
     let terminal = program.and_then(|program| program.terminal()) == Some(true);
     let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
@@ -167,6 +180,7 @@ async fn bring_up(
         container: order.container,
         bundle: order.bundle,
         config: order.config,
+        driver: order.driver,
     };
     let (sandbox, relay) = site.bring_up(None, host, timings).await?;
     if let Mode::Foreground = order.mode {

@@ -18,6 +18,9 @@ const MIN_MEMORY_MIB: u64 = 96;
 /// The most memory of a machine, in MiB: what rvm-vmm takes.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
+/// What QEMU's software CPU may keep of code that it has translated, in MiB.
+pub const QEMU_CODE_MIB: u64 = 256;
+
 /// The most vCPUs: APIC ids have 8 bits.
 const MAX_VCPUS: u64 = 253;
 
@@ -73,22 +76,32 @@ impl Size {
         let limit = resources
             .and_then(|resources| resources.memory().as_ref())
             .and_then(|memory| memory.limit())
-            // -1 and 0 mean no limit.
-            .and_then(|bytes| u64::try_from(bytes).ok())
-            .filter(|bytes| *bytes > 0)
-            .map(|bytes| bytes.div_ceil(1 << 20));
-        // Some engines write a limit that is no limit: all but the sign bit, in pages.
-        let limit = limit.filter(|mib| *mib < 1 << 40);
+            .and_then(limit_mib);
         let container_mib = limit.unwrap_or(bounds.default_memory_mib);
         if container_mib > MAX_MEMORY_MIB - MAX_MEMORY_MIB / 32 {
             return Err(SizeError::Memory(container_mib));
         }
-        let memory_mib = container_mib + container_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
         Ok(Self {
             vcpus: vcpus(resources, bounds)?,
-            memory_mib: memory_mib.max(MIN_MEMORY_MIB),
+            memory_mib: machine_mib(container_mib),
         })
     }
+}
+
+/// A limit of memory in MiB, rounded up. None if the number means that there is none.
+pub fn limit_mib(bytes: i64) -> Option<u64> {
+    // Some engines write a limit that is no limit: all but the sign bit, in pages.
+    u64::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes > 0)
+        .map(|bytes| bytes.div_ceil(1 << 20))
+        .filter(|mib| *mib < 1 << 40)
+}
+
+/// The memory of a machine whose container may use so much, in MiB.
+pub fn machine_mib(container_mib: u64) -> u64 {
+    let memory_mib = container_mib + container_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
+    memory_mib.max(MIN_MEMORY_MIB)
 }
 
 fn vcpus(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<u8, SizeError> {

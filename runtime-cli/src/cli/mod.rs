@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
 use rvm_sandbox::state::Store;
 
@@ -48,6 +49,9 @@ pub struct Global {
     /// Configuration file [default: /etc/rvm/config.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Have systemd make the containers' control groups; linux.cgroupsPath is slice:prefix:name then
+    #[arg(long, global = true)]
+    pub systemd_cgroup: bool,
     /// What runs the machines: auto, kvm or qemu [default: as configured]
     #[arg(long, global = true, value_name = "ENGINE")]
     pub engine: Option<EngineChoice>,
@@ -236,6 +240,14 @@ impl Global {
         Ok(config)
     }
 
+    /// Who makes control groups.
+    pub fn driver(&self) -> Driver {
+        match self.systemd_cgroup {
+            true => Driver::Systemd,
+            false => Driver::Cgroupfs,
+        }
+    }
+
     /// The same options for another run of this program.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut list: Vec<OsString> = vec!["--root".into(), self.root.clone().into()];
@@ -247,6 +259,9 @@ impl Global {
         }
         if self.debug {
             list.push("--debug".into());
+        }
+        if self.systemd_cgroup {
+            list.push("--systemd-cgroup".into());
         }
         if let Some(config) = &self.config {
             list.extend(["--config".into(), config.clone().into_os_string()]);
@@ -287,8 +302,9 @@ mod tests {
 
     #[test]
     fn global_options_survive_the_way_to_the_monitor() {
-        let line = "rvm --root /r --log /l --log-format json --debug --config /c --engine qemu";
-        let cli = Cli::try_parse_from(line.split(' ').chain(["state", "box"])).unwrap();
+        let line = "rvm --root /r --log /l --log-format json --debug --systemd-cgroup \
+                    --config /c --engine qemu";
+        let cli = Cli::try_parse_from(line.split_whitespace().chain(["state", "box"])).unwrap();
         let again = cli.global.arguments();
         let again: Vec<OsString> = [
             vec!["rvm".into()],

@@ -39,6 +39,7 @@ fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitC
         container: &container,
         bundle: &bundle,
         config: &config,
+        driver: global.driver(),
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
         extra,

@@ -53,6 +53,7 @@ fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
         container: &container,
         bundle: &bundle,
         config: &config,
+        driver: global.driver(),
         console_socket: None,
         pidfd_socket: args.create.pidfd_socket.clone(),
         extra,

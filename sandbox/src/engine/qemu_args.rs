@@ -3,7 +3,7 @@
 use rvm_protocol::vmm::{QEMU_FIRST_FD, QEMU_SHARED_DIR};
 use rvm_protocol::{PARAM_SHARED, POWER_OFF_PORT, SHARED_TAG};
 
-use crate::sizing::Size;
+use crate::sizing::{QEMU_CODE_MIB, Size};
 
 /// The descriptors that QEMU inherits, by their place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,10 @@ pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
             "-M",
             "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory".to_owned(),
         ),
-        ("-accel", "tcg,thread=multi".to_owned()),
+        (
+            "-accel",
+            format!("tcg,thread=multi,tb-size={QEMU_CODE_MIB}"),
+        ),
         ("-cpu", "max".to_owned()),
         ("-smp", size.vcpus.to_string()),
         ("-m", memory.clone()),

@@ -14,6 +14,7 @@ use std::path::Path;
 use oci_spec::runtime::{Hook, Hooks};
 use serde::Serialize;
 
+use crate::error_chain::chain;
 use crate::state::{State, Status};
 use process::{End, Running};
 
@@ -140,17 +141,6 @@ pub async fn run_and_warn(moment: Moment, hooks: Option<&Hooks>, state: &State) 
     }
 }
 
-/// [`run_and_warn`] for a caller that has no event loop.
-pub fn run_and_warn_blocking(moment: Moment, hooks: Option<&Hooks>, state: &State) {
-    for (index, hook) in list(moment, hooks) {
-        let end = match start(moment, index, hook, state) {
-            Ok(running) => judge(moment, index, hook, running.end_blocking()),
-            Err(error) => Err(error),
-        };
-        warn(end);
-    }
-}
-
 fn list(moment: Moment, hooks: Option<&Hooks>) -> impl Iterator<Item = (usize, &Hook)> {
     hooks
         .into_iter()
@@ -198,10 +188,7 @@ fn judge(moment: Moment, index: usize, hook: &Hook, end: io::Result<End>) -> Res
 
 fn warn(result: Result<(), HookError>) {
     if let Err(error) = result {
-        let source = std::error::Error::source(&error)
-            .map(|source| format!(": {source}"))
-            .unwrap_or_default();
-        tracing::warn!("{error}{source}");
+        tracing::warn!("{}", chain(&error));
     }
 }
 

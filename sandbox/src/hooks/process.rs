@@ -11,9 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::Hook;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::readable::Readable;
@@ -82,22 +80,6 @@ impl Running {
                 Ok(ended) => ended.map(|()| true)?,
                 Err(_) => false,
             },
-        };
-        self.finish(in_time)
-    }
-
-    /// Likewise, without an event loop.
-    pub fn end_blocking(self) -> io::Result<End> {
-        let limit = self.limit.map(|limit| Timespec {
-            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: 0,
-        });
-        let in_time = loop {
-            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-            match poll(&mut fds, limit.as_ref()) {
-                Err(Errno::INTR) => {}
-                ready => break ready? > 0,
-            }
         };
         self.finish(in_time)
     }

@@ -20,18 +20,20 @@ impl Scene {
 
     fn run(&self, moment: Moment, hooks: Value) -> Result<(), HookError> {
         let hooks: Hooks = serde_json::from_value(hooks).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build();
-        runtime
-            .unwrap()
-            .block_on(run(moment, Some(&hooks), &self.state))
+        block_on(run(moment, Some(&hooks), &self.state))
     }
 
     fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(name)).unwrap()
     }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build();
+    runtime.unwrap().block_on(work)
 }
 
 fn shell(script: &str) -> Value {
@@ -108,7 +110,7 @@ fn hooks_of_the_end_all_run_and_there_is_no_pid() {
     let scene = Scene::new();
     let hooks = json!({ "poststop": [shell("exit 1"), shell("cat >state")] });
     let hooks: Hooks = serde_json::from_value(hooks).unwrap();
-    run_and_warn_blocking(Moment::Poststop, Some(&hooks), &scene.state);
+    block_on(run_and_warn(Moment::Poststop, Some(&hooks), &scene.state));
     let state: Value = serde_json::from_str(&scene.read("state")).unwrap();
     assert_eq!(
         (&state["status"], state.get("pid")),

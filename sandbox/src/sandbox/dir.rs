@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::EngineKind;
 use crate::process::ProcessId;
 use crate::spec::translate::Translation;
 use crate::storage::{self, SHARED, StorageError};
@@ -28,11 +29,13 @@ const CONSOLE_LOG: &str = "console.log";
 const RECORD: &str = "sandbox.json";
 
 /// What whoever finds a sandbox must know of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Record {
     /// The processes that run its machine.
     pub machine: Vec<ProcessId>,
+    /// The engine that they belong to.
+    pub engine: EngineKind,
 }
 
 /// A sandbox's directory.
@@ -149,6 +152,7 @@ mod tests {
         assert_eq!(dir.record().unwrap(), None);
         let record = Record {
             machine: vec![ProcessId::own().unwrap()],
+            engine: EngineKind::Qemu,
         };
         dir.write_record(&record).unwrap();
         assert_eq!(dir.record().unwrap(), Some(record));

@@ -69,6 +69,7 @@ pub enum SandboxError {
 /// A machine whose agent answers.
 pub struct Sandbox {
     dir: SandboxDir,
+    record: Record,
     agent: Agent,
     watch: GuestWatch,
     life: Life,
@@ -100,7 +101,7 @@ impl Sandbox {
         tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
         let engine = choice::engine(kind, config);
         let machine = start_machine(engine.as_ref(), &dir, size, config)?;
-        let processes = remember_processes(&dir, machine.as_ref())?;
+        let (record, processes) = remember_processes(&dir, kind, machine.as_ref())?;
         timings.lap("start the machine's processes");
 
         let limit = config.start_timeout;
@@ -112,6 +113,7 @@ impl Sandbox {
                 limit: limit.unwrap_or_else(|| engine.start_timeout()),
             },
             dir,
+            record,
             life: Life::Owned(Mutex::new(machine)),
             processes,
             end: OnceCell::new(),
@@ -124,9 +126,10 @@ impl Sandbox {
     pub fn join(dir: SandboxDir, config: &Config) -> Result<Self, SandboxError> {
         let gone = || SandboxError::Gone(dir.path().display().to_string());
         let record = dir.record().map_err(SandboxError::Processes)?;
+        let record = record.ok_or_else(gone)?;
         let processes: Vec<Process> = record
+            .machine
             .iter()
-            .flat_map(|record| &record.machine)
             .map(|id| id.open().ok_or_else(gone))
             .collect::<Result<_, _>>()?;
         let first = processes.first().ok_or_else(gone)?;
@@ -139,6 +142,7 @@ impl Sandbox {
                 limit: config.start_timeout.unwrap_or(JOINED_LIMIT),
             },
             life: Life::Joined(end),
+            record,
             dir,
             processes,
             end: OnceCell::new(),
@@ -148,6 +152,11 @@ impl Sandbox {
     /// Its directory.
     pub fn dir(&self) -> &SandboxDir {
         &self.dir
+    }
+
+    /// What runs its machine.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Its agent.
@@ -284,12 +293,16 @@ fn start_machine(
 /// Writes down which processes run the machine, and holds on to them.
 fn remember_processes(
     dir: &SandboxDir,
+    engine: EngineKind,
     machine: &dyn Machine,
-) -> Result<Vec<Process>, SandboxError> {
+) -> Result<(Record, Vec<Process>), SandboxError> {
     let ids = machine.processes().map_err(SandboxError::Processes)?;
     // One that has ended already is told of by the machine.
     let processes = ids.iter().filter_map(|id| id.open()).collect();
-    dir.write_record(&Record { machine: ids })
-        .map_err(SandboxError::Processes)?;
-    Ok(processes)
+    let record = Record {
+        machine: ids,
+        engine,
+    };
+    dir.write_record(&record).map_err(SandboxError::Processes)?;
+    Ok((record, processes))
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use status::Status;
 pub use store::{Container, Locked, StateError, Store};
 
+use crate::cgroup::Cgroup;
 use crate::process::ProcessId;
 
 /// What is remembered of a container.
@@ -55,6 +56,9 @@ pub struct State {
     /// The paths of namespaces in its configuration.
     #[serde(default)]
     pub namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
+    /// Its control groups on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Cgroup>,
     /// How the container's first process ended.
     pub exit_status: Option<u8>,
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use super::{State, Status};
+use crate::cgroup::Cgroup;
 use crate::process::ProcessId;
 use crate::sandbox::SandboxDir;
 use crate::spec::pod::Peer;
@@ -298,6 +299,16 @@ impl Locked<'_> {
         self.save(&state)
     }
 
+    /// Writes down which control groups the container is about to get.
+    pub fn remember_cgroup(&self, cgroup: &Cgroup) -> Result<(), StateError> {
+        let mut state = self.load()?;
+        if state.status != Status::Creating {
+            return Err(StateError::GivenUp(self.container.id.clone()));
+        }
+        state.cgroup = Some(cgroup.clone());
+        self.save(&state)
+    }
+
     /// Reads the state, takes a step, writes it.
     pub fn step(&self, to: Status, change: impl FnOnce(&mut State)) -> Result<State, StateError> {
         let mut state = self.load()?;
@@ -334,6 +345,7 @@ mod tests {
             sandbox: None,
             guest_pid: None,
             namespaces: Vec::new(),
+            cgroup: None,
             exit_status: None,
         }
     }

@@ -1,0 +1,174 @@
+//! The directories and files of control groups.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::hierarchy::Version;
+use super::limits::Setting;
+use super::{Cgroup, CgroupError, Dir, failed};
+
+/// Makes a group, and those above it, usable.
+pub fn make(version: Version, dir: &Dir) -> Result<(), CgroupError> {
+    let below = dir.path.strip_prefix(&dir.mount).unwrap_or(&dir.path);
+    let mut at = dir.mount.clone();
+    for name in below {
+        if version == Version::Two {
+            delegate_controllers(&at);
+        }
+        at.push(name);
+        match fs::create_dir(&at) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(failed("create", &at))?,
+        }
+        if version == Version::One && dir.has("cpuset") {
+            inherit_cpuset(&at)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets the groups below use every controller that there is. One that cannot be had is missed when a
+/// limit needs it, and nothing is wrong if none does.
+fn delegate_controllers(group: &Path) {
+    let Ok(controllers) = fs::read_to_string(group.join("cgroup.controllers")) else {
+        return;
+    };
+    let delegated = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
+    let delegated: BTreeSet<&str> = delegated.split_whitespace().collect();
+    let missing: Vec<String> = controllers
+        .split_whitespace()
+        .filter(|name| !delegated.contains(name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    let file = group.join("cgroup.subtree_control");
+    if missing.is_empty() || fs::write(&file, missing.join(" ")).is_ok() {
+        return;
+    }
+    // Together they fail if one does.
+    for controller in missing {
+        if let Err(error) = fs::write(&file, &controller) {
+            tracing::debug!("{controller} in {}: {error}", file.display());
+        }
+    }
+}
+
+/// A group of version 1's cpuset takes no process before it has CPUs and memory nodes.
+fn inherit_cpuset(group: &Path) -> Result<(), CgroupError> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let file = group.join(name);
+        let own = fs::read_to_string(&file).map_err(failed("read", &file))?;
+        let parent = group.parent().map(|parent| parent.join(name));
+        if own.trim().is_empty()
+            && let Some(parent) = parent
+        {
+            let value = fs::read_to_string(&parent).map_err(failed("read", &parent))?;
+            fs::write(&file, value.trim()).map_err(failed("write", &file))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes settings. Whether the kernel takes a value may depend on another that is still to be
+/// written, so those that it refuses at first are tried again.
+pub fn apply(cgroup: &Cgroup, settings: &[Setting]) -> Result<(), CgroupError> {
+    let mut refused = Vec::new();
+    for setting in settings {
+        match write(cgroup, setting) {
+            Err(CgroupError::Refused { source, .. })
+                if source.kind() == io::ErrorKind::InvalidInput =>
+            {
+                refused.push(setting);
+            }
+            written => written?,
+        }
+    }
+    refused
+        .into_iter()
+        .try_for_each(|setting| write(cgroup, setting))
+}
+
+fn write(cgroup: &Cgroup, setting: &Setting) -> Result<(), CgroupError> {
+    let Some(group) = cgroup.dir(setting.controller) else {
+        return missing(setting, Path::new(setting.controller));
+    };
+    for (file, value) in &setting.choices {
+        let path = group.join(file);
+        // Opened without O_CREAT: what the kernel does not have is not to be made.
+        let file = fs::File::options().write(true).open(&path);
+        let written = match file {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes())),
+        };
+        return written.map_err(|source| CgroupError::Refused {
+            field: setting.field,
+            value: value.clone(),
+            path,
+            source,
+        });
+    }
+    missing(setting, &group.join(&setting.choices[0].0))
+}
+
+fn missing(setting: &Setting, path: &Path) -> Result<(), CgroupError> {
+    if setting.is_default {
+        return Ok(());
+    }
+    Err(CgroupError::Refused {
+        field: setting.field,
+        value: setting.choices[0].1.clone(),
+        path: path.to_owned(),
+        source: io::Error::new(
+            io::ErrorKind::NotFound,
+            "the host's kernel has no such control",
+        ),
+    })
+}
+
+/// The groups in a group, it included, those below before those above. None if it is not there.
+pub fn tree(group: &Path) -> Result<Vec<std::path::PathBuf>, CgroupError> {
+    let mut groups = Vec::new();
+    let mut waiting = vec![group.to_owned()];
+    while let Some(group) = waiting.pop() {
+        let entries = match fs::read_dir(&group) {
+            Err(error) if is_gone(&error) => continue,
+            entries => entries.map_err(failed("list", &group))?,
+        };
+        for entry in entries {
+            let entry = match entry {
+                Err(error) if is_gone(&error) => break,
+                entry => entry.map_err(failed("list", &group))?,
+            };
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                waiting.push(entry.path());
+            }
+        }
+        groups.push(group);
+    }
+    groups.reverse();
+    Ok(groups)
+}
+
+/// The processes in a group and all below it.
+pub fn processes(group: &Path) -> Result<BTreeSet<i32>, CgroupError> {
+    let mut processes = BTreeSet::new();
+    for group in tree(group)? {
+        let file = group.join("cgroup.procs");
+        let text = match fs::read_to_string(&file) {
+            Err(error) if is_gone(&error) => continue,
+            // A threaded group of version 2 lists none; its domain does.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
+            text => text.map_err(failed("read", &file))?,
+        };
+        // A process of another pid namespace reads 0.
+        let pids = text.lines().filter_map(|line| line.parse().ok());
+        processes.extend(pids.filter(|pid: &i32| *pid > 0));
+    }
+    Ok(processes)
+}
+
+/// A group that was removed meanwhile.
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}

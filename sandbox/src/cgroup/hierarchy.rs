@@ -1,0 +1,202 @@
+//! The control group hierarchies of this host, and where in them this process is.
+//!
+//! Version 2 has one hierarchy for all controllers. Version 1 has several, and each container gets a
+//! group in every one of them. Where both are mounted, version 1 has the controllers.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The version that the host's controllers belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Version {
+    /// Several hierarchies, each with controllers of its own.
+    One,
+    /// One hierarchy.
+    Two,
+}
+
+/// Where version 2 is mounted if it is the only one.
+const UNIFIED: &str = "/sys/fs/cgroup";
+
+/// A mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// What it is called in /proc/self/cgroup: its controllers or `name=…`; empty for version 2.
+    pub name: String,
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// The directory of the group that this process is in.
+    pub own: PathBuf,
+}
+
+/// The hierarchies of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// What the controllers belong to.
+    pub version: Version,
+    /// One for version 2.
+    pub hierarchies: Vec<Hierarchy>,
+}
+
+impl Host {
+    /// As it is now.
+    pub fn current() -> io::Result<Option<Self>> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let groups = std::fs::read_to_string("/proc/self/cgroup")?;
+        Ok(Self::parse(&mounts, &groups))
+    }
+
+    /// From the texts of /proc/self/mountinfo and /proc/self/cgroup. None if nothing is mounted.
+    fn parse(mounts: &str, groups: &str) -> Option<Self> {
+        let mounts: Vec<Mount> = mounts.lines().filter_map(Mount::parse).collect();
+        let unified = mounts.iter().rfind(|mount| mount.kind == "cgroup2");
+        let only_unified = unified.is_some_and(|mount| mount.point == Path::new(UNIFIED));
+        let version_one: Vec<Hierarchy> = groups
+            .lines()
+            .filter_map(|line| version_one(line, &mounts))
+            .collect();
+        if !only_unified && !version_one.is_empty() {
+            return Some(Self {
+                version: Version::One,
+                hierarchies: version_one,
+            });
+        }
+        let unified = unified?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+        Some(Self {
+            version: Version::Two,
+            hierarchies: vec![Hierarchy {
+                name: String::new(),
+                mount: unified.point.clone(),
+                own: unified.directory_of(own),
+            }],
+        })
+    }
+}
+
+/// A line of /proc/self/cgroup, `id:controllers:path`, where that hierarchy is mounted.
+fn version_one(line: &str, mounts: &[Mount]) -> Option<Hierarchy> {
+    let mut fields = line.splitn(3, ':');
+    let (_, name, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let first = name.split(',').next().filter(|name| !name.is_empty())?;
+    let mount = mounts.iter().find(|mount| {
+        mount.kind == "cgroup" && mount.options.split(',').any(|option| option == first)
+    })?;
+    Some(Hierarchy {
+        name: name.to_owned(),
+        mount: mount.point.clone(),
+        own: mount.directory_of(path),
+    })
+}
+
+/// A line of /proc/self/mountinfo; see proc_pid_mountinfo(5).
+struct Mount {
+    root: PathBuf,
+    point: PathBuf,
+    kind: String,
+    options: String,
+}
+
+impl Mount {
+    fn parse(line: &str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, point) = (before.next()?, before.next()?);
+        let mut after = after.split(' ');
+        let kind = after.next()?;
+        if !kind.starts_with("cgroup") {
+            return None;
+        }
+        Some(Self {
+            root: unescape(root).into(),
+            point: unescape(point).into(),
+            kind: kind.to_owned(),
+            options: after.nth(1)?.to_owned(),
+        })
+    }
+
+    /// Where a group lies. In a container the mount may begin further down.
+    fn directory_of(&self, group: &str) -> PathBuf {
+        let group = Path::new(group);
+        let below = group.strip_prefix(&self.root).unwrap_or(group);
+        self.point.join(clean(below))
+    }
+}
+
+/// The kernel writes space, tab, newline and backslash as octal numbers.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+/// The path as one below some directory, which `..` does not lead out of.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /docker/x /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+
+    #[test]
+    fn version_one_has_a_directory_for_every_mounted_hierarchy() {
+        let groups = "9:name=systemd:/\n4:memory:/docker/x/y\n2:pids:/\n1:cpu,cpuacct:/a\n0::/\n";
+        let host = Host::parse(ONE, groups).unwrap();
+        assert_eq!(host.version, Version::One);
+        let own: Vec<_> = host
+            .hierarchies
+            .iter()
+            .map(|h| (h.name.as_str(), h.own.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            own,
+            [
+                ("name=systemd", "/sys/fs/cgroup/systemd/"),
+                ("memory", "/sys/fs/cgroup/memory/y"),
+                ("cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct/a"),
+            ]
+        );
+    }
+
+    #[test]
+    fn version_two_has_one() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+        let host = Host::parse(mounts, "0::/system.slice/x.service\n").unwrap();
+        assert_eq!(host.version, Version::Two);
+        let own = Path::new("/sys/fs/cgroup/system.slice/x.service");
+        assert_eq!(host.hierarchies[0].own, own);
+    }
+
+    #[test]
+    fn nothing_mounted_is_nothing() {
+        assert_eq!(
+            Host::parse("1 0 0:1 / / rw - ext4 /dev/x rw\n", "0::/\n"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_path_leads_nowhere_but_down() {
+        assert_eq!(clean(Path::new("/../a/../../b/./c")), Path::new("b/c"));
+    }
+}

@@ -1,0 +1,94 @@
+//! Taking a container's groups away.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::{Cgroup, CgroupError, failed, files, systemd};
+use crate::process::ProcessId;
+
+/// How long the processes of a group may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the kernel may hold on to a group whose processes have ended.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Between two looks at what tells nobody when it changes.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Ends whatever is in the groups and removes them.
+pub fn remove(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    thaw(cgroup);
+    end_processes(cgroup)?;
+    if let Some((_, unit)) = &cgroup.scope {
+        systemd::stop(unit)?;
+    }
+    for dir in &cgroup.dirs {
+        for group in files::tree(&dir.path)? {
+            remove_group(&group)?;
+        }
+    }
+    Ok(())
+}
+
+/// With version 1 a frozen process does not even die.
+fn thaw(cgroup: &Cgroup) {
+    let state = cgroup.dir("freezer").map(|dir| dir.join("freezer.state"));
+    if let Some(state) = state
+        && fs::read_to_string(&state).is_ok_and(|state| state.trim() != "THAWED")
+    {
+        // What stays frozen is noticed below.
+        let _ = fs::write(&state, "THAWED");
+    }
+}
+
+fn end_processes(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    let start = Instant::now();
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    loop {
+        let mut processes = BTreeSet::new();
+        for dir in &cgroup.dirs {
+            processes.extend(files::processes(&dir.path)?);
+        }
+        processes.remove(&own);
+        let Some(first) = cgroup.dirs.first().filter(|_| !processes.is_empty()) else {
+            return Ok(());
+        };
+        if start.elapsed() > KILL_LIMIT {
+            return Err(failed("empty", &first.path)(io::ErrorKind::TimedOut.into()));
+        }
+        for process in processes {
+            end(process).map_err(failed("empty", &first.path))?;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn end(pid: i32) -> io::Result<()> {
+    let Some(process) = ProcessId::of(pid).ok().and_then(ProcessId::open) else {
+        return Ok(());
+    };
+    process.signal(Signal::KILL)?;
+    process.wait(KILL_LIMIT).map(drop)
+}
+
+fn remove_group(group: &Path) -> Result<(), CgroupError> {
+    let start = Instant::now();
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if files::is_gone(&error) => return Ok(()),
+            // A process that has ended takes a moment to leave.
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy
+                    && start.elapsed() < RELEASE_LIMIT =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            removed => return removed.map_err(failed("remove", group)),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The systemd driver: a container's group is a scope, which systemd makes in a slice.
+//!
+//! We write the limits to the group's files with either driver. systemd is told of them too, because
+//! it writes what it knows again whenever it is reloaded.
+
+mod bus;
+mod wire;
+
+use oci_spec::runtime::LinuxResources;
+
+pub use bus::SystemdError;
+use bus::{Bus, Object};
+use wire::{Body, Value};
+
+use super::hierarchy::Version;
+use super::{CgroupError, limits, v2};
+use crate::engine::EngineKind;
+
+const MANAGER: Object = Object {
+    destination: "org.freedesktop.systemd1",
+    path: "/org/freedesktop/systemd1",
+    interface: "org.freedesktop.systemd1.Manager",
+};
+
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+
+/// Without a limit.
+const INFINITY: u64 = u64::MAX;
+
+/// Makes the scope `unit` in `slice` with processes in it; there must be one.
+pub fn start(slice: &str, unit: &str, processes: &[i32]) -> Result<(), CgroupError> {
+    let pids = processes.iter().map(|pid| pid.unsigned_abs()).collect();
+    let properties = [
+        ("Description", Value::Text(format!("rvm container {unit}"))),
+        ("Slice", Value::Text(slice.to_owned())),
+        ("PIDs", Value::Numbers(pids)),
+        // Its groups are ours to change.
+        ("Delegate", Value::Flag(true)),
+        ("MemoryAccounting", Value::Flag(true)),
+        ("CPUAccounting", Value::Flag(true)),
+        ("TasksAccounting", Value::Flag(true)),
+        // A container does not end with a change of the system's target.
+        ("DefaultDependencies", Value::Flag(false)),
+    ];
+    let body = Body::default()
+        .text(unit)
+        .text("replace")
+        .properties(&properties)
+        .no_units();
+    asked("to start", unit, || {
+        let mut bus = Bus::connect()?;
+        match job(&mut bus, "StartTransientUnit", &body) {
+            // What is left of a failed one of this name keeps it.
+            Err(SystemdError::Refused { name, .. }) if name == UNIT_EXISTS => {
+                bus.call(&MANAGER, "ResetFailedUnit", &Body::default().text(unit))?;
+                job(&mut bus, "StartTransientUnit", &body)
+            }
+            result => result,
+        }
+    })
+}
+
+/// Tells systemd of the limits of a scope.
+pub fn set_limits(
+    unit: &str,
+    version: Version,
+    resources: &LinuxResources,
+    engine: EngineKind,
+) -> Result<(), CgroupError> {
+    let properties = properties(version, resources, engine);
+    if properties.is_empty() {
+        return Ok(());
+    }
+    let is_runtime = true;
+    let body = Body::default()
+        .text(unit)
+        .flag(is_runtime)
+        .properties(&properties);
+    asked("to limit", unit, || {
+        Bus::connect()?
+            .call(&MANAGER, "SetUnitProperties", &body)
+            .map(drop)
+    })
+}
+
+/// Ends a scope. One that has ended by itself is no error.
+pub fn stop(unit: &str) -> Result<(), CgroupError> {
+    let body = Body::default().text(unit);
+    asked("to stop", unit, || {
+        let mut bus = Bus::connect()?;
+        match job(&mut bus, "StopUnit", &body.clone().text("replace")) {
+            Err(SystemdError::Refused { name, .. }) if name == NO_SUCH_UNIT => return Ok(()),
+            result => result?,
+        }
+        match bus.call(&MANAGER, "ResetFailedUnit", &body) {
+            // It has not failed, and is gone.
+            Err(SystemdError::Refused { .. }) => Ok(()),
+            result => result.map(drop),
+        }
+    })
+}
+
+fn asked(
+    action: &'static str,
+    unit: &str,
+    ask: impl FnOnce() -> Result<(), SystemdError>,
+) -> Result<(), CgroupError> {
+    ask().map_err(|source| CgroupError::Systemd {
+        action,
+        unit: unit.to_owned(),
+        source,
+    })
+}
+
+/// Makes a call that starts a job, and waits for the job's end.
+fn job(bus: &mut Bus, member: &str, body: &Body) -> Result<(), SystemdError> {
+    bus.listen_to(&MANAGER, "JobRemoved")?;
+    bus.call(&MANAGER, "Subscribe", &Body::default())
+        .or_else(|error| match error {
+            // Once is enough.
+            SystemdError::Refused { name, .. } if name.ends_with(".AlreadySubscribed") => {
+                Ok(wire::Message::default())
+            }
+            other => Err(other),
+        })?;
+    let answer = bus.call(&MANAGER, member, body)?;
+    let wanted = answer.texts("o").ok_or(SystemdError::Malformed)?;
+    loop {
+        let signal = bus.signal()?;
+        if signal.member != "JobRemoved" {
+            continue;
+        }
+        let values = signal.texts("uoss").ok_or(SystemdError::Malformed)?;
+        if let [_, job, _, result] = &values[..]
+            && *job == wanted[0]
+        {
+            return match result.as_str() {
+                "done" => Ok(()),
+                result => Err(SystemdError::Job(result.to_owned())),
+            };
+        }
+    }
+}
+
+/// The limits as properties of a unit; see systemd.resource-control(5).
+fn properties(
+    version: Version,
+    resources: &LinuxResources,
+    engine: EngineKind,
+) -> Vec<(&'static str, Value)> {
+    let mut properties = Vec::new();
+    let mut add = |name, number: u64| properties.push((name, Value::Number(number)));
+    let or_infinity = |limit: i64| u64::try_from(limit).unwrap_or(INFINITY);
+    if let Some(memory) = resources.memory() {
+        let memory = limits::memory(memory, engine);
+        let name = match version {
+            Version::One => "MemoryLimit",
+            Version::Two => "MemoryMax",
+        };
+        memory
+            .limit
+            .into_iter()
+            .for_each(|limit| add(name, or_infinity(limit)));
+        if version == Version::Two {
+            let low = memory.reservation.into_iter();
+            low.for_each(|limit| add("MemoryLow", or_infinity(limit)));
+        }
+    }
+    if let Some(cpu) = resources.cpu() {
+        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+            match version {
+                Version::One => add("CPUShares", shares),
+                Version::Two => add("CPUWeight", v2::weight(shares)),
+            }
+        }
+        if let Some(quota) = cpu.quota().filter(|us| *us != 0) {
+            add("CPUQuotaPerSecUSec", per_second(quota, cpu.period()));
+        }
+    }
+    if let Some(limit) = limits::pids(resources) {
+        add("TasksMax", or_infinity(limit));
+    }
+    properties
+}
+
+/// Microseconds in a second, in whole percents of a CPU, as systemd keeps them.
+fn per_second(quota: i64, period: Option<u64>) -> u64 {
+    const PERCENT: u64 = 10_000;
+    let Ok(quota) = u64::try_from(quota) else {
+        return INFINITY;
+    };
+    let period = period.filter(|us| *us != 0).unwrap_or(v2::CPU_PERIOD);
+    let per_second = u128::from(quota) * 1_000_000 / u128::from(period);
+    u64::try_from(per_second)
+        .ok()
+        .and_then(|us| us.max(1).checked_next_multiple_of(PERCENT))
+        .unwrap_or(INFINITY)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! The control groups of a container on the host.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rvm_tests::{Bundle, Rvm};
+use serde_json::{Value, json};
+
+/// The groups of a process, by controller; those of version 2 have an empty name.
+fn groups_of(pid: i32) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let parse = |line: &str| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+/// Whether the host's controllers are of version 2.
+fn is_version_two() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// A file of a group, whose name depends on the version.
+fn read(group: &str, [controller, one, two]: [&str; 3]) -> String {
+    let path: PathBuf = match is_version_two() {
+        true => format!("/sys/fs/cgroup{group}/{two}"),
+        false => format!("/sys/fs/cgroup/{controller}{group}/{one}"),
+    }
+    .into();
+    let text = fs::read_to_string(&path);
+    text.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .trim()
+        .to_owned()
+}
+
+/// The reported pid's group for a controller.
+fn group(rvm: &Rvm, controller: &str) -> String {
+    let pid = rvm.state("box")["pid"].as_i64().unwrap() as i32;
+    let key = if is_version_two() { "" } else { controller };
+    groups_of(pid)[key].clone()
+}
+
+fn with_resources(resources: Value) -> Bundle {
+    Bundle::new(&["sleep", "1000"]).with(|config| {
+        for (name, value) in resources.as_object().unwrap() {
+            config["linux"]["resources"][name] = value.clone();
+        }
+    })
+}
+
+#[test]
+fn what_runs_a_container_is_in_its_group_and_held_to_its_limits() {
+    let rvm = Rvm::new();
+    let bundle = with_resources(json!({
+        "memory": { "limit": 256 << 20, "reservation": 128 << 20 },
+        "cpu": { "shares": 1024, "quota": 75_000, "period": 100_000, "cpus": "0", "mems": "0" },
+        "pids": { "limit": 100 },
+    }));
+    rvm.create(&bundle, "box");
+    let memory = group(&rvm, "memory");
+    let path = fs::read_to_string(bundle.path().join("config.json")).unwrap();
+    let wanted: Value = serde_json::from_str(&path).unwrap();
+    assert_eq!(wanted["linux"]["cgroupsPath"], memory);
+    for pid in rvm.processes() {
+        for (controller, path) in groups_of(pid) {
+            // Version 2 beside version 1 has no controllers, and is left alone.
+            if is_version_two() || !controller.is_empty() {
+                assert_eq!(path, memory, "process {pid}, {controller}");
+            }
+        }
+    }
+    let limit = read(&memory, ["memory", "memory.limit_in_bytes", "memory.max"]);
+    let limit: u64 = limit.parse().unwrap();
+    let mib = limit >> 20;
+    assert!((256 + 48..1024).contains(&mib), "{mib} MiB");
+    let reserved = ["memory", "memory.soft_limit_in_bytes", "memory.low"];
+    assert_eq!(read(&memory, reserved), (limit - (128 << 20)).to_string());
+    match is_version_two() {
+        true => {
+            assert_eq!(read(&memory, ["", "", "cpu.max"]), "75000 100000");
+            assert_eq!(read(&memory, ["", "", "cpu.weight"]), "39");
+        }
+        false => {
+            assert_eq!(read(&memory, ["cpu", "cpu.cfs_quota_us", ""]), "75000");
+            assert_eq!(read(&memory, ["cpu", "cpu.shares", ""]), "1024");
+        }
+    }
+    assert_eq!(read(&memory, ["cpuset", "cpuset.cpus", "cpuset.cpus"]), "0");
+    let pids: u64 = read(&memory, ["pids", "pids.max", "pids.max"])
+        .parse()
+        .unwrap();
+    assert!(pids > 100, "the machine has threads of its own");
+    rvm.ok(&["delete", "--force", "box"]);
+}
+
+#[test]
+fn the_group_is_gone_when_the_container_is() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::shell("exit 3");
+    // In the foreground, where the command itself is what stands for the container.
+    assert_eq!(rvm.run(&bundle, "box").code, 3);
+    rvm.assert_nothing_left();
+    rvm.create(&bundle, "box");
+    let monitor = rvm.state("box")["pid"].as_i64().unwrap() as i32;
+    rvm_tests::command::signal(monitor, libc::SIGKILL);
+    rvm.ok(&["delete", "--force", "box"]);
+}
+
+#[test]
+fn a_group_with_processes_is_refused() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    rvm.create(&bundle, "one");
+    let finished = rvm.run(&bundle, "two");
+    assert_eq!(finished.code, 1);
+    assert!(
+        finished.stderr.contains("is not empty"),
+        "{}",
+        finished.stderr
+    );
+    assert_eq!(rvm.status("one"), "created", "and left alone");
+    rvm.ok(&["delete", "--force", "one"]);
+}
+
+#[test]
+fn a_limit_that_the_host_cannot_have_is_refused_by_name() {
+    let rvm = Rvm::new();
+    for (resources, field) in [
+        (json!({ "cpu": { "cpus": "4000" } }), "cpu.cpus"),
+        (
+            json!({ "blockIO": {
+                "throttleReadBpsDevice": [{ "major": 4000, "minor": 1, "rate": 1000 }],
+            } }),
+            "blockIO.throttleReadBpsDevice",
+        ),
+    ] {
+        let finished = rvm.run(&with_resources(resources), "box");
+        assert_eq!(finished.code, 1);
+        let expected = format!("linux.resources.{field}");
+        assert!(finished.stderr.contains(&expected), "{}", finished.stderr);
+        rvm.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_container_may_use_what_it_was_given_and_no_more() {
+    let rvm = Rvm::new();
+    // A file on a tmpfs is memory of the guest's: it reaches the container's limit before the
+    // host's.
+    let fill = "dd if=/dev/zero of=/dev/shm/file bs=1M count=200 2>/dev/null; echo $?; \
+                wc -c </dev/shm/file";
+    let bundle = Bundle::shell(fill).with(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 96 << 20, "swap": 96 << 20 });
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts[3]["options"] = json!(["size=256m"]);
+    });
+    let finished = rvm.run(&bundle, "box");
+    // Its shell or dd is killed by the guest; the machine lives.
+    assert!(
+        !finished.stderr.contains("sandbox ended"),
+        "{}",
+        finished.stderr
+    );
+    assert!(!finished.stdout.starts_with("0\n"), "{}", finished.stdout);
+}
