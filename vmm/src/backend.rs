@@ -43,11 +43,7 @@ pub enum BackendError {
 /// Serves one QEMU until it disconnects. The calling thread is the process's only one.
 pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendError> {
     let mut fds = HandedFds::new(fds);
-    jail::enter(
-        &Root::Empty(config.stage_dir.clone()),
-        Caps::None,
-        config.parent,
-    )?;
+    enter_jail(config)?;
     let listeners = config
         .vsock
         .iter()
@@ -63,6 +59,12 @@ pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendErr
         .spawn(move || copy_console(input, log))
         .map_err(BackendError::Console)?;
     Ok(vhost_user::serve(vsock, VSOCK_QUEUES, listener)?)
+}
+
+/// Enters the jail of a back end.
+pub fn enter_jail(config: &BackendConfig) -> Result<(), JailError> {
+    let root = Root::Empty(config.stage_dir.clone());
+    jail::enter(&root, Caps::None, config.parent)
 }
 
 fn copy_console(mut input: File, mut log: ConsoleLog) {

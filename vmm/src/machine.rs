@@ -101,12 +101,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let mut fds = HandedFds::new(fds);
     check(config)?;
 
-    let proc_self_fd = jail::own_descriptors()?;
-    jail::enter(
-        &Root::Directory(config.shared_dir.clone()),
-        Caps::FileServer,
-        config.parent,
-    )?;
+    let proc_self_fd = enter_jail(config)?;
     let jail_ns = clock.lap();
 
     let memory = memory::map(config.memory_mib)?;
@@ -152,6 +147,14 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         },
         _vm: vm,
     })
+}
+
+/// Enters the jail of a machine. Returns what its file server needs from outside.
+pub fn enter_jail(config: &MachineConfig) -> Result<File, JailError> {
+    let proc_self_fd = jail::own_descriptors()?;
+    let root = Root::Directory(config.shared_dir.clone());
+    jail::enter(&root, Caps::FileServer, config.parent)?;
+    Ok(proc_self_fd)
 }
 
 fn check(config: &MachineConfig) -> Result<(), MachineError> {

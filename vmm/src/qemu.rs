@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rvm_protocol::vmm::{QEMU_FIRST_FD, QemuConfig};
 
-use crate::jail::{self, Caps, JailError, Root};
+use crate::jail::{self, Caps, JailError, Root, qemu_filter};
 
 /// QEMU could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -30,14 +30,7 @@ pub enum QemuError {
 pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| QemuError::Descriptor(e.into()))?;
-    jail::enter(
-        &Root::Program {
-            shared: config.shared_dir.clone(),
-            stage: config.stage_dir.clone(),
-        },
-        Caps::FileServer,
-        config.parent,
-    )?;
+    enter_jail(config)?;
     inherit(fds).map_err(QemuError::Descriptor)?;
     let stdout = null.try_clone().map_err(QemuError::Descriptor)?;
     let error = Command::new(&config.program)
@@ -47,6 +40,16 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
         .stdout(stdout)
         .exec();
     Err(QemuError::Execute(Box::new(config.clone()), error))
+}
+
+/// Enters the jail of QEMU.
+pub fn enter_jail(config: &QemuConfig) -> Result<(), JailError> {
+    let root = Root::Program {
+        shared: config.shared_dir.clone(),
+        stage: config.stage_dir.clone(),
+    };
+    jail::enter(&root, Caps::FileServer, config.parent)?;
+    qemu_filter::apply()
 }
 
 /// Gives the descriptors the numbers that QEMU's arguments know them by.

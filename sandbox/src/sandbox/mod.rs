@@ -31,6 +31,12 @@ pub use watch::{GuestFailure, GuestWatch};
 /// who joined, if the configuration does not say. Hooks in the guest count.
 const JOINED_LIMIT: Duration = Duration::from_secs(180);
 
+/// How long a machine may take to end once nobody listens for it.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// The stage until the agent answers.
+const BOOT: &str = "the boot of its kernel and agent";
+
 /// A sandbox did not come up, or did not do what was asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -100,18 +106,31 @@ impl Sandbox {
         tracing::info!("engine {kind}: {reason}");
         tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
         let engine = choice::engine(kind, config);
-        let machine = start_machine(engine.as_ref(), &dir, size, config)?;
+        let mut machine = start_machine(engine.as_ref(), &dir, size, config)?;
         let (record, processes) = remember_processes(&dir, kind, machine.as_ref())?;
         timings.lap("start the machine's processes");
 
         let limit = config.start_timeout;
-        let sandbox = Self {
-            agent: Agent::connect(&dir)?,
-            watch: GuestWatch {
-                console: dir.console(),
-                engine: format!(" on the {kind} engine"),
-                limit: limit.unwrap_or_else(|| engine.start_timeout()),
+        let watch = GuestWatch {
+            console: dir.console(),
+            engine: format!(" on the {kind} engine"),
+            limit: limit.unwrap_or_else(|| engine.start_timeout()),
+        };
+        let agent = match Agent::connect(&dir) {
+            Ok(agent) => agent,
+            // Nobody listens any more: the machine's end says more than this.
+            Err(error) => match tokio::time::timeout(SILENCE, machine.ended()).await {
+                Ok(end) => {
+                    return Err(watch
+                        .failure(BOOT, timings.elapsed(), end.to_string())
+                        .into());
+                }
+                Err(_) => return Err(error.into()),
             },
+        };
+        let sandbox = Self {
+            agent,
+            watch,
             dir,
             record,
             life: Life::Owned(Mutex::new(machine)),
@@ -222,8 +241,7 @@ impl Sandbox {
 
     /// Waits for the guest to come up.
     async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
-        let stage = "the boot of its kernel and agent";
-        let check = self.guarded(stage, timings, self.agent.check()).await?;
+        let check = self.guarded(BOOT, timings, self.agent.check()).await?;
         timings.lap("boot the guest");
         if let Life::Owned(machine) = &self.life
             && let Some(times) = machine.lock().await.start_times()

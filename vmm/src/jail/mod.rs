@@ -3,13 +3,17 @@
 //! A process enters it on its own, with every descriptor open that it will ever need, in this order:
 //! a mount namespace whose root holds nothing but what the process serves; a user namespace that
 //! owns the ipc, uts and network namespaces made with it, but not the mount namespace, so that
-//! nothing can be mounted or unmounted; no capability but those the file server needs, and these
-//! only within the user namespace; no new privileges. The pid namespace cannot be entered from
+//! nothing can be mounted or unmounted, and below which there can be no other; an empty session
+//! keyring; no capability but those the file server needs, and these only within the user namespace;
+//! no new privileges. The pid namespace cannot be entered from
 //! within, so whoever starts the process makes it. The system call filters come last, one a thread;
 //! see [`filter`].
 
 pub mod caps;
 pub mod filter;
+pub mod keyring;
+pub mod limits;
+pub mod qemu_filter;
 pub mod root;
 pub mod user;
 
@@ -19,10 +23,11 @@ use std::path::PathBuf;
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
 
 pub use caps::Caps;
+use limits::UserNamespaces;
 pub use root::Root;
 
 /// Entering the jail failed; the process must not go on.
@@ -72,7 +77,8 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
         return Err(JailError::NotFirst);
     }
     let own_status = File::open("/proc/self/status").map_err(step("open /proc/self/status"))?;
-    raise_fd_limit()?;
+    limits::set_resource_limits()?;
+    let user_namespaces = UserNamespaces::find()?;
     let mapper = user::Mapper::spawn()?;
     root.enter()?;
     unshare(
@@ -86,6 +92,8 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
         "unshare the user, ipc, uts, network and cgroup namespaces",
     ))?;
     mapper.map()?;
+    user_namespaces.forbid()?;
+    keyring::leave_session()?;
     caps.keep()?;
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     // Changing identity clears it, so this comes late.
@@ -117,21 +125,6 @@ pub fn own_descriptors() -> Result<File, JailError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let fd = open_tree(CWD, "/proc/self/fd", flags).map_err(step("open /proc/self/fd"))?;
     Ok(fd.into())
-}
-
-/// As many descriptors as the host allows: the guest's open files are ours.
-fn raise_fd_limit() -> Result<(), JailError> {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    rustix::process::setrlimit(Resource::Nofile, raised).map_err(step("raise RLIMIT_NOFILE"))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    rustix::process::setrlimit(Resource::Core, none).map_err(step("set RLIMIT_CORE"))
 }
 
 #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]

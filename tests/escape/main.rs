@@ -1,0 +1,131 @@
+//! A program in rvm-vmm's place that tries to get out of the jail.
+//!
+//! rvm starts it as it starts rvm-vmm, with a configuration and descriptors, and it enters the jail by
+//! the same calls. Then it does what somebody would do who has taken rvm-vmm or QEMU over, and reports
+//! how each attempt ended as the reason why there is no machine.
+//!
+//!   rvm-escape machine|backend|qemu   in the jail; only the mode in the program's name is tried out,
+//!                                     as in `escape-qemu`, and the others keep still
+//!   rvm-escape free                   without a jail: what works here proves that it is an attempt
+//!
+//! What it is to attack is in host.json, beside the program.
+
+mod attempts;
+mod calls;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rvm_protocol::vmm::{BackendConfig, Channel, Event, MachineConfig, QemuConfig, StopReason};
+use rvm_vmm::jail::filter::ThreadKind;
+use rvm_vmm::{backend, machine, qemu};
+use serde::de::DeserializeOwned;
+
+use attempts::Host;
+
+/// How each attempt ended.
+type Report = BTreeMap<String, String>;
+
+fn main() {
+    let mode = std::env::args().nth(1).unwrap();
+    let program = PathBuf::from(std::env::args().next().unwrap());
+    let host = Host::read(&program.with_file_name("host.json"));
+    if mode == "free" {
+        let _directory = std::fs::File::open("/tmp").unwrap();
+        println!(
+            "{}",
+            serde_json::to_string(&attempts::run(&host, attempts::leave_the_hosts_mounts)).unwrap()
+        );
+        return;
+    }
+    let channel = Channel::new(io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let is_tried = program.to_str().unwrap().ends_with(&mode);
+    let report = match (is_tried, mode.as_str()) {
+        (false, _) => return keep_still(&channel),
+        (true, "machine") => in_a_machine(&channel, &host),
+        (true, "backend") => in_a_backend(&channel, &host),
+        (true, _) => in_qemu(&channel, &host),
+    };
+    let reason = serde_json::to_string(&report).unwrap();
+    let _ = channel.send(&Event::Stopped(StopReason::Failed { reason }), &[]);
+}
+
+/// Until rvm ends it.
+fn keep_still(channel: &Channel) {
+    let mut received = Vec::new();
+    while let Ok(packet) = channel.receive::<serde_json::Value>() {
+        received.push(packet);
+    }
+}
+
+fn configuration<T: DeserializeOwned>(channel: &Channel) -> (T, Vec<OwnedFd>) {
+    channel.receive().unwrap()
+}
+
+fn in_a_machine(channel: &Channel, host: &Host) -> Report {
+    let (config, _fds) = configuration::<MachineConfig>(channel);
+    let _own_descriptors = machine::enter_jail(&config).unwrap();
+    let mut report = attempts::run(host, || {});
+    for kind in [
+        ThreadKind::Main,
+        ThreadKind::Vcpu,
+        ThreadKind::Files,
+        ThreadKind::Disk,
+        ThreadKind::Network,
+    ] {
+        report.extend(calls::run(kind));
+    }
+    report
+}
+
+fn in_a_backend(channel: &Channel, host: &Host) -> Report {
+    let (config, _fds) = configuration::<BackendConfig>(channel);
+    backend::enter_jail(&config).unwrap();
+    let mut report = attempts::run(host, || {});
+    report.extend(calls::run(ThreadKind::VhostUser));
+    report
+}
+
+fn in_qemu(channel: &Channel, host: &Host) -> Report {
+    let (config, _fds) = configuration::<QemuConfig>(channel);
+    qemu::enter_jail(&config).unwrap();
+    attempts::run(host, || {})
+}
+
+/// Makes a system call, however unwise.
+#[expect(unsafe_code, reason = "that is what this program is for")]
+fn syscall(number: libc::c_long, [a, b, c, d, e]: [libc::c_long; 5]) -> io::Result<()> {
+    // SAFETY: addresses among the arguments are 0 or those of live values of the kind that the call
+    // expects; and the process is about to end.
+    match unsafe { libc::syscall(number, a, b, c, d, e) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Does something in a process of its own, and says how it ended: `done`, or why not.
+#[expect(unsafe_code, reason = "fork")]
+fn outcome(work: impl FnOnce() -> io::Result<()>) -> String {
+    // SAFETY: there is one thread, so the child may go on as any process.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork: {}", io::Error::last_os_error()),
+        0 => {
+            let code = work().map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
+            // SAFETY: nothing needs to be dropped in this process.
+            unsafe { libc::_exit(code) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: the status is written to a variable of its type.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            match (libc::WIFSIGNALED(status), libc::WEXITSTATUS(status)) {
+                (true, _) if libc::WTERMSIG(status) == libc::SIGSYS => "SIGSYS".to_owned(),
+                (true, _) => format!("signal {}", libc::WTERMSIG(status)),
+                (false, 0) => "done".to_owned(),
+                (false, errno) => io::Error::from_raw_os_error(errno).to_string(),
+            }
+        }
+    }
+}
