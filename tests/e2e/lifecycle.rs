@@ -45,6 +45,18 @@ fn the_guest_knows_the_time() {
 }
 
 #[test]
+fn the_guests_clock_is_finer_than_its_tick() {
+    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let finished = Rvm::new().run(&Bundle::new(&["cat", source]), "box");
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    let source = finished.stdout.trim();
+    assert!(
+        ["tsc", "tsc-early", "kvm-clock"].contains(&source),
+        "{source}"
+    );
+}
+
+#[test]
 fn the_verbs_lead_a_container_through_its_life() {
     let rvm = Rvm::new();
     let bundle =

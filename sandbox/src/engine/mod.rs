@@ -5,6 +5,8 @@ pub mod kvm;
 pub mod probe;
 pub mod qemu;
 pub mod qemu_args;
+pub mod remembered;
+pub mod tsc;
 
 use std::fmt;
 use std::fs::File;

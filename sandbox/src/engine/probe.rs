@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rvm_protocol::vmm::ProbeReport;
 use serde::{Deserialize, Serialize};
 
-/// Where the result is remembered. /run is emptied at boot.
+use super::remembered::{recall, remember};
+
+/// Where the result is remembered.
 pub const CACHE: &str = "/run/rvm/probe.json";
 
 /// A result, and what it depends on.
@@ -27,7 +29,7 @@ struct Cached {
 /// The remembered result, or a fresh one, which is remembered.
 pub fn cached(vmm: &Path) -> ProbeReport {
     let key = (kvm_identity(), modified(vmm));
-    if let Some(cached) = read(Path::new(CACHE))
+    if let Some(cached) = recall::<Cached>(Path::new(CACHE))
         && (cached.kvm, cached.vmm_mtime) == key
         && cached.vmm == vmm
     {
@@ -40,9 +42,7 @@ pub fn cached(vmm: &Path) -> ProbeReport {
         vmm_mtime: key.1,
         report: report.clone(),
     };
-    if let Err(error) = write(Path::new(CACHE), &cached) {
-        tracing::debug!("cannot remember the probe's result in {CACHE}: {error}");
-    }
+    remember(Path::new(CACHE), &cached);
     report
 }
 
@@ -74,21 +74,4 @@ fn kvm_identity() -> Option<(u64, u64)> {
 
 fn modified(vmm: &Path) -> i64 {
     fs::metadata(vmm).map_or(0, |metadata| metadata.mtime())
-}
-
-fn read(path: &Path) -> Option<Cached> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
-}
-
-fn write(path: &Path, cached: &Cached) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(dir)?;
-    }
-    // Another rvm may write at the same time.
-    let new = path.with_extension(format!("json.{}", std::process::id()));
-    fs::write(&new, serde_json::to_vec(cached)?)?;
-    fs::rename(&new, path)
 }

@@ -16,7 +16,7 @@ use super::kvm::Fds;
 use super::qemu_args::{Fd, arguments};
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
-    io_failed, open_initramfs, open_kernel,
+    io_failed, open_initramfs, open_kernel, tsc,
 };
 use crate::process::ProcessId;
 use crate::readable::Readable;
@@ -75,7 +75,7 @@ impl Engine for Qemu {
         let config = QemuConfig {
             parent: std::process::id(),
             program,
-            args: arguments(plan.size, plan.kernel_params),
+            args: arguments(plan.size, tsc::host_khz(), plan.kernel_params),
             shared_dir: plan.shared.to_owned(),
             stage_dir,
         };

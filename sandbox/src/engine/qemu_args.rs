@@ -33,18 +33,21 @@ const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboo
      tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
-/// The arguments for a machine of this size.
-pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
+/// The kernel's ticks a second, CONFIG_HZ in guest-kernel/config/10-boot.config.
+const HZ: u32 = 250;
+
+/// The machine: no firmware tables, no legacy devices but a clock for the time of day and what the
+/// kernel's early console needs.
+const MACHINE: &str = "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory";
+
+/// The arguments for a machine of this size, on a host whose time stamp counter has this frequency.
+pub fn arguments(size: Size, tsc_khz: Option<u32>, kernel_params: &str) -> Vec<String> {
     let fd = |fd: Fd| fd.number();
-    let params = format!("{KERNEL_PARAMS} {PARAM_SHARED}=9p {kernel_params}");
+    let (clocks, clock_params) = clocks(tsc_khz);
+    let params = format!("{KERNEL_PARAMS}{clock_params} {PARAM_SHARED}=9p {kernel_params}");
     let memory = format!("{}M", size.memory_mib);
     let list = [
-        // The machine: no firmware tables, no legacy devices but what the kernel's clocks and its
-        // early console need.
-        (
-            "-M",
-            "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory".to_owned(),
-        ),
+        ("-M", format!("{MACHINE}{clocks}")),
         (
             "-accel",
             format!("tcg,thread=multi,tb-size={QEMU_CODE_MIB}"),
@@ -104,4 +107,65 @@ pub fn arguments(size: Size, kernel_params: &str) -> Vec<String> {
         .flat_map(|(option, value)| [option.to_owned(), value])
         .filter(|argument| !argument.is_empty())
         .collect()
+}
+
+/// What of the machine and of the kernel's parameters depends on the counter's frequency. A kernel
+/// that knows it needs no PIT, and no CPU has to find out how fast it goes round a loop; one that
+/// does not measures it against the PIT.
+fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
+    match tsc_khz {
+        None => ("", String::new()),
+        Some(khz) => (
+            ",pit=off,pic=off",
+            format!(
+                " tsc_early_khz={khz} lpj={}",
+                u64::from(khz) * 1000 / u64::from(HZ)
+            ),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size {
+        vcpus: 2,
+        memory_mib: 180,
+    };
+
+    fn value_of(arguments: &[String], option: &str) -> String {
+        let at = arguments.iter().position(|it| it == option).unwrap();
+        arguments[at + 1].clone()
+    }
+
+    #[test]
+    fn a_kernel_that_knows_the_counter_has_no_other_timers_to_measure_it_with() {
+        let arguments = arguments(SIZE, Some(2_596_142), "");
+        assert!(value_of(&arguments, "-M").ends_with(",pit=off,pic=off"));
+        let params = value_of(&arguments, "-append");
+        assert!(
+            params.contains(" tsc_early_khz=2596142 lpj=10384568 "),
+            "{params}"
+        );
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_know_it_has_a_pit() {
+        let arguments = arguments(SIZE, None, "");
+        assert!(!value_of(&arguments, "-M").contains("pit"));
+        assert!(!value_of(&arguments, "-append").contains("tsc_early_khz"));
+    }
+
+    #[test]
+    fn the_ticks_are_those_of_the_kernel_that_is_built() {
+        let config = include_str!("../../../guest-kernel/config/10-boot.config");
+        assert!(config.contains(&format!("\nCONFIG_HZ_{HZ}=y\n")));
+    }
+
+    #[test]
+    fn the_users_parameters_come_last() {
+        let arguments = arguments(SIZE, Some(1), "a=b");
+        assert!(value_of(&arguments, "-append").ends_with(" a=b"));
+    }
 }
