@@ -41,6 +41,7 @@ fn failure(verb: &Verb) -> (String, u8) {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
+    let name = cli.verb.name();
     match cli.verb {
         Verb::Create(args) => verbs::create::run(global, &args),
         Verb::Start(args) => verbs::start::run(global, &args),
@@ -49,6 +50,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Delete(args) => verbs::delete::run(global, &args),
         Verb::Run(args) => verbs::run::run(global, &args),
         Verb::Exec(args) => verbs::exec::run(global, *args),
+        Verb::Ps(args) => verbs::ps::run(global, &args),
+        Verb::Pause(args) => verbs::pause::pause(global, &args),
+        Verb::Resume(args) => verbs::pause::resume(global, &args),
+        Verb::Update(args) => verbs::update::run(global, &args),
+        Verb::Events(args) => verbs::events::run(global, &args),
+        Verb::Spec(args) => verbs::spec::run(&args),
+        Verb::Features => verbs::features::run(),
+        Verb::Checkpoint(_) | Verb::Restore(_) => verbs::unsupported::run(name),
         Verb::List(args) => verbs::list::run(global, &args),
         Verb::Check => verbs::check::run(global),
         Verb::Monitor(args) => verbs::monitor::run(global, args),

@@ -19,6 +19,7 @@ use crate::descriptors;
 use crate::error_chain::chain;
 use crate::hooks::{self, Moment};
 use crate::process::ProcessId;
+use crate::running::gone;
 use crate::sandbox::SandboxDir;
 use crate::spec::pod::{Peer, Role};
 use crate::spec::{Bundle, SpecError};
@@ -95,6 +96,11 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         owner: rustix::process::getuid().as_raw(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         hooks: bundle.spec.hooks().clone(),
+        resources: bundle
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().clone()),
         terminal: process
             .and_then(|process| process.terminal())
             .unwrap_or(false),
@@ -222,6 +228,7 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
     let state = container.state()?;
     match state.status() {
         Status::Created | Status::Running | Status::Paused => {}
+        Status::Stopped if all => return Ok(()),
         status @ (Status::Creating | Status::Stopped) => {
             return Err(LifecycleError::Unfit(format!(
                 "container not running: it is {status}"
@@ -232,10 +239,9 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
         .signal(container.id(), signal, all)
         .await
     {
-        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) => {
-            Err(LifecycleError::Unfit("container not running".to_owned()))
-        }
-        other => Ok(other?),
+        // Every process has been signalled that there is.
+        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) if all => Ok(()),
+        other => other.map_err(gone),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod exec;
 mod monitor;
+mod running;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use rvm_sandbox::state::Store;
 
 pub use exec::ExecArgs;
 pub use monitor::{ExecMonitorArgs, MonitorArgs};
+pub use running::{EventsArgs, Format, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs};
 
 /// OCI runtime that puts every container in its own virtual machine
 #[derive(Debug, Parser)]
@@ -83,10 +85,28 @@ pub enum Verb {
     Run(RunArgs),
     /// Execute a program in a running container
     Exec(Box<ExecArgs>),
+    /// Print the processes of a container, as the guest numbers them
+    Ps(PsArgs),
+    /// Make every process of a container stand still
+    Pause(IdArgs),
+    /// Let the processes of a paused container go on
+    Resume(IdArgs),
+    /// Change the limits of a container
+    Update(Box<UpdateArgs>),
+    /// Report what a container uses, and when the kernel kills processes of it for memory
+    Events(EventsArgs),
     /// List the containers
     List(ListArgs),
+    /// Write a configuration to begin with
+    Spec(SpecArgs),
+    /// Print what this runtime can do, as JSON
+    Features,
     /// Say what this host can do, which engine is taken and why
     Check,
+    /// Not supported
+    Checkpoint(UnsupportedArgs),
+    /// Not supported
+    Restore(UnsupportedArgs),
     /// Stand for a container
     #[command(hide = true)]
     Monitor(MonitorArgs),
@@ -106,7 +126,16 @@ impl Verb {
             Self::Delete(_) => "delete",
             Self::Run(_) => "run",
             Self::Exec(_) => "exec",
+            Self::Ps(_) => "ps",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Update(_) => "update",
+            Self::Events(_) => "events",
             Self::List(_) => "list",
+            Self::Spec(_) => "spec",
+            Self::Features => "features",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Restore(_) => "restore",
             Self::Check => "check",
             Self::Monitor(_) => "monitor",
             Self::ExecMonitor(_) => "exec-monitor",
@@ -208,19 +237,10 @@ pub struct DeleteArgs {
 pub struct ListArgs {
     /// How to print: table or json
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    pub format: ListFormat,
+    pub format: Format,
     /// Print only ids
     #[arg(short, long)]
     pub quiet: bool,
-}
-
-/// How `rvm list` prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ListFormat {
-    /// Columns with a heading
-    Table,
-    /// One JSON array
-    Json,
 }
 
 impl Global {

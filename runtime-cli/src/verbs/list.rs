@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use rvm_sandbox::state::{State, StateError};
 
-use crate::cli::{Global, ListArgs, ListFormat};
+use crate::cli::{Format, Global, ListArgs};
 
 /// Lists the containers.
 pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
@@ -24,14 +24,20 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
         (true, _) => states
             .iter()
             .try_for_each(|state| writeln!(out, "{}", state.id))?,
-        (false, ListFormat::Table) => write!(out, "{}", table(&states))?,
-        (false, ListFormat::Json) => {
+        (false, Format::Table) => write!(out, "{}", table(&states))?,
+        (false, Format::Json) => {
             let reports: Vec<_> = states.iter().map(State::report).collect();
+            // As runc: no list rather than an empty one.
+            let reports = (!reports.is_empty()).then_some(reports);
             writeln!(out, "{}", serde_json::to_string(&reports)?)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// The least width of a column, and the least space behind its cells; runc's.
+const COLUMN: usize = 12;
+const SPACE: usize = 3;
 
 fn table(states: &[State]) -> String {
     let heading = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
@@ -47,16 +53,16 @@ fn table(states: &[State]) -> String {
             report.owner.clone(),
         ]
     }));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| width(column).unwrap_or(0))
+        .map(|column| (widest(column).unwrap_or(0) + SPACE).max(COLUMN))
         .collect();
     rows.iter()
         .map(|row| {
             let line: String = row
                 .iter()
                 .zip(&widths)
-                .map(|(cell, width)| format!("{cell:<width$}   "))
+                .map(|(cell, width)| format!("{cell:<width$}"))
                 .collect();
             format!("{}\n", line.trim_end())
         })
@@ -69,6 +75,7 @@ mod tests {
 
     #[test]
     fn an_empty_table_has_its_heading() {
-        assert_eq!(table(&[]), "ID   PID   STATUS   BUNDLE   CREATED   OWNER\n");
+        let heading = "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n";
+        assert_eq!(table(&[]), heading);
     }
 }

@@ -3,14 +3,22 @@
 pub mod check;
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod exec;
 pub mod exec_monitor;
+pub mod features;
 pub mod kill;
 pub mod list;
 pub mod monitor;
+pub mod pause;
+pub mod ps;
 pub mod run;
+pub mod spec;
 pub mod start;
 pub mod state;
+pub mod stats;
+pub mod unsupported;
+pub mod update;
 
 use std::future::Future;
 

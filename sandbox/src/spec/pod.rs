@@ -38,6 +38,13 @@ const KEYS: [Keys; 2] = [
     },
 ];
 
+/// The annotations that are looked at.
+pub fn annotations() -> Vec<&'static str> {
+    KEYS.iter()
+        .flat_map(|keys| [keys.kind, keys.sandbox])
+        .collect()
+}
+
 impl Role {
     /// Reads a configuration's annotations.
     pub fn of(spec: &Spec) -> Result<Self, Problem> {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use oci_spec::runtime::{Hooks, LinuxNamespaceType};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 pub use status::Status;
@@ -19,6 +19,7 @@ pub use store::{Container, Locked, StateError, Store};
 
 use crate::cgroup::Cgroup;
 use crate::process::ProcessId;
+use crate::users::UserNames;
 
 /// What is remembered of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct State {
     /// config.json's hooks: what it says later is not what the container was made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+    /// The limits that hold for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<LinuxResources>,
     /// The container has a terminal.
     pub terminal: bool,
     /// The process that holds the container's standard streams, or until there is one, the process
@@ -92,7 +96,7 @@ impl State {
             rootfs: &self.rootfs,
             created: &self.created,
             annotations: &self.annotations,
-            owner: user_name(self.owner),
+            owner: UserNames::load().name(self.owner),
         }
     }
 }
@@ -117,19 +121,6 @@ pub struct Report<'a> {
     annotations: &'a HashMap<String, String>,
     /// The name of the user who created it.
     pub owner: String,
-}
-
-/// A user's name in /etc/passwd, or the number if there is none. A static program must not load the
-/// host's name services.
-fn user_name(uid: u32) -> String {
-    let number = uid.to_string();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, uid) = (fields.next()?, fields.nth(1)?);
-        (uid == number).then(|| name.to_owned())
-    });
-    name.unwrap_or(number)
 }
 
 /// Now, as state.json has it.

@@ -340,6 +340,7 @@ mod tests {
             owner: 0,
             annotations: HashMap::new(),
             hooks: None,
+            resources: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
             sandbox: None,

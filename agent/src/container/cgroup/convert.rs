@@ -96,6 +96,13 @@ impl Settings {
         });
     }
 
+    /// Says whether the kernel behaves anyway as the last setting has it.
+    fn last_is_default(&mut self, is_default: bool) {
+        if let Some(setting) = self.0.last_mut() {
+            setting.is_default = is_default;
+        }
+    }
+
     /// A number, where a negative one lifts the limit.
     fn add_limit(&mut self, files: &'static [&'static str], limit: i64) {
         let is_default = limit < 0;
@@ -127,7 +134,6 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Settings) -> Result<(), ResourceError>
     {
         settings.add(&["cpu.weight"], shares_to_weight(shares));
     }
-    let burst = cpu.burst().filter(|us| *us != 0);
     let quota = cpu.quota().filter(|us| *us != 0);
     let period = cpu.period().filter(|us| *us != 0);
     if quota.is_some() || period.is_some() {
@@ -143,8 +149,9 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Settings) -> Result<(), ResourceError>
             is_default,
         });
     }
-    if let Some(burst) = burst {
+    if let Some(burst) = cpu.burst() {
         settings.add(&["cpu.max.burst"], burst);
+        settings.last_is_default(burst == 0);
     }
     for (files, list) in [
         (&["cpuset.cpus"] as &'static [_], cpu.cpus()),
@@ -176,11 +183,9 @@ fn add_memory(memory: &LinuxMemory, settings: &mut Settings) -> Result<(), Resou
     // swap.max comes before max, so that a group that is swapping cannot be killed in between.
     if let Some(swap) = swap_limit(limit, memory.swap().filter(|bytes| *bytes != 0))? {
         settings.add_limit(&["memory.swap.max"], swap);
-        if swap == 0
-            && let Some(setting) = settings.0.last_mut()
-        {
+        if swap == 0 {
             // A kernel or machine without swap has no such file, and no swap to limit.
-            setting.is_default = true;
+            settings.last_is_default(true);
         }
     }
     if let Some(limit) = limit {

@@ -1,0 +1,74 @@
+//! rvm events
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use rvm_protocol::agent::event::Kind;
+use rvm_sandbox::running::Observed;
+use serde::Serialize;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::{block_on, stats};
+use crate::cli::{EventsArgs, Global};
+
+/// A line of the output.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<stats::Stats>,
+}
+
+/// Reports what a container uses and when the kernel kills for memory, until it ends.
+pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<ExitCode> {
+    if args.interval.is_zero() {
+        bail!("duration interval must be greater than 0");
+    }
+    let container = global.store().open(&args.id)?;
+    block_on(async {
+        let observed = Observed::new(&container)?;
+        if args.stats {
+            print_stats(&args.id, &observed).await
+        } else {
+            stream(&args.id, &observed, args.interval).await
+        }
+    })??;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn stream(id: &str, observed: &Observed<'_>, interval: Duration) -> anyhow::Result<()> {
+    let mut events = observed.events().await?;
+    let mut ticks = interval_at(Instant::now() + interval, interval);
+    // Somebody who reads slowly wants to know of now.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => print_stats(id, observed).await?,
+            event = events.next() => match event {
+                Ok(Some(event)) => match event.kind {
+                    Some(Kind::Oom(oom)) if oom.container_id == id => print("oom", id, None)?,
+                    Some(Kind::Exit(exit)) if exit.container_id == id && exit.exec_id.is_empty() => {
+                        return Ok(());
+                    }
+                    _ => {}
+                },
+                // The machine has gone, and the container with it.
+                Ok(None) | Err(_) => return Ok(()),
+            },
+        }
+    }
+}
+
+async fn print_stats(id: &str, observed: &Observed<'_>) -> anyhow::Result<()> {
+    let stats = stats::Stats::from(&observed.stats().await?);
+    print("stats", id, Some(stats))
+}
+
+fn print(kind: &str, id: &str, data: Option<stats::Stats>) -> anyhow::Result<()> {
+    let line = serde_json::to_string(&Line { kind, id, data })? + "\n";
+    Ok(std::io::stdout().write_all(line.as_bytes())?)
+}

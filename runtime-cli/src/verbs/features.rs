@@ -1,0 +1,155 @@
+//! rvm features
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use rvm_sandbox::spec::pod;
+use serde_json::{Value, json};
+
+/// The runtime specification whose fields are known.
+pub const SPEC_VERSION: &str = "1.2.0";
+
+/// What mounts may be given; the agent reads it.
+const MOUNT_OPTIONS: &str = "\
+    async atime bind defaults dev diratime dirsync exec idmap iversion lazytime loud mand \
+    noatime nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime \
+    nosuid nosymfollow private ratime rbind rdev rdiratime relatime remount rexec ridmap \
+    rnoatime rnodev rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro \
+    rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw \
+    shared silent slave strictatime suid symfollow sync tmpcopyup unbindable";
+
+/// By their numbers.
+const CAPABILITIES: &str = "\
+    CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID \
+    CAP_SETUID CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST \
+    CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO \
+    CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE \
+    CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD CAP_LEASE CAP_AUDIT_WRITE \
+    CAP_AUDIT_CONTROL CAP_SETFCAP CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM \
+    CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE";
+
+/// Prints what this runtime can do, as the runtime specification's features.md has it.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let text = serde_json::to_string_pretty(&features())?;
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn features() -> Value {
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": SPEC_VERSION,
+        "hooks": [
+            "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+            "poststop",
+        ],
+        "mountOptions": words(MOUNT_OPTIONS),
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": words(CAPABILITIES),
+            "cgroup": {
+                "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false,
+            },
+            "seccomp": seccomp(),
+            // The guest's kernel has neither; labels are taken and without effect.
+            "apparmor": { "enabled": false },
+            "selinux": { "enabled": false },
+            "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": true } },
+        },
+        "annotations": { "io.rvm.version": env!("CARGO_PKG_VERSION") },
+        // They let a container into the virtual machine of another.
+        "potentiallyUnsafeConfigAnnotations": pod::annotations(),
+    })
+}
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+fn seccomp() -> Value {
+    json!({
+        "enabled": true,
+        "actions": [
+            "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+            "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+        ],
+        "operators": [
+            "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
+            "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
+        ],
+        "archs": ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+        "knownFlags": [
+            "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+            "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+        ],
+        "supportedFlags": [
+            "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+            "SECCOMP_FILTER_FLAG_LOG",
+        ],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{Capability, Features};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_document_is_the_specifications() {
+        let read: Features = serde_json::from_value(features()).unwrap();
+        assert_eq!(
+            read.linux()
+                .clone()
+                .unwrap()
+                .namespaces()
+                .clone()
+                .unwrap()
+                .len(),
+            8
+        );
+        for name in words(CAPABILITIES) {
+            assert!(
+                serde_json::from_value::<Capability>(name.into()).is_ok(),
+                "{name}"
+            );
+        }
+    }
+
+    /// Every option that the agent's source names, with an r before it where that makes it
+    /// recursive.
+    fn agents_options() -> BTreeSet<String> {
+        let source = include_str!("../../../agent/src/container/mount_options.rs");
+        let code = source.split("#[cfg(test)]").next().unwrap();
+        let mut options = BTreeSet::new();
+        for line in code.lines() {
+            let Some((patterns, meaning)) = line.split_once("=>") else {
+                continue;
+            };
+            // The names before the arrow, and those that opposite_flag() maps to.
+            let names = patterns
+                .split('"')
+                .skip(1)
+                .step_by(2)
+                .filter(|name| !name.is_empty());
+            for name in names {
+                options.insert(name.to_owned());
+                if ["Set(", "Clear(", "Atime("]
+                    .iter()
+                    .any(|kind| meaning.contains(kind))
+                {
+                    options.insert(format!("r{name}"));
+                }
+            }
+        }
+        options
+    }
+
+    #[test]
+    fn the_mount_options_are_those_of_the_agent() {
+        let listed = words(MOUNT_OPTIONS).into_iter().map(str::to_owned);
+        let listed: BTreeSet<String> = listed.collect();
+        assert_eq!(listed, agents_options());
+    }
+}
