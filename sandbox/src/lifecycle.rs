@@ -19,7 +19,7 @@ use crate::descriptors;
 use crate::error_chain::chain;
 use crate::hooks::{self, Moment};
 use crate::process::ProcessId;
-use crate::running::gone;
+use crate::running::{connect, gone};
 use crate::sandbox::SandboxDir;
 use crate::spec::pod::{Peer, Role};
 use crate::spec::{Bundle, SpecError};
@@ -235,10 +235,11 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
             )));
         }
     }
-    match Agent::connect(&container.sandbox(&state)?)?
-        .signal(container.id(), signal, all)
-        .await
-    {
+    let agent = match connect(container, &state) {
+        Err(LifecycleError::Unfit(_)) if all => return Ok(()),
+        other => other?,
+    };
+    match agent.signal(container.id(), signal, all).await {
         // Every process has been signalled that there is.
         Err(AgentError::NotFound(_) | AgentError::Lost { .. }) if all => Ok(()),
         other => other.map_err(gone),

@@ -84,7 +84,11 @@ impl<'a> Observed<'a> {
 
 /// Connects to the agent of a container's sandbox.
 pub(crate) fn connect(container: &Container, state: &State) -> Result<Agent, LifecycleError> {
-    Ok(Agent::connect(&container.sandbox(state)?)?)
+    Agent::connect(&container.sandbox(state)?).map_err(|error| match error {
+        // Nobody listens there any more.
+        AgentError::Connect(_) => unfit(NOT_RUNNING),
+        other => other.into(),
+    })
 }
 
 /// An agent that is not there, or knows no such container, says that it has ended meanwhile.

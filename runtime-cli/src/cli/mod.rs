@@ -7,7 +7,7 @@ mod running;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
 use rvm_sandbox::state::Store;
@@ -16,15 +16,26 @@ pub use exec::ExecArgs;
 pub use monitor::{ExecMonitorArgs, MonitorArgs};
 pub use running::{EventsArgs, Format, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs};
 
+/// The runtime specification whose fields are known.
+pub const SPEC_VERSION: &str = "1.2.0";
+
+/// As engines look for it.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
 /// OCI runtime that puts every container in its own virtual machine
 #[derive(Debug, Parser)]
 #[command(
     name = "rvm",
-    version,
+    version = VERSION,
     arg_required_else_help = true,
-    subcommand_required = true
+    args_override_self = true,
+    subcommand_required = true,
+    disable_version_flag = true
 )]
 pub struct Cli {
+    /// Print the version
+    #[arg(short, long, action = ArgAction::Version)]
+    pub version: Option<bool>,
     /// What holds for every verb
     #[command(flatten)]
     pub global: Global,
@@ -318,6 +329,23 @@ mod tests {
             };
             assert_eq!((args.bundle, args.id), ("/b".into(), "box".to_owned()));
         }
+    }
+
+    #[test]
+    fn the_last_of_an_option_given_twice_holds() {
+        let line = "rvm --root /a --debug --root /b --debug state box";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        assert_eq!(cli.global.root, PathBuf::from("/b"));
+        let line = "rvm exec -e A=1 -e B=2 box env";
+        let Verb::Exec(args) = Cli::try_parse_from(line.split(' ')).unwrap().verb else {
+            panic!()
+        };
+        assert_eq!(args.env, ["A=1", "B=2"]);
+    }
+
+    #[test]
+    fn the_version_names_that_of_the_specification() {
+        assert!(VERSION.ends_with(&format!("\nspec: {SPEC_VERSION}")));
     }
 
     #[test]

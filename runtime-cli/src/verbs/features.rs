@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use rvm_sandbox::spec::pod;
 use serde_json::{Value, json};
 
-/// The runtime specification whose fields are known.
-pub const SPEC_VERSION: &str = "1.2.0";
+use crate::cli::SPEC_VERSION;
 
 /// What mounts may be given; the agent reads it.
 const MOUNT_OPTIONS: &str = "\
