@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rvm_protocol::MAX_CONTAINER_ID;
+
 use crate::boot;
 use crate::container::{self, Container};
 use crate::error::AgentError;
@@ -11,9 +13,6 @@ use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::streams::{StreamHub, StreamIds};
 use crate::sys::{Doing as _, OsError};
-
-/// The longest container id: it becomes a cgroup's name, and so a file name.
-const MAX_ID: usize = 200;
 
 enum Slot {
     /// Its id is taken.
@@ -126,7 +125,7 @@ impl Sandbox {
 
 fn check_id(id: &str) -> Result<(), AgentError> {
     let is_valid = !id.is_empty()
-        && id.len() <= MAX_ID
+        && id.len() <= MAX_CONTAINER_ID
         && id
             .bytes()
             .all(|c| c.is_ascii_alphanumeric() || b"_+.-".contains(&c));
@@ -143,10 +142,10 @@ mod tests {
 
     #[test]
     fn an_id_is_a_plain_name() {
-        for id in ["a", "8f3-x_Y.z+1", "a.b"] {
+        for id in ["a", "8f3-x_Y.z+1", "a.b", &"x".repeat(MAX_CONTAINER_ID)] {
             assert!(check_id(id).is_ok(), "{id}");
         }
-        for id in ["", "a/b", "a b", "ü", &"x".repeat(201)] {
+        for id in ["", "a/b", "a b", "ü", &"x".repeat(MAX_CONTAINER_ID + 1)] {
             assert!(check_id(id).is_err(), "{id}");
         }
     }

@@ -11,6 +11,10 @@ pub mod agent;
 #[cfg(feature = "vmm")]
 pub mod vmm;
 
+/// The longest container id, in bytes. Names are made of it that may have 255: `rvm-ID` among the
+/// guest's cgroups, `rvm-ID.scope` among systemd's units.
+pub const MAX_CONTAINER_ID: usize = 245;
+
 /// The guest's vsock context id. Every sandbox has a vsock of its own, so one number serves all.
 pub const GUEST_CID: u32 = 3;
 

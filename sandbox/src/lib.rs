@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod local_time;
 pub mod monitor;
 pub mod process;
+mod read_only;
 pub mod readable;
 pub mod running;
 pub mod sandbox;

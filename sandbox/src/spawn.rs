@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -35,6 +36,13 @@ pub enum SpawnError {
 
 /// The longest line that is logged; a process that was taken over could send a longer one.
 const MAX_LINE: usize = 2000;
+
+/// The most lines of one process that are logged in [`PERIOD`]. One that was taken over could
+/// otherwise fill the host's disk; QEMU has a few in all its life.
+const MAX_LINES: u32 = 200;
+
+/// See [`MAX_LINES`].
+const PERIOD: Duration = Duration::from_secs(60);
 
 /// How many of a process's last lines are kept to explain its end.
 const TAIL_LINES: usize = 5;
@@ -169,6 +177,7 @@ fn unshare_pid() -> io::Result<()> {
 
 /// Logs what a process says, line by line, until it closes its end.
 fn log_lines(source: &'static str, mut input: impl Read, tail: &Mutex<VecDeque<String>>) {
+    let mut log = LineLog::new(source, tail);
     let mut line = Vec::new();
     let mut chunk = [0; 1024];
     while let Ok(length @ 1..) = input.read(&mut chunk) {
@@ -176,20 +185,79 @@ fn log_lines(source: &'static str, mut input: impl Read, tail: &Mutex<VecDeque<S
             if byte != b'\n' && line.len() < MAX_LINE {
                 line.push(byte);
             } else {
-                log_line(source, &line, tail);
+                log.line(&line, Instant::now());
                 line.clear();
             }
         }
     }
     if !line.is_empty() {
-        log_line(source, &line, tail);
+        log.line(&line, Instant::now());
+    }
+    log.tell_left_out();
+}
+
+/// A process's lines on their way into our log.
+struct LineLog<'a> {
+    source: &'static str,
+    tail: &'a Mutex<VecDeque<String>>,
+    /// When the current period began.
+    since: Instant,
+    logged: u32,
+    left_out: u64,
+}
+
+impl<'a> LineLog<'a> {
+    fn new(source: &'static str, tail: &'a Mutex<VecDeque<String>>) -> Self {
+        Self {
+            source,
+            tail,
+            since: Instant::now(),
+            logged: 0,
+            left_out: 0,
+        }
+    }
+
+    fn line(&mut self, line: &[u8], now: Instant) {
+        let line: String = String::from_utf8_lossy(line)
+            .trim_end()
+            .replace(char::is_control, " ");
+        if self.admit(now) {
+            log_line(self.source, &line);
+        }
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if tail.len() == TAIL_LINES {
+            tail.pop_front();
+        }
+        tail.push_back(line);
+    }
+
+    fn admit(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= PERIOD {
+            self.tell_left_out();
+            self.since = now;
+            self.logged = 0;
+        }
+        let admitted = self.logged < MAX_LINES;
+        match admitted {
+            true => self.logged += 1,
+            false => self.left_out += 1,
+        }
+        admitted
+    }
+
+    fn tell_left_out(&mut self) {
+        if self.left_out > 0 {
+            tracing::warn!(
+                "{}: {} more lines were left out",
+                self.source,
+                self.left_out
+            );
+            self.left_out = 0;
+        }
     }
 }
 
-fn log_line(source: &'static str, line: &[u8], tail: &Mutex<VecDeque<String>>) {
-    let line: String = String::from_utf8_lossy(line)
-        .trim_end()
-        .replace(char::is_control, " ");
+fn log_line(source: &str, line: &str) {
     match line.split_once(' ') {
         Some(("ERROR", message)) => tracing::error!("{source}: {message}"),
         Some(("WARN", message)) => tracing::warn!("{source}: {message}"),
@@ -197,11 +265,6 @@ fn log_line(source: &'static str, line: &[u8], tail: &Mutex<VecDeque<String>>) {
         Some(("DEBUG", message)) => tracing::debug!("{source}: {message}"),
         _ => tracing::warn!("{source}: {line}"),
     }
-    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-    if tail.len() == TAIL_LINES {
-        tail.pop_front();
-    }
-    tail.push_back(line);
 }
 
 #[cfg(test)]
@@ -240,5 +303,17 @@ mod tests {
         assert_eq!(tail.len(), TAIL_LINES);
         assert!(tail.iter().all(|line| line.len() <= MAX_LINE));
         assert!(tail[0].starts_with("WARN line"));
+    }
+
+    #[test]
+    fn a_flood_is_cut_off_counted_and_heard_again_after_the_period() {
+        let tail = Mutex::default();
+        let mut log = LineLog::new("test", &tail);
+        let start = Instant::now();
+        let heard = (0..1000).filter(|_| log.admit(start)).count();
+        assert_eq!(heard, MAX_LINES as usize);
+        assert_eq!(log.left_out, 1000 - u64::from(MAX_LINES));
+        assert!(log.admit(start + PERIOD));
+        assert_eq!(log.left_out, 0);
     }
 }

@@ -12,15 +12,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
-    mount_change, mount_remount, unmount,
+    mount_change, unmount,
 };
 
 use oci_spec::runtime::Spec;
 
+use crate::read_only::make_read_only;
 use crate::spec::CONFIG_FILE;
 use crate::spec::translate::SharedMount;
 
@@ -96,7 +97,8 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
         MountPropagationFlags::SHARED | MountPropagationFlags::REC,
     )?;
     if wanted.read_only {
-        make_read_only(&place)?;
+        let made = make_read_only(&place, wanted.recursive);
+        at("make read-only", &place, made)?;
     }
     Ok(())
 }
@@ -212,23 +214,6 @@ fn propagate(path: &Path, flags: MountPropagationFlags) -> Result<(), StorageErr
     at("set the propagation of", path, mount_change(path, flags))
 }
 
-/// Adds "read-only" to what the mount already is.
-fn make_read_only(path: &Path) -> Result<(), StorageError> {
-    let now = at("examine", path, rustix::fs::statvfs(path))?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
-    for (is, keep) in [
-        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
-        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
-        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
-    ] {
-        flags.set(keep, now.contains(is));
-    }
-    at("make read-only", path, mount_remount(path, flags, ""))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,6 +286,19 @@ mod tests {
         let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
         let error = fs::write(place.join("file"), "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn a_recursive_read_only_share_cannot_be_written_below_either() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let inner = source.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        mount("rvm-test", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+        let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
+        let error = fs::write(place.join("inner/file"), "").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        fs::write(inner.join("file"), "the host's own mount is as it was").unwrap();
+        unmount(&inner, UnmountFlags::DETACH).unwrap();
     }
 
     #[test]

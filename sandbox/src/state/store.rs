@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rvm_protocol::MAX_CONTAINER_ID;
 
 use super::{State, Status};
 use crate::cgroup::Cgroup;
@@ -15,16 +16,16 @@ use crate::sandbox::SandboxDir;
 use crate::spec::pod::Peer;
 use crate::state::status::IllegalStep;
 
-/// The longest id: a directory's name must hold it.
-const MAX_ID: usize = 255;
-
 const STATE_FILE: &str = "state.json";
 
 /// Something went wrong with a container's state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The id is not one.
-    #[error("invalid container ID format: {0:?} (letters, digits and _ + - . are allowed)")]
+    #[error(
+        "invalid container ID format: {0:?} (letters, digits and _ + - . are \
+         allowed, at most {MAX_CONTAINER_ID} of them)"
+    )]
     Id(String),
     /// The id is taken.
     #[error("container with given ID already exists: {0}")]
@@ -159,7 +160,8 @@ fn peer(state: State) -> Option<Peer> {
 /// The same ids as runc: `[\w+-.]`, and not the names of directories that are always there.
 fn check_id(id: &str) -> Result<(), StateError> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(legal) || id == "." || id == ".." {
+    let fits = (1..=MAX_CONTAINER_ID).contains(&id.len());
+    if !fits || !id.chars().all(legal) || id == "." || id == ".." {
         return Err(StateError::Id(id.to_owned()));
     }
     Ok(())
@@ -370,11 +372,21 @@ mod tests {
     #[test]
     fn ids_that_name_other_directories_are_refused() {
         let (store, _dir) = store();
-        for id in ["", ".", "..", "a/b", "../a", "a b", "ä", &"x".repeat(256)] {
+        for id in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "../a",
+            "a b",
+            "ä",
+            &"x".repeat(MAX_CONTAINER_ID + 1),
+        ] {
             assert!(matches!(store.create(id), Err(StateError::Id(_))), "{id:?}");
             assert!(matches!(store.open(id), Err(StateError::Id(_))), "{id:?}");
         }
         store.create("Az09_+-.").unwrap();
+        store.create(&"x".repeat(MAX_CONTAINER_ID)).unwrap();
     }
 
     #[test]
