@@ -1,8 +1,11 @@
 //! Changing the limits of a container that is there.
 
+use std::io;
+
 use oci_spec::runtime::LinuxResources;
 use serde_json::Value;
 
+use crate::cgroup::{self, CgroupError};
 use crate::lifecycle::LifecycleError;
 use crate::running::{connect, gone};
 use crate::state::{Container, State, StateError, Status};
@@ -19,6 +22,12 @@ pub enum UpdateError {
     /// State.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The host's groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// What is written down of the sandbox.
+    #[error("cannot find out which engine runs the sandbox")]
+    Record(#[source] io::Error),
     /// The limits, old and new, do not go together.
     #[error("cannot put the old limits and the new ones together")]
     Merge(#[source] serde_json::Error),
@@ -49,21 +58,61 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     {
         check_usage(container, &state, &new).await?;
     }
-    apply(container, &state, &new).await?;
+    apply(container, &state, &old, &new).await?;
     let locked = container.lock()?;
     let mut state = locked.load()?;
     state.resources = Some(new);
     Ok(locked.save(&state)?)
 }
 
-/// Has the limits enforced, by everything that enforces them.
+/// Has the limits enforced by all who do. What the guest may have, the host must have room for: it
+/// grows first and shrinks last.
 async fn apply(
     container: &Container,
     state: &State,
+    old: &LinuxResources,
     new: &LinuxResources,
-) -> Result<(), LifecycleError> {
+) -> Result<(), UpdateError> {
+    if memory_limit(new) < memory_limit(old) {
+        on_guest(container, state, new).await?;
+        return on_host(container, state, new);
+    }
+    on_host(container, state, new)?;
+    let applied = on_guest(container, state, new).await;
+    if applied.is_err() {
+        // The reason is the guest's refusal; there is nothing better to be done about another.
+        let _ = on_host(container, state, old);
+    }
+    applied
+}
+
+async fn on_guest(
+    container: &Container,
+    state: &State,
+    resources: &LinuxResources,
+) -> Result<(), UpdateError> {
     let agent = connect(container, state)?;
-    agent.update(container.id(), new).await.map_err(gone)
+    let updated = agent.update(container.id(), resources).await;
+    Ok(updated.map_err(gone)?)
+}
+
+fn on_host(
+    container: &Container,
+    state: &State,
+    resources: &LinuxResources,
+) -> Result<(), UpdateError> {
+    match container.sandbox(state)?.record() {
+        Ok(Some(record)) => Ok(cgroup::update(container, resources, record.engine)?),
+        Ok(None) => Ok(()),
+        Err(error) => Err(UpdateError::Record(error)),
+    }
+}
+
+/// In bytes; without one, there is no end.
+fn memory_limit(resources: &LinuxResources) -> u64 {
+    let limit = resources.memory().and_then(|memory| memory.limit());
+    let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+    limit.filter(|limit| *limit != 0).unwrap_or(u64::MAX)
 }
 
 async fn check_usage(
@@ -160,6 +209,17 @@ mod tests {
             merged(json!({}), json!({ "cpu": { "quota": 0 } })),
             json!({ "cpu": {} })
         );
+    }
+
+    #[test]
+    fn no_limit_is_more_than_any() {
+        let limit = |memory: Value| {
+            let resources = json!({ "memory": memory });
+            memory_limit(&serde_json::from_value(resources).unwrap())
+        };
+        assert_eq!(limit(json!({ "limit": 5 })), 5);
+        assert_eq!(limit(json!({ "limit": -1 })), u64::MAX);
+        assert_eq!(limit(json!({})), u64::MAX);
     }
 
     #[test]

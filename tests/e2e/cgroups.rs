@@ -165,3 +165,29 @@ fn a_container_may_use_what_it_was_given_and_no_more() {
     );
     assert!(!finished.stdout.starts_with("0\n"), "{}", finished.stdout);
 }
+
+#[test]
+fn an_update_holds_on_the_host_too() {
+    let rvm = Rvm::new();
+    let bundle = with_resources(json!({ "memory": { "limit": 128 << 20 } }));
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let group = group(&rvm, "memory");
+    let limit = || -> u64 {
+        let files = ["memory", "memory.limit_in_bytes", "memory.max"];
+        read(&group, files).parse().unwrap()
+    };
+    let before = limit();
+    let options = ["--memory", "256m", "--cpu-quota", "30000", "box"];
+    rvm.ok(&[&["update"], &options[..]].concat());
+    // A larger machine costs a little more beside its memory.
+    let more = (limit() - before) >> 20;
+    assert!((128..136).contains(&more), "{more} MiB");
+    match is_version_two() {
+        true => assert_eq!(read(&group, ["", "", "cpu.max"]), "30000 100000"),
+        false => assert_eq!(read(&group, ["cpu", "cpu.cfs_quota_us", ""]), "30000"),
+    }
+    rvm.ok(&["update", "--memory", "128m", "box"]);
+    assert_eq!(limit(), before);
+    rvm.ok(&["delete", "--force", "box"]);
+}
