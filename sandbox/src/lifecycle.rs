@@ -266,8 +266,9 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
         remove_cgroup(cgroup, force)?;
     }
-    remove(container)?;
-    if let Some(state) = &state {
+    // Of several who delete it, one tells of it.
+    let removed = remove(container)?;
+    if let Some(state) = state.as_ref().filter(|_| removed) {
         hooks::run_and_warn(Moment::Poststop, state.hooks.as_ref(), state).await;
     }
     Ok(())
@@ -286,10 +287,8 @@ fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> 
             container.id()
         )));
     }
-    let stopped = State {
-        status: Status::Stopped,
-        ..state.clone()
-    };
+    let mut stopped = state.clone();
+    stopped.status = Status::Stopped;
     match locked.save(&stopped) {
         // A full disk must not keep what fills it.
         Err(_) if force => {}
@@ -377,22 +376,22 @@ fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
 }
 
 /// Removes a container's directory. Only what rvm makes is ever in it, and nothing is followed: the
-/// shared directory is unmounted, not emptied. Others may do the same at the same time.
-fn remove(container: &Container) -> Result<(), LifecycleError> {
+/// shared directory is unmounted, not emptied. Says whether it was there: others may do the same at the
+/// same time.
+fn remove(container: &Container) -> Result<bool, LifecycleError> {
+    // Whoever waits to write to it finds it gone.
+    let _locked = match container.lock() {
+        Err(StateError::NotFound(_)) => return Ok(false),
+        other => other?,
+    };
     storage::remove(container.path())?;
     let path = container.path();
     let removed = || {
         for entry in fs::read_dir(path)? {
-            absent_is_fine(fs::remove_file(entry?.path()))?;
+            fs::remove_file(entry?.path())?;
         }
         fs::remove_dir(path)
     };
-    absent_is_fine(removed()).map_err(failed(format!("remove {}", path.display())))
-}
-
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    removed().map_err(failed(format!("remove {}", path.display())))?;
+    Ok(true)
 }

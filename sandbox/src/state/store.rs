@@ -220,7 +220,7 @@ impl Container {
         })
     }
 
-    /// Waits for the lock.
+    /// Waits for the lock. A container that is deleted has none.
     pub fn lock(&self) -> Result<Locked<'_>, StateError> {
         // A second description, so that the lock is this value's and not the process's.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -233,6 +233,10 @@ impl Container {
         })?;
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|e| failed("lock", &self.path)(e.into()))?;
+        // Deleted while it was waited for.
+        if self.is_gone() {
+            return Err(StateError::NotFound(self.id.clone()));
+        }
         Ok(Locked {
             container: self,
             _lock: lock,
@@ -445,6 +449,18 @@ mod tests {
             start_time: 1,
         });
         assert_eq!((running.status(), running.pid()), (Status::Stopped, 0));
+    }
+
+    #[test]
+    fn what_was_deleted_is_not_found_even_if_another_has_its_name() {
+        let (store, _dir) = store();
+        let container = store.create("a").unwrap();
+        fs::remove_dir(container.path()).unwrap();
+        assert!(matches!(container.lock(), Err(StateError::NotFound(_))));
+        let other = store.create("a").unwrap();
+        other.lock().unwrap().save(&state("a")).unwrap();
+        assert!(container.is_gone() && !other.is_gone());
+        assert!(matches!(container.state(), Err(StateError::NotFound(_))));
     }
 
     #[test]
