@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod lifecycle;
 pub mod local_time;
 pub mod monitor;
+pub mod network;
 pub mod process;
 mod read_only;
 pub mod readable;

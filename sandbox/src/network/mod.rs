@@ -1,0 +1,153 @@
+//! The network of a sandbox: what is in a network namespace of the host becomes the guest's.
+//!
+//! An engine hands a namespace with interfaces in it, or fills one while the container starts or
+//! runs. Each Ethernet interface gets a TAP beside it in the namespace, and every packet is passed
+//! on between the two (see [`redirect`]), so that whatever the host sends there arrives in the
+//! guest. The interface keeps its addresses, for engines that look; the guest has the same, and
+//! the same routes. Packets never reach the host's own network in that namespace.
+
+mod cards;
+mod found;
+mod namespace;
+mod netlink;
+mod objects;
+mod redirect;
+mod settings;
+mod tap;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+pub use cards::Room;
+pub use found::{Found, Link, Mac};
+pub use namespace::{Namespace, Wanted};
+
+use cards::Card;
+use netlink::{Netlink, Notifications};
+
+/// The network of a sandbox cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A new namespace.
+    #[error("cannot make a network namespace")]
+    Make(#[source] io::Error),
+    /// An existing one.
+    #[error("cannot open the network namespace {}", path.display())]
+    Open {
+        /// Where it is.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's own.
+    #[error(
+        "the network namespace {} is the host's own, which a virtual machine cannot share; give \
+         the container a network of its own (--network bridge) or none (--network none)",
+        .0.display()
+    )]
+    Host(PathBuf),
+    /// The namespace cannot be entered or read.
+    #[error("cannot {action} the sandbox's network namespace")]
+    Namespace {
+        /// What was tried.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Another sandbox has the interface.
+    #[error(
+        "the interface {0} belongs to another sandbox already; containers that share a network \
+         must be in one pod"
+    )]
+    Taken(String),
+    /// A TAP, or the way to it.
+    #[error("cannot connect the interface {link} to the machine: {action}")]
+    Connect {
+        /// The interface's name.
+        link: String,
+        /// What was tried.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// There are too many.
+    #[error(
+        "the machine has room for {room} network interfaces and the network namespace has {found}"
+    )]
+    Room {
+        /// What the engine allows.
+        room: usize,
+        /// What there is.
+        found: usize,
+    },
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
+    move |source| NetworkError::Namespace { action, source }
+}
+
+/// A network card of the machine.
+#[derive(Debug)]
+pub struct NetCard {
+    /// The TAP behind it.
+    pub tap: File,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+/// A namespace, and the machine's cards that serve its interfaces. When it is dropped, packets go to
+/// the host's own network in that namespace again.
+#[derive(Debug)]
+pub struct Network {
+    namespace: Namespace,
+    /// Where the process came from.
+    outside: Namespace,
+    netlink: Netlink,
+    notifications: Notifications,
+    cards: Vec<Card>,
+}
+
+impl Network {
+    /// Makes or opens the namespace. The calling thread stays where it is.
+    pub fn take(wanted: &Wanted) -> Result<Self, NetworkError> {
+        let namespace = Namespace::take(wanted)?;
+        let outside = Namespace::own().map_err(failed("leave"))?;
+        let open = || Ok((Netlink::open()?, Notifications::open()?));
+        let (mut netlink, notifications) = namespace
+            .within(open)
+            .and_then(|opened| opened)
+            .map_err(failed("read"))?;
+        if *wanted == Wanted::New {
+            tap::bring_up_loopback(&mut netlink).map_err(failed("set up"))?;
+        }
+        Ok(Self {
+            namespace,
+            outside,
+            netlink,
+            notifications,
+            cards: Vec::new(),
+        })
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The namespace that this was made from: hooks run there.
+    pub fn outside(&self) -> &Namespace {
+        &self.outside
+    }
+
+    /// Looks at what is there.
+    pub fn look(&mut self) -> Result<Found, NetworkError> {
+        Found::look(&mut self.netlink).map_err(failed("read"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Network namespaces of the host.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use super::NetworkError;
+
+/// The calling thread's namespace.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// The namespace of the host's first process.
+const HOST: &str = "/proc/1/ns/net";
+
+/// A namespace that a configuration asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A new one.
+    New,
+    /// The one at this path.
+    Path(PathBuf),
+}
+
+impl Wanted {
+    /// Reads `linux.namespaces`. None if it asks for the host's own network.
+    pub fn of(spec: &Spec) -> Option<Self> {
+        let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+        let network = namespaces
+            .iter()
+            .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
+        match network.path() {
+            Some(path) if !path.as_os_str().is_empty() => Some(Self::Path(path.clone())),
+            _ => Some(Self::New),
+        }
+    }
+}
+
+/// A network namespace; it exists as long as this does.
+#[derive(Debug)]
+pub struct Namespace(File);
+
+impl Namespace {
+    /// Makes or opens the namespace that is wanted.
+    pub fn take(wanted: &Wanted) -> Result<Self, NetworkError> {
+        match wanted {
+            Wanted::New => Self::make().map_err(NetworkError::Make),
+            Wanted::Path(path) => Self::open(path),
+        }
+    }
+
+    fn make() -> io::Result<Self> {
+        let own = Self(File::open(OWN)?);
+        unshare()?;
+        let made = File::open(OWN);
+        own.enter()?;
+        Ok(Self(made?))
+    }
+
+    fn open(path: &Path) -> Result<Self, NetworkError> {
+        let failed = |source| NetworkError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let namespace = Self(File::open(path).map_err(failed)?);
+        let kind = LinkNameSpaceType::Network;
+        namespace
+            .within(|| ())
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => {
+                    failed(io::Error::other(format!("it is no {kind:?} namespace")))
+                }
+                _ => failed(error),
+            })?;
+        // The caller's is the host's own too, if the caller is in a container.
+        if namespace.is_at(HOST) || namespace.is_at(OWN) {
+            return Err(NetworkError::Host(path.to_owned()));
+        }
+        Ok(namespace)
+    }
+
+    /// The calling thread's.
+    pub fn own() -> io::Result<Self> {
+        File::open(OWN).map(Self)
+    }
+
+    /// Moves the calling thread into it. A process is where its first thread is.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(move_into_link_name_space(
+            self.0.as_fd(),
+            Some(LinkNameSpaceType::Network),
+        )?)
+    }
+
+    /// Calls `work` with the calling thread in the namespace.
+    pub fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let own = Self::own()?;
+        self.enter()?;
+        let done = work();
+        own.enter()?;
+        Ok(done)
+    }
+
+    fn is_at(&self, path: &str) -> bool {
+        // Whoever may not look at it is not in it.
+        let (Ok(this), Ok(other)) = (self.0.metadata(), std::fs::metadata(path)) else {
+            return false;
+        };
+        (this.dev(), this.ino()) == (other.dev(), other.ino())
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+fn unshare() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNET changes the namespace of this thread and nothing else.
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn wanted(namespaces: serde_json::Value) -> Option<Wanted> {
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "root": { "path": "rootfs" },
+            "linux": { "namespaces": namespaces },
+        });
+        Wanted::of(&serde_json::from_value(config).unwrap())
+    }
+
+    #[test]
+    fn a_namespace_without_a_path_is_new_and_none_is_the_hosts() {
+        assert_eq!(wanted(json!([{ "type": "network" }])), Some(Wanted::New));
+        let empty = json!([{ "type": "network", "path": "" }]);
+        assert_eq!(wanted(empty), Some(Wanted::New));
+        let path = json!([{ "type": "network", "path": "/run/netns/a" }]);
+        assert_eq!(wanted(path), Some(Wanted::Path("/run/netns/a".into())));
+        assert_eq!(wanted(json!([{ "type": "mount" }])), None);
+    }
+
+    #[test]
+    fn a_new_namespace_is_another_and_the_thread_comes_back() {
+        let made = Namespace::take(&Wanted::New).unwrap();
+        assert!(!made.is_at(OWN));
+        assert!(made.within(|| made.is_at(OWN)).unwrap());
+        assert!(!made.is_at(OWN));
+    }
+
+    #[test]
+    fn the_hosts_own_namespace_is_refused_with_advice() {
+        let error = Namespace::take(&Wanted::Path(OWN.into())).unwrap_err();
+        assert!(error.to_string().contains("--network"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_network_namespace_is_refused() {
+        for path in ["/etc/passwd", "/proc/self/ns/mnt", "/nonexistent"] {
+            let error = Namespace::take(&Wanted::Path(path.into())).unwrap_err();
+            assert!(error.to_string().contains(path), "{error}");
+        }
+    }
+}

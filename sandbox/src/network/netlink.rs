@@ -1,0 +1,165 @@
+//! rtnetlink(7), as far as a sandbox's network needs it: requests that are answered at once, and
+//! notifications.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+};
+
+/// What the kernel fills at most in one go (NLMSG_GOODSIZE and the dump's upper bound).
+const BUFFER: usize = 32 * 1024;
+
+/// The attempts to list something that changes while it is listed.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// Groups of notifications, from linux/rtnetlink.h: links, neighbours, and per family addresses,
+/// routes and rules.
+const GROUPS: u32 =
+    group(1) | group(3) | group(5) | group(7) | group(8) | group(9) | group(11) | group(19);
+
+const fn group(number: u32) -> u32 {
+    1 << (number - 1)
+}
+
+fn open(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC | flags,
+        // NETLINK_ROUTE is 0.
+        None,
+    )?;
+    bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+    Ok(socket)
+}
+
+/// A socket for requests. It belongs to the namespace it was opened in, wherever it is used.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens one in the calling thread's namespace.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self {
+            socket: open(SocketFlags::empty(), 0)?,
+            sequence: 0,
+        })
+    }
+
+    /// Makes a change; `flags` are NLM_F_CREATE and the like.
+    pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        self.receive(|_| {}).map(|_| ())
+    }
+
+    /// Lists everything that a request asks for.
+    pub fn dump(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            self.send(request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut list = Vec::new();
+            if self.receive(|message| list.push(message))? {
+                return Ok(list);
+            }
+        }
+        Err(io::Error::other("it changes too often to be listed"))
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        send(&self.socket, &bytes, SendFlags::empty())?;
+        Ok(())
+    }
+
+    /// Hands every message of an answer on. False if what was listed changed meanwhile.
+    fn receive(&self, mut take: impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
+        let mut buffer = vec![0; BUFFER];
+        let mut consistent = true;
+        loop {
+            let (length, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
+            let mut rest = &buffer[..length];
+            while let Some((bytes, next)) = split(rest) {
+                rest = next;
+                let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+                    Ok(message) => message,
+                    Err(error) => {
+                        // The library knows less than the kernel; the rest is as good as before.
+                        tracing::debug!("rtnetlink: {error}");
+                        continue;
+                    }
+                };
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => take(inner),
+                    NetlinkPayload::Error(error) => {
+                        return error.code.map_or(Ok(true), |_| Err(error.to_io()));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(consistent),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The first message of a packet, and what follows it.
+fn split(packet: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = packet.first_chunk().copied().map(u32::from_ne_bytes)?;
+    let length = length as usize;
+    let first = packet.get(..length).filter(|_| length > 0)?;
+    let aligned = length.next_multiple_of(4).min(packet.len());
+    Some((first, &packet[aligned..]))
+}
+
+/// Notifications of everything that makes up a network.
+#[derive(Debug)]
+pub struct Notifications(OwnedFd);
+
+impl Notifications {
+    /// Begins to listen in the calling thread's namespace.
+    pub fn open() -> io::Result<Self> {
+        open(SocketFlags::NONBLOCK, GROUPS).map(Self)
+    }
+
+    /// Takes all that are there. False if there were none.
+    pub fn drain(&self) -> io::Result<bool> {
+        let mut some = false;
+        loop {
+            // What they say is found out by looking.
+            match recv(&self.0, &mut [0; 1], RecvFlags::TRUNC) {
+                Ok(_) => some = true,
+                // Some were lost, so there were some.
+                Err(rustix::io::Errno::NOBUFS) => some = true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(some),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Notifications {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,319 @@
+//! With namespaces and interfaces of their own, and the ip command.
+
+use super::*;
+use rvm_protocol::agent::ConfigureNetworkRequest;
+use std::io::{Read, Write};
+use std::process::Command;
+
+/// A namespace for a sandbox, and another that its interfaces lead to.
+struct World {
+    inside: Network,
+    peer: Namespace,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            inside: Network::take(&Wanted::New).unwrap(),
+            peer: Namespace::take(&Wanted::New).unwrap(),
+        }
+    }
+
+    /// A world with an interface that leads out.
+    fn with_link(name: &str) -> Self {
+        let world = Self::new();
+        world.add_link(name);
+        world
+    }
+
+    /// Adds an interface whose other end has its name and the address 10.0.0.1.
+    fn add_link(&self, name: &str) {
+        self.ip(&format!("link add {name} type veth peer name out"));
+        // An open file of the namespace; the ip command inherits no other.
+        let peer = format!("/proc/{}/fd/{}", std::process::id(), raw(&self.peer));
+        let name_peer = |path: &str| self.ip(&format!("link set out netns {path} name {name}"));
+        name_peer(&peer);
+        self.ip(&format!("link set {name} up"));
+        ip(&self.peer, &format!("link set {name} up"));
+        ip(&self.peer, &format!("addr add 10.0.0.1/24 dev {name}"));
+    }
+
+    fn ip(&self, arguments: &str) -> String {
+        ip(self.inside.namespace(), arguments)
+    }
+
+    fn look(&mut self) -> Found {
+        self.inside.look().unwrap()
+    }
+
+    fn request(&mut self) -> ConfigureNetworkRequest {
+        self.look().request(|_| Some([2; 6]))
+    }
+}
+
+fn raw(fd: &impl std::os::fd::AsFd) -> i32 {
+    use std::os::fd::AsRawFd;
+    fd.as_fd().as_raw_fd()
+}
+
+/// Runs ip(8) in a namespace.
+fn ip(namespace: &Namespace, arguments: &str) -> String {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    let output = namespace.within(|| command.output()).unwrap().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn devices(list: &[rvm_protocol::agent::NetworkObject]) -> Vec<&str> {
+    list.iter().map(|object| object.device.as_str()).collect()
+}
+
+const ROOM: Room = Room { most: 3, idle: 0 };
+
+#[test]
+fn an_empty_namespace_holds_nothing_for_the_guest() {
+    let request = World::new().request();
+    assert_eq!(request, ConfigureNetworkRequest::default());
+}
+
+#[test]
+fn an_interface_is_found_with_name_address_size_and_settings() {
+    let mut world = World::with_link("eth7");
+    world.ip("link set eth7 mtu 1400 address 02:00:00:00:00:77");
+    world
+        .inside
+        .namespace()
+        .within(|| std::fs::write("/proc/sys/net/ipv6/conf/eth7/accept_ra", "0").unwrap())
+        .unwrap();
+    let request = world.request();
+    let [interface] = &request.interfaces[..] else {
+        panic!("{request:?}")
+    };
+    assert_eq!((interface.name.as_str(), interface.mtu), ("eth7", 1400));
+    assert_eq!(interface.mac, [2, 0, 0, 0, 0, 0x77]);
+    assert_eq!(interface.card, [2; 6]);
+    assert_ne!(interface.flags & libc::IFF_UP as u32, 0);
+    let accept_ra = |setting: &&rvm_protocol::agent::InterfaceSetting| setting.name == "accept_ra";
+    let setting = interface.settings.iter().find(accept_ra).unwrap();
+    assert_eq!((setting.family.as_str(), setting.value), ("ipv6", 0));
+}
+
+#[test]
+fn addresses_routes_rules_and_neighbours_are_found_and_the_kernels_own_are_not() {
+    let mut world = World::with_link("eth0");
+    for command in [
+        "addr add 10.0.0.2/24 dev eth0",
+        "addr add fd00::2/64 dev eth0 nodad",
+        "route add default via 10.0.0.1",
+        "route add 10.9.0.0/16 dev eth0 src 10.0.0.2 table 77",
+        "route add blackhole 10.8.0.0/16",
+        "-6 route add default via fd00::1 metric 5",
+        "rule add from 10.0.0.2 lookup 77 priority 100",
+        "-6 rule add fwmark 3 lookup 77",
+        "neigh add 10.0.0.9 lladdr 02:00:00:00:00:09 dev eth0",
+    ] {
+        world.ip(command);
+    }
+    let request = world.request();
+    assert_eq!(request.rules.len(), 2);
+    assert_eq!(devices(&request.neighbours), ["eth0"]);
+    assert_eq!(request.routes.len(), 4, "{:?}", request.routes);
+    let gateways: Vec<bool> = request.routes.iter().map(objects::needs_others).collect();
+    assert!(gateways.is_sorted(), "what gateways need comes first");
+    // The interface has given itself a third, from its MAC address.
+    assert_eq!(devices(&request.addresses), ["eth0"; 3]);
+}
+
+#[test]
+fn an_address_whose_network_route_was_removed_says_so() {
+    let mut world = World::with_link("eth0");
+    world.ip("link set eth0 addrgenmode none");
+    world.ip("addr add 10.0.0.2/24 dev eth0");
+    let with = world.request().addresses;
+    world.ip("route del 10.0.0.0/24 dev eth0");
+    let without = world.request().addresses;
+    assert_eq!(with.len(), without.len());
+    assert_ne!(with, without);
+}
+
+#[test]
+fn what_depends_on_an_interface_without_a_card_is_left_out() {
+    let mut world = World::with_link("eth0");
+    world.ip("addr add 10.0.0.2/24 dev eth0");
+    world.ip("route add default via 10.0.0.1");
+    let request = world.look().request(|_| None);
+    assert_eq!(request, ConfigureNetworkRequest::default());
+}
+
+#[test]
+fn ports_and_what_is_no_ethernet_are_named_with_the_reason() {
+    let mut world = World::with_link("eth0");
+    world.ip("link add br0 type bridge");
+    world.ip("link set eth0 master br0");
+    world.ip("tuntap add tun5 mode tun");
+    let found = world.look();
+    let names: Vec<&str> = found.links.iter().map(|link| link.name.as_str()).collect();
+    assert_eq!(names, ["br0"]);
+    assert!(
+        found
+            .left
+            .contains(&("eth0".to_owned(), "it is a port of another interface"))
+    );
+    assert!(
+        found
+            .left
+            .contains(&("tun5".to_owned(), "it is no Ethernet interface"))
+    );
+}
+
+/// Asks over the TAP who has 10.0.0.1; the answer comes from the other namespace.
+fn ask(tap: &mut File, mac: Mac) -> Vec<u8> {
+    let mut packet = vec![0; 10];
+    packet.extend([0xff; 6]);
+    packet.extend(mac);
+    packet.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    packet.extend(mac);
+    packet.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
+    tap.write_all(&packet).unwrap();
+    let mut answer = [0; 2000];
+    loop {
+        let length = tap.read(&mut answer).unwrap();
+        // Other packets may come first: the other namespace talks IPv6.
+        if answer[22..24] == [8, 6] && answer[30..32] == [0, 2] {
+            return answer[10..length].to_vec();
+        }
+    }
+}
+
+#[test]
+fn packets_pass_between_the_interface_and_the_card_in_both_directions() {
+    let mut world = World::with_link("eth0");
+    let found = world.look();
+    let mut cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let mac = found.links[0].mac;
+    assert_eq!(cards[0].mac, mac);
+    let answer = ask(&mut cards[0].tap, mac);
+    assert_eq!(
+        (&answer[..6], &answer[28..32]),
+        (&mac[..], &[10, 0, 0, 1][..])
+    );
+}
+
+#[test]
+fn the_hosts_own_network_does_not_answer_in_the_guests_place() {
+    let mut world = World::with_link("eth0");
+    world.ip("addr add 10.0.0.2/24 dev eth0");
+    let ping = || {
+        let mut ping = Command::new("busybox");
+        ping.args(["ping", "-c", "1", "-W", "1", "10.0.0.2"]);
+        ping.output().unwrap().status.success()
+    };
+    assert!(world.peer.within(ping).unwrap());
+    let found = world.look();
+    let _cards = world.inside.first_cards(&found, ROOM).unwrap();
+    assert!(!world.peer.within(ping).unwrap());
+    // And does again when the sandbox is gone.
+    let peer = world.peer;
+    let namespace = world
+        .inside
+        .namespace()
+        .within(Namespace::own)
+        .unwrap()
+        .unwrap();
+    drop(world.inside);
+    assert!(peer.within(ping).unwrap());
+    assert!(!ip(&namespace, "-d link show eth0").contains("ingress"));
+}
+
+#[test]
+fn an_interface_belongs_to_one_sandbox() {
+    let mut world = World::with_link("eth0");
+    let found = world.look();
+    let _cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let path = format!("/proc/self/fd/{}", raw(world.inside.namespace()));
+    let mut other = Network::take(&Wanted::Path(path.into())).unwrap();
+    let error = other.first_cards(&found, ROOM).unwrap_err().to_string();
+    assert!(error.contains("eth0") && error.contains("pod"), "{error}");
+}
+
+#[test]
+fn an_interface_that_a_dead_sandbox_had_can_be_had_again() {
+    let mut world = World::with_link("eth0");
+    let found = world.look();
+    let cards = world.inside.first_cards(&found, ROOM).unwrap();
+    // A process that is killed drops its descriptors and nothing else.
+    world.inside.cards.clear();
+    drop(cards);
+    // Another test's child may hold them until it executes its program.
+    let again = || world.inside.first_cards(&found, ROOM).ok();
+    let mut cards = std::iter::repeat_with(again).flatten().next().unwrap();
+    ask(&mut cards[0].tap, found.links[0].mac);
+}
+
+#[test]
+fn an_idle_card_serves_an_interface_that_comes_later_and_is_idle_again_when_it_goes() {
+    let mut world = World::new();
+    let found = world.look();
+    let room = Room { most: 3, idle: 1 };
+    let mut cards = world.inside.first_cards(&found, room).unwrap();
+    assert_eq!(world.inside.idle_cards(), [cards[0].mac]);
+    for name in ["eth0", "eth1"] {
+        world.add_link(name);
+        let found = world.look();
+        let link = world.inside.unserved(&found)[0].clone();
+        assert_eq!(link.name, name);
+        assert!(world.inside.reuse_card(&link).unwrap());
+        assert!(
+            !world.inside.reuse_card(&link).unwrap(),
+            "there is one only"
+        );
+        ask(&mut cards[0].tap, link.mac);
+        world.ip(&format!("link del {name}"));
+        let found = world.look();
+        world.inside.follow(&found).unwrap();
+        assert_eq!(world.inside.idle_cards(), [cards[0].mac]);
+    }
+}
+
+#[test]
+fn cards_have_different_addresses_even_if_interfaces_share_one() {
+    let mut world = World::new();
+    for name in ["eth0", "eth1"] {
+        world.add_link(name);
+        world.ip(&format!("link set {name} address 02:00:00:00:00:01"));
+    }
+    let found = world.look();
+    let cards = world.inside.first_cards(&found, ROOM).unwrap();
+    assert_ne!(cards[0].mac, cards[1].mac);
+    assert_eq!(found.links[0].mac, found.links[1].mac);
+}
+
+#[test]
+fn more_interfaces_than_a_machine_has_room_for_are_refused() {
+    let mut world = World::new();
+    for number in 0..4 {
+        world.add_link(&format!("eth{number}"));
+    }
+    let found = world.look();
+    let error = world.inside.first_cards(&found, ROOM).unwrap_err();
+    assert!(error.to_string().contains("room for 3"), "{error}");
+}
+
+#[test]
+fn changes_are_noticed_and_quiet_is_not() {
+    let world = World::with_link("eth0");
+    let notifications = world.inside.notifications.as_ref().unwrap();
+    notifications.drain().unwrap();
+    assert!(!notifications.drain().unwrap());
+    for change in [
+        "addr add 10.0.0.2/24 dev eth0",
+        "route add default via 10.0.0.1",
+        "-6 rule add fwmark 3 lookup 77",
+        "link set eth0 mtu 1300",
+    ] {
+        world.ip(change);
+        assert!(notifications.drain().unwrap(), "{change}");
+    }
+}
