@@ -17,14 +17,17 @@ mod tap;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use cards::Room;
 pub use found::{Found, Link, Mac};
 pub use namespace::{Namespace, Wanted};
 
+use crate::readable::Readable;
 use cards::Card;
-use netlink::{Netlink, Notifications};
+use netlink::Netlink;
 
 /// The network of a sandbox cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +110,7 @@ pub struct Network {
     /// Where the process came from.
     outside: Namespace,
     netlink: Netlink,
-    notifications: Notifications,
+    notifications: OwnedFd,
     cards: Vec<Card>,
 }
 
@@ -116,7 +119,7 @@ impl Network {
     pub fn take(wanted: &Wanted) -> Result<Self, NetworkError> {
         let namespace = Namespace::take(wanted)?;
         let outside = Namespace::own().map_err(failed("leave"))?;
-        let open = || Ok((Netlink::open()?, Notifications::open()?));
+        let open = || Ok((Netlink::open()?, netlink::open_notifications()?));
         let (mut netlink, notifications) = namespace
             .within(open)
             .and_then(|opened| opened)
@@ -143,9 +146,42 @@ impl Network {
         &self.outside
     }
 
+    /// What tells of changes. Called within a tokio runtime.
+    pub fn changes(&self) -> Result<Changes, NetworkError> {
+        let notifications = Readable::new(self.notifications.as_fd());
+        notifications.map(Changes).map_err(failed("watch"))
+    }
+
     /// Looks at what is there.
     pub fn look(&mut self) -> Result<Found, NetworkError> {
+        netlink::drain(self.notifications.as_fd()).map_err(failed("watch"))?;
         Found::look(&mut self.netlink).map_err(failed("read"))
+    }
+}
+
+/// Waits for changes in a network namespace.
+#[derive(Debug)]
+pub struct Changes(Readable);
+
+/// How long a change may be followed by another before it is looked at. Whoever sets an interface up
+/// makes many in a row.
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Changes {
+    /// Returns some time after something has changed. May be given up and called again.
+    pub async fn next(&self) -> io::Result<()> {
+        self.0.read(wait_for_some).await?;
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Leaves what there is to [`Network::look`], so that nothing is lost if the wait is given up.
+fn wait_for_some(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = rustix::net::RecvFlags::PEEK;
+    match rustix::net::recv(socket, &mut [0; 1], flags) {
+        Ok(_) | Err(rustix::io::Errno::NOBUFS) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -2,20 +2,26 @@
 //! notifications.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
 /// What the kernel fills at most in one go (NLMSG_GOODSIZE and the dump's upper bound).
 const BUFFER: usize = 32 * 1024;
+
+/// How long the kernel may take to answer. It answers while it is asked.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The attempts to list something that changes while it is listed.
 const DUMP_ATTEMPTS: usize = 10;
@@ -51,8 +57,10 @@ pub struct Netlink {
 impl Netlink {
     /// Opens one in the calling thread's namespace.
     pub fn open() -> io::Result<Self> {
+        let socket = open(SocketFlags::empty(), 0)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_LIMIT))?;
         Ok(Self {
-            socket: open(SocketFlags::empty(), 0)?,
+            socket,
             sequence: 0,
         })
     }
@@ -131,35 +139,23 @@ fn split(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((first, &packet[aligned..]))
 }
 
-/// Notifications of everything that makes up a network.
-#[derive(Debug)]
-pub struct Notifications(OwnedFd);
-
-impl Notifications {
-    /// Begins to listen in the calling thread's namespace.
-    pub fn open() -> io::Result<Self> {
-        open(SocketFlags::NONBLOCK, GROUPS).map(Self)
-    }
-
-    /// Takes all that are there. False if there were none.
-    pub fn drain(&self) -> io::Result<bool> {
-        let mut some = false;
-        loop {
-            // What they say is found out by looking.
-            match recv(&self.0, &mut [0; 1], RecvFlags::TRUNC) {
-                Ok(_) => some = true,
-                // Some were lost, so there were some.
-                Err(rustix::io::Errno::NOBUFS) => some = true,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(some),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
+/// Opens a socket for notifications of everything that makes up a network, in the calling thread's
+/// namespace. It does not block.
+pub fn open_notifications() -> io::Result<OwnedFd> {
+    open(SocketFlags::NONBLOCK, GROUPS)
 }
 
-impl AsFd for Notifications {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+/// Takes all notifications that are there. False if there were none.
+pub fn drain(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut some = false;
+    loop {
+        // What they say is found out by looking.
+        match recv(socket, &mut [0; 1], RecvFlags::TRUNC) {
+            // Where some were lost, there were some.
+            Ok(_) | Err(Errno::NOBUFS) => some = true,
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(some),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
