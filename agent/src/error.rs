@@ -4,6 +4,7 @@ use ttrpc::proto::Code;
 
 use crate::container::cgroup::CgroupError;
 use crate::container::{FilterError, LaunchError, SpecError, StateError};
+use crate::network::NetworkError;
 use crate::process::ProcessError;
 use crate::streams::StreamError;
 
@@ -49,6 +50,9 @@ pub enum AgentError {
     /// The standard streams could not be had.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The guest's network could not be set up.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The request came to an end without an answer.
     #[error("the agent dropped the request")]
     Dropped,
@@ -72,7 +76,7 @@ impl AgentError {
             | Self::ExecNotFinished(_)
             | Self::Process(ProcessError::NoTerminal)
             | Self::Stream(StreamError::Claimed(_)) => Code::FAILED_PRECONDITION,
-            Self::Launch(_) => Code::UNKNOWN,
+            Self::Launch(_) | Self::Network(_) => Code::UNKNOWN,
             Self::Cgroup(_) | Self::Process(_) | Self::Stream(_) | Self::Dropped => Code::INTERNAL,
         }
     }

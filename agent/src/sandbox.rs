@@ -5,11 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rvm_protocol::MAX_CONTAINER_ID;
+use rvm_protocol::agent::ConfigureNetworkRequest;
 
 use crate::boot;
 use crate::container::{self, Container};
 use crate::error::AgentError;
 use crate::events::Events;
+use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::streams::{StreamHub, StreamIds};
 use crate::sys::{Doing as _, OsError};
@@ -31,6 +33,7 @@ pub struct Sandbox {
     pub reaper: Reaper,
     /// What the host is told.
     pub events: Events,
+    network: Arc<Mutex<Network>>,
     containers: Arc<Mutex<HashMap<String, Slot>>>,
 }
 
@@ -49,6 +52,7 @@ impl Sandbox {
             streams: StreamHub::default(),
             reaper: Reaper::default(),
             events: Events::default(),
+            network: Arc::default(),
             containers: Arc::default(),
         })
     }
@@ -95,6 +99,12 @@ impl Sandbox {
         self.container(id)?.remove().await?;
         self.lock().remove(id);
         Ok(())
+    }
+
+    /// Makes the guest's network what the host asks for.
+    pub fn configure_network(&self, request: ConfigureNetworkRequest) -> Result<(), AgentError> {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(network.configure(request)?)
     }
 
     /// Waits until what ended processes wrote is on the host.

@@ -269,6 +269,15 @@ impl api::Agent for Service {
         Ok(())
     }
 
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.sandbox.configure_network(request)?;
+        Ok(api::Empty::default())
+    }
+
     async fn shutdown(
         &self,
         _: &TtrpcContext,

@@ -9,6 +9,7 @@ mod error;
 pub mod keyring;
 pub mod mount;
 pub mod net;
+pub mod netlink;
 pub mod port;
 pub mod readiness;
 pub mod sched;

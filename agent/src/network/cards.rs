@@ -1,0 +1,193 @@
+//! The machine's network cards: virtio devices that are bound to their driver while an interface
+//! uses them.
+//!
+//! A virtio-mmio slot without a device, and a card that was put away, are platform devices without
+//! a driver. Binding one tells which it is.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Mac, NetworkError, failed};
+
+/// The bus of virtio-mmio slots.
+const DEVICES: &str = "/sys/bus/platform/devices";
+
+/// Their driver.
+const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
+
+/// How a slot's name begins; a number follows.
+const SLOT: &str = "virtio-mmio.";
+
+/// A card with its driver.
+#[derive(Debug)]
+pub struct Card {
+    /// The MAC address that the machine gave it.
+    pub mac: Mac,
+    /// The index of its interface.
+    pub index: u32,
+    /// What its interface is called, as far as the agent knows.
+    pub name: String,
+    /// The name of its slot.
+    slot: String,
+}
+
+/// All cards with a driver.
+#[derive(Debug, Default)]
+pub struct Cards(Vec<Card>);
+
+impl Cards {
+    /// Finds the cards with these addresses, and gives a driver to those that have none.
+    pub fn find(&mut self, wanted: &[Mac]) -> Result<(), NetworkError> {
+        let missing = |cards: &[Card]| {
+            let absent = |mac: &&Mac| cards.iter().all(|card| card.mac != **mac);
+            wanted.iter().find(absent).copied()
+        };
+        let slots = slots().map_err(failed("list", DEVICES))?;
+        for slot in &slots {
+            if !self.has(slot) {
+                self.0.extend(look(slot).map_err(failed("look at", slot))?);
+            }
+        }
+        for slot in slots.iter().filter(|slot| !has_driver(slot)) {
+            if missing(&self.0).is_none() {
+                break;
+            }
+            self.bind(slot, wanted)?;
+        }
+        missing(&self.0).map_or(Ok(()), |mac| Err(NetworkError::NoCard(mac)))
+    }
+
+    /// Takes the driver from every card that is not among these.
+    pub fn put_away_all_but(&mut self, wanted: &[Mac]) -> Result<(), NetworkError> {
+        while let Some(position) = self.0.iter().position(|card| !wanted.contains(&card.mac)) {
+            let card = self.0.swap_remove(position);
+            unbind(&card.slot)?;
+        }
+        Ok(())
+    }
+
+    /// The card with an address.
+    pub fn get(&self, mac: Mac) -> Result<&Card, NetworkError> {
+        let card = self.0.iter().find(|card| card.mac == mac);
+        card.ok_or(NetworkError::NoCard(mac))
+    }
+
+    /// All of them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Card> {
+        self.0.iter_mut()
+    }
+
+    fn has(&self, slot: &str) -> bool {
+        self.0.iter().any(|card| card.slot == slot)
+    }
+
+    /// Gives a slot its driver, and keeps it so if there is a card in it that is wanted.
+    fn bind(&mut self, slot: &str, wanted: &[Mac]) -> Result<(), NetworkError> {
+        match fs::write(format!("{DRIVER}/bind"), slot) {
+            // Nothing is in it.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            other => other.map_err(failed("bind", slot))?,
+        }
+        match look(slot).map_err(failed("look at", slot))? {
+            Some(card) if wanted.contains(&card.mac) => self.0.push(card),
+            Some(_) => unbind(slot)?,
+            // A device of another kind has been plugged in, which needs its driver.
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+fn unbind(slot: &str) -> Result<(), NetworkError> {
+    fs::write(format!("{DRIVER}/unbind"), slot).map_err(failed("unbind", slot))
+}
+
+/// The names of all slots, in order of their numbers.
+fn slots() -> io::Result<Vec<String>> {
+    let mut slots = Vec::new();
+    for entry in fs::read_dir(DEVICES)? {
+        let name = entry?.file_name();
+        slots.extend(
+            name.to_str()
+                .filter(|name| name.starts_with(SLOT))
+                .map(str::to_owned),
+        );
+    }
+    slots.sort_by_key(|slot| slot[SLOT.len()..].parse().unwrap_or(u32::MAX));
+    Ok(slots)
+}
+
+fn has_driver(slot: &str) -> bool {
+    Path::new(DEVICES).join(slot).join("driver").exists()
+}
+
+/// The card in a slot, if there is one and it has its driver. Nobody has changed its address yet.
+fn look(slot: &str) -> io::Result<Option<Card>> {
+    // virtio-mmio.N/virtioM/net/NAME
+    let Some(device) = find(&Path::new(DEVICES).join(slot), "virtio")? else {
+        return Ok(None);
+    };
+    let nets = device.join("net");
+    let interface = match nets.try_exists()? {
+        true => find(&nets, "")?,
+        false => None,
+    };
+    let Some(interface) = interface else {
+        return Ok(None);
+    };
+    let name = interface.file_name().unwrap_or_default();
+    Ok(Some(Card {
+        mac: parse_mac(fs::read_to_string(interface.join("address"))?.trim())?,
+        index: parse(fs::read_to_string(interface.join("ifindex"))?.trim())?,
+        name: name.to_string_lossy().into_owned(),
+        slot: slot.to_owned(),
+    }))
+}
+
+fn find(directory: &Path, prefix: &str) -> io::Result<Option<PathBuf>> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let starts = |name: &str| {
+            name.strip_prefix(prefix)
+                .is_some_and(|rest| !rest.is_empty())
+        };
+        if entry.file_name().to_str().is_some_and(starts) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+fn parse(text: &str) -> io::Result<u32> {
+    text.parse().map_err(io::Error::other)
+}
+
+fn parse_mac(text: &str) -> io::Result<Mac> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes: Vec<u8> = bytes.collect::<Result<_, _>>().map_err(io::Error::other)?;
+    bytes
+        .try_into()
+        .map_err(|_| io::Error::other("no MAC address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_address_is_read_as_the_kernel_writes_it() {
+        assert_eq!(
+            parse_mac("02:00:00:aa:bb:ff").unwrap(),
+            [2, 0, 0, 0xaa, 0xbb, 0xff]
+        );
+        for text in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "x2:00:00:00:00:00",
+        ] {
+            assert!(parse_mac(text).is_err(), "{text}");
+        }
+    }
+}
