@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rvm_protocol::MAX_CONTAINER_ID;
-use rvm_protocol::agent::ConfigureNetworkRequest;
 
 use crate::boot;
 use crate::container::{self, Container};
@@ -33,7 +32,8 @@ pub struct Sandbox {
     pub reaper: Reaper,
     /// What the host is told.
     pub events: Events,
-    network: Arc<Mutex<Network>>,
+    /// The guest's network.
+    pub network: Arc<tokio::sync::Mutex<Network>>,
     containers: Arc<Mutex<HashMap<String, Slot>>>,
 }
 
@@ -47,12 +47,13 @@ impl Sandbox {
             Mode::empty(),
         )
         .doing(|| "open the agent's binary")?;
+        let reaper = Reaper::default();
         Ok(Self {
             program: Arc::new(program),
             streams: StreamHub::default(),
-            reaper: Reaper::default(),
+            network: Arc::new(tokio::sync::Mutex::new(Network::new(reaper.clone()))),
+            reaper,
             events: Events::default(),
-            network: Arc::default(),
             containers: Arc::default(),
         })
     }
@@ -99,12 +100,6 @@ impl Sandbox {
         self.container(id)?.remove().await?;
         self.lock().remove(id);
         Ok(())
-    }
-
-    /// Makes the guest's network what the host asks for.
-    pub fn configure_network(&self, request: ConfigureNetworkRequest) -> Result<(), AgentError> {
-        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(network.configure(request)?)
     }
 
     /// Waits until what ended processes wrote is on the host.

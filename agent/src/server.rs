@@ -108,6 +108,8 @@ impl api::Agent for Service {
         request: api::StartContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
         let container = self.sandbox.container(&request.container_id)?;
+        // The program sees no card that is not its own.
+        self.sandbox.network.lock().await.settle().await;
         to_the_end(async move { container.start().await }).await?;
         Ok(api::Empty::default())
     }
@@ -274,7 +276,8 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::ConfigureNetworkRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.sandbox.configure_network(request)?;
+        let network = self.sandbox.network.clone();
+        to_the_end(async move { Ok(network.lock().await.configure(request).await?) }).await?;
         Ok(api::Empty::default())
     }
 

@@ -57,8 +57,10 @@ pub struct MachineConfig {
     pub vsock: Vec<VsockPort>,
     /// Disks, in the order in which the guest names them: vda, vdb, …
     pub disks: Vec<Disk>,
-    /// Network interfaces, in the order in which the guest names them: eth0, eth1, …
+    /// Network cards, in the order in which the guest names them: eth0, eth1, …
     pub nets: Vec<Net>,
+    /// Slots for network cards that are plugged in later. With `nets` at most [`MAX_NETS`].
+    pub spare_nets: usize,
 }
 
 /// A guest port and the Unix socket that leads to it.
@@ -83,17 +85,22 @@ pub struct Disk {
     pub serial: String,
 }
 
+/// The most virtio-net devices of a machine, those that are plugged in later included.
+pub const MAX_NETS: usize = 12;
+
 /// A virtio-net device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
-    /// A TAP descriptor with IFF_NO_PI and IFF_VNET_HDR set.
+    /// A TAP with IFF_NO_PI and IFF_VNET_HDR set and headers of [`TAP_HEADER`] bytes. It does not
+    /// block.
     pub tap: FdIndex,
-    /// The guest's MAC address.
+    /// Its MAC address.
     pub mac: [u8; 6],
-    /// The largest packet without its Ethernet header, in bytes.
-    pub mtu: u16,
 }
+
+/// The length of struct virtio_net_hdr with num_buffers (TUNSETVNETHDRSZ).
+pub const TAP_HEADER: usize = 12;
 
 /// What `rvm-vmm qemu` needs in order to become QEMU, in a jail. It sends [`Event::Stopped`] if it
 /// cannot; if it can, the control socket closes when QEMU takes over.
@@ -150,6 +157,16 @@ pub enum Request {
     Balloon {
         /// The balloon's size.
         mib: u64,
+    },
+    /// Makes a network card of the TAP that comes with the request, see [`Net::tap`].
+    PlugNet {
+        /// Its MAC address, by which it is unplugged.
+        mac: [u8; 6],
+    },
+    /// Removes the network card with this MAC address.
+    UnplugNet {
+        /// The address it was made with.
+        mac: [u8; 6],
     },
     /// Ends the machine at once.
     Stop,

@@ -4,6 +4,7 @@
 //! shown, numbers are checked, and nothing is used as a path.
 
 mod containers;
+mod network;
 mod processes;
 
 use std::io;

@@ -12,6 +12,7 @@ use crate::agent::AgentError;
 use crate::cgroup::{self, CgroupError, Driver};
 use crate::config::Config;
 use crate::hooks::{self, HookError, Moment};
+use crate::network::{Namespace, Network, NetworkError, Wanted};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::sizing::{Size, SizeError};
 use crate::spec::pod::Role;
@@ -37,6 +38,9 @@ pub enum BringUpError {
     /// The shared directory.
     #[error("cannot share the container's files")]
     Storage(#[from] StorageError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -73,13 +77,31 @@ pub struct Site<'a> {
     pub config: &'a Config,
     /// Who makes its control groups.
     pub driver: Driver,
+    /// The host's network namespace, where hooks run.
+    pub outside: &'a Namespace,
+}
+
+/// Opens or makes the network namespace that a container is to be in. Whatever has its pid on the
+/// host must enter it before anything else happens: engines look for it there.
+///
+/// The network is for [`Site::bring_up`], of a container that gets a sandbox.
+pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Option<Network>), NetworkError> {
+    // The configuration was found to ask for one.
+    let wanted = Wanted::of(&bundle.spec).unwrap_or(Wanted::New);
+    if let Role::Member(_) = bundle.role {
+        return Ok((Namespace::take(&wanted)?, None));
+    }
+    let network = Network::take(&wanted)?;
+    Ok((network.namespace()?, Some(network)))
 }
 
 impl Site<'_> {
-    /// Makes the container. One that joins a sandbox is given it if this process owns it.
+    /// Makes the container. One that joins a sandbox is given it if this process owns it; one that
+    /// does not is given the network of its own, see [`take_network`].
     pub async fn bring_up(
         &self,
         owned: Option<Arc<Sandbox>>,
+        network: Option<Network>,
         host: HostStdio,
         timings: &mut Timings,
     ) -> Result<(Arc<Sandbox>, Relay), BringUpError> {
@@ -96,13 +118,13 @@ impl Site<'_> {
         let translation = translate(bundle, container.id(), &peers)?;
         dir.share(container.id(), &translation)?;
         timings.lap("share files");
-        let sandbox = match (&bundle.role, owned) {
-            (Role::Alone | Role::Sandbox, _) => {
+        let sandbox = match (network, owned) {
+            (Some(network), _) => {
                 let size = Size::for_bundle(&bundle.spec, config)?;
-                Arc::new(Sandbox::start(dir, size, config, timings).await?)
+                Arc::new(Sandbox::start(dir, size, network, config, timings).await?)
             }
-            (Role::Member(_), Some(owned)) => owned,
-            (Role::Member(_), None) => Arc::new(Sandbox::join(dir, config)?),
+            (None, Some(owned)) => owned,
+            (None, None) => Arc::new(Sandbox::join(dir, config)?),
         };
         self.limit(&sandbox)?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
@@ -133,7 +155,8 @@ impl Site<'_> {
         let started = sandbox.start_container(self.container.id(), timings);
         started.await.map_err(plain)?;
         let state = self.container.lock()?.step(Status::Running, |_| {})?;
-        hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
+        let (hooks, outside) = (state.hooks.as_ref(), Some(self.outside));
+        hooks::run_and_warn(Moment::Poststart, hooks, &state, outside).await;
         Ok(())
     }
 
@@ -145,7 +168,7 @@ impl Site<'_> {
             return Ok(());
         };
         for moment in [Moment::Prestart, Moment::CreateRuntime] {
-            hooks::run(moment, Some(hooks), &state).await?;
+            hooks::run(moment, Some(hooks), &state, self.outside).await?;
         }
         timings.lap("run hooks");
         Ok(())

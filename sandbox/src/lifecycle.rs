@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::io::FdFlags;
 use rustix::process::Signal;
 
@@ -18,9 +19,11 @@ use crate::cgroup::{Cgroup, CgroupError};
 use crate::descriptors;
 use crate::error_chain::chain;
 use crate::hooks::{self, Moment};
+use crate::network;
 use crate::process::ProcessId;
 use crate::running::{connect, gone};
 use crate::sandbox::SandboxDir;
+use crate::sandbox::control::{self, ControlError};
 use crate::spec::pod::{Peer, Role};
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
@@ -56,6 +59,9 @@ pub enum LifecycleError {
     /// The control groups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The sandbox's owner.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The monitor's explanation.
     #[error("{0}")]
     Monitor(String),
@@ -211,7 +217,10 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
             ));
         }
     }
-    Agent::connect(&container.sandbox(&state)?)?
+    let sandbox = container.sandbox(&state)?;
+    // An engine may have set the network up since the container was created.
+    control::ask(&sandbox, control::Request::SyncNetwork).await?;
+    Agent::connect(&sandbox)?
         .start_container(container.id())
         .await?;
     match container.lock()?.step(Status::Running, |_| {}) {
@@ -219,7 +228,7 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
         Err(StateError::Step(step)) if step.from == Status::Stopped => {}
         other => drop(other?),
     }
-    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state).await;
+    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state, None).await;
     Ok(())
 }
 
@@ -263,15 +272,34 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
         return Ok(());
     }
     end_machine(container)?;
+    if let Some(state) = &state {
+        restore_network(state);
+    }
     if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
         remove_cgroup(cgroup, force)?;
     }
     // Of several who delete it, one tells of it.
     let removed = remove(container)?;
     if let Some(state) = state.as_ref().filter(|_| removed) {
-        hooks::run_and_warn(Moment::Poststop, state.hooks.as_ref(), state).await;
+        hooks::run_and_warn(Moment::Poststop, state.hooks.as_ref(), state, None).await;
     }
     Ok(())
+}
+
+/// Gives the namespace that a sandbox was given back as it was. A monitor that has lived to write its
+/// container's end down has done it.
+fn restore_network(state: &State) {
+    if state.status == Status::Stopped || state.sandbox.is_some() {
+        return;
+    }
+    let mut given = state.namespaces.iter();
+    let network = given.find(|(kind, _)| *kind == LinuxNamespaceType::Network);
+    if let Some((_, path)) = network
+        && let Err(error) = network::restore(path)
+    {
+        // Gone, most likely, with all that was in it.
+        tracing::debug!("{}", chain(&error));
+    }
 }
 
 /// Writes down that the container has stopped, so that whoever starts it at this moment finds out

@@ -17,12 +17,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
-use crate::bring_up::{BringUpError, Site};
+use crate::bring_up::{BringUpError, Site, take_network};
 use crate::cgroup::{self, Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::descriptors::Extra;
 use crate::engine::MachineEnd;
+use crate::error_chain::chain;
 use crate::lifecycle::leave;
+use crate::network::{Namespace, Network};
 use crate::process::{self, ProcessId};
 use crate::readable::Readable;
 use crate::sandbox::Sandbox;
@@ -143,8 +145,12 @@ async fn live(
     let terminal = program.and_then(|program| program.terminal()) == Some(true);
     let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
     let host = host.with(extra);
+    let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
+    let (namespace, network) = take_network(order.bundle).map_err(BringUpError::from)?;
+    let entered = namespace.enter();
+    entered.map_err(process_failed("enter the container's network namespace"))?;
     let (sandbox, relay) = tokio::select! {
-        started = bring_up(order, host, timings) => started?,
+        started = bring_up(order, &outside, network, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = abandoned(&order.mode) => return Err(MonitorError::Abandoned),
     };
@@ -173,6 +179,8 @@ async fn live(
 /// Everything up to a container that runs, or for somebody else to start.
 async fn bring_up(
     order: &Order<'_>,
+    outside: &Namespace,
+    network: Option<Network>,
     host: HostStdio,
     timings: &mut Timings,
 ) -> Result<(Arc<Sandbox>, Relay), MonitorError> {
@@ -181,8 +189,9 @@ async fn bring_up(
         bundle: order.bundle,
         config: order.config,
         driver: order.driver,
+        outside,
     };
-    let (sandbox, relay) = site.bring_up(None, host, timings).await?;
+    let (sandbox, relay) = site.bring_up(None, network, host, timings).await?;
     if let Mode::Foreground = order.mode {
         site.start(&sandbox, timings).await?;
     }
@@ -268,6 +277,12 @@ pub(crate) fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> 
 /// Passes signals on until the container's first process has ended; returns its exit code.
 async fn supervise(id: &str, sandbox: &Sandbox, signals: &Signals, terminal: Option<&Raw>) -> u8 {
     let mut exit = std::pin::pin!(sandbox.agent().wait(id));
+    let service = async {
+        let error = sandbox.serve().await;
+        tracing::error!("{}", chain(&error));
+        std::future::pending::<()>().await;
+    };
+    let mut service = std::pin::pin!(service);
     let end = loop {
         tokio::select! {
             biased;
@@ -277,6 +292,7 @@ async fn supervise(id: &str, sandbox: &Sandbox, signals: &Signals, terminal: Opt
             },
             end = sandbox.ended() => break end.clone(),
             signal = signals.next() => pass_on(sandbox.agent(), id, signal, terminal),
+            () = &mut service => {}
         }
     };
     match end {

@@ -19,7 +19,8 @@ pub struct Bundle {
 const APPLETS: &[&str] = &[
     "awk", "cat", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id",
     "kill", "ls", "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq",
-    "sh", "sleep", "stat", "stty", "sync", "tail", "touch", "true", "tty", "uname", "wc", "yes",
+    "sh", "sleep", "stat", "stty", "sync", "tail", "touch", "tr", "true", "tty", "uname", "wc",
+    "yes",
 ];
 
 impl Bundle {

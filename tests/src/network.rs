@@ -5,7 +5,8 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Command;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -50,6 +51,31 @@ impl Network {
                 .chain(sockets().into_iter().map(|name| format!("socket {name}")))
                 .collect()
         })
+    }
+
+    /// A path to the namespace, good as long as this is there.
+    pub fn path(&self) -> String {
+        let fd = self.namespace.as_raw_fd();
+        format!("/proc/{}/fd/{fd}", std::process::id())
+    }
+
+    /// Runs ip(8) in the namespace; returns what it prints.
+    pub fn ip(&self, arguments: &str) -> String {
+        self.run("ip", arguments)
+    }
+
+    /// Runs tc(8) in the namespace; returns what it prints.
+    pub fn tc(&self, arguments: &str) -> String {
+        self.run("tc", arguments)
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> String {
+        let mut command = Command::new(program);
+        command.args(arguments.split(' '));
+        let output = self.inside(|| command.output()).unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Calls a function in the namespace.

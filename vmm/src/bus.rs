@@ -1,7 +1,7 @@
 //! Where the guest's accesses outside its memory go: the device windows and the two ports that mean
 //! something.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
@@ -28,6 +28,11 @@ impl Bus {
             devices: devices.into_iter().map(Mutex::new).collect(),
             serial: Mutex::new(Serial::new(NoInterrupt, EarlyConsole(early))),
         }
+    }
+
+    /// The registers of a device by its number.
+    pub fn device(&self, number: usize) -> Option<MutexGuard<'_, MmioTransport>> {
+        self.devices.get(number).map(lock)
     }
 
     /// The guest reads memory that is not there.
@@ -68,7 +73,7 @@ impl Bus {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -13,7 +13,7 @@ use crate::{backend, control, machine, probe, qemu, report};
 pub fn machine() -> anyhow::Result<()> {
     let (channel, config, fds) = configuration::<MachineConfig>()?;
     let reason = match machine::start(&config, fds) {
-        Ok(machine) => control::run(&machine, &channel)?,
+        Ok(mut machine) => control::run(&mut machine, &channel)?,
         Err(error) => StopReason::Failed {
             reason: report::chain(&error),
         },

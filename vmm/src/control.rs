@@ -1,16 +1,17 @@
 //! The main thread of a running machine: the control socket and the devices that do not block.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
 
-use crate::fd;
 use crate::machine::Machine;
+use crate::nets::NetError;
+use crate::{fd, report};
 
 /// Runs until the machine ends, whoever started it goes away, or asks for the end. Returns why.
-pub fn run(machine: &Machine, channel: &Channel) -> Result<StopReason, ChannelError> {
+pub fn run(machine: &mut Machine, channel: &Channel) -> Result<StopReason, ChannelError> {
     channel.send(&Event::Started(Box::new(machine.times.clone())), &[])?;
     loop {
         let mut fds = [
@@ -39,23 +40,15 @@ pub fn run(machine: &Machine, channel: &Channel) -> Result<StopReason, ChannelEr
 }
 
 /// Carries out one request. False if it asks for the end.
-fn serve(machine: &Machine, channel: &Channel) -> Result<bool, ChannelError> {
+fn serve(machine: &mut Machine, channel: &Channel) -> Result<bool, ChannelError> {
     let answer = match channel.receive::<Request>() {
         Ok((Request::Stop, _)) => return Ok(false),
-        Ok((Request::Pause, _)) => {
-            machine.cpus.pause(&machine.cpu_threads);
-            Event::Done
-        }
-        Ok((Request::Resume, _)) => {
-            machine.cpus.resume();
-            Event::Done
-        }
-        Ok((Request::Balloon { mib }, _)) => {
-            let (target, slot) = &machine.balloon;
-            target.set_mib(mib);
-            slot.interrupt.config_changed();
-            Event::Done
-        }
+        Ok((request, mut fds)) => match carry_out(machine, request, fds.pop()) {
+            Ok(()) => Event::Done,
+            Err(error) => Event::Refused {
+                reason: report::chain(&error),
+            },
+        },
         Err(ChannelError::Malformed(error)) => Event::Refused {
             reason: error.to_string(),
         },
@@ -63,4 +56,24 @@ fn serve(machine: &Machine, channel: &Channel) -> Result<bool, ChannelError> {
     };
     channel.send(&answer, &[])?;
     Ok(true)
+}
+
+fn carry_out(machine: &mut Machine, request: Request, fd: Option<OwnedFd>) -> Result<(), NetError> {
+    match request {
+        Request::Pause => machine.cpus.pause(&machine.cpu_threads),
+        Request::Resume => machine.cpus.resume(),
+        Request::Balloon { mib } => {
+            let (target, slot) = &machine.balloon;
+            target.set_mib(mib);
+            slot.interrupt.config_changed();
+        }
+        Request::PlugNet { mac } => {
+            let bus = machine.cpus.bus();
+            machine.nets.plug(&machine.vm, bus, mac, fd)?;
+        }
+        Request::UnplugNet { mac } => machine.nets.unplug(machine.cpus.bus(), mac)?,
+        // Ends the loop that this is called from.
+        Request::Stop => {}
+    }
+    Ok(())
 }

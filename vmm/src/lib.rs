@@ -16,6 +16,7 @@ pub mod jail;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod nets;
 pub mod probe;
 pub mod qemu;
 pub mod report;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use rvm_protocol::SHARED_TAG;
-use rvm_protocol::vmm::{Disk, MachineConfig, Net, StartTimes};
+use rvm_protocol::vmm::{Disk, MAX_NETS, MachineConfig, StartTimes};
 
 use crate::arch::x86_64::registers::RegisterError;
 use crate::arch::x86_64::{DEVICE_INTERRUPTS, MAX_VCPUS, layout, mptable, registers};
@@ -21,10 +21,12 @@ use crate::jail::{self, Caps, JailError, Root};
 use crate::kvm::vcpu::{self, Shared, Vcpu};
 use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::nets::NetSlots;
 use crate::virtio::balloon::{self, Balloon};
 use crate::virtio::block::Block;
 use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::empty::Empty;
 use crate::virtio::fs::{self, Fs};
 use crate::virtio::mmio::{MmioTransport, WINDOW};
 use crate::virtio::net;
@@ -91,8 +93,10 @@ pub struct Machine {
     pub balloon: (balloon::Target, Arc<Slot>),
     /// Where the time went.
     pub times: StartTimes,
-    // KVM lets go of all interrupts when the machine's descriptor is closed, though the CPUs go on.
-    _vm: Vm,
+    /// The network cards.
+    pub nets: NetSlots,
+    /// KVM lets go of all interrupts when the machine's descriptor is closed, though the CPUs go on.
+    pub vm: Vm,
 }
 
 /// Enters the jail, makes the machine and starts it. The calling thread is the process's only one.
@@ -110,7 +114,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         ConsoleLog::new(fds.take(config.console)?.into()).map_err(device_failed("console"))?;
     let console = Arc::new(Mutex::new(console));
     let devices = make_devices(config, &mut fds, &memory, &console, proc_self_fd)?;
-    let transports = connect_devices(&vm, &devices.slots)?;
+    let (transports, nets) = connect_devices(&vm, &devices.slots, config)?;
     let cmdline = cmdline(config, devices.slots.len());
     let machine_ns = clock.lap();
 
@@ -145,7 +149,8 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
             kernel_ns,
             threads_ns: clock.lap(),
         },
-        _vm: vm,
+        nets,
+        vm,
     })
 }
 
@@ -169,6 +174,13 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         return wrong(format!(
             "{} vCPUs; at most {MAX_VCPUS} are possible",
             config.max_vcpus
+        ));
+    }
+    if config.nets.len() + config.spare_nets > MAX_NETS {
+        return wrong(format!(
+            "{} network cards and room for {} more; at most {MAX_NETS} are possible",
+            config.nets.len(),
+            config.spare_nets
         ));
     }
     // 1 TiB, what the boot CPU's page tables and common hosts can address with ease.
@@ -227,7 +239,16 @@ fn make_devices(
     }
     for (index, net) in config.nets.iter().enumerate() {
         let name = format!("net{index}");
-        alone(&name, ThreadKind::Network, Box::new(network(net, fds)?))?;
+        let tap = File::from(fds.take(net.tap)?);
+        alone(
+            &name,
+            ThreadKind::Network,
+            Box::new(net::Net::new(tap, net.mac)),
+        )?;
+    }
+    // A card that comes later shares this thread: it can make no other then.
+    for _ in 0..config.spare_nets {
+        slots.push(add(&mut main, Box::new(Empty(net::QUEUE_SIZES)), memory)?);
     }
     Ok(Devices {
         main,
@@ -278,34 +299,46 @@ fn block(disk: &Disk, fds: &mut HandedFds) -> Result<Block, MachineError> {
         .map_err(device_failed("block"))
 }
 
-fn network(config: &Net, fds: &mut HandedFds) -> Result<net::Net, MachineError> {
-    net::Net::new(fds.take(config.tap)?.into(), config.mac, config.mtu)
-        .map_err(device_failed("net"))
-}
-
-/// Gives each device its window, its interrupt and its bells.
-fn connect_devices(vm: &Vm, slots: &[Arc<Slot>]) -> Result<Vec<MmioTransport>, MachineError> {
-    let places = windows().take(slots.len());
-    if places.clone().count() < slots.len() {
+/// Gives each device its window, and all but those that come later their interrupt and bells.
+fn connect_devices(
+    vm: &Vm,
+    slots: &[Arc<Slot>],
+    config: &MachineConfig,
+) -> Result<(Vec<MmioTransport>, NetSlots), MachineError> {
+    let places: Vec<Place> = windows().take(slots.len()).collect();
+    if places.len() < slots.len() {
         return Err(MachineError::Config(format!(
             "{} devices are too many",
             slots.len()
         )));
     }
-    places
-        .zip(slots)
-        .map(|((window, interrupt), slot)| {
-            vm.connect_interrupt(slot.interrupt.line(), interrupt)?;
-            for (queue, bell) in (0..).zip(slot.bells()) {
-                vm.connect_bell(bell, window + QUEUE_NOTIFY, queue)?;
-            }
-            Ok(MmioTransport::new(Arc::clone(slot))?)
-        })
-        .collect()
+    let there = slots.len() - config.spare_nets;
+    for (&place, slot) in places.iter().zip(slots).take(there) {
+        connect(vm, slot, place)?;
+    }
+    let transports = slots
+        .iter()
+        .map(|slot| Ok(MmioTransport::new(Arc::clone(slot))?))
+        .collect::<Result<_, MachineError>>()?;
+    let macs = config.nets.iter().map(|net| net.mac);
+    let nets = NetSlots::new(there - config.nets.len(), macs, &places);
+    Ok((transports, nets))
 }
 
-/// The places for devices: address and interrupt.
-fn windows() -> impl Iterator<Item = (u64, u32)> + Clone {
+/// Connects the device at a place to its interrupt and its bells.
+pub fn connect(vm: &Vm, slot: &Slot, (window, interrupt): Place) -> Result<(), MachineError> {
+    vm.connect_interrupt(slot.interrupt.line(), interrupt)?;
+    for (queue, bell) in (0..).zip(slot.bells()) {
+        vm.connect_bell(bell, window + QUEUE_NOTIFY, queue)?;
+    }
+    Ok(())
+}
+
+/// A place for a device: its window's address, and its interrupt.
+pub type Place = (u64, u32);
+
+/// The places for devices.
+fn windows() -> impl Iterator<Item = Place> + Clone {
     (layout::MMIO_START..)
         .step_by(WINDOW as usize)
         .zip(DEVICE_INTERRUPTS)

@@ -4,11 +4,16 @@
 //! A virtio-mmio slot without a device, and a card that was put away, are platform devices without
 //! a driver. Binding one tells which it is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::write;
+use rustix::process::Pid;
+
 use super::{Mac, NetworkError, failed};
+use crate::sys::Doing as _;
+use crate::sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
 
 /// The bus of virtio-mmio slots.
 const DEVICES: &str = "/sys/bus/platform/devices";
@@ -58,13 +63,19 @@ impl Cards {
         missing(&self.0).map_or(Ok(()), |mac| Err(NetworkError::NoCard(mac)))
     }
 
-    /// Takes the driver from every card that is not among these.
-    pub fn put_away_all_but(&mut self, wanted: &[Mac]) -> Result<(), NetworkError> {
-        while let Some(position) = self.0.iter().position(|card| !wanted.contains(&card.mac)) {
-            let card = self.0.swap_remove(position);
-            unbind(&card.slot)?;
+    /// Begins to take the driver from every card that is not among these, in a process of its own;
+    /// returns that process's id. None if there is nothing to do.
+    ///
+    /// It takes some 50 ms a card: the kernel waits until nobody can be using the interface.
+    pub fn put_away_all_but(&mut self, wanted: &[Mac]) -> Result<Option<Pid>, NetworkError> {
+        let idle = self.0.extract_if(.., |card| !wanted.contains(&card.mac));
+        let slots: Vec<String> = idle.map(|card| card.slot).collect();
+        if slots.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let path = format!("{DRIVER}/unbind");
+        let unbind = File::options().write(true).open(&path);
+        start_unbinding(&unbind.map_err(failed("open", &path))?, &slots).map(Some)
     }
 
     /// The card with an address.
@@ -96,6 +107,19 @@ impl Cards {
             None => {}
         }
         Ok(())
+    }
+}
+
+fn start_unbinding(unbind: &File, slots: &[String]) -> Result<Pid, NetworkError> {
+    // SAFETY: the child makes system calls only.
+    #[allow(unsafe_code)]
+    let cloned = unsafe { clone_process(&CloneRequest::default()) };
+    match cloned.doing(|| "clone the agent")? {
+        Cloned::Parent { pid, .. } => Ok(pid),
+        Cloned::Child => {
+            let mut written = slots.iter().map(|slot| write(unbind, slot.as_bytes()));
+            exit_now(i32::from(written.any(|result| result.is_err())))
+        }
     }
 }
 

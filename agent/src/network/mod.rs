@@ -12,8 +12,11 @@ use std::fs;
 use std::io;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rvm_protocol::agent::{ConfigureNetworkRequest, Interface};
+use tokio::sync::oneshot;
 
+use crate::reaper::{Exit, Reaper};
 use crate::sys::netlink::{Message, Netlink};
 use crate::sys::{Doing as _, OsError};
 use cards::Cards;
@@ -56,34 +59,81 @@ impl std::fmt::Display for Text<'_> {
 }
 
 /// What the host has asked for so far.
-#[derive(Default)]
 pub struct Network {
+    reaper: Reaper,
     cards: Cards,
+    /// The end of a process that puts cards away.
+    pending: Option<oneshot::Receiver<Exit>>,
+    /// Nothing was asked for yet.
+    is_new: bool,
     interfaces: Vec<Interface>,
     /// By kind.
     objects: [Vec<Object>; Kind::ALL.len()],
 }
 
 impl Network {
+    /// A network of loopback only.
+    pub fn new(reaper: Reaper) -> Self {
+        Self {
+            reaper,
+            cards: Cards::default(),
+            pending: None,
+            is_new: true,
+            interfaces: Vec::new(),
+            objects: Default::default(),
+        }
+    }
+
     /// Makes the network what the request says.
-    pub fn configure(&mut self, request: ConfigureNetworkRequest) -> Result<(), NetworkError> {
-        let netlink = Netlink::open().doing(|| "open a netlink socket")?;
+    ///
+    /// The first time, cards may still be on their way out of sight when this returns; see
+    /// [`Network::settle`]. Later the host may take them out of the machine.
+    pub async fn configure(
+        &mut self,
+        request: ConfigureNetworkRequest,
+    ) -> Result<(), NetworkError> {
+        self.settle().await;
         let wanted = request
             .interfaces
             .iter()
             .map(card_of)
             .collect::<Result<Vec<_>, _>>()?;
         self.cards.find(&wanted)?;
+        let put_away = self.apply(request, &wanted)?;
+        self.pending = put_away.map(|pid| self.reaper.expect(pid));
+        if !std::mem::replace(&mut self.is_new, false) {
+            self.settle().await;
+        }
+        Ok(())
+    }
+
+    /// Returns when everything is as it was asked for.
+    pub async fn settle(&mut self) {
+        if let Some(end) = self.pending.take()
+            && !end.await.is_ok_and(|exit| exit.status == 0)
+        {
+            log::warn!("a network card could not be put away");
+        }
+    }
+
+    /// Does all but putting the cards away that are no longer wanted, which it starts.
+    fn apply(
+        &mut self,
+        request: ConfigureNetworkRequest,
+        wanted: &[Mac],
+    ) -> Result<Option<Pid>, NetworkError> {
+        let netlink = Netlink::open().doing(|| "open a netlink socket")?;
         let objects = self.resolve(&request)?;
         for kind in Kind::ALL.into_iter().rev() {
             self.remove(&netlink, kind, &objects[kind as usize])?;
         }
-        self.cards.put_away_all_but(&wanted)?;
+        self.make_way(&netlink, &request.interfaces)?;
+        let put_away = self.cards.put_away_all_but(wanted)?;
         self.set_interfaces(&netlink, request.interfaces)?;
         for (kind, list) in Kind::ALL.into_iter().zip(objects) {
             self.add(&netlink, kind, list)?;
         }
-        Ok(())
+        Ok(put_away)
     }
 
     /// The objects of a request, with the interfaces that they name.
@@ -157,25 +207,22 @@ impl Network {
         wanted: Vec<Interface>,
     ) -> Result<(), NetworkError> {
         let old = std::mem::take(&mut self.interfaces);
-        let changed: Vec<_> = wanted.iter().filter(|new| !old.contains(new)).collect();
-        for interface in &changed {
-            self.make_way(netlink, interface)?;
-        }
-        for interface in &changed {
+        for interface in wanted.iter().filter(|new| !old.contains(new)) {
             self.set_interface(netlink, interface)?;
         }
         self.interfaces = wanted;
         Ok(())
     }
 
-    /// Takes an interface's name from another that is to have a different one.
-    fn make_way(&mut self, netlink: &Netlink, interface: &Interface) -> Result<(), NetworkError> {
-        let card = card_of(interface)?;
-        for other in self.cards.iter_mut() {
-            if other.mac != card && other.name == interface.name {
+    /// Takes the names that interfaces are to have from others that have them.
+    fn make_way(&mut self, netlink: &Netlink, wanted: &[Interface]) -> Result<(), NetworkError> {
+        for interface in wanted {
+            let card = card_of(interface)?;
+            let mut others = self.cards.iter_mut().filter(|other| other.mac != card);
+            if let Some(other) = others.find(|other| other.name == interface.name) {
                 let name = format!("rvm-{}", other.index);
-                let mut message =
-                    Message::new(libc::RTM_SETLINK, 0, &link_header(other.index, None));
+                let header = link_header(other.index, None);
+                let mut message = Message::new(libc::RTM_SETLINK, 0, &header);
                 message.attribute(libc::IFLA_IFNAME, &with_nul(&name));
                 netlink
                     .request(message)
@@ -220,6 +267,9 @@ impl Network {
         let header = link_header(index, Some(interface.flags));
         let message = Message::new(libc::RTM_SETLINK, 0, &header);
         netlink.request(message).doing(|| doing("flags"))?;
+        // The kernel lets up to a second pass before it finds that a new card can send, and says so
+        // at once to whoever asks.
+        let _ = fs::read(format!("/sys/class/net/{}/carrier", interface.name));
         Ok(())
     }
 }

@@ -1,19 +1,24 @@
 //! The `kvm` engine: rvm-vmm.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rvm_protocol::PARAM_SHARED;
 use rvm_protocol::vmm::{
-    ChannelError, Event, FdIndex, MachineConfig, StartTimes, StopReason, VsockPort,
+    Channel, ChannelError, Event, FdIndex, MAX_NETS, MachineConfig, Net, Request, StartTimes,
+    StopReason, VsockPort,
 };
+use tokio::sync::oneshot;
 
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
     io_failed, open_initramfs, open_kernel,
 };
+use crate::network::{Mac, NetCard, Room};
 use crate::process::ProcessId;
 use crate::readable::Readable;
 use crate::spawn::Vmm;
@@ -23,6 +28,10 @@ use crate::spawn::Vmm;
 const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t \
      tsc=reliable no_timer_check noreplace-smp \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
+
+/// How many network cards can be plugged in while the machine runs. Each costs every start a few
+/// thousand instructions.
+const SPARE_NETS: usize = 4;
 
 /// The engine.
 pub struct Kvm;
@@ -34,6 +43,13 @@ impl Engine for Kvm {
 
     fn start_timeout(&self) -> Duration {
         Duration::from_secs(30)
+    }
+
+    fn net_room(&self) -> Room {
+        Room {
+            most: MAX_NETS,
+            idle: 0,
+        }
     }
 
     fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError> {
@@ -55,7 +71,8 @@ impl Engine for Kvm {
             shared_dir: plan.shared.to_owned(),
             vsock: fds.add_ports(plan.ports),
             disks: Vec::new(),
-            nets: Vec::new(),
+            spare_nets: SPARE_NETS.min(MAX_NETS.saturating_sub(plan.nets.len())),
+            nets: fds.add_nets(plan.nets),
         };
         let vmm = Vmm::start(plan.vmm, "machine", &config, &fds.borrow())?;
         Ok(Box::new(KvmMachine::new(vmm)?))
@@ -98,6 +115,14 @@ impl Fds {
             .collect()
     }
 
+    fn add_nets(&mut self, cards: Vec<NetCard>) -> Vec<Net> {
+        let add = |card: NetCard| Net {
+            tap: self.add(card.tap),
+            mac: card.mac,
+        };
+        cards.into_iter().map(add).collect()
+    }
+
     pub(super) fn borrow(&self) -> Vec<BorrowedFd<'_>> {
         self.0.iter().map(AsFd::as_fd).collect()
     }
@@ -105,74 +130,132 @@ impl Fds {
 
 /// A machine that rvm-vmm runs.
 struct KvmMachine {
-    /// A second descriptor of the control socket, to wait on.
+    /// The control socket, to wait on and to talk over.
     control: Readable,
-    vmm: Vmm,
-    times: Option<StartTimes>,
+    channel: Channel,
+    vmm: Mutex<Vmm>,
+    times: OnceLock<StartTimes>,
+    /// Who waits for the answers to requests, in their order.
+    waiting: Mutex<VecDeque<Answer>>,
 }
+
+/// None if the request was carried out, else why not.
+type Answer = oneshot::Sender<Option<String>>;
 
 impl KvmMachine {
     fn new(vmm: Vmm) -> Result<Self, EngineError> {
         let fd = vmm.channel().as_fd();
         rustix::io::ioctl_fionbio(fd, true)
             .map_err(|e| io_failed("prepare the control socket")(e.into()))?;
-        let control = Readable::new(fd).map_err(io_failed("watch the control socket"))?;
+        let watch = io_failed("watch the control socket");
+        let own = fd.try_clone_to_owned().map_err(io_failed("dup"))?;
         Ok(Self {
-            control,
-            vmm,
-            times: None,
+            control: Readable::new(fd).map_err(watch)?,
+            channel: Channel::new(own),
+            vmm: Mutex::new(vmm),
+            times: OnceLock::new(),
+            waiting: Mutex::default(),
         })
     }
 
     /// The next thing that rvm-vmm tells. None if it tells nothing any more.
-    async fn event(&mut self) -> Option<Event> {
-        let channel = self.vmm.channel();
-        let received = self.control.read(|_| match channel.receive() {
+    async fn event(&self) -> Option<Event> {
+        let received = self.control.read(|_| match self.channel.receive() {
             Err(ChannelError::Socket(error)) => Err(error),
             other => Ok(other),
         });
         Some(received.await.ok()?.ok()?.0)
     }
 
+    /// Has a request carried out.
+    async fn request(
+        &self,
+        action: &'static str,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
+        let (answer, answered) = oneshot::channel();
+        {
+            // Held while sending, so that answers come in the order of those who wait.
+            let mut waiting = lock(&self.waiting);
+            self.channel
+                .send(request, fds)
+                .map_err(|source| EngineError::Channel { action, source })?;
+            waiting.push_back(answer);
+        }
+        let reason = match answered.await {
+            Ok(None) => return Ok(()),
+            Ok(Some(reason)) => reason,
+            Err(_) => "it has ended".to_owned(),
+        };
+        Err(EngineError::Refused { action, reason })
+    }
+
+    fn answered(&self, answer: Option<String>) {
+        if let Some(waiting) = lock(&self.waiting).pop_front() {
+            // Whoever asked may have given up.
+            let _ = waiting.send(answer);
+        }
+    }
+
     /// What a process that said nothing died of.
-    fn post_mortem(&mut self) -> MachineEnd {
+    fn post_mortem(&self) -> MachineEnd {
+        let mut vmm = lock(&self.vmm);
         // The control socket has closed, so the process has ended or is about to.
-        let status = self.vmm.kill().and_then(|()| self.vmm.exit_status());
+        let status = vmm.kill().and_then(|()| vmm.exit_status());
         MachineEnd::Failed(super::qemu::describe_exit(
             "rvm-vmm",
             &status,
-            &self.vmm.last_words(),
+            &vmm.last_words(),
         ))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait::async_trait]
 impl Machine for KvmMachine {
     fn processes(&self) -> io::Result<Vec<ProcessId>> {
-        Ok(vec![self.vmm.id()?])
+        Ok(vec![lock(&self.vmm).id()?])
     }
 
-    async fn ended(&mut self) -> MachineEnd {
-        loop {
+    async fn ended(&self) -> MachineEnd {
+        let end = loop {
             match self.event().await {
-                Some(Event::Started(times)) => self.times = Some(*times),
-                Some(Event::Stopped(StopReason::PowerOff)) => return MachineEnd::PowerOff,
-                Some(Event::Stopped(StopReason::GuestReset)) => return MachineEnd::GuestReset,
+                Some(Event::Started(times)) => _ = self.times.set(*times),
+                Some(Event::Done) => self.answered(None),
+                Some(Event::Refused { reason }) => self.answered(Some(reason)),
+                Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
+                Some(Event::Stopped(StopReason::GuestReset)) => break MachineEnd::GuestReset,
                 Some(Event::Stopped(StopReason::Failed { reason })) => {
-                    return MachineEnd::Failed(reason);
+                    break MachineEnd::Failed(reason);
                 }
-                // Answers to what nobody asked.
-                Some(Event::Done | Event::Refused { .. }) => {}
-                None => return self.post_mortem(),
+                None => break self.post_mortem(),
             }
-        }
+        };
+        lock(&self.waiting).clear();
+        end
     }
 
-    fn start_times(&self) -> Option<&StartTimes> {
-        self.times.as_ref()
+    fn start_times(&self) -> Option<StartTimes> {
+        self.times.get().cloned()
     }
 
-    fn kill(&mut self) -> io::Result<()> {
-        self.vmm.kill()
+    async fn plug_net(&self, card: NetCard) -> Result<(), EngineError> {
+        let request = Request::PlugNet { mac: card.mac };
+        self.request("plug a network card in", &request, &[card.tap.as_fd()])
+            .await
+    }
+
+    async fn unplug_net(&self, mac: Mac) -> Result<bool, EngineError> {
+        let request = Request::UnplugNet { mac };
+        self.request("unplug a network card", &request, &[]).await?;
+        Ok(true)
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        lock(&self.vmm).kill()
     }
 }

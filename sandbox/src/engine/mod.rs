@@ -16,9 +16,10 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rvm_protocol::vmm::StartTimes;
+use rvm_protocol::vmm::{ChannelError, StartTimes};
 use serde::{Deserialize, Serialize};
 
+use crate::network::{Mac, NetCard, Room};
 use crate::process::ProcessId;
 use crate::sizing::Size;
 use crate::spawn::SpawnError;
@@ -74,6 +75,29 @@ pub enum EngineError {
     /// rvm-vmm.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// rvm-vmm does not do what it is asked for.
+    #[error("rvm-vmm refuses to {action}: {reason}")]
+    Refused {
+        /// What was asked for.
+        action: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The control socket.
+    #[error("cannot {action}")]
+    Channel {
+        /// What was to be asked for.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: ChannelError,
+    },
+    /// The machine has no room for another network card.
+    #[error(
+        "a machine of the qemu engine cannot get more network cards while it runs; connect the \
+         container to its networks before it is started"
+    )]
+    NoHotplug,
     /// The host has too little memory.
     #[error(
         "the machine needs {needed} MiB of memory and the host has {available} MiB available; \
@@ -107,6 +131,8 @@ pub struct Plan<'a> {
     pub console: &'a Path,
     /// Guest ports and the sockets that lead to them.
     pub ports: Vec<(u32, UnixListener)>,
+    /// Network cards; as many as [`Engine::net_room`] allows.
+    pub nets: Vec<NetCard>,
 }
 
 /// Why a machine ended.
@@ -132,18 +158,26 @@ impl fmt::Display for MachineEnd {
 
 /// A running machine. Dropping it ends it.
 #[async_trait::async_trait]
-pub trait Machine: Send {
+pub trait Machine: Send + Sync {
     /// The processes that run it.
     fn processes(&self) -> io::Result<Vec<ProcessId>>;
 
-    /// Returns when the machine has ended. May be given up and called again.
-    async fn ended(&mut self) -> MachineEnd;
+    /// Returns when the machine has ended. May be given up and called again, but only by one at a
+    /// time. What else the machine has to say arrives while somebody waits for this.
+    async fn ended(&self) -> MachineEnd;
 
     /// Where the engine's own time went, where it tells.
-    fn start_times(&self) -> Option<&StartTimes>;
+    fn start_times(&self) -> Option<StartTimes>;
+
+    /// Plugs a network card in. The guest has yet to look for it.
+    async fn plug_net(&self, card: NetCard) -> Result<(), EngineError>;
+
+    /// Takes out a network card that the guest has put away. False if this machine keeps its cards;
+    /// then it can be used again.
+    async fn unplug_net(&self, mac: Mac) -> Result<bool, EngineError>;
 
     /// Ends the machine at once and waits until its processes are gone.
-    fn kill(&mut self) -> io::Result<()>;
+    fn kill(&self) -> io::Result<()>;
 }
 
 /// What runs machines.
@@ -153,6 +187,9 @@ pub trait Engine {
 
     /// How long a guest may take until its agent answers, if the configuration does not say.
     fn start_timeout(&self) -> Duration;
+
+    /// How many network cards a machine can have when it starts.
+    fn net_room(&self) -> Room;
 
     /// Starts a machine. It may still fail to come up; see [`Machine::ended`].
     fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError>;

@@ -7,17 +7,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rvm_protocol::POWER_OFF_BYTE;
 use rvm_protocol::vmm::{BackendConfig, Channel, Event, QemuConfig, StartTimes, StopReason};
 
 use super::kvm::Fds;
-use super::qemu_args::{Fd, arguments};
+use super::qemu_args::{Fd, MAX_NETS, arguments};
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
     io_failed, open_initramfs, open_kernel, tsc,
 };
+use crate::network::{Mac, NetCard, Room};
 use crate::process::ProcessId;
 use crate::readable::Readable;
 use crate::spawn::Vmm;
@@ -28,6 +30,10 @@ const EXIT_POWER_OFF: i32 = 2 * POWER_OFF_BYTE as i32 + 1;
 
 /// The socket at which rvm-vmm waits for QEMU, until it has come.
 const VHOST_USER_SOCKET: &str = "vhost-user.sock";
+
+/// Network cards for interfaces that come later: microvm has no hotplug. Each costs a start about
+/// ten milliseconds.
+const IDLE_NETS: usize = 2;
 
 /// The engine.
 pub struct Qemu {
@@ -42,6 +48,13 @@ impl Engine for Qemu {
 
     fn start_timeout(&self) -> Duration {
         Duration::from_secs(180)
+    }
+
+    fn net_room(&self) -> Room {
+        Room {
+            most: MAX_NETS,
+            idle: IDLE_NETS,
+        }
     }
 
     fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError> {
@@ -72,10 +85,14 @@ impl Engine for Qemu {
                 Fd::Vsock => fds.add(connection.try_clone().map_err(io_failed("dup"))?),
             };
         }
+        let macs: Vec<Mac> = plan.nets.iter().map(|card| card.mac).collect();
+        for card in plan.nets {
+            fds.add(card.tap);
+        }
         let config = QemuConfig {
             parent: std::process::id(),
             program,
-            args: arguments(plan.size, tsc::host_khz(), plan.kernel_params),
+            args: arguments(plan.size, tsc::host_khz(), plan.kernel_params, &macs),
             shared_dir: plan.shared.to_owned(),
             stage_dir,
         };
@@ -111,6 +128,10 @@ fn vhost_user_pair(dir: &Path) -> Result<(UnixListener, UnixStream), EngineError
 struct QemuMachine {
     /// The processes' pidfds.
     ended: [Readable; 2],
+    processes: Mutex<Processes>,
+}
+
+struct Processes {
     qemu: Vmm,
     backend: Vmm,
 }
@@ -122,11 +143,18 @@ impl QemuMachine {
         let ended = [watch(&qemu)?, watch(&backend)?];
         Ok(Self {
             ended,
-            qemu,
-            backend,
+            processes: Mutex::new(Processes { qemu, backend }),
         })
     }
 
+    fn processes(&self) -> MutexGuard<'_, Processes> {
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Processes {
     fn post_mortem(&mut self) -> MachineEnd {
         // rvm-vmm says so if it could not become QEMU.
         if let Some(reason) = refusal(self.qemu.channel()).or(refusal(self.backend.channel())) {
@@ -166,26 +194,36 @@ fn refusal(channel: &Channel) -> Option<String> {
 #[async_trait::async_trait]
 impl Machine for QemuMachine {
     fn processes(&self) -> io::Result<Vec<ProcessId>> {
-        Ok(vec![self.qemu.id()?, self.backend.id()?])
+        let processes = self.processes();
+        Ok(vec![processes.qemu.id()?, processes.backend.id()?])
     }
 
-    async fn ended(&mut self) -> MachineEnd {
+    async fn ended(&self) -> MachineEnd {
         let [qemu, backend] = &self.ended;
         // Waiting fails only if the runtime is being shut down.
         tokio::select! {
             _ = qemu.read(|_| Ok(())) => {}
             _ = backend.read(|_| Ok(())) => {}
         }
-        self.post_mortem()
+        self.processes().post_mortem()
     }
 
-    fn start_times(&self) -> Option<&StartTimes> {
+    fn start_times(&self) -> Option<StartTimes> {
         None
     }
 
-    fn kill(&mut self) -> io::Result<()> {
-        let qemu = self.qemu.kill();
-        self.backend.kill().and(qemu)
+    async fn plug_net(&self, _card: NetCard) -> Result<(), EngineError> {
+        Err(EngineError::NoHotplug)
+    }
+
+    async fn unplug_net(&self, _mac: Mac) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        let mut processes = self.processes();
+        let qemu = processes.qemu.kill();
+        processes.backend.kill().and(qemu)
     }
 }
 

@@ -3,6 +3,7 @@
 use rvm_protocol::vmm::{QEMU_FIRST_FD, QEMU_SHARED_DIR};
 use rvm_protocol::{PARAM_SHARED, POWER_OFF_PORT, SHARED_TAG};
 
+use crate::network::Mac;
 use crate::sizing::{QEMU_CODE_MIB, Size};
 
 /// The descriptors that QEMU inherits, by their place.
@@ -33,6 +34,13 @@ const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboo
      tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
+/// The most network cards. microvm has eight slots, three of which carry what no guest can be
+/// without.
+pub const MAX_NETS: usize = 5;
+
+/// As many network cards leave room for both of the devices that make way for more.
+const NETS_BESIDE_BOTH: usize = 3;
+
 /// The kernel's ticks a second, CONFIG_HZ in guest-kernel/config/10-boot.config.
 const HZ: u32 = 250;
 
@@ -40,8 +48,14 @@ const HZ: u32 = 250;
 /// kernel's early console needs.
 const MACHINE: &str = "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory";
 
-/// The arguments for a machine of this size, on a host whose time stamp counter has this frequency.
-pub fn arguments(size: Size, tsc_khz: Option<u32>, kernel_params: &str) -> Vec<String> {
+/// The arguments for a machine of this size with these network cards, on a host whose time stamp
+/// counter has this frequency.
+pub fn arguments(
+    size: Size,
+    tsc_khz: Option<u32>,
+    kernel_params: &str,
+    nets: &[Mac],
+) -> Vec<String> {
     let fd = |fd: Fd| fd.number();
     let (clocks, clock_params) = clocks(tsc_khz);
     let params = format!("{KERNEL_PARAMS}{clock_params} {PARAM_SHARED}=9p {kernel_params}");
@@ -97,13 +111,10 @@ pub fn arguments(size: Size, tsc_khz: Option<u32>, kernel_params: &str) -> Vec<S
             "-device",
             format!("virtio-9p-device,fsdev=shared,mount_tag={SHARED_TAG}"),
         ),
-        ("-device", "virtio-rng-device".to_owned()),
-        (
-            "-device",
-            "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on".to_owned(),
-        ),
     ];
     list.into_iter()
+        .chain(devices_that_make_way(nets.len()))
+        .chain(nets.iter().enumerate().flat_map(net))
         .flat_map(|(option, value)| [option.to_owned(), value])
         .filter(|argument| !argument.is_empty())
         .collect()
@@ -125,6 +136,32 @@ fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
     }
 }
 
+/// Random numbers come from the guest's CPU as well, so that device goes first; without the balloon
+/// the host gets no memory back.
+fn devices_that_make_way(nets: usize) -> impl Iterator<Item = (&'static str, String)> {
+    let rng = ("-device", "virtio-rng-device".to_owned());
+    let balloon = "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on";
+    let balloon = ("-device", balloon.to_owned());
+    let spare = MAX_NETS.saturating_sub(nets.max(NETS_BESIDE_BOTH));
+    [balloon, rng].into_iter().take(spare)
+}
+
+/// A network card on the TAP that follows the other descriptors. That the TAP's end is a kernel's is
+/// left to QEMU to find out; vhost would move guest memory into it.
+fn net((index, mac): (usize, &Mac)) -> [(&'static str, String); 2] {
+    let fd = Fd::ALL.len() + index;
+    let fd = QEMU_FIRST_FD + i32::try_from(fd).unwrap_or(i32::MAX);
+    let [a, b, c, d, e, f] = mac;
+    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    [
+        ("-netdev", format!("tap,id=net{index},fd={fd},vhost=off")),
+        (
+            "-device",
+            format!("virtio-net-device,netdev=net{index},mac={mac}"),
+        ),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_knows_the_counter_has_no_other_timers_to_measure_it_with() {
-        let arguments = arguments(SIZE, Some(2_596_142), "");
+        let arguments = arguments(SIZE, Some(2_596_142), "", &[]);
         assert!(value_of(&arguments, "-M").ends_with(",pit=off,pic=off"));
         let params = value_of(&arguments, "-append");
         assert!(
@@ -152,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_does_not_know_it_has_a_pit() {
-        let arguments = arguments(SIZE, None, "");
+        let arguments = arguments(SIZE, None, "", &[]);
         assert!(!value_of(&arguments, "-M").contains("pit"));
         assert!(!value_of(&arguments, "-append").contains("tsc_early_khz"));
     }
@@ -165,7 +202,39 @@ mod tests {
 
     #[test]
     fn the_users_parameters_come_last() {
-        let arguments = arguments(SIZE, Some(1), "a=b");
+        let arguments = arguments(SIZE, Some(1), "a=b", &[]);
         assert!(value_of(&arguments, "-append").ends_with(" a=b"));
+    }
+
+    fn line(nets: &[Mac]) -> String {
+        arguments(SIZE, None, "", nets).join(" ")
+    }
+
+    #[test]
+    fn a_network_card_has_the_tap_behind_the_other_descriptors() {
+        let line = line(&[[2, 0, 0, 0, 0, 0x0a], [2, 0, 0, 0, 0, 0xff]]);
+        assert!(line.ends_with(
+            "-netdev tap,id=net0,fd=14,vhost=off \
+             -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:0a \
+             -netdev tap,id=net1,fd=15,vhost=off \
+             -device virtio-net-device,netdev=net1,mac=02:00:00:00:00:ff"
+        ));
+    }
+
+    #[test]
+    fn random_numbers_and_then_the_balloon_make_way_for_network_cards() {
+        for (nets, balloon, rng) in [
+            (0, true, true),
+            (3, true, true),
+            (4, true, false),
+            (5, false, false),
+        ] {
+            let line = line(&vec![[2; 6]; nets]);
+            assert_eq!(line.contains("virtio-balloon"), balloon, "{nets}");
+            assert_eq!(line.contains("virtio-rng"), rng, "{nets}");
+            let slots = line.matches("-device virtio-").count()
+                + line.matches("vhost-user-vsock-device").count();
+            assert!(slots <= 8, "{nets}");
+        }
     }
 }

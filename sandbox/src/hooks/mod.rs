@@ -15,6 +15,7 @@ use oci_spec::runtime::{Hook, Hooks};
 use serde::Serialize;
 
 use crate::error_chain::chain;
+use crate::network::Namespace;
 use crate::state::{State, Status};
 use process::{End, Running};
 
@@ -120,20 +121,31 @@ fn is_zero(pid: &i32) -> bool {
 }
 
 /// Runs the hooks of a moment in order; the first that fails ends it. Given up, it ends the one that
-/// runs.
-pub async fn run(moment: Moment, hooks: Option<&Hooks>, state: &State) -> Result<(), HookError> {
+/// runs. They run in the network namespace of the host, wherever the caller is.
+pub async fn run(
+    moment: Moment,
+    hooks: Option<&Hooks>,
+    state: &State,
+    outside: &Namespace,
+) -> Result<(), HookError> {
     for (index, hook) in list(moment, hooks) {
-        let running = start(moment, index, hook, state)?;
+        let running = start(moment, index, hook, state, Some(outside))?;
         let end = running.end().await;
         judge(moment, index, hook, end)?;
     }
     Ok(())
 }
 
-/// Runs the hooks of a moment in order; the container's life goes on whether they fail or not.
-pub async fn run_and_warn(moment: Moment, hooks: Option<&Hooks>, state: &State) {
+/// Runs the hooks of a moment in order; the container's life goes on whether they fail or not. They
+/// run in the network namespace of the host, or where the caller is if that is not said.
+pub async fn run_and_warn(
+    moment: Moment,
+    hooks: Option<&Hooks>,
+    state: &State,
+    outside: Option<&Namespace>,
+) {
     for (index, hook) in list(moment, hooks) {
-        let end = match start(moment, index, hook, state) {
+        let end = match start(moment, index, hook, state, outside) {
             Ok(running) => judge(moment, index, hook, running.end().await),
             Err(error) => Err(error),
         };
@@ -147,7 +159,13 @@ fn list(moment: Moment, hooks: Option<&Hooks>) -> impl Iterator<Item = (usize, &
         .flat_map(move |hooks| moment.of(hooks).iter().enumerate())
 }
 
-fn start(moment: Moment, index: usize, hook: &Hook, state: &State) -> Result<Running, HookError> {
+fn start(
+    moment: Moment,
+    index: usize,
+    hook: &Hook,
+    state: &State,
+    outside: Option<&Namespace>,
+) -> Result<Running, HookError> {
     let input = Input {
         oci_version: &state.oci_version,
         id: &state.id,
@@ -161,7 +179,10 @@ fn start(moment: Moment, index: usize, hook: &Hook, state: &State) -> Result<Run
     };
     serde_json::to_vec(&input)
         .map_err(io::Error::from)
-        .and_then(|input| Running::start(hook, &input, &state.bundle))
+        .and_then(|input| {
+            let start = || Running::start(hook, &input, &state.bundle);
+            outside.map_or_else(start, |outside| outside.within(start)?)
+        })
         .map_err(|source| cannot_run(moment, index, hook, source))
 }
 

@@ -20,7 +20,8 @@ impl Scene {
 
     fn run(&self, moment: Moment, hooks: Value) -> Result<(), HookError> {
         let hooks: Hooks = serde_json::from_value(hooks).unwrap();
-        block_on(run(moment, Some(&hooks), &self.state))
+        let outside = Namespace::own().unwrap();
+        block_on(run(moment, Some(&hooks), &self.state, &outside))
     }
 
     fn read(&self, name: &str) -> String {
@@ -110,7 +111,12 @@ fn hooks_of_the_end_all_run_and_there_is_no_pid() {
     let scene = Scene::new();
     let hooks = json!({ "poststop": [shell("exit 1"), shell("cat >state")] });
     let hooks: Hooks = serde_json::from_value(hooks).unwrap();
-    block_on(run_and_warn(Moment::Poststop, Some(&hooks), &scene.state));
+    block_on(run_and_warn(
+        Moment::Poststop,
+        Some(&hooks),
+        &scene.state,
+        None,
+    ));
     let state: Value = serde_json::from_str(&scene.read("state")).unwrap();
     assert_eq!(
         (&state["status"], state.get("pid")),

@@ -15,7 +15,8 @@ use super::{NetCard, Network, NetworkError, redirect};
 pub struct Room {
     /// At the most.
     pub most: usize,
-    /// Idle ones, if that leaves room for them, in a machine that no card can be added to later.
+    /// Idle ones, for an engine that fills a namespace only later, in a machine that no card can be
+    /// added to then.
     pub idle: usize,
 }
 
@@ -47,9 +48,10 @@ impl Network {
         for link in &found.links {
             cards.push(self.add_card(link)?);
         }
-        let idle = room.idle.min(room.most - found.links.len());
-        for _ in 0..idle {
-            cards.push(self.add_idle_card()?);
+        if self.is_new && found.links.is_empty() {
+            for _ in 0..room.idle {
+                cards.push(self.add_idle_card()?);
+            }
         }
         Ok(cards)
     }
@@ -206,7 +208,7 @@ impl Network {
         );
         let tap = card.tap.index;
         redirect::stop(&mut self.netlink, tap)
-            .and_then(|()| card.tap.take_down(&mut self.netlink))
+            .and_then(|_| card.tap.take_down(&mut self.netlink))
             .map_err(super::failed("tidy up"))?;
         // For as long as the card is idle; the name must not stand for an interface of that index
         // that comes later.

@@ -53,6 +53,8 @@ pub struct Found {
     pub links: Vec<Link>,
     /// Interfaces that the guest cannot have, and why.
     pub left: Vec<(String, &'static str)>,
+    /// The interfaces that a sandbox has.
+    pub taken: Vec<u32>,
     loopback: Option<u32>,
     addresses: Vec<AddressMessage>,
     neighbours: Vec<NeighbourMessage>,
@@ -98,7 +100,8 @@ impl Found {
             return;
         }
         let facts = Facts::of(message);
-        if facts.is_ours() {
+        if let Some(number) = facts.served() {
+            self.taken.push(number);
             return;
         }
         match facts.obstacle(message) {
@@ -201,9 +204,9 @@ impl Facts {
         facts
     }
 
-    /// The TAP of a sandbox, this one or another.
-    fn is_ours(&self) -> bool {
-        self.kind == Some(InfoKind::Tun) && tap::is_name(&self.name)
+    /// Of the TAP of a sandbox, this one or another, the interface that it serves.
+    fn served(&self) -> Option<u32> {
+        tap::number(&self.name).filter(|_| self.kind == Some(InfoKind::Tun))
     }
 
     /// Why the guest cannot have it.

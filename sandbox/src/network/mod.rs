@@ -18,7 +18,7 @@ mod tap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use cards::Room;
@@ -107,8 +107,8 @@ pub struct NetCard {
 #[derive(Debug)]
 pub struct Network {
     namespace: Namespace,
-    /// Where the process came from.
-    outside: Namespace,
+    /// Whether it was made for the sandbox.
+    is_new: bool,
     netlink: Netlink,
     notifications: OwnedFd,
     cards: Vec<Card>,
@@ -118,7 +118,6 @@ impl Network {
     /// Makes or opens the namespace. The calling thread stays where it is.
     pub fn take(wanted: &Wanted) -> Result<Self, NetworkError> {
         let namespace = Namespace::take(wanted)?;
-        let outside = Namespace::own().map_err(failed("leave"))?;
         let open = || Ok((Netlink::open()?, netlink::open_notifications()?));
         let (mut netlink, notifications) = namespace
             .within(open)
@@ -129,21 +128,16 @@ impl Network {
         }
         Ok(Self {
             namespace,
-            outside,
+            is_new: *wanted == Wanted::New,
             netlink,
             notifications,
             cards: Vec::new(),
         })
     }
 
-    /// The namespace.
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
-    /// The namespace that this was made from: hooks run there.
-    pub fn outside(&self) -> &Namespace {
-        &self.outside
+    /// Another descriptor of the namespace.
+    pub fn namespace(&self) -> Result<Namespace, NetworkError> {
+        self.namespace.try_clone().map_err(failed("open"))
     }
 
     /// What tells of changes. Called within a tokio runtime.
@@ -157,6 +151,18 @@ impl Network {
         netlink::drain(self.notifications.as_fd()).map_err(failed("watch"))?;
         Found::look(&mut self.netlink).map_err(failed("read"))
     }
+}
+
+/// Undoes what a sandbox that was killed has done to the namespace at this path: packets go to the
+/// host's own network there again. Interfaces of other sandboxes are left alone.
+pub fn restore(path: &Path) -> Result<(), NetworkError> {
+    let mut network = Network::take(&Wanted::Path(path.to_owned()))?;
+    let found = network.look()?;
+    let abandoned = found.links.iter().map(|link| link.index);
+    for index in abandoned.filter(|index| !found.taken.contains(index)) {
+        redirect::remove(&mut network.netlink, index).map_err(failed("tidy up"))?;
+    }
+    Ok(())
 }
 
 /// Waits for changes in a network namespace.

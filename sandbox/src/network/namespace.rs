@@ -88,6 +88,11 @@ impl Namespace {
         File::open(OWN).map(Self)
     }
 
+    /// Another descriptor of the same.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Moves the calling thread into it. A process is where its first thread is.
     pub fn enter(&self) -> io::Result<()> {
         Ok(move_into_link_name_space(

@@ -29,7 +29,7 @@ pub fn start(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
         NLM_F_CREATE | NLM_F_EXCL,
     ) {
         // Somebody's, or a dead sandbox's: filters can be added to it.
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => stop(netlink, from)?,
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => drop(stop(netlink, from)?),
         other => other?,
     }
     netlink.change(
@@ -38,18 +38,17 @@ pub fn start(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
     )
 }
 
-/// Ends that. What is not there, or no more, is no error.
-pub fn stop(netlink: &mut Netlink, from: u32) -> io::Result<()> {
+/// Ends that. False if it was not so, or the interface is not there any more.
+pub fn stop(netlink: &mut Netlink, from: u32) -> io::Result<bool> {
     match netlink.change(RouteNetlinkMessage::DelTrafficFilter(filter(from, None)), 0) {
-        Err(error) if is_gone(&error) => Ok(()),
-        other => other,
+        Err(error) if is_gone(&error) => Ok(false),
+        other => other.map(|()| true),
     }
 }
 
-/// Ends that, and removes what filters hang from, unless there are others.
+/// Ends that, and removes what the filter hung from, unless there are others.
 pub fn remove(netlink: &mut Netlink, from: u32) -> io::Result<()> {
-    stop(netlink, from)?;
-    if !is_empty(netlink, from)? {
+    if !stop(netlink, from)? || !is_empty(netlink, from)? {
         return Ok(());
     }
     match netlink.change(RouteNetlinkMessage::DelQueueDiscipline(qdisc(from)), 0) {

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
+use rvm_protocol::vmm::TAP_HEADER;
 
 use super::netlink::Netlink;
 
@@ -17,10 +19,9 @@ const PREFIX: &str = "rvm";
 /// The number of the first TAP that serves no interface yet. The numbers below are interfaces'.
 const FIRST_IDLE: u32 = 1_000_000_000;
 
-/// Whether a name is that of some sandbox's TAP.
-pub fn is_name(name: &str) -> bool {
-    name.strip_prefix(PREFIX)
-        .is_some_and(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit()))
+/// The number in the name of some sandbox's TAP: mostly the index of the interface that it serves.
+pub fn number(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.parse().ok()
 }
 
 /// A TAP, which goes when the last descriptor of it is closed.
@@ -56,8 +57,10 @@ impl Tap {
         let file = File::options()
             .read(true)
             .write(true)
+            .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")?;
         set_interface(&file, &name).map_err(taken)?;
+        set_header_size(&file)?;
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::UNIX,
             rustix::net::SocketType::DGRAM,
@@ -148,6 +151,18 @@ fn set_interface(file: &File, name: &str) -> io::Result<()> {
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes an ifreq, which lives across the call.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whoever serves the machine may make no such call.
+#[expect(unsafe_code, reason = "ioctl")]
+fn set_header_size(file: &File) -> io::Result<()> {
+    let size = TAP_HEADER as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads an int, which lives across the call.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
     if done < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -39,7 +39,7 @@ impl World {
     }
 
     fn ip(&self, arguments: &str) -> String {
-        ip(self.inside.namespace(), arguments)
+        ip(&self.inside.namespace, arguments)
     }
 
     fn look(&mut self) -> Found {
@@ -51,18 +51,27 @@ impl World {
     }
 }
 
-fn raw(fd: &impl std::os::fd::AsFd) -> i32 {
+fn raw(fd: &impl AsFd) -> i32 {
     use std::os::fd::AsRawFd;
     fd.as_fd().as_raw_fd()
 }
 
 /// Runs ip(8) in a namespace.
 fn ip(namespace: &Namespace, arguments: &str) -> String {
-    let mut command = Command::new("ip");
+    run("ip", namespace, arguments)
+}
+
+/// Runs tc(8) in a namespace.
+fn tc(namespace: &Namespace, arguments: &str) -> String {
+    run("tc", namespace, arguments)
+}
+
+fn run(program: &str, namespace: &Namespace, arguments: &str) -> String {
+    let mut command = Command::new(program);
     command.args(arguments.split(' '));
     let output = namespace.within(|| command.output()).unwrap().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {errors}");
+    assert!(output.status.success(), "{program} {arguments}: {errors}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -84,7 +93,7 @@ fn an_interface_is_found_with_name_address_size_and_settings() {
     world.ip("link set eth7 mtu 1400 address 02:00:00:00:00:77");
     world
         .inside
-        .namespace()
+        .namespace
         .within(|| std::fs::write("/proc/sys/net/ipv6/conf/eth7/accept_ra", "0").unwrap())
         .unwrap();
     let request = world.request();
@@ -170,7 +179,7 @@ fn ports_and_what_is_no_ethernet_are_named_with_the_reason() {
 
 /// Asks over the TAP who has 10.0.0.1; the answer comes from the other namespace.
 fn ask(tap: &mut File, mac: Mac) -> Vec<u8> {
-    let mut packet = vec![0; 10];
+    let mut packet = vec![0; 12];
     packet.extend([0xff; 6]);
     packet.extend(mac);
     packet.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
@@ -179,10 +188,14 @@ fn ask(tap: &mut File, mac: Mac) -> Vec<u8> {
     tap.write_all(&packet).unwrap();
     let mut answer = [0; 2000];
     loop {
-        let length = tap.read(&mut answer).unwrap();
         // Other packets may come first: the other namespace talks IPv6.
-        if answer[22..24] == [8, 6] && answer[30..32] == [0, 2] {
-            return answer[10..length].to_vec();
+        match tap.read(&mut answer) {
+            Ok(length) if answer[24..26] == [8, 6] && answer[32..34] == [0, 2] => {
+                return answer[12..length].to_vec();
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
         }
     }
 }
@@ -218,13 +231,13 @@ fn the_hosts_own_network_does_not_answer_in_the_guests_place() {
     let peer = world.peer;
     let namespace = world
         .inside
-        .namespace()
+        .namespace
         .within(Namespace::own)
         .unwrap()
         .unwrap();
     drop(world.inside);
     assert!(peer.within(ping).unwrap());
-    assert!(!ip(&namespace, "-d link show eth0").contains("ingress"));
+    assert!(!tc(&namespace, "qdisc show dev eth0").contains("ingress"));
 }
 
 #[test]
@@ -232,7 +245,7 @@ fn an_interface_belongs_to_one_sandbox() {
     let mut world = World::with_link("eth0");
     let found = world.look();
     let _cards = world.inside.first_cards(&found, ROOM).unwrap();
-    let path = format!("/proc/self/fd/{}", raw(world.inside.namespace()));
+    let path = format!("/proc/self/fd/{}", raw(&world.inside.namespace));
     let mut other = Network::take(&Wanted::Path(path.into())).unwrap();
     let error = other.first_cards(&found, ROOM).unwrap_err().to_string();
     assert!(error.contains("eth0") && error.contains("pod"), "{error}");
@@ -250,6 +263,29 @@ fn an_interface_that_a_dead_sandbox_had_can_be_had_again() {
     let again = || world.inside.first_cards(&found, ROOM).ok();
     let mut cards = std::iter::repeat_with(again).flatten().next().unwrap();
     ask(&mut cards[0].tap, found.links[0].mac);
+}
+
+#[test]
+fn what_a_dead_sandbox_did_is_undone_and_what_others_did_is_not() {
+    let mut world = World::with_link("eth0");
+    world.add_link("eth1");
+    tc(&world.inside.namespace, "qdisc add dev eth1 ingress");
+    let found = world.look();
+    let cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let path = format!("/proc/self/fd/{}", raw(&world.inside.namespace));
+    let ingress = |name| {
+        let line = format!("filter show dev {name} ingress");
+        tc(&world.inside.namespace, &line)
+    };
+    restore(Path::new(&path)).unwrap();
+    assert!(ingress("eth0").contains("mirred"), "its sandbox is there");
+    world.inside.cards.clear();
+    drop(cards);
+    // Another test's child may hold the TAPs until it executes its program.
+    while ingress("eth0").contains("mirred") {
+        restore(Path::new(&path)).unwrap();
+    }
+    assert_eq!(ingress("eth1"), "");
 }
 
 #[test]

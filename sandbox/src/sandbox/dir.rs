@@ -23,6 +23,9 @@ use crate::storage::{self, SHARED, StorageError};
 /// The Unix socket that leads to a guest port, by its name in the directory.
 const SOCKETS: [(u32, &str); 2] = [(AGENT_PORT, "agent.sock"), (STREAM_PORT, "streams.sock")];
 
+/// The socket of the process that owns the sandbox.
+const CONTROL_SOCKET: &str = "control.sock";
+
 /// The guest's console.
 const CONSOLE_LOG: &str = "console.log";
 
@@ -78,6 +81,16 @@ impl SandboxDir {
             .iter()
             .map(|&(port, name)| Ok((port, UnixListener::bind(self.short_path(name))?)))
             .collect()
+    }
+
+    /// Makes the socket at which the sandbox's owner can be asked.
+    pub fn listen_as_owner(&self) -> io::Result<UnixListener> {
+        UnixListener::bind(self.short_path(CONTROL_SOCKET))
+    }
+
+    /// Connects to that socket.
+    pub fn connect_to_owner(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(self.short_path(CONTROL_SOCKET))
     }
 
     /// A path to `name` in the directory that is short enough for a socket's address, whose limit

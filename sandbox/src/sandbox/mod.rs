@@ -3,11 +3,14 @@
 //! One process owns it: the machine's processes are its children, and end with it. Others may join
 //! it by its directory; they talk to the same agent, and hear of the machine's end.
 
+pub mod control;
 pub mod dir;
+mod network;
 pub mod watch;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
@@ -18,11 +21,14 @@ use crate::agent::{Agent, AgentError};
 use crate::config::Config;
 use crate::engine::choice::{self, Choice, NoEngine};
 use crate::engine::{Engine, EngineError, EngineKind, Machine, MachineEnd, Plan};
+use crate::network::{NetCard, Network, NetworkError};
 use crate::process::Process;
 use crate::readable::Readable;
 use crate::sizing::Size;
 use crate::stdio::{HostStdio, Relay, StdioError};
 use crate::timings::Timings;
+
+use network::Live;
 
 pub use dir::{Record, SandboxDir};
 pub use watch::{GuestFailure, GuestWatch};
@@ -61,6 +67,27 @@ pub enum SandboxError {
     /// There is no machine to join.
     #[error("the sandbox {0} does not run")]
     Gone(String),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// An interface that came later.
+    #[error("cannot plug the interface {link} in")]
+    Plug {
+        /// Its name.
+        link: String,
+        /// The reason.
+        #[source]
+        source: EngineError,
+    },
+    /// An interface that has gone.
+    #[error("cannot unplug an interface")]
+    Unplug(#[source] EngineError),
+    /// The namespace's notifications.
+    #[error("cannot watch the sandbox's network namespace")]
+    Watch(#[source] io::Error),
+    /// The machine is not there any more.
+    #[error("{0}")]
+    Ended(MachineEnd),
     /// A container's streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -83,22 +110,28 @@ pub struct Sandbox {
     processes: Vec<Process>,
     /// How the machine ended; asked for by whoever waits first.
     end: OnceCell<MachineEnd>,
+    /// Where others ask the owner.
+    control: Option<UnixListener>,
 }
 
 /// What tells of the machine's end.
 enum Life {
     /// The machine itself.
-    Owned(Mutex<Box<dyn Machine>>),
+    Owned {
+        machine: Box<dyn Machine>,
+        network: Box<Mutex<Live>>,
+    },
     /// The end of the process that runs it; others end with that.
     Joined(Readable),
 }
 
 impl Sandbox {
-    /// Starts a machine of this size and waits until its agent answers. What the directory shares
-    /// must have been prepared.
+    /// Starts a machine of this size with this network and waits until its agent answers. What the
+    /// directory shares must have been prepared.
     pub async fn start(
         dir: SandboxDir,
         size: Size,
+        network: Network,
         config: &Config,
         timings: &mut Timings,
     ) -> Result<Self, SandboxError> {
@@ -106,7 +139,9 @@ impl Sandbox {
         tracing::info!("engine {kind}: {reason}");
         tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
         let engine = choice::engine(kind, config);
-        let mut machine = start_machine(engine.as_ref(), &dir, size, config)?;
+        let (network, nets) = Live::first(network, engine.net_room())?;
+        timings.lap("prepare the network");
+        let machine = start_machine(engine.as_ref(), &dir, size, nets, config)?;
         let (record, processes) = remember_processes(&dir, kind, machine.as_ref())?;
         timings.lap("start the machine's processes");
 
@@ -128,16 +163,22 @@ impl Sandbox {
                 Err(_) => return Err(error.into()),
             },
         };
+        let control = dir.listen_as_owner().map_err(SandboxError::Sockets)?;
         let sandbox = Self {
             agent,
             watch,
+            control: Some(control),
             dir,
             record,
-            life: Life::Owned(Mutex::new(machine)),
+            life: Life::Owned {
+                machine,
+                network: Box::new(Mutex::new(network)),
+            },
             processes,
             end: OnceCell::new(),
         };
         sandbox.boot(timings).await?;
+        sandbox.set_network_up(timings).await?;
         Ok(sandbox)
     }
 
@@ -165,6 +206,7 @@ impl Sandbox {
             dir,
             processes,
             end: OnceCell::new(),
+            control: None,
         })
     }
 
@@ -192,7 +234,7 @@ impl Sandbox {
     pub async fn ended(&self) -> &MachineEnd {
         let wait = || async {
             match &self.life {
-                Life::Owned(machine) => machine.lock().await.ended().await,
+                Life::Owned { machine, .. } => machine.ended().await,
                 Life::Joined(process) => {
                     // Waiting fails only if the runtime is being shut down.
                     let _ = process.read(|_| Ok(())).await;
@@ -243,8 +285,8 @@ impl Sandbox {
     async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
         let check = self.guarded(BOOT, timings, self.agent.check()).await?;
         timings.lap("boot the guest");
-        if let Life::Owned(machine) = &self.life
-            && let Some(times) = machine.lock().await.start_times()
+        if let Life::Owned { machine, .. } = &self.life
+            && let Some(times) = machine.start_times()
         {
             timings.part("enter the jail", times.jail_ns);
             timings.part("make the machine", times.machine_ns);
@@ -288,6 +330,7 @@ fn start_machine(
     engine: &dyn Engine,
     dir: &SandboxDir,
     size: Size,
+    nets: Vec<NetCard>,
     config: &Config,
 ) -> Result<Box<dyn Machine>, SandboxError> {
     let (shared, console) = (dir.shared(), dir.console());
@@ -301,6 +344,7 @@ fn start_machine(
         shared: &shared,
         console: &console,
         ports: dir.listen().map_err(SandboxError::Sockets)?,
+        nets,
     };
     engine.start(plan).map_err(|source| SandboxError::Engine {
         engine: engine.kind(),

@@ -235,7 +235,7 @@ mod tests {
             "ociVersion": "1.0.2",
             "process": { "user": { "uid": 0, "gid": 0 }, "args": ["sh"], "cwd": "/" },
             "root": { "path": "rootfs" },
-            "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
+            "linux": { "namespaces": [{ "type": "pid" }, { "type": "network" }] },
         })
     }
 
@@ -316,6 +316,11 @@ mod tests {
                 "/linux/namespaces",
                 json!([{ "type": "ipc", "path": "/proc/1/ns/ipc" }]),
                 "linux.namespaces[0].path",
+            ),
+            (
+                "/linux/namespaces",
+                json!([{ "type": "pid" }]),
+                "linux.namespaces has no network namespace",
             ),
         ] {
             let message = error_with(pointer, value);

@@ -109,26 +109,24 @@ fn namespaces(spec: &Spec, role: &Role) -> Result<(), Problem> {
         if !seen.insert(namespace.typ()) {
             problem(&field, format!("repeats the {} namespace", namespace.typ()))?;
         }
-        let of_the_pod = match role {
-            Role::Alone => false,
-            // An engine may have made them on the host; the guest makes its own.
-            Role::Sandbox => namespace.typ() != LinuxNamespaceType::Network,
-            // Compared with those of the pod where that is known.
-            Role::Member(_) => true,
-        };
-        if let (false, Some(path)) = (of_the_pod, path_of(namespace)) {
-            let reason = match namespace.typ() {
-                LinuxNamespaceType::Network => format!(
-                    "asks to join the network namespace {}, which is not supported",
-                    path.display()
-                ),
-                _ => format!(
-                    "asks to join the namespace {} of the host, which a virtual machine cannot",
-                    path.display()
-                ),
-            };
+        // A path to the network is the host's to open. Others of a pod may have been made by an
+        // engine on the host, or are compared with those of the pod where they are known.
+        let is_fit = namespace.typ() == LinuxNamespaceType::Network || *role != Role::Alone;
+        if let (false, Some(path)) = (is_fit, path_of(namespace)) {
+            let reason = format!(
+                "asks to join the namespace {} of the host, which a virtual machine cannot",
+                path.display()
+            );
             problem(format!("{field}.path"), reason)?;
         }
+    }
+    if !seen.contains(&LinuxNamespaceType::Network) {
+        problem(
+            "linux.namespaces",
+            "has no network namespace, so the container would be in the host's network, which a \
+             virtual machine cannot share; give it a network of its own (--network bridge) or none \
+             (--network none)",
+        )?;
     }
     Ok(())
 }

@@ -93,6 +93,11 @@ const MAIN: Rules = &[
     (libc::SYS_ftruncate, Always),
     // virtio-rng.
     (libc::SYS_getrandom, Always),
+    // A network card that is plugged in, and its end.
+    (
+        libc::SYS_ioctl,
+        OneOf(1, &[KVM_IRQFD, KVM_IOEVENTFD, libc::TUNSETOFFLOAD]),
+    ),
     // Stopping CPUs.
     (libc::SYS_getpid, Always),
     (libc::SYS_tgkill, Always),
@@ -109,6 +114,12 @@ const VCPU: Rules = &[
 
 /// _IO(KVMIO, 0x80)
 const KVM_RUN: u64 = 0xae80;
+
+/// _IOW(KVMIO, 0x76, struct kvm_irqfd)
+const KVM_IRQFD: u64 = 0x4020_ae76;
+
+/// _IOW(KVMIO, 0x79, struct kvm_ioeventfd)
+const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 
 /// What virtiofsd does. Paths are below the jail's root, or relative to a descriptor that is.
 const FILES: Rules = &[

@@ -52,6 +52,11 @@ impl Shared {
         }))
     }
 
+    /// The devices.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// Readable once the machine has ended.
     pub fn ended(&self) -> &EventFd {
         &self.ended

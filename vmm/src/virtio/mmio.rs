@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
 
-use super::device::DeviceInfo;
+use super::device::{DeviceInfo, VirtioDevice};
 use super::spec::{device_id, feature, mmio as reg, status};
 use super::thread::Slot;
 
@@ -50,6 +50,17 @@ impl MmioTransport {
     /// The device and its descriptors.
     pub fn slot(&self) -> &Arc<Slot> {
         &self.slot
+    }
+
+    /// Puts another device into the slot, with as many queues as the one before, which goes. The
+    /// guest is not told.
+    pub fn replace(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), virtio_queue::Error> {
+        let info = device.info();
+        let queues = fresh_queues(&info)?;
+        self.reset();
+        self.slot.replace(device);
+        (self.info, self.queues) = (info, queues);
+        Ok(())
     }
 
     /// The guest reads `data.len()` bytes at `offset` of the window.
@@ -226,4 +237,50 @@ fn half(value: u64, select: u32) -> u32 {
 
 fn set_half(target: &mut u64, shift: u32, value: u32) {
     *target = *target & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::empty::Empty;
+    use crate::virtio::rng::Rng;
+    use crate::virtio::thread::DeviceThread;
+
+    fn read(transport: &MmioTransport, register: u64) -> u32 {
+        let mut data = [0; 4];
+        transport.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn empty() -> (DeviceThread, MmioTransport) {
+        let mut thread = DeviceThread::new("test").unwrap();
+        let memory = crate::memory::map(2).unwrap();
+        let slot = thread.add(Box::new(Empty(&[16])), memory).unwrap();
+        (thread, MmioTransport::new(slot).unwrap())
+    }
+
+    #[test]
+    fn an_empty_slot_is_no_device_and_starts_none() {
+        let (_thread, mut transport) = empty();
+        assert_eq!(read(&transport, reg::DEVICE_ID), device_id::NONE);
+        transport.write(reg::DRIVER_FEATURES_SEL, &1_u32.to_le_bytes());
+        transport.write(reg::DRIVER_FEATURES, &1_u32.to_le_bytes());
+        transport.write(reg::STATUS, &status::FEATURES_OK.to_le_bytes());
+        assert_eq!(read(&transport, reg::STATUS), 0, "no features are offered");
+    }
+
+    #[test]
+    fn a_device_is_there_from_when_it_is_plugged_in_until_it_is_taken_out() {
+        let (_thread, mut transport) = empty();
+        transport.replace(Box::new(Rng)).unwrap();
+        assert_eq!(read(&transport, reg::DEVICE_ID), device_id::RNG);
+        transport.write(reg::STATUS, &status::ACKNOWLEDGE.to_le_bytes());
+        transport.replace(Box::new(Empty(&[16]))).unwrap();
+        assert_eq!(read(&transport, reg::DEVICE_ID), device_id::NONE);
+        assert_eq!(
+            read(&transport, reg::STATUS),
+            0,
+            "what a driver set is forgotten"
+        );
+    }
 }

@@ -9,6 +9,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod empty;
 #[cfg(test)]
 pub mod fake;
 pub mod fs;

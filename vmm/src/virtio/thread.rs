@@ -140,6 +140,11 @@ impl Slot {
         self.interrupt.clear();
     }
 
+    /// Puts another device in its place. The old one was reset.
+    pub fn replace(&self, device: Box<dyn VirtioDevice>) {
+        self.lock().device = device;
+    }
+
     /// Calls the device outside of an event from the guest or a host descriptor.
     pub fn poke(
         &self,

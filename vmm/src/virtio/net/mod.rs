@@ -6,9 +6,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
 
-use self::spec::{
-    CONFIG_BYTES, CONFIG_MTU, HEADER, HEADER_NUM_BUFFERS, MAX_PACKET, feature, queue,
-};
+use self::spec::{HEADER, HEADER_NUM_BUFFERS, MAX_PACKET, feature, queue};
 use super::chain::ChainError;
 use super::device::{
     DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
@@ -20,13 +18,16 @@ const NAME: &str = "net";
 /// The most packets moved in one direction before the other has its turn.
 const BUDGET: usize = 256;
 
+/// The sizes of the two queues.
+pub const QUEUE_SIZES: &[u16] = &[256, 256];
+
 /// The only descriptor is the TAP.
 const TOKEN_TAP: u32 = 0;
 
 /// The device.
 pub struct Net {
     tap: File,
-    config: [u8; CONFIG_BYTES],
+    mac: [u8; 6],
     /// A packet from the TAP, with its header, until the guest has buffers for it.
     packet: Box<[u8; HEADER + MAX_PACKET]>,
     /// The packet's length; 0 when there is none.
@@ -36,20 +37,15 @@ pub struct Net {
 }
 
 impl Net {
-    /// A card on `tap`, which must have IFF_NO_PI and IFF_VNET_HDR set.
-    pub fn new(tap: File, mac: [u8; 6], mtu: u16) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&tap, true)?;
-        set_vnet_header_size(&tap)?;
-        let mut config = [0; CONFIG_BYTES];
-        config[..mac.len()].copy_from_slice(&mac);
-        config[CONFIG_MTU..].copy_from_slice(&mtu.to_le_bytes());
-        Ok(Self {
+    /// A card on `tap`, which must be as [`rvm_protocol::vmm::Net::tap`] says.
+    pub fn new(tap: File, mac: [u8; 6]) -> Self {
+        Self {
             tap,
-            config,
+            mac,
             packet: Box::new([0; HEADER + MAX_PACKET]),
             length: 0,
             readable: false,
-        })
+        }
     }
 
     /// Moves packets from the TAP to the guest while there are packets and buffers.
@@ -139,9 +135,8 @@ impl VirtioDevice for Net {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             id: device_id::NET,
-            queue_sizes: &[256, 256],
+            queue_sizes: QUEUE_SIZES,
             features: feature::MAC
-                | feature::MTU
                 | feature::MRG_RXBUF
                 | feature::CSUM
                 | feature::HOST_TSO4
@@ -155,11 +150,11 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        read_config_space(&self.config, offset, data);
+        read_config_space(&self.mac, offset, data);
     }
 
     fn start(&mut self, features: u64, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        set_offload(&self.tap, features).map_err(|source| DeviceError::Host {
+        set_offloads(&self.tap, offloads(features)).map_err(|source| DeviceError::Host {
             device: NAME,
             action: "TUNSETOFFLOAD",
             source,
@@ -199,58 +194,37 @@ fn broken(queue: usize) -> impl FnOnce(ChainError) -> DeviceError {
     }
 }
 
-/// Tells the TAP which unfinished packets the driver takes.
-fn set_offload(tap: &File, features: u64) -> io::Result<()> {
-    let mut flags = 0;
+/// Which unfinished packets the TAP may pass on, given the features that the driver took. Each
+/// needs those it builds on (section 5.1.3.1); without, the TAP would refuse all.
+fn offloads(features: u64) -> libc::c_uint {
+    let takes = |feature: u64| features & feature != 0;
+    if !takes(feature::GUEST_CSUM) {
+        return 0;
+    }
+    let mut flags = libc::TUN_F_CSUM;
     for (feature, flag) in [
-        (feature::GUEST_CSUM, libc::TUN_F_CSUM),
         (feature::GUEST_TSO4, libc::TUN_F_TSO4),
         (feature::GUEST_TSO6, libc::TUN_F_TSO6),
-        (feature::GUEST_ECN, libc::TUN_F_TSO_ECN),
     ] {
-        if features & feature != 0 {
+        if takes(feature) {
             flags |= flag;
         }
     }
-    // Without a checksum to finish there is no segmentation either.
-    if flags & libc::TUN_F_CSUM == 0 {
-        flags = 0;
+    if flags != libc::TUN_F_CSUM && takes(feature::GUEST_ECN) {
+        flags |= libc::TUN_F_TSO_ECN;
     }
-    tap_ioctl(tap, libc::TUNSETOFFLOAD, Argument::Value(flags))
-}
-
-fn set_vnet_header_size(tap: &File) -> io::Result<()> {
-    tap_ioctl(
-        tap,
-        libc::TUNSETVNETHDRSZ,
-        Argument::Pointer(HEADER as libc::c_int),
-    )
-}
-
-enum Argument {
-    Value(libc::c_uint),
-    Pointer(libc::c_int),
+    flags
 }
 
 #[expect(unsafe_code, reason = "ioctl")]
-fn tap_ioctl(tap: &File, request: libc::Ioctl, argument: Argument) -> io::Result<()> {
-    // SAFETY: both requests take an int, TUNSETOFFLOAD by value and TUNSETVNETHDRSZ through a
-    // pointer that they only read.
-    let result = unsafe {
-        match argument {
-            Argument::Value(value) => {
-                libc::ioctl(tap.as_raw_fd(), request, libc::c_ulong::from(value))
-            }
-            Argument::Pointer(value) => {
-                libc::ioctl(tap.as_raw_fd(), request, std::ptr::from_ref(&value))
-            }
-        }
-    };
+fn set_offloads(tap: &File, flags: libc::c_uint) -> io::Result<()> {
+    let flags = libc::c_ulong::from(flags);
+    // SAFETY: TUNSETOFFLOAD takes a number.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
     if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+        return Err(io::Error::last_os_error());
     }
+    Ok(())
 }
 
 #[cfg(test)]

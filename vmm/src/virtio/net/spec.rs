@@ -6,8 +6,6 @@ pub mod feature {
     pub const CSUM: u64 = 1 << 0;
     /// VIRTIO_NET_F_GUEST_CSUM: so does the driver.
     pub const GUEST_CSUM: u64 = 1 << 1;
-    /// VIRTIO_NET_F_MTU
-    pub const MTU: u64 = 1 << 3;
     /// VIRTIO_NET_F_MAC
     pub const MAC: u64 = 1 << 5;
     /// VIRTIO_NET_F_GUEST_TSO4
@@ -35,16 +33,10 @@ pub mod queue {
 }
 
 /// The length of struct virtio_net_hdr with num_buffers, which VIRTIO_F_VERSION_1 implies.
-pub const HEADER: usize = 12;
+pub const HEADER: usize = rvm_protocol::vmm::TAP_HEADER;
 
 /// Where num_buffers lies in it.
 pub const HEADER_NUM_BUFFERS: usize = 10;
 
 /// The largest packet with segmentation offload: 64 KiB and an Ethernet header, section 5.1.6.3.1.
 pub const MAX_PACKET: usize = 65550;
-
-/// The configuration space up to mtu.
-pub const CONFIG_BYTES: usize = 12;
-
-/// Where mtu lies; the MAC address comes first.
-pub const CONFIG_MTU: usize = 10;

@@ -1,0 +1,123 @@
+//! What others may ask of the process that owns a sandbox: over a socket in the sandbox's directory,
+//! a line of JSON each way.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use super::{Sandbox, SandboxDir, SandboxError};
+use crate::error_chain::chain;
+
+/// The longest line that is read, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// How long whoever asks may take to say what.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Something to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Makes the guest's network what is found in its namespace now.
+    SyncNetwork,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Done,
+    Failed(String),
+}
+
+/// The owner did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It is not there, or does not answer.
+    #[error("the sandbox's owner does not answer")]
+    Owner(#[source] io::Error),
+    /// It says why.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Has the owner of a sandbox do something, and waits until it is done.
+pub async fn ask(dir: &SandboxDir, request: Request) -> Result<(), ControlError> {
+    let answer = exchange(dir, request).await.map_err(ControlError::Owner)?;
+    match answer {
+        Answer::Done => Ok(()),
+        Answer::Failed(reason) => Err(ControlError::Failed(reason)),
+    }
+}
+
+async fn exchange(dir: &SandboxDir, request: Request) -> io::Result<Answer> {
+    let stream = dir.connect_to_owner()?;
+    stream.set_nonblocking(true)?;
+    let mut stream = UnixStream::from_std(stream)?;
+    write_line(&mut stream, &request).await?;
+    read_line(&mut stream).await
+}
+
+impl Sandbox {
+    /// Does what the owner of a sandbox has to do while it runs: follows the network, and serves
+    /// those who ask. Returns when that has become impossible.
+    pub async fn serve(&self) -> SandboxError {
+        let served = tokio::try_join!(self.follow_network(), self.serve_requests());
+        match served {
+            Err(error) => error,
+            Ok((never, _)) => match never {},
+        }
+    }
+
+    async fn serve_requests(&self) -> Result<Infallible, SandboxError> {
+        let Some(listener) = &self.control else {
+            return std::future::pending().await;
+        };
+        let listener = listen(listener).map_err(SandboxError::Sockets)?;
+        loop {
+            let (mut stream, _) = listener.accept().await.map_err(SandboxError::Sockets)?;
+            if let Err(error) = self.answer(&mut stream).await {
+                tracing::debug!("a request to the sandbox's owner: {error}");
+            }
+        }
+    }
+
+    async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let request = tokio::time::timeout(PATIENCE, read_line(stream)).await??;
+        let done = match request {
+            Request::SyncNetwork => self.sync_network().await,
+        };
+        let answer = match done {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Failed(chain(&error)),
+        };
+        write_line(stream, &answer).await
+    }
+}
+
+fn listen(listener: &UnixListener) -> io::Result<tokio::net::UnixListener> {
+    let listener = listener.try_clone()?;
+    listener.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(listener)
+}
+
+async fn write_line<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
+
+async fn read_line<T: for<'de> Deserialize<'de>>(stream: &mut UnixStream) -> io::Result<T> {
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(stream.take(MAX_LINE));
+    reader.read_until(b'\n', &mut line).await?;
+    if line.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

@@ -1,0 +1,154 @@
+//! A sandbox's network while its machine runs: what changes in the namespace on the host changes in
+//! the guest.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+
+use rvm_protocol::agent::ConfigureNetworkRequest;
+use tokio::sync::Mutex;
+
+use super::{Life, Sandbox, SandboxError};
+use crate::agent::Agent;
+use crate::engine::Machine;
+use crate::error_chain::chain;
+use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room};
+use crate::timings::Timings;
+
+/// The network, and what the guest knows of it.
+pub(super) struct Live {
+    network: Network,
+    /// None while the guest has cards that it was told nothing of.
+    told: Option<ConfigureNetworkRequest>,
+    /// What was logged already.
+    left: HashSet<String>,
+}
+
+impl Live {
+    /// Gives the interfaces that are there cards in a machine that is about to start.
+    pub(super) fn first(
+        mut network: Network,
+        room: Room,
+    ) -> Result<(Self, Vec<NetCard>), NetworkError> {
+        let found = network.look()?;
+        if found.links.is_empty() {
+            tracing::info!("the network namespace has no interfaces: the guest has loopback only");
+        }
+        let cards = network.first_cards(&found, room)?;
+        let live = Self {
+            network,
+            told: cards.is_empty().then(ConfigureNetworkRequest::default),
+            left: HashSet::new(),
+        };
+        Ok((live, cards))
+    }
+
+    /// Makes the guest's network what is found on the host.
+    async fn sync(&mut self, machine: &dyn Machine, agent: &Agent) -> Result<(), SandboxError> {
+        let found = self.network.look()?;
+        self.mention_left(&found);
+        self.network.follow(&found)?;
+        let mut plugged = Ok(());
+        for link in self.network.unserved(&found) {
+            if let Err(error) = self.plug(link, machine).await {
+                // The others need not suffer.
+                plugged = Err(error);
+            }
+        }
+        let request = found.request(|index| self.network.card_of(index));
+        if self.told.as_ref() != Some(&request) {
+            agent.configure_network(&request).await?;
+            tracing::debug!("the guest has {} interfaces", request.interfaces.len());
+            self.told = Some(request);
+        }
+        for mac in self.network.idle_cards() {
+            if machine
+                .unplug_net(mac)
+                .await
+                .map_err(SandboxError::Unplug)?
+            {
+                self.network.remove_card(mac);
+            }
+        }
+        plugged
+    }
+
+    async fn plug(&mut self, link: &Link, machine: &dyn Machine) -> Result<(), SandboxError> {
+        tracing::info!(
+            "the interface {} has come into the network namespace",
+            link.name
+        );
+        if self.network.reuse_card(link)? {
+            return Ok(());
+        }
+        let card = self.network.add_card(link)?;
+        let mac = card.mac;
+        let plugged = machine.plug_net(card).await;
+        if plugged.is_err() {
+            self.network.remove_card(mac);
+        }
+        plugged.map_err(|source| SandboxError::Plug {
+            link: link.name.clone(),
+            source,
+        })
+    }
+
+    fn mention_left(&mut self, found: &Found) {
+        for (name, reason) in &found.left {
+            if self.left.insert(name.clone()) {
+                tracing::warn!("the guest does not get the interface {name}: {reason}");
+            }
+        }
+    }
+}
+
+impl Sandbox {
+    /// Gives the guest its network for the first time.
+    pub(super) async fn set_network_up(&self, timings: &mut Timings) -> Result<(), SandboxError> {
+        match self.sync_network().await {
+            Err(SandboxError::Ended(end)) => {
+                let stage = "the set-up of its network";
+                let how = end.to_string();
+                return Err(self.watch.failure(stage, timings.elapsed(), how).into());
+            }
+            other => other?,
+        }
+        timings.lap("set the network up");
+        Ok(())
+    }
+
+    /// Makes the guest's network what is found in the namespace now.
+    pub async fn sync_network(&self) -> Result<(), SandboxError> {
+        let Life::Owned { machine, network } = &self.life else {
+            return Ok(());
+        };
+        let mut network = network.lock().await;
+        let sync = network.sync(machine.as_ref(), &self.agent);
+        tokio::select! {
+            biased;
+            // Answers of the machine arrive only while somebody waits for its end.
+            end = self.ended() => Err(SandboxError::Ended(end.clone())),
+            done = sync => done,
+        }
+    }
+
+    /// Follows the changes in the namespace.
+    pub(super) async fn follow_network(&self) -> Result<Infallible, SandboxError> {
+        let Life::Owned { network, .. } = &self.life else {
+            return std::future::pending().await;
+        };
+        let changes = changes(network).await?;
+        loop {
+            changes.next().await.map_err(SandboxError::Watch)?;
+            if let Err(error) = self.sync_network().await {
+                tracing::warn!(
+                    "the guest's network is not what it should be: {}",
+                    chain(&error)
+                );
+            }
+        }
+    }
+}
+
+async fn changes(network: &Mutex<Live>) -> Result<Changes, NetworkError> {
+    network.lock().await.network.changes()
+}
