@@ -248,7 +248,7 @@ fn much_data_passes_unchanged_in_both_directions() {
         stream = peer.inside(|| TcpStream::connect("10.0.1.2:7000")).ok();
         stream.is_some()
     });
-    let data: Vec<u8> = (0..BYTES).map(|index| (index * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..BYTES).map(|index| ((index * 7) >> 3) as u8).collect();
     let mut stream = stream.unwrap();
     stream.write_all(&data).unwrap();
     drop(stream);
