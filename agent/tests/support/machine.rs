@@ -14,8 +14,8 @@ use rvm_protocol::vmm::{BackendConfig, Channel, Event, FdIndex, VsockPort};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 
 /// As rvm starts its guests on QEMU.
-const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t tsc=reliable \
-    no_timer_check cryptomgr.notests random.trust_cpu=on";
+const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t tsc=reliable \
+    no_timer_check noreplace-smp cryptomgr.notests random.trust_cpu=on";
 
 /// A running guest.
 pub struct Machine {

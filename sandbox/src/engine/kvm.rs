@@ -24,8 +24,8 @@ use crate::readable::Readable;
 use crate::spawn::Vmm;
 
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
-/// worth.
-const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t \
+/// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.
+const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
      tsc=reliable no_timer_check noreplace-smp \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 

@@ -29,8 +29,9 @@ impl Fd {
 }
 
 /// The parameters that a kernel needs on QEMU's microvm; see guest-kernel/README.md for what each is
-/// worth. The machine adds its virtio-mmio devices itself.
-const KERNEL_PARAMS: &str = "console=hvc0 earlyprintk=ttyS0 quiet panic=-1 reboot=t \
+/// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it. The
+/// machine adds its virtio-mmio devices itself.
+const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
      tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
