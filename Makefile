@@ -11,11 +11,13 @@ DIST := dist
 .PHONY: build
 build:
 	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm -p rvm-vmm -p rvm-agent
+	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm --example rvm-pages
 	@mkdir -p $(DIST)/bin $(DIST)/libexec/rvm $(DIST)/share/rvm
 	install -m 755 $(BUILT)/rvm $(DIST)/bin/rvm
 	install -m 755 $(BUILT)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
 	guest-kernel/initramfs $(BUILT)/rvm-agent $(DIST)/share/rvm/initramfs
 	install -m 644 "$$(guest-kernel/build)" $(DIST)/share/rvm/vmlinux
+	$(BUILT)/examples/rvm-pages $(DIST)/share
 
 .PHONY: demo
 demo:
@@ -43,5 +45,6 @@ install: build
 	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
 	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
 	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux
+	$(BUILT)/examples/rvm-pages $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm README.md CHANGELOG.md LICENSE
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm/docs docs/*.md

@@ -5,13 +5,12 @@ mod verbs;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use rvm::cli;
 
 use cli::{Cli, Verb};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli::read() {
         Ok(cli) => cli,
         Err(usage) => {
             // Nobody is left to tell if the stream is gone.

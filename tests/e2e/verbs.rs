@@ -262,6 +262,40 @@ fn what_needs_no_container_says_what_it_has_to_say() {
     assert!(version.starts_with("rvm version "), "{version}");
 }
 
+#[test]
+fn every_verb_has_a_manual_page_and_completes() {
+    let share = rvm_tests::dist().join("share");
+    let help = Rvm::new().ok(&["--help"]);
+    let list = help.split("Commands:\n").nth(1).unwrap();
+    let verbs: Vec<&str> = list
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
+    assert!(
+        verbs.contains(&"exec") && !verbs.contains(&"monitor"),
+        "{verbs:?}"
+    );
+    let bash = share.join("bash-completion/completions/rvm");
+    let completions = std::fs::read_to_string(&bash).unwrap();
+    for verb in verbs {
+        let page = share.join(format!("man/man8/rvm-{verb}.8"));
+        assert!(page.exists(), "{}", page.display());
+        assert!(
+            completions.contains(&format!("rvm__subcmd__{verb}")),
+            "{verb}"
+        );
+    }
+    let checked = std::process::Command::new("bash")
+        .arg("-n")
+        .arg(bash)
+        .status();
+    assert!(checked.unwrap().success());
+    assert!(share.join("zsh/site-functions/_rvm").exists());
+    assert!(share.join("fish/vendor_completions.d/rvm.fish").exists());
+}
+
 /// How often a container is made and deleted. A hundred times in full runs.
 fn cycles() -> usize {
     let text = std::env::var("RVM_TEST_CYCLES");

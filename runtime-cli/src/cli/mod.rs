@@ -3,11 +3,14 @@
 mod exec;
 mod monitor;
 mod running;
+mod texts;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
 use rvm_sandbox::state::Store;
@@ -44,8 +47,31 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+/// The command line, with its help laid out as runc's is.
+pub fn command() -> Command {
+    with_layout(Cli::command())
+}
+
+fn with_layout(command: Command) -> Command {
+    let verbs: Vec<String> = command
+        .get_subcommands()
+        .map(|verb| verb.get_name().to_owned())
+        .collect();
+    let command = command.help_template(texts::LAYOUT);
+    verbs.into_iter().fold(command, |command, verb| {
+        command.mut_subcommand(verb, with_layout)
+    })
+}
+
+/// Reads the command line of this process.
+pub fn read() -> Result<Cli, clap::Error> {
+    // What is only wanted for help is only made for it.
+    Cli::try_parse().or_else(|_| Cli::from_arg_matches(&command().try_get_matches()?))
+}
+
 /// Options that every verb takes, before it or after it.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Directory for the state of containers; it should be on a tmpfs
     #[arg(long, global = true, value_name = "DIR", default_value = "/run/rvm")]
@@ -83,32 +109,44 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Create a container
+    #[command(long_about = texts::CREATE)]
     Create(CreateArgs),
     /// Execute the program of a created container
+    #[command(long_about = texts::START)]
     Start(IdArgs),
     /// Print the state of a container
     State(IdArgs),
     /// Send a signal to a container
+    #[command(long_about = texts::KILL, after_long_help = texts::KILL_EXAMPLE)]
     Kill(KillArgs),
     /// Delete a container and what belongs to it
+    #[command(long_about = texts::DELETE)]
     Delete(DeleteArgs),
     /// Create and run a container
+    #[command(long_about = texts::RUN)]
     Run(RunArgs),
     /// Execute a program in a running container
+    #[command(long_about = texts::EXEC, after_long_help = texts::EXEC_EXAMPLE)]
     Exec(Box<ExecArgs>),
     /// Print the processes of a container, as the guest numbers them
+    #[command(long_about = texts::PS)]
     Ps(PsArgs),
     /// Make every process of a container stand still
+    #[command(long_about = texts::PAUSE)]
     Pause(IdArgs),
     /// Let the processes of a paused container go on
     Resume(IdArgs),
     /// Change the limits of a container
+    #[command(long_about = texts::UPDATE, after_long_help = texts::UPDATE_EXAMPLE)]
     Update(Box<UpdateArgs>),
     /// Report what a container uses, and when the kernel kills processes of it for memory
+    #[command(long_about = texts::EVENTS)]
     Events(EventsArgs),
     /// List the containers
+    #[command(after_long_help = texts::LIST_EXAMPLE)]
     List(ListArgs),
     /// Write a configuration to begin with
+    #[command(long_about = texts::SPEC, after_long_help = texts::SPEC_EXAMPLE)]
     Spec(SpecArgs),
     /// Print what this runtime can do, as JSON
     Features,
@@ -307,11 +345,10 @@ impl Global {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
