@@ -222,7 +222,8 @@ fn expected_processes() -> Vec<(&'static str, u64, &'static [&'static str])> {
 #[test]
 fn every_process_that_a_guest_can_reach_is_jailed() {
     let rvm = Rvm::new();
-    rvm.create(&Bundle::new(&["sleep", "1000"]), "box");
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    rvm.create(&bundle, "box");
     rvm.ok(&["start", "box"]);
     for (name, capabilities, root) in expected_processes() {
         let mut matching = rvm.processes();
