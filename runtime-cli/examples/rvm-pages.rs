@@ -32,9 +32,19 @@ fn main() -> anyhow::Result<()> {
         };
         let path = directory(&share, place)?.join(name);
         let mut file = File::create(&path).with_context(|| path.display().to_string())?;
-        clap_complete::generate(shell, &mut rvm::cli::command(), "rvm", &mut file);
+        clap_complete::generate(shell, &mut completed(), "rvm", &mut file);
     }
     Ok(())
+}
+
+/// The command without the verbs that nobody types.
+fn completed() -> Command {
+    let whole = rvm::cli::command();
+    Command::new("rvm")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_version_flag(true)
+        .args(whole.get_arguments())
+        .subcommands(whole.get_subcommands().filter(|verb| !verb.is_hide_set()))
 }
 
 fn directory(share: &Path, place: &str) -> anyhow::Result<PathBuf> {

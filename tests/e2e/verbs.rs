@@ -287,6 +287,7 @@ fn every_verb_has_a_manual_page_and_completes() {
             "{verb}"
         );
     }
+    assert!(!completions.contains("monitor"), "nobody types that");
     let checked = std::process::Command::new("bash")
         .arg("-n")
         .arg(bash)
