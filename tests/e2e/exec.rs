@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use rvm_tests::command::{self, Finished, eventually, finish};
+use rvm_tests::terminal::{self, Reception};
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
 
@@ -216,6 +217,54 @@ fn a_detached_process_has_a_stand_in_with_its_exit_code() {
     let failed = rvm.call(&["exec", "--detach", "box", "nothing"]);
     assert_eq!(failed.code, 255);
     assert!(failed.stderr.contains("executable file not found in $PATH"));
+    end(&rvm);
+}
+
+#[test]
+fn a_terminal_of_the_users_is_the_programs() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let (mut terminal, line) = terminal::open(30, 90);
+    let before = line.modes();
+    let script = "trap 'stty size' WINCH; tty; stty size; while :; do sleep 0.1; done";
+    let mut exec = rvm.command(&["exec", "--tty", "box", "sh", "-c", script]);
+    line.attach(&mut exec);
+    let child = exec.spawn().unwrap();
+    terminal.expect("/dev/pts/0\r\n30 90\r\n");
+    terminal.resize(40, 100);
+    terminal.expect("40 100\r\n");
+    // Ctrl-C is the guest's to act on.
+    terminal.write("\x03");
+    assert_eq!(command::wait(child).status.code(), Some(130));
+    assert_eq!(line.modes(), before, "the terminal is as it was");
+    end(&rvm);
+}
+
+#[test]
+fn an_engine_gets_a_terminal_and_a_pidfd() {
+    let rvm = Rvm::new();
+    let _bundle = waiting(&rvm);
+    let console = Reception::new(rvm.path("console.sock"));
+    let pidfd = Reception::new(rvm.path("pidfd.sock"));
+    let mut exec = rvm.command(&["exec", "--detach", "--tty", "--console-socket"]);
+    exec.arg(console.path())
+        .arg("--pidfd-socket")
+        .arg(pidfd.path());
+    exec.args(["box", "sh", "-c", "read line; echo got $line"]);
+    exec.stdout(Stdio::null()).stderr(Stdio::null());
+    let child = exec.spawn().unwrap();
+    let mut terminal = console.terminal();
+    let (pidfd, name) = pidfd.receive();
+    assert_eq!(name, b"pidfd");
+    assert!(command::wait(child).status.success());
+    terminal.write("there\n");
+    terminal.expect("got there\r\n");
+    // A pidfd is readable when its process has ended.
+    let mut fds = [rustix::event::PollFd::new(
+        &pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    assert_eq!(rustix::event::poll(&mut fds, None), Ok(1));
     end(&rvm);
 }
 

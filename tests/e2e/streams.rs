@@ -166,144 +166,71 @@ fn a_program_whose_output_nobody_wants_ends_on_time() {
     assert!(start.elapsed() < Duration::from_secs(120));
 }
 
-/// A terminal of the host with rvm at it, as a shell or an engine would have it.
-mod terminal {
+mod at_a_terminal {
     use super::*;
-    use rustix::fs::{Mode, OFlags};
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
-    use std::fs::File;
-    use std::os::fd::OwnedFd;
-    use std::os::unix::process::CommandExt;
-
-    fn window(rows: u16, cols: u16) -> Winsize {
-        Winsize {
-            ws_row: rows,
-            ws_col: cols,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        }
-    }
+    use rvm_tests::terminal::{self, Reception};
 
     fn bundle(script: &str) -> Bundle {
         Bundle::shell(script).with(|config| config["process"]["terminal"] = true.into())
     }
 
-    /// Reads until the text has come.
-    fn expect(master: &mut File, text: &str) -> String {
-        let mut seen = String::new();
-        let mut buffer = [0; 1024];
-        while !seen.contains(text) {
-            let length = master
-                .read(&mut buffer)
-                .unwrap_or_else(|e| panic!("{e} after {seen:?}"));
-            seen += &String::from_utf8_lossy(&buffer[..length]);
-        }
-        seen
-    }
-
     #[test]
-    fn at_the_users_terminal() {
+    fn of_the_user() {
         let rvm = Rvm::new();
-        let master =
-            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap();
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).unwrap();
-        tcsetwinsize(&master, window(30, 90)).unwrap();
-        let before = tcgetattr(&slave).unwrap().local_modes;
-
+        let (mut terminal, line) = terminal::open(30, 90);
+        let before = line.modes();
         let script = "trap 'stty size' WINCH; tty; stty size; read line; echo got $line; \
                       while :; do sleep 0.1; done";
         let bundle = bundle(script);
         let mut run = rvm.command(&["run", "--bundle"]);
         run.arg(bundle.write()).arg("box");
-        let stdio = || Stdio::from(slave.try_clone().unwrap());
-        run.stdin(stdio()).stdout(stdio()).stderr(stdio());
-        #[expect(unsafe_code, reason = "pre_exec")]
-        // SAFETY: two system calls.
-        unsafe {
-            run.pre_exec(|| {
-                rustix::process::setsid()?;
-                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
-                Ok(())
-            })
-        };
+        line.attach(&mut run);
         let child = run.spawn().unwrap();
-        let mut terminal = File::from(master);
-        expect(&mut terminal, "/dev/pts/0\r\n30 90\r\n");
-        terminal.write_all(b"line\r").unwrap();
+        terminal.expect("/dev/pts/0\r\n30 90\r\n");
+        terminal.write("line\r");
         // The guest's terminal echoes, and the host's does not a second time.
-        let seen = expect(&mut terminal, "got line\r\n");
+        let seen = terminal.expect("got line\r\n");
         assert_eq!(seen.matches("line\r\n").count(), 2, "{seen:?}");
-        tcsetwinsize(&terminal, window(40, 100)).unwrap();
-        expect(&mut terminal, "40 100\r\n");
+        terminal.resize(40, 100);
+        terminal.expect("40 100\r\n");
         // Ctrl-C is the guest's to act on.
-        terminal.write_all(b"\x03").unwrap();
+        terminal.write("\x03");
         assert_eq!(command::wait(child).status.code(), Some(130));
-        assert_eq!(
-            tcgetattr(&slave).unwrap().local_modes,
-            before,
-            "the terminal is as it was"
-        );
+        assert_eq!(line.modes(), before, "the terminal is as it was");
     }
 
     #[test]
-    fn at_an_engines_terminal() {
+    fn of_an_engine() {
         let rvm = Rvm::new();
-        let socket = rvm.path("console.sock");
-        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let socket = Reception::new(rvm.path("console.sock"));
         let bundle = bundle("stty size; read line; echo got $line; exit 9");
         let mut create = rvm.command(&["create", "--console-socket"]);
         create
-            .arg(&socket)
+            .arg(socket.path())
             .arg("--bundle")
-            .arg(bundle.write())
-            .arg("box");
-        create.stdout(Stdio::null()).stderr(Stdio::null());
+            .arg(bundle.write());
+        create
+            .arg("box")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let child = create.spawn().unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        drop(listener);
-        std::fs::remove_file(&socket).unwrap();
-        let mut terminal = File::from(receive(&stream));
-        drop(stream);
-        tcsetwinsize(&terminal, window(25, 70)).unwrap();
+        let mut terminal = socket.terminal();
+        terminal.resize(25, 70);
         assert!(command::wait(child).status.success());
         rvm.ok(&["start", "box"]);
-        expect(&mut terminal, "70\r\n");
-        terminal.write_all(b"there\n").unwrap();
-        expect(&mut terminal, "got there\r\n");
+        terminal.expect("70\r\n");
+        terminal.write("there\n");
+        terminal.expect("got there\r\n");
         rvm.wait_for_status("box", "stopped");
         rvm.ok(&["delete", "box"]);
     }
 
-    fn receive(stream: &std::os::unix::net::UnixStream) -> OwnedFd {
-        let mut name = [0; 256];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut slices = [std::io::IoSliceMut::new(&mut name)];
-        let received =
-            recvmsg(stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
-        let fd = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        assert!(name[..received.bytes].starts_with(b"/dev/pts/"));
-        fd.unwrap()
-    }
-
     #[test]
-    fn without_a_terminal_it_is_refused() {
+    fn that_is_not_there_is_refused() {
         let rvm = Rvm::new();
         let finished = rvm.run(&bundle("true"), "box");
         assert_eq!(finished.code, 1);
-        assert!(
-            finished.stderr.contains("process.terminal"),
-            "{}",
-            finished.stderr
-        );
+        let message = finished.stderr;
+        assert!(message.contains("process.terminal"), "{message}");
     }
 }

@@ -9,6 +9,7 @@ pub mod cgroups;
 pub mod command;
 pub mod leaks;
 pub mod network;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 
