@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use rvm_protocol::agent::event::Kind;
+use rvm_sandbox::lifecycle::LifecycleError;
 use rvm_sandbox::running::Observed;
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -32,7 +33,8 @@ pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<ExitCode> {
     block_on(async {
         let observed = Observed::new(&container)?;
         if args.stats {
-            print_stats(&args.id, &observed).await
+            let stats = observed.stats().await?;
+            print("stats", &args.id, Some(stats::Stats::from(&stats)))
         } else {
             stream(&args.id, &observed, args.interval).await
         }
@@ -47,7 +49,12 @@ async fn stream(id: &str, observed: &Observed<'_>, interval: Duration) -> anyhow
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => print_stats(id, observed).await?,
+            _ = ticks.tick() => match observed.stats().await {
+                Ok(stats) => print("stats", id, Some(stats::Stats::from(&stats)))?,
+                // It has ended at this moment.
+                Err(LifecycleError::Unfit(_)) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            },
             event = events.next() => match event {
                 Ok(Some(event)) => match event.kind {
                     Some(Kind::Oom(oom)) if oom.container_id == id => print("oom", id, None)?,
@@ -61,11 +68,6 @@ async fn stream(id: &str, observed: &Observed<'_>, interval: Duration) -> anyhow
             },
         }
     }
-}
-
-async fn print_stats(id: &str, observed: &Observed<'_>) -> anyhow::Result<()> {
-    let stats = stats::Stats::from(&observed.stats().await?);
-    print("stats", id, Some(stats))
 }
 
 fn print(kind: &str, id: &str, data: Option<stats::Stats>) -> anyhow::Result<()> {
