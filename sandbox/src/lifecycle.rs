@@ -286,10 +286,10 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     Ok(())
 }
 
-/// Gives the namespace that a sandbox was given back as it was. A monitor that has lived to write its
-/// container's end down has done it.
+/// Gives the namespace that a sandbox was given back as it was. A monitor that has lived to write down
+/// how its container ended has done it.
 fn restore_network(state: &State) {
-    if state.status == Status::Stopped || state.sandbox.is_some() {
+    if state.exit_status.is_some() || state.sandbox.is_some() {
         return;
     }
     let mut given = state.namespaces.iter();

@@ -8,7 +8,8 @@ use std::fs::{self, File};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rvm_tests::{Bundle, Rvm, command, leaks, network};
+use rvm_tests::network::{self, Network};
+use rvm_tests::{Bundle, Rvm, command, leaks};
 use serde_json::{Value, json};
 
 /// How far a start has come.
@@ -59,14 +60,68 @@ const LIMIT: Duration = Duration::from_secs(5);
 struct Start {
     rvm: Rvm,
     bundle: Bundle,
+    network: EngineNetwork,
     verb: &'static str,
     caller: Child,
+}
+
+/// A network namespace that an engine has made for a container, with an interface in it.
+struct EngineNetwork {
+    inside: Network,
+    /// Where the other end of the cable is.
+    _peer: Network,
+    before: String,
+}
+
+impl EngineNetwork {
+    fn new() -> Self {
+        let (inside, peer) = (Network::new(), Network::new());
+        peer.ip("link add out type veth peer name in");
+        peer.ip(&format!("link set in netns {} name eth0", inside.path()));
+        peer.ip("link set out up");
+        inside.ip("addr add 10.0.0.2/24 dev eth0");
+        inside.ip("link set eth0 up");
+        Self {
+            before: Self::look(&inside),
+            inside,
+            _peer: peer,
+        }
+    }
+
+    /// What rvm may add to: links, and the rules that lead packets from one to another.
+    fn look(inside: &Network) -> String {
+        let rules = inside.tc("qdisc show") + &inside.tc("filter show dev eth0 ingress");
+        inside.foreign().join("\n") + "\n" + &rules
+    }
+
+    fn assert_as_before(&self) {
+        let start = Instant::now();
+        loop {
+            let now = Self::look(&self.inside);
+            if now == self.before {
+                return;
+            }
+            let time_left = start.elapsed() < LIMIT;
+            assert!(
+                time_left,
+                "the namespace was: {} and is: {now}",
+                self.before
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Start {
     fn new(verb: &'static str, stage: Stage) -> Self {
         let rvm = Rvm::new();
+        let network = EngineNetwork::new();
         let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
+            for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+                if namespace["type"] == "network" {
+                    namespace["path"] = json!(network.inside.path());
+                }
+            }
             if stage == Sharing {
                 share_much(config);
             }
@@ -78,6 +133,7 @@ impl Start {
             caller: caller.spawn().unwrap(),
             rvm,
             bundle,
+            network,
             verb,
         }
     }
@@ -109,10 +165,14 @@ impl Start {
             Prepared => dir.join("state.json").exists(),
             Sharing => dir.join("shared/box/mounts").exists(),
             Starting => self.find(&["rvm-vmm"]).is_some(),
-            Booting => fs::metadata(dir.join("console.log")).is_ok_and(|log| log.len() > 0),
-            // The listening socket, and one that was accepted.
+            // By then the program that runs the machine has long been loaded.
+            Booting => {
+                let machine = self.find(&["rvm-vmm machine", "qemu-system"]);
+                machine.is_some_and(|pid| cpu_time(pid) >= Duration::from_millis(50))
+            }
+            // The listening socket, and one that was accepted. The monitor is in the namespace.
             Creating => {
-                let sockets = self.rvm.network().inside(network::sockets);
+                let sockets = self.network.inside.inside(network::sockets);
                 let streams = sockets
                     .iter()
                     .filter(|name| name.ends_with("/streams.sock"));
@@ -172,6 +232,15 @@ impl Start {
         }
     }
 
+    /// Has the container deleted, which succeeds whatever has become of it, and as often as one likes.
+    fn delete(&self) {
+        for _ in 0..2 {
+            self.rvm.ok(&["delete", "--force", "box"]);
+        }
+        self.rvm.assert_nothing_left();
+        self.network.assert_as_before();
+    }
+
     fn stderr(&self) -> String {
         fs::read_to_string(self.rvm.path("stderr")).unwrap()
     }
@@ -186,15 +255,24 @@ fn share_much(config: &mut Value) {
     }));
 }
 
-/// Field 22 of /proc/pid/stat.
+/// When a process was started, in clock ticks after boot.
 fn start_time(pid: i32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let field = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(19));
-    field
-        .and_then(|field| field.parse().ok())
-        .unwrap_or(u64::MAX)
+    stat(pid, 22).unwrap_or(u64::MAX)
+}
+
+/// What a process has used.
+fn cpu_time(pid: i32) -> Duration {
+    // In user mode and in the kernel, in clock ticks: of them a second has 100.
+    let ticks = stat(pid, 14).unwrap_or(0) + stat(pid, 15).unwrap_or(0);
+    Duration::from_millis(10 * ticks)
+}
+
+/// A field of /proc/pid/stat by its number in proc(5). The second field, which may hold anything, ends
+/// with the last parenthesis.
+fn stat(pid: i32, number: usize) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// One case: kills the victim at the stage, and looks at what becomes of the rest.
@@ -211,10 +289,7 @@ fn kill_at(verb: &'static str, victim: Victim, stage: Stage) {
     if victim == Victim::Caller || stage >= Created && verb == "create" {
         assert_eq!(rvm.status("box"), "stopped");
     }
-    for _ in 0..2 {
-        rvm.ok(&["delete", "--force", "box"]);
-    }
-    rvm.assert_nothing_left();
+    start.delete();
     assert!(
         start.bundle.path().join("config.json").exists(),
         "the bundle is the user's"
@@ -302,7 +377,7 @@ fn when_the_monitor_is_killed_at_any_moment_nothing_stays() {
         start.kill(Victim::Caller);
         start.wait_for_the_rest();
         start.caller.wait().unwrap();
-        start.rvm.ok(&["delete", "--force", "box"]);
+        start.delete();
     }
 }
 
@@ -314,6 +389,7 @@ fn a_container_deleted_at_any_moment_of_its_creation_is_gone() {
         std::thread::sleep(moment);
         start.rvm.ok(&["delete", "--force", "box"]);
         start.wait_for_the_rest();
+        start.delete();
         assert!(!start.caller.wait().unwrap().success());
     }
 }
@@ -328,8 +404,7 @@ fn a_deletion_that_is_killed_is_finished_by_the_next() {
         std::thread::sleep(Duration::from_millis(delay));
         command::signal(delete.id().cast_signed(), libc::SIGKILL);
         delete.wait().unwrap();
-        start.rvm.ok(&["delete", "--force", "box"]);
-        start.rvm.assert_nothing_left();
+        start.delete();
     }
 }
 
@@ -358,6 +433,7 @@ fn a_container_deleted_while_it_is_created_is_gone() {
         start.reach(stage);
         start.rvm.ok(&["delete", "--force", "box"]);
         start.wait_for_the_rest();
+        start.delete();
         assert!(!start.caller.wait().unwrap().success());
     }
 }

@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use cards::Room;
 pub use found::{Found, Link, Mac};
@@ -153,11 +153,20 @@ impl Network {
     }
 }
 
+/// How long the TAPs of a sandbox that was killed may outlive it.
+const TAP_LIMIT: Duration = Duration::from_millis(500);
+
 /// Undoes what a sandbox that was killed has done to the namespace at this path: packets go to the
 /// host's own network there again. Interfaces of other sandboxes are left alone.
 pub fn restore(path: &Path) -> Result<(), NetworkError> {
     let mut network = Network::take(&Wanted::Path(path.to_owned()))?;
-    let found = network.look()?;
+    let mut found = network.look()?;
+    // The processes that hold them may be about to end.
+    let start = Instant::now();
+    while !found.taken.is_empty() && start.elapsed() < TAP_LIMIT {
+        std::thread::sleep(PAUSE);
+        found = network.look()?;
+    }
     let abandoned = found.links.iter().map(|link| link.index);
     for index in abandoned.filter(|index| !found.taken.contains(index)) {
         redirect::remove(&mut network.netlink, index).map_err(failed("tidy up"))?;

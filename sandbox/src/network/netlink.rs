@@ -20,6 +20,9 @@ use rustix::net::{
 /// What the kernel fills at most in one go (NLMSG_GOODSIZE and the dump's upper bound).
 const BUFFER: usize = 32 * 1024;
 
+/// Where messages begin in a packet (NLMSG_ALIGNTO).
+const ALIGNMENT: usize = 4;
+
 /// How long the kernel may take to answer. It answers while it is asked.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -67,37 +70,56 @@ impl Netlink {
 
     /// Makes a change; `flags` are NLM_F_CREATE and the like.
     pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
-        self.receive(|_| {}).map(|_| ())
+        let [changed] = self.change_all([(message, flags)])?;
+        changed
+    }
+
+    /// Makes changes one after the other, each whatever becomes of those before. Nothing comes between
+    /// them, not even the end of this process: the kernel makes them while they are sent.
+    pub fn change_all<const N: usize>(
+        &mut self,
+        changes: [(RouteNetlinkMessage, u16); N],
+    ) -> io::Result<[io::Result<()>; N]> {
+        let mut packet = Vec::new();
+        let requests = changes.map(|(message, flags)| {
+            self.append(&mut packet, message, NLM_F_REQUEST | NLM_F_ACK | flags)
+        });
+        send(&self.socket, &packet, SendFlags::empty())?;
+        Ok(requests.map(|request| self.receive(request, |_| {}).map(|_| ())))
     }
 
     /// Lists everything that a request asks for.
     pub fn dump(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMP_ATTEMPTS {
-            self.send(request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut packet = Vec::new();
+            let flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let request = self.append(&mut packet, request.clone(), flags);
+            send(&self.socket, &packet, SendFlags::empty())?;
             let mut list = Vec::new();
-            if self.receive(|message| list.push(message))? {
+            if self.receive(request, |message| list.push(message))? {
                 return Ok(list);
             }
         }
         Err(io::Error::other("it changes too often to be listed"))
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    /// Adds a request to a packet; returns the number by which its answers are known.
+    fn append(&mut self, packet: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) -> u32 {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
         message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        send(&self.socket, &bytes, SendFlags::empty())?;
-        Ok(())
+        let start = packet.len();
+        let end = start + message.buffer_len();
+        packet.resize(end.next_multiple_of(ALIGNMENT), 0);
+        message.serialize(&mut packet[start..end]);
+        self.sequence
     }
 
-    /// Hands every message of an answer on. False if what was listed changed meanwhile.
-    fn receive(&self, mut take: impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
+    /// Hands every message of the answer to a request on. False if what was listed changed meanwhile.
+    fn receive(&self, request: u32, mut take: impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
         let mut buffer = vec![0; BUFFER];
         let mut consistent = true;
         loop {
@@ -113,7 +135,7 @@ impl Netlink {
                         continue;
                     }
                 };
-                if message.header.sequence_number != self.sequence {
+                if message.header.sequence_number != request {
                     continue;
                 }
                 consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
@@ -135,7 +157,7 @@ fn split(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = packet.first_chunk().copied().map(u32::from_ne_bytes)?;
     let length = length as usize;
     let first = packet.get(..length).filter(|_| length > 0)?;
-    let aligned = length.next_multiple_of(4).min(packet.len());
+    let aligned = length.next_multiple_of(ALIGNMENT).min(packet.len());
     Some((first, &packet[aligned..]))
 }
 

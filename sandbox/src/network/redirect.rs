@@ -23,19 +23,26 @@ const PRIORITY: u32 = 0x7276;
 const ALL_PROTOCOLS: u16 = (libc::ETH_P_ALL as u16).to_be();
 
 /// Passes on to interface `to` all that arrives at interface `from`.
+///
+/// Whatever is done here and in [`remove`] is done at once: a queue without the filter would not be
+/// known for what it is, and stay if this process is killed.
 pub fn start(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
-    match netlink.change(
-        RouteNetlinkMessage::NewQueueDiscipline(qdisc(from)),
-        NLM_F_CREATE | NLM_F_EXCL,
-    ) {
-        // Somebody's, or a dead sandbox's: filters can be added to it.
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => drop(stop(netlink, from)?),
-        other => other?,
+    let create = NLM_F_CREATE | NLM_F_EXCL;
+    let old = RouteNetlinkMessage::DelTrafficFilter(filter(from, None));
+    let queue = RouteNetlinkMessage::NewQueueDiscipline(qdisc(from));
+    let new = RouteNetlinkMessage::NewTrafficFilter(filter(from, Some(to)));
+    let [stopped, queued, started] =
+        netlink.change_all([(old, 0), (queue, create), (new, create)])?;
+    match stopped {
+        // A dead sandbox's, if there is one.
+        Err(error) if !is_gone(&error) => return Err(error),
+        _ => {}
     }
-    netlink.change(
-        RouteNetlinkMessage::NewTrafficFilter(filter(from, Some(to))),
-        NLM_F_CREATE | NLM_F_EXCL,
-    )
+    match queued {
+        // Somebody's, or a dead sandbox's: filters can be added to it.
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => started,
+    }
 }
 
 /// Ends that. False if it was not so, or the interface is not there any more.
@@ -48,8 +55,13 @@ pub fn stop(netlink: &mut Netlink, from: u32) -> io::Result<bool> {
 
 /// Ends that, and removes what the filter hung from, unless there are others.
 pub fn remove(netlink: &mut Netlink, from: u32) -> io::Result<()> {
-    if !stop(netlink, from)? || !is_empty(netlink, from)? {
+    let mut priorities = priorities(netlink, from)?;
+    if !priorities.contains(&PRIORITY) {
         return Ok(());
+    }
+    priorities.retain(|priority| *priority != PRIORITY);
+    if !priorities.is_empty() {
+        return stop(netlink, from).map(|_| ());
     }
     match netlink.change(RouteNetlinkMessage::DelQueueDiscipline(qdisc(from)), 0) {
         Err(error) if is_gone(&error) => Ok(()),
@@ -64,14 +76,19 @@ fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-fn is_empty(netlink: &mut Netlink, index: u32) -> io::Result<bool> {
+/// The priorities of the filters for what arrives at an interface.
+fn priorities(netlink: &mut Netlink, index: u32) -> io::Result<Vec<u32>> {
     let mut request = message(index);
     request.header.parent = ingress();
-    match netlink.dump(&RouteNetlinkMessage::GetTrafficFilter(request)) {
-        Ok(filters) => Ok(filters.is_empty()),
-        Err(error) if is_gone(&error) => Ok(true),
-        Err(error) => Err(error),
-    }
+    let filters = match netlink.dump(&RouteNetlinkMessage::GetTrafficFilter(request)) {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let priority = |message| match message {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter.header.info >> 16),
+        _ => None,
+    };
+    Ok(filters.into_iter().filter_map(priority).collect())
 }
 
 fn message(index: u32) -> TcMessage {
