@@ -48,3 +48,10 @@ install: build
 	$(BUILT)/examples/rvm-pages $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm README.md CHANGELOG.md LICENSE
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm/docs docs/*.md
+
+# Measures what was built; docs/performance.md says what the figures mean.
+.PHONY: bench
+bench:
+	scripts/setup test
+	$(MAKE) build
+	tests/bench/run

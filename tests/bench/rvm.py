@@ -1,0 +1,171 @@
+"""rvm as the benches drive it: a bundle of busybox, a container in it, and the memory it costs."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+
+class Rvm:
+    """An installation, with a state root and a bundle of its own."""
+
+    def __init__(self, dist, engine, work):
+        self.work = work
+        self.bundle = os.path.join(work, "bundle")
+        self.command = [os.path.join(dist, "bin/rvm"), "--root", os.path.join(work, "state"),
+                        "--engine", engine]
+        self.make_rootfs()
+
+    def make_rootfs(self):
+        directory = os.path.join(self.bundle, "rootfs/bin")
+        os.makedirs(directory)
+        shutil.copy(shutil.which("busybox"), directory)
+        for applet in ("true", "echo", "cat", "sleep"):
+            os.symlink("busybox", os.path.join(directory, applet))
+
+    def configure(self, *args):
+        """The bundle runs these arguments. What `runc spec` writes, without a terminal."""
+        path = os.path.join(self.bundle, "config.json")
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        subprocess.run(["runc", "spec"], cwd=self.bundle, check=True)
+        with open(path) as file:
+            config = json.load(file)
+        config["process"]["args"] = list(args)
+        config["process"]["terminal"] = False
+        with open(path, "w") as file:
+            json.dump(config, file)
+
+    def run(self, *args):
+        """The command that runs a container with these arguments in the foreground."""
+        self.configure(*args)
+        return [*self.command, "run", "--bundle", self.bundle, "bench"]
+
+    @contextlib.contextmanager
+    def idle(self):
+        """A container that sleeps; yields the pid of its monitor."""
+        self.configure("sleep", "1000000")
+        null = subprocess.DEVNULL
+        subprocess.run([*self.command, "run", "--detach", "--bundle", self.bundle, "bench"],
+                       stdin=null, stdout=null, stderr=null, check=True)
+        try:
+            state = subprocess.run([*self.command, "state", "bench"], capture_output=True, check=True)
+            yield json.loads(state.stdout)["pid"]
+        finally:
+            subprocess.run([*self.command, "delete", "--force", "bench"], check=True)
+
+
+@contextlib.contextmanager
+def scratch():
+    """A directory in memory, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="rvm-bench.", dir="/dev/shm") as work:
+        yield work
+
+
+# What an idle guest takes to give back the memory that its start no longer needs.
+SETTLE_SECONDS = 5
+
+
+def idle_memory(monitor):
+    """KiB by process, (name, KiB) in the order of their start, and what the guest touched."""
+    time.sleep(SETTLE_SECONDS)
+    processes, touched = [], 0
+    for pid in family(monitor):
+        own, guest = split_memory(pid)
+        processes.append((name(pid), own))
+        touched = max(touched, guest)
+    return processes, touched
+
+
+def family(pid):
+    """A process and all of its descendants."""
+    pids = [pid]
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children") as file:
+            for child in file.read().split():
+                pids += family(int(child))
+    return pids
+
+
+def command_line(pid):
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read().split("\0")[:-1]
+
+
+def name(pid):
+    """The program and, for rvm's own, its mode: `rvm-vmm backend`."""
+    words = command_line(pid)
+    program = os.path.basename(words[0])
+    modes = [word for word in words[1:] if word in ("monitor", "machine", "backend")]
+    return " ".join([program, *modes[:1]])
+
+
+def split_memory(pid):
+    """A process's share of memory (PSS) in KiB: its own, and that in which its guest lives.
+
+    The guest's memory is what rvm-vmm leaves out of core dumps ("dd") or QEMU has in a memfd."""
+    own = guest = pss = 0
+    named = False
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                named = "/memfd:memory-backend-memfd" in line
+            elif line.startswith("Pss:"):
+                pss = int(line.split()[1])
+            elif line.startswith("VmFlags:"):
+                if named or "dd" in line.split():
+                    guest += pss
+                else:
+                    own += pss
+    return own, guest
+
+
+# What the guest of a measured start says; nothing that a kernel or a firmware may say before.
+MARK = b"started-3f1c"
+
+
+def time_to_mark(command):
+    """Seconds from the start of a command to its mark. It must then end with 0, or with 1, as QEMU does
+    when its guest has switched it off."""
+    start = time.monotonic()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        said = b""
+        while MARK not in said and (more := process.stdout.read1()):
+            said += more
+        seconds = time.monotonic() - start
+        process.stdout.read()
+    if MARK not in said or process.returncode not in (0, 1):
+        raise SystemExit(f"bench: exit code {process.returncode}: {' '.join(command)}")
+    return seconds
+
+
+def through_cat(rvm, mib):
+    """Seconds in which so many MiB pass through `cat` in the container, in and out again."""
+    block = os.urandom(1 << 20)
+    process = subprocess.Popen(rvm.run("cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # The container is there when its first byte is back.
+    process.stdin.write(b"x")
+    process.stdin.flush()
+    process.stdout.read(1)
+    start = time.monotonic()
+    writer = os.fork()
+    if writer == 0:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for _ in range(mib):
+            process.stdin.write(block)
+        process.stdin.close()
+        os._exit(0)
+    process.stdin.close()
+    received = 0
+    while chunk := process.stdout.read1(1 << 20):
+        received += len(chunk)
+    seconds = time.monotonic() - start
+    os.waitpid(writer, 0)
+    if process.wait() != 0 or received != mib << 20:
+        raise SystemExit(f"bench: {received} of {mib << 20} bytes came back through cat")
+    return seconds
