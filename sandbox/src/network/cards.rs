@@ -8,7 +8,7 @@ use std::io;
 
 use super::found::{Found, Link, Mac};
 use super::tap::{Purpose, Tap};
-use super::{NetCard, Network, NetworkError, redirect};
+use super::{NetCard, Network, NetworkError, answers, redirect};
 
 /// How many cards a machine can have from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +194,30 @@ impl Network {
             })?;
         }
         card.serves = Some(Served::from(link));
+        if self.host_asks {
+            answers::start(&mut self.netlink, link.index, tap)
+                .map_err(|error| refused(link, "keep the host's answers")(error))?;
+        }
+        Ok(())
+    }
+
+    /// From now on the host gets the answers to what it asks name servers from within the namespace.
+    /// Docker's name server for containers does so.
+    pub fn let_host_ask(&mut self) -> Result<(), NetworkError> {
+        if self.host_asks {
+            return Ok(());
+        }
+        self.namespace
+            .within(answers::set_ports)
+            .and_then(|set| set)
+            .map_err(super::failed("set up"))?;
+        for card in &self.cards {
+            if let Some(served) = &card.serves {
+                answers::start(&mut self.netlink, served.index, card.tap.index)
+                    .map_err(super::failed("set up"))?;
+            }
+        }
+        self.host_asks = true;
         Ok(())
     }
 

@@ -6,7 +6,9 @@
 //! guest. The interface keeps its addresses, for engines that look; the guest has the same, and
 //! the same routes. Packets never reach the host's own network in that namespace.
 
+mod answers;
 mod cards;
+mod filter;
 mod found;
 mod namespace;
 mod netlink;
@@ -112,6 +114,8 @@ pub struct Network {
     netlink: Netlink,
     notifications: OwnedFd,
     cards: Vec<Card>,
+    /// Whether the host gets the answers to what it asks.
+    host_asks: bool,
 }
 
 impl Network {
@@ -132,6 +136,7 @@ impl Network {
             netlink,
             notifications,
             cards: Vec::new(),
+            host_asks: false,
         })
     }
 

@@ -240,6 +240,49 @@ fn the_hosts_own_network_does_not_answer_in_the_guests_place() {
     assert!(!tc(&namespace, "qdisc show dev eth0").contains("ingress"));
 }
 
+/// Asks a name server at 10.0.0.1 from a port of the host's in the sandbox's namespace. False if no
+/// answer comes.
+fn ask_name_server(world: &World, port: u16, limit: Duration) -> bool {
+    use std::net::UdpSocket;
+    let server = world.peer.within(|| UdpSocket::bind("10.0.0.1:53"));
+    let server = server.unwrap().unwrap();
+    let address = format!("10.0.0.2:{port}");
+    let client = world.inside.namespace.within(|| UdpSocket::bind(address));
+    let client = client.unwrap().unwrap();
+    server.set_read_timeout(Some(limit)).unwrap();
+    client.set_read_timeout(Some(limit)).unwrap();
+    client.send_to(b"question", "10.0.0.1:53").unwrap();
+    let own = client.local_addr().unwrap();
+    let mut buffer = [0; 100];
+    // Earlier questions have waited until the server's address was known.
+    while let Ok((_, from)) = server.recv_from(&mut buffer) {
+        server.send_to(b"answer", from).unwrap();
+        if from == own {
+            return client.recv(&mut buffer).is_ok();
+        }
+    }
+    false
+}
+
+#[test]
+fn the_host_gets_answers_of_name_servers_only_when_it_is_let_ask() {
+    let mut world = World::with_link("eth0");
+    world.ip("addr add 10.0.0.2/24 dev eth0");
+    let found = world.look();
+    let mut cards = world.inside.first_cards(&found, ROOM).unwrap();
+    // The kernel looks for a neighbour once a second.
+    let (short, long) = (Duration::from_millis(500), Duration::from_secs(10));
+    assert!(!ask_name_server(&world, 0, short));
+    world.inside.let_host_ask().unwrap();
+    assert!(ask_name_server(&world, 0, long));
+    assert!(!ask_name_server(&world, 40_000, short), "the guest's port");
+    // Neighbours answer the guest as before.
+    ask(&mut cards[0].tap, found.links[0].mac);
+    let namespace = world.inside.namespace().unwrap();
+    drop(world.inside);
+    assert!(!tc(&namespace, "qdisc show dev eth0").contains("ingress"));
+}
+
 #[test]
 fn an_interface_belongs_to_one_sandbox() {
     let mut world = World::with_link("eth0");
