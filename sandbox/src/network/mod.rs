@@ -151,9 +151,14 @@ impl Network {
         notifications.map(Changes).map_err(failed("watch"))
     }
 
+    /// Whether anything may have changed since the last look, or the last time this was asked.
+    pub fn has_changed(&self) -> Result<bool, NetworkError> {
+        netlink::drain(self.notifications.as_fd()).map_err(failed("watch"))
+    }
+
     /// Looks at what is there.
     pub fn look(&mut self) -> Result<Found, NetworkError> {
-        netlink::drain(self.notifications.as_fd()).map_err(failed("watch"))?;
+        self.has_changed()?;
         Found::look(&mut self.netlink).map_err(failed("read"))
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Live {
     network: Network,
     /// None while the guest has cards that it was told nothing of.
     told: Option<ConfigureNetworkRequest>,
+    /// The guest's network is what was found at the last look.
+    is_settled: bool,
     /// What was logged already.
     left: HashSet<String>,
 }
@@ -34,16 +36,23 @@ impl Live {
             tracing::info!("the network namespace has no interfaces: the guest has loopback only");
         }
         let cards = network.first_cards(&found, room)?;
-        let live = Self {
+        let mut live = Self {
             network,
             told: cards.is_empty().then(ConfigureNetworkRequest::default),
+            is_settled: cards.is_empty(),
             left: HashSet::new(),
         };
+        live.mention_left(&found);
         Ok((live, cards))
     }
 
     /// Makes the guest's network what is found on the host.
     async fn sync(&mut self, machine: &dyn Machine, agent: &Agent) -> Result<(), SandboxError> {
+        if !self.network.has_changed()? && self.is_settled {
+            return Ok(());
+        }
+        // Until everything is done.
+        self.is_settled = false;
         let found = self.network.look()?;
         self.mention_left(&found);
         self.network.follow(&found)?;
@@ -69,6 +78,7 @@ impl Live {
                 self.network.remove_card(mac);
             }
         }
+        self.is_settled = plugged.is_ok();
         plugged
     }
 
