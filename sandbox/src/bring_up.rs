@@ -126,6 +126,9 @@ impl Site<'_> {
             (None, Some(owned)) => owned,
             (None, None) => Arc::new(Sandbox::join(dir, config)?),
         };
+        if !matches!(bundle.role, Role::Member(_)) {
+            self.set_oom_score(&sandbox);
+        }
         self.limit(&sandbox)?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
@@ -144,6 +147,21 @@ impl Site<'_> {
             cgroup::enter(container, bundle, self.driver, &machine)?;
         }
         Ok(cgroup::limit(container, bundle, sandbox.record().engine)?)
+    }
+
+    /// Has the host's OOM killer treat the machine as it would treat the container.
+    fn set_oom_score(&self, sandbox: &Sandbox) {
+        let process = self.bundle.spec.process().as_ref();
+        let Some(score) = process.and_then(|process| process.oom_score_adj()) else {
+            return;
+        };
+        for machine in &sandbox.record().machine {
+            let path = format!("/proc/{}/oom_score_adj", machine.pid);
+            // Without it the container runs all the same.
+            if let Err(error) = std::fs::write(&path, score.to_string()) {
+                tracing::warn!("process.oomScoreAdj: cannot write {score} to {path}: {error}");
+            }
+        }
     }
 
     /// Lets the container's first process execute its program.

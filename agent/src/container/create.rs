@@ -14,7 +14,7 @@ use super::launch::{Birthplace, Launch, User, memory_file, write_plan};
 use super::preparing::{LaunchError, Preparing, Progress};
 use super::spec::{self, ContainerSpec, Namespaces, UserNamespace};
 use super::state::State;
-use super::{Container, seccomp, supervise};
+use super::{Container, devices, seccomp, supervise};
 use crate::error::AgentError;
 use crate::init::plan::{Plan, ProcessPlan, Role};
 use crate::process::Process;
@@ -31,6 +31,7 @@ pub async fn create(
     ids: &StreamIds,
 ) -> Result<Arc<Container>, AgentError> {
     let mut spec = spec::translate(id, config)?;
+    devices::check(&mut spec.container, spec.resources.as_ref())?;
     set_terminal(&mut spec, ids);
     let filter = match &spec.seccomp {
         None => None,

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 mod create;
+mod devices;
 mod exec;
 mod idmap;
 mod launch;

@@ -23,7 +23,6 @@ pub(super) fn run(
     filter: &[u8],
     control: Control,
 ) -> Result<Infallible, Failure> {
-    privileges::set_initial_affinity(process).stage("cpu affinity")?;
     make_namespaces(plan).stage("namespaces")?;
     join_keyring(process).stage("keyring")?;
 
@@ -37,7 +36,6 @@ pub(super) fn run(
     control.wait_for_start();
 
     hooks::run_all(Moment::StartContainer, &plan.start_hooks, plan).stage("hooks")?;
-    privileges::set_final_affinity(process).stage("cpu affinity")?;
     program.execute()
 }
 

@@ -2,10 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, makedev};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::guest_devices;
 use super::mounts::attach;
 use super::plan::{ContainerPlan, DevicePlan};
 use super::rootfs::Rootfs;
@@ -72,11 +72,14 @@ fn make_node(root: &Rootfs, device: &DevicePlan) -> Result<(), OsError> {
     .doing(doing)
 }
 
-/// Mounts the guest's node of the same path, where no node can be made.
+/// Mounts the guest's own node, where none can be made.
 fn bind_node(root: &Rootfs, device: &DevicePlan) -> Result<(), OsError> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let node = open_tree(CWD, device.path.as_str(), flags)
-        .doing(|| format!("find device {} in the guest", device.path))?;
+    let kind = match FileType::from_raw_mode(device.mode) {
+        FileType::BlockDevice => "block",
+        _ => "char",
+    };
+    let (by_number, major, minor) = (guest_devices::BY_NUMBER, device.major, device.minor);
+    let node = guest_devices::node(&format!("{by_number}{kind}/{major}:{minor}"))?;
     let target = targets::open_or_make(root.as_fd(), &device.path, Kind::File)?;
     attach(&node, &target)
 }

@@ -11,6 +11,7 @@ mod console;
 mod copy_up;
 mod create;
 mod devices;
+mod guest_devices;
 mod hooks;
 mod join;
 mod lookup;

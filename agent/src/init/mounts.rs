@@ -12,7 +12,7 @@ use rustix::mount::{
 use super::plan::{MountPlan, MountSource, fd};
 use super::rootfs::Rootfs;
 use super::targets::{self, Kind};
-use super::{copy_up, inherited};
+use super::{copy_up, guest_devices, inherited};
 use crate::sys::mount::{attr, change_attributes, map_ids, set_propagation};
 use crate::sys::{Doing as _, OsError};
 
@@ -201,6 +201,9 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), OsError> {
 fn bind(path: &str, recursive: bool, prepared: Option<i32>) -> Result<OwnedFd, OsError> {
     if let Some(index) = prepared {
         return Ok(inherited(fd::MOUNTS + index));
+    }
+    if path.starts_with(guest_devices::BY_NUMBER) {
+        return guest_devices::node(path);
     }
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {

@@ -247,6 +247,7 @@ pub struct ProcessPlan {
     /// I/O class and level.
     pub io_priority: Option<(u16, u16)>,
     /// CPUs to run on.
+    /// Not of a container's first process: the specification has it for those that join.
     pub cpu_affinity: Option<CpuAffinity>,
     /// The execution domain.
     pub personality: Option<u32>,

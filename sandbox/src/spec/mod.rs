@@ -1,8 +1,13 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
+mod mounts;
 pub mod pod;
 pub mod process;
+mod resources;
+pub mod sources;
+mod spelling;
 pub mod translate;
+pub mod unsupported;
 pub mod validate;
 
 use std::io;
@@ -12,7 +17,7 @@ use oci_spec::runtime::Spec;
 use serde::de::DeserializeOwned;
 
 use pod::Role;
-use translate::is_bind;
+use sources::Source;
 use validate::Problem;
 
 /// The name of the configuration in a bundle.
@@ -87,6 +92,8 @@ pub struct Bundle {
     pub rootfs: PathBuf,
     /// Its part in a pod.
     pub role: Role,
+    /// What its bind mounts bring in, by the place of each in the configuration.
+    pub sources: Vec<Option<Source>>,
 }
 
 impl Bundle {
@@ -100,8 +107,9 @@ impl Bundle {
         let spec: Spec = parse(&path, &read(&path)?)?;
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
-            .and_then(|role| find_sources(&dir, &spec).map(|()| role))
             .map_err(|problem| problem.within(path.clone()))?;
+        let sources =
+            sources::find(&dir, &spec, &role).map_err(|problem| problem.within(path.clone()))?;
         if let Some(hooks) = spec.hooks() {
             crate::hooks::guest::check(hooks).map_err(|(field, reason)| SpecError::Field {
                 path,
@@ -120,6 +128,7 @@ impl Bundle {
             spec,
             rootfs,
             role,
+            sources,
         })
     }
 
@@ -163,34 +172,37 @@ fn read(path: &Path) -> Result<String, SpecError> {
     Ok(text)
 }
 
+/// Reads a configuration or a process object. One that cannot be read as it is, which is rare, is
+/// respelled and read again.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SpecError> {
     let mut json = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = match error.path().to_string() {
-            root if root == "." => String::new(),
-            field => format!(": {field}"),
-        };
-        SpecError::Json {
-            path: path.to_owned(),
-            field,
-            source: error.into_inner(),
-        }
-    })
+    let error = match serde_path_to_error::deserialize(&mut json) {
+        Ok(read) => return Ok(read),
+        Err(error) => error,
+    };
+    // Text that is no JSON stays so, and the first error says where that shows.
+    let Ok(mut respelled) = serde_json::from_str(text) else {
+        return Err(unreadable(path, error));
+    };
+    let unknown = spelling::correct(&mut respelled);
+    let read =
+        serde_path_to_error::deserialize(respelled).map_err(|error| unreadable(path, error))?;
+    if !unknown.is_empty() {
+        tracing::warn!("ignoring unknown capabilities: {}", unknown.join(", "));
+    }
+    Ok(read)
 }
 
-/// Looks for what is to be bind-mounted, before anything is made.
-fn find_sources(dir: &Path, spec: &Spec) -> Result<(), Problem> {
-    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        if let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount))
-            && let Err(error) = std::fs::metadata(dir.join(source))
-        {
-            return Err(Problem {
-                field: format!("mounts[{index}].source"),
-                reason: format!("{}: {error}", source.display()),
-            });
-        }
+fn unreadable(path: &Path, error: serde_path_to_error::Error<serde_json::Error>) -> SpecError {
+    let field = match error.path().to_string() {
+        root if root == "." => String::new(),
+        field => format!(": {field}"),
+    };
+    SpecError::Json {
+        path: path.to_owned(),
+        field,
+        source: error.into_inner(),
     }
-    Ok(())
 }
 
 fn find_rootfs(path: &Path) -> Result<PathBuf, SpecError> {

@@ -7,12 +7,12 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Hooks, Mount, Spec};
+use oci_spec::runtime::{Hook, Hooks, Spec};
 use rvm_protocol::SHARED_DIR;
 
 use super::pod::{Peer, Role, joined_namespaces, own_namespaces};
-use super::{Bundle, SpecError};
-use crate::storage::{ROOT, VOLUMES};
+use super::{Bundle, SpecError, mounts, resources};
+use crate::storage::ROOT;
 
 /// A directory or file of the host that the guest must be able to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,19 +38,6 @@ pub struct Translation {
     pub mounts: Vec<SharedMount>,
 }
 
-/// Whether a mount makes a part of the host's file system visible.
-pub fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || has_option(mount, &["bind", "rbind"])
-}
-
-fn has_option(mount: &Mount, names: &[&str]) -> bool {
-    mount
-        .options()
-        .iter()
-        .flatten()
-        .any(|option| names.contains(&option.as_str()))
-}
-
 /// Translates the bundle's configuration for the container `id`, which makes a sandbox of its own or
 /// joins one that has these containers.
 pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translation, SpecError> {
@@ -67,25 +54,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
     if let Some(root) = spec.root_mut() {
         root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
     }
-    let binds = spec
-        .mounts_mut()
-        .iter_mut()
-        .flatten()
-        .filter(|mount| is_bind(mount));
-    for (index, mount) in binds.enumerate() {
-        let place = place(VOLUMES).join(index.to_string());
-        let guest_source = Path::new(SHARED_DIR).join(&place);
-        // Checked to be there when the configuration was.
-        let source = mount.source().clone().unwrap_or_default();
-        mounts.push(SharedMount {
-            source: bundle.dir.join(source),
-            place,
-            recursive: has_option(mount, &["rbind"]),
-            read_only: has_option(mount, &["ro", "rro"]),
-            follows_host: has_option(mount, &["slave", "rslave", "shared", "rshared"]),
-        });
-        mount.set_source(Some(guest_source));
-    }
+    mounts.extend(mounts::translate(&mut spec, &bundle.sources, id));
     let (hooks, programs) = guest_hooks(spec.hooks().as_ref(), id);
     spec.set_hooks(hooks);
     mounts.extend(programs);
@@ -99,6 +68,9 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
             }
         };
         linux.set_namespaces(Some(namespaces));
+        if let Some(resources) = linux.resources_mut() {
+            resources::for_guest(resources);
+        }
     }
     Ok(Translation { spec, mounts })
 }
@@ -153,6 +125,7 @@ mod tests {
             spec: serde_json::from_value(config).unwrap(),
             rootfs: "/bundle/rootfs".into(),
             role: Role::Alone,
+            sources: Vec::new(),
         };
         translate(&bundle, "box", &[]).unwrap()
     }
@@ -164,35 +137,6 @@ mod tests {
         assert_eq!(translation.mounts[0].place, Path::new("box/rootfs"));
         let root = translation.spec.root().clone().unwrap();
         assert_eq!(root.path(), Path::new("/run/rvm/shared/box/rootfs"));
-    }
-
-    #[test]
-    fn only_bind_mounts_are_shared() {
-        let translation = translation(json!({ "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc" },
-            { "destination": "/data", "type": "bind", "source": "/srv/data", "options": ["ro"] },
-            { "destination": "/work", "type": "none", "source": "work", "options": ["rbind", "rslave"] },
-        ] }));
-        let [_, data, work] = &translation.mounts[..] else {
-            panic!()
-        };
-        assert_eq!(data.source, Path::new("/srv/data"));
-        assert!(data.read_only && !data.recursive && !data.follows_host);
-        assert_eq!(
-            work.source,
-            Path::new("/bundle/work"),
-            "relative to the bundle"
-        );
-        assert!(!work.read_only && work.recursive && work.follows_host);
-        let sources: Vec<_> = translation
-            .spec
-            .mounts()
-            .iter()
-            .flatten()
-            .map(|mount| mount.source().clone().unwrap())
-            .collect();
-        assert_eq!(sources[0], Path::new("proc"));
-        assert_eq!(sources[2], Path::new("/run/rvm/shared/box/mounts/1"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 
 use super::pod::{Role, path_of};
+use super::unsupported;
 
 /// A field that cannot be honoured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,16 +38,7 @@ pub fn check(spec: &Spec, role: &Role) -> Result<(), Problem> {
     if let Some(hooks) = spec.hooks() {
         self::hooks(hooks)?;
     }
-    for (field, present) in [
-        ("windows", spec.windows().is_some()),
-        ("solaris", spec.solaris().is_some()),
-        ("vm", spec.vm().is_some()),
-    ] {
-        if present {
-            problem(field, "is not supported")?;
-        }
-    }
-    Ok(())
+    unsupported::find(spec).map_or(Ok(()), Err)
 }
 
 fn version(version: &str) -> Result<(), Problem> {
@@ -74,7 +66,7 @@ pub fn process(process: &Process) -> Result<(), Problem> {
             format!("is not an absolute path: {:?}", process.cwd()),
         )?;
     }
-    Ok(())
+    unsupported::process(process).map_or(Ok(()), Err)
 }
 
 /// What execve(2) takes ends at the first zero byte.
@@ -91,7 +83,7 @@ fn mounts(spec: &Spec) -> Result<(), Problem> {
         if mount.destination().as_os_str().is_empty() {
             problem(format!("{field}.destination"), "is empty")?;
         }
-        if super::translate::is_bind(mount) && mount.source().is_none() {
+        if super::mounts::is_bind(mount) && mount.source().is_none() {
             problem(format!("{field}.source"), "is missing")?;
         }
     }

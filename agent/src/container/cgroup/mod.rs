@@ -125,10 +125,30 @@ impl Cgroup {
 
     /// Sets the limits alone.
     pub fn set_limits(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.check_before_update(resources)?;
         for setting in convert::to_settings(resources)? {
             self.write_setting(&setting)?;
         }
         self.apply_unified(resources.unified().as_ref())
+    }
+
+    /// Refuses a limit of memory that is exceeded already, where config.json asks for the check: to
+    /// set it could end the container.
+    fn check_before_update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let memory = resources.memory().as_ref();
+        let memory = memory.filter(|memory| memory.check_before_update() == Some(true));
+        let limit = memory.and_then(|memory| u64::try_from(memory.limit()?).ok());
+        let Some(limit) = limit.filter(|limit| *limit > 0) else {
+            return Ok(());
+        };
+        let used = self.read("memory.current").unwrap_or_default();
+        match used.trim().parse::<u64>() {
+            Ok(used) if used > limit => Err(ResourceError::Invalid(format!(
+                "memory.limit: {limit} is less than the {used} bytes in use"
+            ))
+            .into()),
+            _ => Ok(()),
+        }
     }
 
     fn write_setting(&self, setting: &convert::Setting) -> Result<(), CgroupError> {

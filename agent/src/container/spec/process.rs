@@ -22,12 +22,13 @@ pub fn first_process(process: &Process) -> Result<ProcessPlan, SpecError> {
     )
 }
 
-/// A process that joins, from its JSON. As runc has it: capabilities, limits, scheduling and umask
-/// are the container's where the object is silent; the seccomp filter always is.
+/// A process that joins, from its JSON. As runc has it: capabilities, limits, scheduling, CPUs and
+/// umask are the container's where the object is silent; the seccomp filter always is.
 pub fn exec_process(json: &[u8], defaults: &ProcessPlan) -> Result<ProcessPlan, SpecError> {
     let process: Process =
         serde_json::from_slice(json).map_err(|error| SpecError::Malformed(error.to_string()))?;
     let mut plan = translate(&process, defaults)?;
+    plan.cpu_affinity = plan.cpu_affinity.or(defaults.cpu_affinity.clone());
     plan.personality = defaults.personality;
     plan.keyring.clone_from(&defaults.keyring);
     plan.seccomp_flags = defaults.seccomp_flags;

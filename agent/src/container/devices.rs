@@ -1,0 +1,143 @@
+//! Which devices of a configuration the guest has.
+//!
+//! A number stands for the same device in guest and host only where the kernel's documentation
+//! (admin-guide/devices.txt) has given it away. So nodes are made of those alone, and only where the
+//! guest has the device: with any other number a container would get a device that is not the one
+//! that was meant, such as a disk of the guest's.
+
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+
+use super::spec::SpecError;
+use crate::init::plan::{ContainerPlan, DevicePlan};
+
+/// The first minor number of miscellaneous devices that is given to one for good; see
+/// `<linux/miscdevice.h>`. Those from 256 on are not, either.
+const FIRST_STATIC_MISC: u32 = 128;
+const FIRST_DYNAMIC_MISC: u32 = 255;
+
+const MEMORY: u32 = 1;
+const TERMINALS: u32 = 5;
+const LOOP: u32 = 7;
+const MISC: u32 = 10;
+const UNIX98_TERMINALS: std::ops::RangeInclusive<u32> = 136..=143;
+
+/// Looks for the devices of a plan in the guest. A container that may use every device gets those
+/// that there are: engines list for it all that the host has.
+pub fn check(
+    plan: &mut ContainerPlan,
+    resources: Option<&LinuxResources>,
+) -> Result<(), SpecError> {
+    let may_use_all = allows_all(resources.and_then(|resources| resources.devices().as_deref()));
+    let missing = |device: &DevicePlan| !is_there(device);
+    if !may_use_all {
+        return match plan.devices.iter().find(|device| missing(device)) {
+            Some(device) => Err(refusal(device)),
+            None => Ok(()),
+        };
+    }
+    for device in plan.devices.extract_if(.., |device| missing(device)) {
+        log::warn!("{}", refusal(&device));
+    }
+    Ok(())
+}
+
+fn refusal(device: &DevicePlan) -> SpecError {
+    let kind = match device.mode & libc::S_IFMT {
+        libc::S_IFBLK => "block",
+        _ => "character",
+    };
+    let (major, minor) = (device.major, device.minor);
+    SpecError::Invalid {
+        field: format!("linux.devices: {}", device.path),
+        problem: format!("is {kind} device {major}:{minor}, which the guest does not have"),
+    }
+}
+
+fn is_there(device: &DevicePlan) -> bool {
+    let exists = |kind: &str| {
+        let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
+        Path::new(&path).exists()
+    };
+    match (device.mode & libc::S_IFMT, device.major) {
+        (libc::S_IFIFO, _) => true,
+        // Made when they are opened.
+        (libc::S_IFBLK, LOOP) => true,
+        (libc::S_IFCHR, major) if UNIX98_TERMINALS.contains(&major) => true,
+        (libc::S_IFCHR, MEMORY | TERMINALS) => exists("char"),
+        (libc::S_IFCHR, MISC) => {
+            (FIRST_STATIC_MISC..FIRST_DYNAMIC_MISC).contains(&device.minor) && exists("char")
+        }
+        _ => false,
+    }
+}
+
+/// Whether the rules end with one that allows every access to every device.
+fn allows_all(rules: Option<&[LinuxDeviceCgroup]>) -> bool {
+    let is_about_all =
+        |rule: &&LinuxDeviceCgroup| rule.typ().unwrap_or_default() == LinuxDeviceType::A;
+    let last = rules.unwrap_or_default().iter().rfind(is_about_all);
+    last.is_some_and(|rule| rule.allow())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn device(path: &str, kind: u32, major: u32, minor: u32) -> DevicePlan {
+        DevicePlan {
+            path: path.to_owned(),
+            mode: kind | 0o666,
+            major,
+            minor,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    fn left(devices: Vec<DevicePlan>, rules: Value) -> Result<usize, String> {
+        let resources = serde_json::from_value(json!({ "devices": rules })).unwrap();
+        let mut plan = ContainerPlan {
+            devices,
+            ..ContainerPlan::default()
+        };
+        match check(&mut plan, Some(&resources)) {
+            Ok(()) => Ok(plan.devices.len()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn devices_that_every_kernel_has_are_taken() {
+        let devices = vec![
+            device("/dev/null", libc::S_IFCHR, 1, 3),
+            device("/dev/pipe", libc::S_IFIFO, 0, 0),
+            device("/dev/loop9", libc::S_IFBLK, 7, 9),
+        ];
+        assert_eq!(left(devices, json!([])), Ok(3));
+    }
+
+    #[test]
+    fn a_device_of_the_host_is_refused_by_name() {
+        let disk = device("/dev/sda", libc::S_IFBLK, 8, 0);
+        let rules =
+            json!([{ "allow": true, "type": "b", "major": 8, "minor": 0, "access": "rwm" }]);
+        let message = left(vec![disk], rules).unwrap_err();
+        assert!(
+            message.contains("linux.devices: /dev/sda is block device 8:0"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_container_that_may_use_all_gets_what_there_is() {
+        let devices = vec![
+            device("/dev/sda", libc::S_IFBLK, 8, 0),
+            device("/dev/null", libc::S_IFCHR, 1, 3),
+        ];
+        let all = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "access": "rwm" }]);
+        assert_eq!(left(devices, all), Ok(1));
+    }
+}

@@ -1,0 +1,64 @@
+//! The part of `linux.resources` that the guest is to honour. Pure.
+//!
+//! | in the guest | on the host alone |
+//! |---|---|
+//! | memory, swap, processes, CPU time, huge pages, devices | CPUs and memory nodes, block I/O, swappiness |
+//!
+//! The host holds the machine to its part as well; see [`crate::cgroup`].
+
+use oci_spec::runtime::LinuxResources;
+
+use crate::cgroup::is_hosts;
+
+/// Takes away what names CPUs, memory nodes and disks of the host, and what the host alone sets.
+pub fn for_guest(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut() {
+        // The machine has as many CPUs as these, and runs on them.
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
+    if let Some(memory) = resources.memory_mut() {
+        memory.set_swappiness(None);
+        let kernel = memory.kernel().or(memory.kernel_tcp());
+        if kernel.is_some_and(|bytes| bytes > 0) {
+            tracing::warn!("linux.resources.memory.kernel and kernelTCP are ignored, as by runc");
+        }
+        memory.set_kernel(None);
+        memory.set_kernel_tcp(None);
+    }
+    // The guest's files are the host's.
+    resources.set_block_io(None);
+    resources.set_network(None);
+    resources.set_rdma(None);
+    if let Some(unified) = resources.unified_mut() {
+        unified.retain(|file, _| !is_hosts(file));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_the_hosts_is_taken_out_and_nothing_else() {
+        let mut resources: LinuxResources = serde_json::from_value(json!({
+            "cpu": { "cpus": "2-3", "mems": "0", "quota": 1000 },
+            "memory": { "limit": 1, "swappiness": 10, "kernel": 5 },
+            "blockIO": { "weight": 100 },
+            "network": { "classID": 0 },
+            "pids": { "limit": 7 },
+            "unified": { "memory.high": "1", "io.max": "8:0 rbps=1", "cpuset.cpus": "1" },
+        }))
+        .unwrap();
+        for_guest(&mut resources);
+        let left = serde_json::to_value(&resources).unwrap();
+        assert_eq!(
+            left,
+            json!({
+                "cpu": { "quota": 1000 }, "memory": { "limit": 1 }, "pids": { "limit": 7 },
+                "unified": { "memory.high": "1" },
+            })
+        );
+    }
+}

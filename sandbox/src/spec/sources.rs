@@ -1,0 +1,198 @@
+//! What a bind mount brings into a container.
+//!
+//! Files and directories are shared with the guest. A device is not: the guest has one of its own by
+//! the same number, or none. The kernel's own file systems tell of a kernel, and in the container
+//! that is the guest's. Sockets and FIFOs connect processes of one kernel, so they cannot cross.
+
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+
+use super::mounts::is_bind;
+use super::pod::Role;
+use super::validate::Problem;
+
+/// `TMPFS_MAGIC` of `<linux/magic.h>`.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// What is found at the source of a bind mount.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A file or directory to be shared.
+    Files(PathBuf),
+    /// A device, by the link to it in the guest's /sys/dev. The agent finds the node.
+    Device(PathBuf),
+    /// A part of a file system of the kernel's, by its path in the guest.
+    Kernel(PathBuf),
+    /// The tree of control groups.
+    Cgroups,
+    /// One hierarchy of version 1, of which the guest has nothing.
+    CgroupsOfVersionOne,
+    /// Memory that an engine has prepared for the container's processes to share, in bytes.
+    SharedMemory(u64),
+}
+
+/// Looks at the source of every mount; None for those that are no bind mounts.
+pub fn find(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Source>>, Problem> {
+    let mounts = spec.mounts().iter().flatten().enumerate();
+    mounts
+        .map(|(index, mount)| match mount.source() {
+            Some(source) if is_bind(mount) => find_one(&dir.join(source), mount, role)
+                .map(Some)
+                .map_err(|reason| Problem {
+                    field: format!("mounts[{index}].source"),
+                    reason: format!("{}{reason}", source.display()),
+                }),
+            _ => Ok(None),
+        })
+        .collect()
+}
+
+fn find_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
+    let status = std::fs::metadata(path).map_err(|error| format!(": {error}"))?;
+    let kind = status.file_type();
+    if kind.is_socket() {
+        return Err(" is a socket, which cannot be reached from a virtual machine".to_owned());
+    }
+    if kind.is_fifo() {
+        return Err(" is a FIFO, which cannot be reached from a virtual machine".to_owned());
+    }
+    if kind.is_char_device() || kind.is_block_device() {
+        return Ok(Source::Device(device(&status)));
+    }
+    let real = path.canonicalize().map_err(|error| format!(": {error}"))?;
+    Ok(match kernels(&real) {
+        Some(source) => source,
+        None => match engines_memory(&real, mount, role) {
+            Some(bytes) => Source::SharedMemory(bytes),
+            None => Source::Files(path.to_owned()),
+        },
+    })
+}
+
+/// The device by its numbers, as sysfs has it.
+fn device(status: &Metadata) -> PathBuf {
+    let kind = match status.file_type().is_block_device() {
+        true => "block",
+        false => "char",
+    };
+    let number = status.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    format!("/sys/dev/{kind}/{major}:{minor}").into()
+}
+
+/// What the guest has in place of a part of a kernel's file system.
+fn kernels(path: &Path) -> Option<Source> {
+    let is_below = |parent: &str| path.starts_with(parent);
+    if path == Path::new("/sys/fs/cgroup") {
+        return Some(Source::Cgroups);
+    }
+    if is_below("/sys/fs/cgroup") {
+        return Some(Source::CgroupsOfVersionOne);
+    }
+    // Of what is below /dev, only this is made of files.
+    let is_device_tree = is_below("/dev") && !is_below("/dev/shm");
+    (is_device_tree || is_below("/proc") || is_below("/sys"))
+        .then(|| Source::Kernel(path.to_owned()))
+}
+
+/// The size of an empty tmpfs of its own called `shm` that is to be /dev/shm: engines make one for
+/// each container. Memory of the guest's is faster and behaves as memory; only the containers of a
+/// pod must have the same.
+fn engines_memory(path: &Path, mount: &Mount, role: &Role) -> Option<u64> {
+    let is_wanted = *role == Role::Alone
+        && mount.destination() == Path::new("/dev/shm")
+        && path.file_name() == Some("shm".as_ref());
+    let device = |path: &Path| Some(path.metadata().ok()?.dev());
+    if !is_wanted || path.parent().and_then(device) == device(path) {
+        return None;
+    }
+    let is_empty = std::fs::read_dir(path).ok()?.next().is_none();
+    let status = rustix::fs::statfs(path).ok()?;
+    let bytes = status
+        .f_blocks
+        .checked_mul(u64::try_from(status.f_bsize).ok()?)?;
+    (is_empty && status.f_type as u64 == TMPFS_MAGIC).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn found(source: &str, destination: &str) -> Result<Source, String> {
+        let spec = serde_json::from_value(json!({ "ociVersion": "1.2.0", "mounts": [
+            { "destination": destination, "type": "bind", "source": source },
+        ] }));
+        match find(Path::new("/"), &spec.unwrap(), &Role::Alone) {
+            Ok(mut sources) => Ok(sources.remove(0).unwrap()),
+            Err(problem) => Err(format!("{} {}", problem.field, problem.reason)),
+        }
+    }
+
+    #[test]
+    fn files_and_directories_are_shared() {
+        for path in ["/etc/passwd", "/etc", "/dev/shm"] {
+            assert_eq!(found(path, "/x"), Ok(Source::Files(path.into())));
+        }
+    }
+
+    #[test]
+    fn a_device_is_the_guests_by_its_number() {
+        let device = Source::Device("/sys/dev/char/1:3".into());
+        assert_eq!(found("/dev/null", "/x/null"), Ok(device));
+    }
+
+    #[test]
+    fn what_tells_of_a_kernel_is_the_guests() {
+        for path in ["/proc", "/sys/kernel", "/dev", "/dev/pts"] {
+            assert_eq!(found(path, "/x"), Ok(Source::Kernel(path.into())));
+        }
+        assert_eq!(
+            found("/sys/fs/cgroup", "/sys/fs/cgroup"),
+            Ok(Source::Cgroups)
+        );
+    }
+
+    #[test]
+    fn what_connects_processes_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        for (path, what) in [
+            (socket, "socket"),
+            (fifo, "FIFO"),
+            ("/nonexistent".into(), "No such"),
+        ] {
+            let message = found(path.to_str().unwrap(), "/x").unwrap_err();
+            assert!(message.starts_with("mounts[0].source /"), "{message}");
+            assert!(message.contains(what), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_engines_memory_is_the_guests_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let shm = dir.path().join("shm");
+        std::fs::create_dir(&shm).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("shm", &shm, "tmpfs", flags, Some(c"size=64m")).unwrap();
+        let path = shm.to_str().unwrap();
+        assert_eq!(found(path, "/dev/shm"), Ok(Source::SharedMemory(64 << 20)));
+        assert_eq!(found(path, "/other"), Ok(Source::Files(shm.clone())));
+        std::fs::write(shm.join("file"), "").unwrap();
+        assert_eq!(found(path, "/dev/shm"), Ok(Source::Files(shm.clone())));
+        rustix::mount::unmount(&shm, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
