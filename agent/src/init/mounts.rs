@@ -105,7 +105,13 @@ impl<'root> Mounts<'root> {
                 ..
             } => {
                 let read_only = plan.attributes.set & attr::RDONLY != 0;
-                let mount = filesystem(kind, source, data, read_only)?;
+                let mount = match filesystem(kind, source, data, read_only) {
+                    // Only the user namespace that owns the network namespace may mount it anew.
+                    Err(OsError {
+                        errno: Errno::PERM, ..
+                    }) if kind == "sysfs" => bind("/sys", true, None),
+                    result => result,
+                }?;
                 if let Some(index) = idmap {
                     map_ids(mount.as_fd(), inherited(fd::MOUNTS + index).as_fd(), false)
                         .doing(|| "map ids")?;
