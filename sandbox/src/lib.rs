@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error_chain;
 pub mod exec;
 pub mod hooks;
+pub mod idmap;
 pub mod lifecycle;
 pub mod local_time;
 pub mod monitor;

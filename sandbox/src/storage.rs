@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,7 @@ use rustix::mount::{
 
 use oci_spec::runtime::Spec;
 
+use crate::idmap;
 use crate::read_only::make_read_only;
 use crate::spec::CONFIG_FILE;
 use crate::spec::translate::SharedMount;
@@ -81,12 +82,7 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
     let source = open_source(&wanted.source)?;
     let place = shared.join(&wanted.place);
     make_mount_point(&source, &wanted.source, &place)?;
-    let from = format!("/proc/self/fd/{}", source.as_raw_fd());
-    let bound = match wanted.recursive {
-        true => mount_bind_recursive(&from, &place),
-        false => mount_bind(&from, &place),
-    };
-    at("bind", &wanted.source, bound)?;
+    bind(&source, &place, wanted)?;
     let inherit = match wanted.follows_host {
         true => MountPropagationFlags::DOWNSTREAM,
         false => MountPropagationFlags::PRIVATE,
@@ -101,6 +97,19 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
         at("make read-only", &place, made)?;
     }
     Ok(())
+}
+
+fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
+    if let Some(map) = &wanted.idmap {
+        let bound = idmap::bind(source.as_fd(), place, wanted.recursive, map);
+        return at("map the ids of", &wanted.source, bound);
+    }
+    let from = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let bound = match wanted.recursive {
+        true => mount_bind_recursive(&from, place),
+        false => mount_bind(&from, place),
+    };
+    at("bind", &wanted.source, bound)
 }
 
 /// Puts the guest's configuration beside the container's root: together they are the bundle that a
@@ -237,6 +246,7 @@ mod tests {
                 recursive: true,
                 read_only: false,
                 follows_host: false,
+                idmap: None,
             };
             change(&mut wanted);
             share(&self.shared, &wanted).unwrap();
@@ -338,6 +348,7 @@ mod tests {
                 recursive: false,
                 read_only: false,
                 follows_host: false,
+                idmap: None,
             };
             let error = share(&sandbox.shared, &wanted).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()));

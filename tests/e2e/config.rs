@@ -204,6 +204,27 @@ fn a_user_namespace_maps_the_owners_of_shared_files() {
 }
 
 #[test]
+fn the_ids_of_a_volume_can_be_mapped() {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("volume", &volume, "tmpfs", none, None).unwrap();
+    chown(&volume, Some(7), Some(7)).unwrap();
+    let map = json!([{ "containerID": 0, "hostID": 1000, "size": 100 }]);
+    let mut mount = bind(&volume, "/v", &["rbind", "idmap"]);
+    mount["uidMappings"] = map.clone();
+    mount["gidMappings"] = map;
+    let bundle = with_mount("stat -c '%u %g' /v; touch /v/new", mount).with(|config| {
+        config["process"]["user"] = json!({ "uid": 1007, "gid": 1007 });
+    });
+    assert_eq!(output(rvm.run(&bundle, "box")), "1007 1007\n");
+    let new = fs::metadata(volume.join("new")).unwrap();
+    assert_eq!((new.uid(), new.gid()), (7, 7));
+    rustix::mount::unmount(&volume, rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
 fn options_of_mounts_are_set_in_the_guest() {
     let rvm = Rvm::new();
     let volume = rvm.path("volume");

@@ -1,12 +1,13 @@
 //! The mounts of a configuration as the guest is to make them. Pure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rvm_protocol::SHARED_DIR;
 
 use super::sources::Source;
 use super::translate::SharedMount;
+use crate::idmap::IdMap;
 use crate::storage::VOLUMES;
 
 /// Whether a mount makes a part of the host's file system visible.
@@ -28,6 +29,7 @@ fn options(mount: &Mount) -> impl Iterator<Item = &str> {
 pub fn translate(spec: &mut Spec, sources: &[Option<Source>], id: &str) -> Vec<SharedMount> {
     let mut shared = Vec::new();
     let mut wants_cgroups = false;
+    let maps = Maps::of_container(spec);
     let mounts = spec.mounts_mut().take();
     let has_mounts = mounts.is_some();
     let mut kept = Vec::new();
@@ -40,19 +42,8 @@ pub fn translate(spec: &mut Spec, sources: &[Option<Source>], id: &str) -> Vec<S
         match source {
             None => {}
             Some(Source::Files(path)) => {
-                if has_option(&mount, &["shared", "rshared"]) {
-                    let at = mount.destination().display();
-                    tracing::warn!("what a container mounts below {at} is not seen by the host");
-                }
                 let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
-                mount.set_source(Some(Path::new(SHARED_DIR).join(&place)));
-                shared.push(SharedMount {
-                    source: path.clone(),
-                    place,
-                    recursive: has_option(&mount, &["rbind"]),
-                    read_only: has_option(&mount, &["ro", "rro"]),
-                    follows_host: has_option(&mount, &["slave", "rslave", "shared", "rshared"]),
-                });
+                shared.push(share(&mut mount, path, place, &maps));
             }
             Some(Source::Device(path) | Source::Kernel(path)) => {
                 _ = mount.set_source(Some(path.clone()))
@@ -77,6 +68,94 @@ pub fn translate(spec: &mut Spec, sources: &[Option<Source>], id: &str) -> Vec<S
     }
     spec.set_mounts(has_mounts.then_some(kept));
     shared
+}
+
+/// Has the guest find a mount's files in the shared directory.
+fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedMount {
+    if has_option(mount, &["shared", "rshared"]) {
+        let at = mount.destination().display();
+        tracing::warn!("what a container mounts below {at} is not seen by the host");
+    }
+    mount.set_source(Some(Path::new(SHARED_DIR).join(&place)));
+    let shared = SharedMount {
+        source: path.to_owned(),
+        place,
+        recursive: has_option(mount, &["rbind"]),
+        read_only: has_option(mount, &["ro", "rro"]),
+        follows_host: has_option(mount, &["slave", "rslave", "shared", "rshared"]),
+        idmap: id_map(mount, maps),
+    };
+    if shared.idmap.is_some() {
+        let keep = |option: &&str| !["idmap", "ridmap"].contains(option);
+        let kept = options(mount).filter(keep).map(str::to_owned).collect();
+        mount.set_options(Some(kept));
+        mount.set_uid_mappings(None);
+        mount.set_gid_mappings(None);
+    }
+    shared
+}
+
+/// How the owners of a mount's files are mapped: as the mount says, or with its option as the
+/// container's user namespace does.
+fn id_map(mount: &Mount, container: &Maps) -> Option<IdMap> {
+    let own = Maps {
+        uids: mount.uid_mappings().clone().unwrap_or_default(),
+        gids: mount.gid_mappings().clone().unwrap_or_default(),
+    };
+    let maps = match own.is_empty() {
+        true if has_option(mount, &["idmap", "ridmap"]) => container,
+        true => return None,
+        false => &own,
+    };
+    let lines = |list: &[LinuxIdMapping]| -> String {
+        let line =
+            |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+        list.iter().map(line).collect()
+    };
+    Some(IdMap {
+        uids: lines(&maps.uids),
+        gids: lines(&maps.gids),
+        recursive: has_option(mount, &["ridmap"]),
+    })
+}
+
+/// Maps of users and groups.
+struct Maps {
+    uids: Vec<LinuxIdMapping>,
+    gids: Vec<LinuxIdMapping>,
+}
+
+impl Maps {
+    fn of_container(spec: &Spec) -> Self {
+        let linux = spec.linux().as_ref();
+        Self {
+            uids: linux
+                .and_then(|linux| linux.uid_mappings().clone())
+                .unwrap_or_default(),
+            gids: linux
+                .and_then(|linux| linux.gid_mappings().clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.uids.is_empty() && self.gids.is_empty()
+    }
+}
+
+/// What is missing for a mount whose owners are to be mapped.
+pub fn check_id_map(mount: &Mount, spec: &Spec) -> Result<(), &'static str> {
+    let own = |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    let (uids, gids) = (own(mount.uid_mappings()), own(mount.gid_mappings()));
+    if uids != gids {
+        return Err("has only one of uidMappings and gidMappings");
+    }
+    let asks = has_option(mount, &["idmap", "ridmap"]);
+    let container = Maps::of_container(spec);
+    if asks && !uids && (container.uids.is_empty() || container.gids.is_empty()) {
+        return Err("asks for mapped ids without saying how");
+    }
+    Ok(())
 }
 
 /// Makes a mount of a file system of a bind mount.
@@ -128,6 +207,39 @@ mod tests {
         assert!(!work.read_only && work.recursive && work.follows_host);
         assert_eq!(spec["mounts"][0]["source"], "proc");
         assert_eq!(spec["mounts"][2]["source"], "/run/rvm/shared/box/mounts/1");
+    }
+
+    #[test]
+    fn ids_are_mapped_on_the_host_by_the_mounts_map_or_the_containers() {
+        let map = json!([{ "containerID": 0, "hostID": 7, "size": 10 }]);
+        let mounts = json!([
+            { "destination": "/a", "type": "bind", "source": "/a", "options": ["bind", "ridmap"] },
+            { "destination": "/b", "type": "bind", "source": "/b", "options": ["bind"],
+              "uidMappings": map, "gidMappings": map },
+            { "destination": "/c", "type": "bind", "source": "/c", "options": ["bind"] },
+        ]);
+        let container = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+        let config = json!({ "ociVersion": "1.2.0", "mounts": mounts,
+            "linux": { "uidMappings": container, "gidMappings": container } });
+        let mut spec: Spec = serde_json::from_value(config).unwrap();
+        let files = |path: &str| Some(Source::Files(path.into()));
+        let shared = translate(&mut spec, &[files("/a"), files("/b"), files("/c")], "box");
+        let maps: Vec<_> = shared.iter().map(|shared| shared.idmap.clone()).collect();
+        let map = |line: &str, recursive| {
+            let (uids, gids) = (line.to_owned(), line.to_owned());
+            Some(IdMap {
+                uids,
+                gids,
+                recursive,
+            })
+        };
+        assert_eq!(
+            maps,
+            [map("0 1000 1\n", true), map("0 7 10\n", false), None]
+        );
+        let left = serde_json::to_value(&spec).unwrap();
+        assert_eq!(left["mounts"][0]["options"], json!(["bind"]));
+        assert!(left["mounts"][1].get("uidMappings").is_none());
     }
 
     #[test]

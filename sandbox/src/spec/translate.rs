@@ -12,6 +12,7 @@ use rvm_protocol::SHARED_DIR;
 
 use super::pod::{Peer, Role, joined_namespaces, own_namespaces};
 use super::{Bundle, SpecError, mounts, resources};
+use crate::idmap::IdMap;
 use crate::storage::ROOT;
 
 /// A directory or file of the host that the guest must be able to see.
@@ -27,6 +28,8 @@ pub struct SharedMount {
     pub read_only: bool,
     /// What the host mounts below the source later appears too.
     pub follows_host: bool,
+    /// How owners are mapped.
+    pub idmap: Option<IdMap>,
 }
 
 /// What the guest is told, and what it will look for.
@@ -50,6 +53,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
         // The agent makes mount points in it first.
         read_only: false,
         follows_host: false,
+        idmap: None,
     }];
     if let Some(root) = spec.root_mut() {
         root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
@@ -94,6 +98,7 @@ fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMou
             recursive: false,
             read_only: true,
             follows_host: false,
+            idmap: None,
         });
         hook.set_path(Path::new(SHARED_DIR).join(place));
     }

@@ -83,6 +83,9 @@ fn mounts(spec: &Spec) -> Result<(), Problem> {
         if mount.destination().as_os_str().is_empty() {
             problem(format!("{field}.destination"), "is empty")?;
         }
+        if let Err(reason) = super::mounts::check_id_map(mount, spec) {
+            problem(&field, reason)?;
+        }
         if super::mounts::is_bind(mount) && mount.source().is_none() {
             problem(format!("{field}.source"), "is missing")?;
         }
