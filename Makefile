@@ -10,10 +10,10 @@ DIST := dist
 
 .PHONY: build
 build:
-	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm -p rvm-vmm -p rvm-agent
+	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm -p rvm-shim -p rvm-vmm -p rvm-agent
 	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm --example rvm-pages
 	@mkdir -p $(DIST)/bin $(DIST)/libexec/rvm $(DIST)/share/rvm
-	install -m 755 $(BUILT)/rvm $(DIST)/bin/rvm
+	install -m 755 $(BUILT)/rvm $(BUILT)/containerd-shim-rvm-v2 $(DIST)/bin
 	install -m 755 $(BUILT)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
 	guest-kernel/initramfs $(BUILT)/rvm-agent $(DIST)/share/rvm/initramfs
 	install -m 644 "$$(guest-kernel/build)" $(DIST)/share/rvm/vmlinux
@@ -41,7 +41,7 @@ test:
 # Below DESTDIR, for packages, and below PREFIX in it.
 .PHONY: install
 install: build
-	install -D -m 755 $(DIST)/bin/rvm $(DESTDIR)$(PREFIX)/bin/rvm
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/rvm $(DIST)/bin/containerd-shim-rvm-v2
 	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
 	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
 	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux

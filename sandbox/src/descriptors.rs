@@ -138,8 +138,7 @@ fn socket(fd: &OwnedFd) -> Result<Kind, &'static str> {
     }
 }
 
-/// Copies from the host until its end, or until the guest takes no more: unlike for standard input,
-/// somebody may wait to hear that the descriptor has been closed.
+/// Copies from the host until its end, or until the guest takes no more.
 pub(crate) fn copy_input(extra: &Extra, to: &UnixStream) {
     copy_while_wanted(&extra.fd, to);
     let _ = to.shutdown(Shutdown::Write);
@@ -163,7 +162,9 @@ pub(crate) fn copy_socket(extra: &Extra, from: &UnixStream) {
     }
 }
 
-fn copy_while_wanted(from: &OwnedFd, to: &UnixStream) {
+/// Copies until either side ends, also if that which is written to does while there is nothing to be
+/// read.
+pub(crate) fn copy_while_wanted(from: &OwnedFd, to: &UnixStream) {
     let mut buffer = [0; BUFFER];
     loop {
         let mut fds = [

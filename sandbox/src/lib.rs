@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod idmap;
 pub mod lifecycle;
 pub mod local_time;
+pub mod log_lines;
 pub mod monitor;
 pub mod network;
 pub mod process;

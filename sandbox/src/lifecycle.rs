@@ -111,6 +111,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
             .and_then(|process| process.terminal())
             .unwrap_or(false),
         monitor: Some(own),
+        stand_in: None,
         sandbox: match &bundle.role {
             Role::Alone | Role::Sandbox => None,
             Role::Member(id) => Some(id.clone()),

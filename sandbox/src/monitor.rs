@@ -38,7 +38,7 @@ use crate::timings::Timings;
 
 /// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
 /// has happened to its processes.
-pub(crate) const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
+pub const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
 
 /// How long a machine may outlive its agent's connection.
 const SILENCE: Duration = Duration::from_secs(1);

@@ -250,7 +250,7 @@ pub(crate) fn is_null(fd: &OwnedFd) -> bool {
 
 /// Copies until the host's end has no more or the guest takes no more.
 fn copy_to_guest(from: &OwnedFd, to: &UnixStream) {
-    copy(from.as_fd(), to.as_fd());
+    descriptors::copy_while_wanted(from, to);
     // Closed already if the guest went first.
     let _ = to.shutdown(Shutdown::Write);
 }

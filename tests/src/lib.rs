@@ -7,6 +7,8 @@
 pub mod bundle;
 pub mod cgroups;
 pub mod command;
+pub mod containerd;
+pub mod image;
 pub mod leaks;
 pub mod network;
 pub mod terminal;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use bundle::Bundle;
 pub use command::{Finished, Rvm};
+pub use containerd::Containerd;
 
 /// The installation that is tested.
 pub fn dist() -> PathBuf {

@@ -3,7 +3,7 @@
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::agent::{
     Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
-    RemoveContainerRequest, ResumeContainerRequest, StatsRequest, StatsResponse,
+    RemoveContainerRequest, ResumeContainerRequest, ShutdownRequest, StatsRequest, StatsResponse,
     UpdateContainerRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
@@ -77,6 +77,12 @@ impl Agent {
         };
         let answer = self.0.remove_container(limited(), &request).await;
         answer.map(|_| ()).map_err(failed("remove container"))
+    }
+
+    /// Ends every container and writes back their files; the machine then switches itself off.
+    pub async fn shut_down(&self) -> Result<(), AgentError> {
+        let answer = self.0.shutdown(limited(), &ShutdownRequest::new()).await;
+        answer.map(|_| ()).map_err(failed("shutdown"))
     }
 
     /// What happens in the sandbox from now on.

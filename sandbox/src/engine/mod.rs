@@ -181,7 +181,7 @@ pub trait Machine: Send + Sync {
 }
 
 /// What runs machines.
-pub trait Engine {
+pub trait Engine: Send + Sync {
     /// Its name.
     fn kind(&self) -> EngineKind;
 

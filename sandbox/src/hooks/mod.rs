@@ -172,7 +172,7 @@ fn start(
         status: moment.status(),
         pid: match moment {
             Moment::Poststop => 0,
-            _ => state.monitor.map_or(0, |monitor| monitor.pid),
+            _ => state.last_pid().cast_signed(),
         },
         bundle: &state.bundle,
         annotations: &state.annotations,

@@ -17,7 +17,7 @@ use oci_spec::runtime::Spec;
 use rustix::process::Signal;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, Exit};
 use crate::config::Config;
 use crate::engine::choice::{self, Choice, NoEngine};
 use crate::engine::{Engine, EngineError, EngineKind, Machine, MachineEnd, Plan};
@@ -245,10 +245,32 @@ impl Sandbox {
         self.end.get_or_init(wait).await
     }
 
-    /// Ends the machine at once.
-    pub fn kill(&self) -> io::Result<()> {
+    /// Ends the machine at once, and returns when its processes have ended.
+    pub async fn end(&self) -> io::Result<()> {
         let kill = |process: &Process| process.signal(Signal::KILL);
-        self.processes.iter().try_for_each(kill)
+        self.processes.iter().try_for_each(kill)?;
+        for process in &self.processes {
+            Readable::new(process.as_fd())?.read(|_| Ok(())).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a container's process has ended, its first one for an empty id. The error is how
+    /// the machine ended before that.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, MachineEnd> {
+        let error = tokio::select! {
+            biased;
+            exit = self.agent.wait_process(id, exec_id) => match exit {
+                Ok(exit) => return Ok(exit),
+                Err(error) => error,
+            },
+            end = self.ended() => return Err(end.clone()),
+        };
+        // The agent hung up. Its machine ends with it, unless the agent lies.
+        Err(match tokio::time::timeout(SILENCE, self.ended()).await {
+            Ok(end) => end.clone(),
+            Err(_) => MachineEnd::Failed(error.to_string()),
+        })
     }
 
     /// Makes a container, whose first process then waits for the start, and connects its streams.

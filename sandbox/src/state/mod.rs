@@ -53,6 +53,9 @@ pub struct State {
     /// The process that holds the container's standard streams, or until there is one, the process
     /// that makes the container. Its pid is the container's to everyone on the host.
     pub monitor: Option<ProcessId>,
+    /// A number of the host's that stands for the container, if it is not the monitor's pid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stand_in: Option<i32>,
     /// The container whose sandbox it has joined. None if the sandbox is its own.
     pub sandbox: Option<String>,
     /// Its first process, as the guest numbers it.
@@ -81,8 +84,14 @@ impl State {
     pub fn pid(&self) -> i32 {
         match (self.status(), self.monitor) {
             (Status::Stopped, _) | (_, None) => 0,
-            (_, Some(monitor)) => monitor.pid,
+            (_, Some(monitor)) => self.stand_in.unwrap_or(monitor.pid),
         }
+    }
+
+    /// The pid that was shown while there was one.
+    pub fn last_pid(&self) -> u32 {
+        let pid = self.stand_in.or(self.monitor.map(|monitor| monitor.pid));
+        pid.map_or(0, i32::unsigned_abs)
     }
 
     /// The state as the runtime specification defines it, and with what runc adds.

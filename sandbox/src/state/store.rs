@@ -349,6 +349,7 @@ mod tests {
             resources: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
+            stand_in: None,
             sandbox: None,
             guest_pid: None,
             namespaces: Vec::new(),

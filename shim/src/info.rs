@@ -1,0 +1,36 @@
+//! What this program is, for containerd and for a human.
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::Message as _;
+
+const NAME: &str = "io.containerd.rvm.v2";
+
+/// Prints the version, as runc's shim does.
+pub fn print_version() -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    writeln!(
+        io::stdout(),
+        "containerd-shim-rvm-v2:\n  Version:  {version}"
+    )?;
+    Ok(())
+}
+
+/// Answers containerd's `-info` with a message.
+pub fn print() -> anyhow::Result<()> {
+    let info = RuntimeInfo {
+        name: NAME.to_owned(),
+        version: Some(RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    };
+    let bytes = info.write_to_bytes().context("cannot encode the answer")?;
+    io::stdout()
+        .write_all(&bytes)
+        .context("cannot answer containerd")
+}

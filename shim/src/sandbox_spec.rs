@@ -1,0 +1,222 @@
+//! The bundle of a sandbox that containerd makes through its sandbox API: a configuration and a root
+//! that say what a pod's first container says elsewhere.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
+use serde_json::{Value, json};
+
+use crate::cri::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use crate::error::ShimError;
+use crate::pause;
+use crate::rootfs::ROOTFS;
+
+/// The type of the options that CRI sends, by the end of its name.
+const CONFIG: &str = "PodSandboxConfig";
+
+/// The annotations that say what the container is, as containerd has them elsewhere.
+const KIND: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// Writes configuration and root into the bundle.
+pub fn write(bundle: &Path, request: &CreateSandboxRequest) -> Result<(), ShimError> {
+    let config = parse(request.options.get_or_default())?;
+    let own = |source: io::Error| ShimError::Own {
+        action: "write the sandbox's bundle",
+        source,
+    };
+    if request.rootfs.is_empty() {
+        let root = bundle.join(ROOTFS);
+        fs::create_dir_all(&root).map_err(own)?;
+        for dir in ["dev", "proc", "sys"] {
+            fs::create_dir_all(root.join(dir)).map_err(own)?;
+        }
+        pause::install(&root).map_err(own)?;
+    }
+    let text = spec(request, &config).to_string();
+    fs::write(bundle.join("config.json"), text).map_err(own)
+}
+
+fn parse(options: &Any) -> Result<PodSandboxConfig, ShimError> {
+    match options.type_url.as_str() {
+        "" => Ok(PodSandboxConfig::default()),
+        kind if kind.ends_with(CONFIG) => PodSandboxConfig::parse_from_bytes(&options.value)
+            .map_err(|error| ShimError::Invalid(format!("the sandbox's configuration: {error}"))),
+        kind => Err(ShimError::Invalid(format!(
+            "the sandbox's configuration is of type {kind}, not {CONFIG}"
+        ))),
+    }
+}
+
+fn spec(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Value {
+    let linux = &config.linux;
+    let mut spec = json!({
+        "ociVersion": "1.1.0",
+        "process": {
+            "user": { "uid": 0, "gid": 0 },
+            "args": [format!("/{}", pause::PROGRAM)],
+            "cwd": "/",
+            "noNewPrivileges": true,
+        },
+        "root": { "path": ROOTFS, "readonly": true },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc",
+              "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "strictatime", "mode=755", "size=64k"] },
+        ],
+        "annotations": annotations(request, config),
+        "linux": {
+            "namespaces": namespaces(request, config),
+            "resources": resources(&linux.resources),
+            "sysctl": linux.sysctls,
+        },
+    });
+    if !config.hostname.is_empty() {
+        spec["hostname"] = config.hostname.as_str().into();
+    }
+    if !linux.cgroup_parent.is_empty() {
+        spec["linux"]["cgroupsPath"] = cgroups_path(&linux.cgroup_parent, &request.sandbox_id);
+    }
+    spec
+}
+
+/// A group of the pod's, in the form of whoever makes them.
+fn cgroups_path(parent: &str, id: &str) -> Value {
+    let last = Path::new(parent).file_name().unwrap_or_default();
+    let path = match last.to_str() {
+        Some(slice) if slice.ends_with(".slice") => format!("{slice}:rvm:{id}").into(),
+        _ => PathBuf::from(parent).join(id),
+    };
+    path.to_string_lossy().into()
+}
+
+fn annotations(
+    request: &CreateSandboxRequest,
+    config: &PodSandboxConfig,
+) -> HashMap<String, String> {
+    let mut annotations = config.annotations.clone();
+    annotations.extend(request.annotations.clone());
+    annotations.insert(KIND.to_owned(), "sandbox".to_owned());
+    annotations.insert(SANDBOX.to_owned(), request.sandbox_id.clone());
+    annotations
+}
+
+fn namespaces(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Vec<Value> {
+    let options = &config.linux.security_context.namespace_options;
+    let is_nodes =
+        |mode: protobuf::EnumOrUnknown<NamespaceMode>| mode == NamespaceMode::NODE.into();
+    let mut namespaces = vec![
+        json!({ "type": "mount" }),
+        json!({ "type": "uts" }),
+        json!({ "type": "pid" }),
+    ];
+    if !is_nodes(options.ipc) {
+        namespaces.push(json!({ "type": "ipc" }));
+    }
+    // Without a network namespace it would be the host's, which is refused with a reason.
+    if !is_nodes(options.network) {
+        namespaces.push(match request.netns_path.as_str() {
+            "" => json!({ "type": "network" }),
+            path => json!({ "type": "network", "path": path }),
+        });
+    }
+    namespaces
+}
+
+/// The limits of all containers together, where kubelet says them beforehand.
+fn resources(resources: &LinuxContainerResources) -> Value {
+    let mut json = json!({});
+    if resources.memory_limit_in_bytes > 0 {
+        json["memory"] = json!({ "limit": resources.memory_limit_in_bytes });
+    }
+    let mut cpu = serde_json::Map::new();
+    if resources.cpu_quota > 0 {
+        cpu.insert("quota".to_owned(), resources.cpu_quota.into());
+    }
+    if resources.cpu_period > 0 {
+        cpu.insert("period".to_owned(), resources.cpu_period.into());
+    }
+    if resources.cpu_shares > 0 {
+        cpu.insert("shares".to_owned(), resources.cpu_shares.into());
+    }
+    for (name, list) in [
+        ("cpus", &resources.cpuset_cpus),
+        ("mems", &resources.cpuset_mems),
+    ] {
+        if !list.is_empty() {
+            cpu.insert(name.to_owned(), list.as_str().into());
+        }
+    }
+    if !cpu.is_empty() {
+        json["cpu"] = cpu.into();
+    }
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rvm_sandbox::spec::pod::Role;
+
+    fn request(config: &PodSandboxConfig) -> CreateSandboxRequest {
+        CreateSandboxRequest {
+            sandbox_id: "pod".to_owned(),
+            netns_path: "/run/netns/pod".to_owned(),
+            options: Some(Any {
+                type_url: "runtime.v1.PodSandboxConfig".to_owned(),
+                value: config.write_to_bytes().unwrap(),
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_sandboxs_bundle_can_be_run() {
+        let mut config = PodSandboxConfig::new();
+        config.hostname = "web".to_owned();
+        let linux = config.linux.mut_or_insert_default();
+        linux.cgroup_parent = "/kubepods/pod1".to_owned();
+        let resources = linux.resources.mut_or_insert_default();
+        resources.memory_limit_in_bytes = 64 << 20;
+        resources.cpu_quota = 50_000;
+        resources.cpu_period = 100_000;
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &request(&config)).unwrap();
+        let text = fs::read(dir.path().join("config.json")).unwrap();
+        let spec: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(spec["hostname"], "web");
+        assert_eq!(spec["linux"]["cgroupsPath"], "/kubepods/pod1/pod");
+        assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 64 << 20);
+        assert!(dir.path().join("rootfs/pause").exists());
+        let role = Role::of(&serde_json::from_value(spec).unwrap());
+        assert_eq!(role, Ok(Role::Sandbox));
+    }
+
+    #[test]
+    fn a_group_of_systemds_is_named_in_its_way() {
+        let path = cgroups_path("/kubepods.slice/kubepods-pod1.slice", "pod");
+        assert_eq!(path, "kubepods-pod1.slice:rvm:pod");
+    }
+
+    #[test]
+    fn another_configuration_is_refused_by_its_type() {
+        let options = Any {
+            type_url: "other.Config".to_owned(),
+            ..Default::default()
+        };
+        assert!(
+            parse(&options)
+                .unwrap_err()
+                .to_string()
+                .contains("other.Config")
+        );
+    }
+}

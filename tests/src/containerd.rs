@@ -1,0 +1,296 @@
+//! containerd, in a world of its own: root, state, socket and namespace are this test's alone. Its
+//! shim is the one that is tested.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::command::{self, Finished, Rvm, eventually};
+use crate::image;
+
+/// The runtime, as containerd names it.
+const RUNTIME: &str = "io.containerd.rvm.v2";
+
+/// Where shims keep the state of containers.
+const STATE: &str = "/run/containerd/rvm";
+
+/// containerd with an image of busybox. When it is dropped, everything that was started with it must
+/// be gone, or the test fails.
+pub struct Containerd {
+    world: Rvm,
+    namespace: String,
+    daemon: Option<Child>,
+}
+
+/// Events, as `ctr events` prints them.
+pub struct Events {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Default for Containerd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Containerd {
+    /// Starts containerd and imports the image.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let world = Rvm::new().configured(&format!("engine = \"{}\"", crate::engine()));
+        let mut containerd = Self {
+            world,
+            namespace: format!("rvm-test-{}-{count}", std::process::id()),
+            daemon: None,
+        };
+        containerd.write_config();
+        containerd.start();
+        let image = image::write(&containerd.world.path(""));
+        let image = image.to_str().unwrap();
+        containerd.ok(&["image", "import", "--snapshotter", "native", image]);
+        containerd
+    }
+
+    fn write_config(&self) {
+        let path = |name| self.world.path(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{}\"\n[debug]\nlevel = \"debug\"\n",
+            path("root"),
+            path("run"),
+            path("sock")
+        );
+        fs::write(self.world.path("containerd.toml"), config).unwrap();
+    }
+
+    /// The world that it runs in.
+    pub fn world(&self) -> &Rvm {
+        &self.world
+    }
+
+    /// The namespace of this test's containers.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// containerd's socket for shims.
+    pub fn ttrpc_socket(&self) -> PathBuf {
+        self.world.path("sock.ttrpc")
+    }
+
+    /// Starts the daemon, and waits until it answers.
+    pub fn start(&mut self) {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.world.path("containerd.log"))
+            .unwrap();
+        let mut daemon = Command::new("containerd");
+        let dist = fs::canonicalize(crate::dist()).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        daemon
+            .arg("--config")
+            .arg(self.world.path("containerd.toml"))
+            .env("PATH", format!("{}/bin:{path}", dist.display()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.world.adopt(&mut daemon);
+        self.daemon = Some(daemon.spawn().expect("the tests need containerd"));
+        eventually("containerd answers", || self.ctr(&["version"]).code == 0);
+    }
+
+    /// Kills the daemon. Its shims stay.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    /// ctr with these arguments, nothing yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.world.path("sock"))
+            .args(["--namespace", &self.namespace])
+            .args(args)
+            .stdin(Stdio::null());
+        self.world.adopt(&mut command);
+        command
+    }
+
+    /// Runs ctr to its end.
+    pub fn ctr(&self, args: &[&str]) -> Finished {
+        command::finish(self.command(args))
+    }
+
+    /// Runs a command that must succeed; returns its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let finished = self.ctr(args);
+        assert_eq!(finished.code, 0, "ctr {args:?}: {}", finished.stderr);
+        finished.stdout
+    }
+
+    /// `ctr run` with these options, a shell command as its program.
+    pub fn run_command(&self, options: &[&str], id: &str, script: &str) -> Command {
+        let mut command = self.command(&["run", "--snapshotter", "native", "--runtime", RUNTIME]);
+        command
+            .arg("--runtime-config-path")
+            .arg(self.world.path("config.toml"))
+            .args(options)
+            .args([image::NAME, id, "sh", "-c", script]);
+        command
+    }
+
+    /// Runs a container to its end.
+    pub fn run(&self, options: &[&str], id: &str, script: &str) -> Finished {
+        let options = [&["--rm"], options].concat();
+        command::finish(self.run_command(&options, id, script))
+    }
+
+    /// Starts a container in the background. ctr gives it FIFOs that nobody reads.
+    pub fn start_container(&self, options: &[&str], id: &str, script: &str) {
+        let options = [&["--detach"], options].concat();
+        let mut run = self.run_command(&options, id, script);
+        let log = self.world.path("run.log");
+        run.stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap());
+        let output = command::wait(run.spawn().unwrap());
+        let text = || fs::read_to_string(&log).unwrap();
+        assert!(output.status.success(), "{}", text());
+    }
+
+    /// The status and pid of a container, as `ctr task list` prints them.
+    pub fn task(&self, id: &str) -> Option<(String, i32)> {
+        let list = self.ok(&["task", "list"]);
+        let line = list
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(id))?;
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        Some((fields[2].to_owned(), fields[1].parse().unwrap()))
+    }
+
+    /// Waits until the list says so.
+    pub fn wait_for_status(&self, id: &str, status: &str) {
+        let is = || self.task(id).is_some_and(|(now, _)| now == status);
+        eventually(&format!("{id} is {status}"), is);
+    }
+
+    /// Kills a container, and removes it.
+    pub fn remove(&self, id: &str) {
+        if self.task(id).is_some_and(|(status, _)| status != "STOPPED") {
+            self.ok(&["task", "kill", "--signal", "KILL", id]);
+            self.wait_for_status(id, "STOPPED");
+        }
+        self.ctr(&["task", "delete", id]);
+        self.ok(&["container", "delete", id]);
+    }
+
+    /// Runs a process in a container.
+    pub fn exec(&self, id: &str, exec_id: &str, script: &str) -> Finished {
+        let args = ["task", "exec", "--exec-id", exec_id, id, "sh", "-c", script];
+        self.ctr(&args)
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        let mut command = self.command(&["events"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (send, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let events = Events { child, lines };
+        // It is there when it hears of something.
+        let mut count = 0;
+        eventually("events are told", || {
+            count += 1;
+            let label = format!("rvm-test-{count}");
+            self.ok(&["namespace", "create", &label]);
+            self.ok(&["namespace", "remove", &label]);
+            events
+                .lines
+                .recv_timeout(Duration::from_millis(100))
+                .is_ok()
+        });
+        events
+    }
+
+    /// The shims that run.
+    pub fn shims(&self) -> Vec<i32> {
+        let is_shim = |pid: &i32| {
+            let line = crate::leaks::command_line(*pid);
+            line.starts_with("containerd-shim-rvm-v2")
+        };
+        self.world.processes().into_iter().filter(is_shim).collect()
+    }
+
+    /// What the daemon and its shims have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.world.path("containerd.log")).unwrap_or_default()
+    }
+
+    fn state(&self) -> PathBuf {
+        Path::new(STATE).join(&self.namespace)
+    }
+}
+
+impl Events {
+    /// The topics and contents of what is told of tasks, until one of this topic comes.
+    pub fn until(&self, topic: &str) -> Vec<String> {
+        let mut told = Vec::new();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(60) {
+            let Ok(line) = self.lines.recv_timeout(Duration::from_secs(60)) else {
+                break;
+            };
+            // Date, time, zone twice, namespace, topic, contents.
+            let mut fields = line.splitn(7, ' ').skip(5);
+            let (of, contents) = (fields.next().unwrap(), fields.next().unwrap_or_default());
+            if of.starts_with("/tasks/") {
+                told.push(format!("{of} {contents}"));
+                if of == topic {
+                    return told;
+                }
+            }
+        }
+        panic!("no {topic}, only {told:#?}");
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("containerd's log:\n{}", self.log());
+            self.kill();
+            for shim in self.shims() {
+                command::signal(shim, libc::SIGKILL);
+            }
+        } else {
+            eventually("the shims have ended", || self.shims().is_empty());
+            self.kill();
+            let left: Vec<_> = fs::read_dir(self.state()).into_iter().flatten().collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        }
+        let _ = fs::remove_dir(self.state());
+    }
+}
