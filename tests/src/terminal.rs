@@ -8,15 +8,33 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
+/// How long a program may be silent.
+const LIMIT: Timespec = Timespec {
+    tv_sec: 120,
+    tv_nsec: 0,
+};
+
 /// The controlling end of a terminal.
-pub struct Terminal(File);
+pub struct Terminal {
+    master: File,
+    /// What came and was not yet expected.
+    seen: String,
+}
 
 impl Terminal {
+    fn new(master: OwnedFd) -> Self {
+        Self {
+            master: master.into(),
+            seen: String::new(),
+        }
+    }
+
     /// Sets the size.
     pub fn resize(&self, rows: u16, cols: u16) {
         let size = Winsize {
@@ -25,26 +43,35 @@ impl Terminal {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        tcsetwinsize(&self.0, size).unwrap();
+        tcsetwinsize(&self.master, size).unwrap();
     }
 
     /// Types.
     pub fn write(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).unwrap();
+        self.master.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Reads until the text has come.
+    /// Reads until the text has come; returns what came up to and with it.
     pub fn expect(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        let mut buffer = [0; 1024];
-        while !seen.contains(text) {
-            let length = self
-                .0
-                .read(&mut buffer)
-                .unwrap_or_else(|e| panic!("{e} after {seen:?}"));
-            seen += &String::from_utf8_lossy(&buffer[..length]);
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                return self.seen.drain(..at + text.len()).collect();
+            }
+            let mut fds = [PollFd::new(&self.master, PollFlags::IN)];
+            let ready = poll(&mut fds, Some(&LIMIT)).unwrap();
+            assert!(ready > 0, "{text:?} never came after {:?}", self.seen);
+            match self.master.read(&mut buffer) {
+                Ok(length @ 1..) => self.seen += &String::from_utf8_lossy(&buffer[..length]),
+                end => panic!("{end:?} before {text:?}, after {:?}", self.seen),
+            }
         }
-        seen
+    }
+
+    /// Reads to the end, so that nobody is kept from writing.
+    pub fn drain(mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = self.master.read(&mut buffer) {}
     }
 }
 
@@ -81,7 +108,7 @@ pub fn open(rows: u16, cols: u16) -> (Terminal, Line) {
     let name = ptsname(&master, Vec::new()).unwrap();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let line = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).unwrap();
-    let terminal = Terminal(master.into());
+    let terminal = Terminal::new(master);
     terminal.resize(rows, cols);
     (terminal, Line(line))
 }
@@ -108,7 +135,7 @@ impl Reception {
     pub fn terminal(self) -> Terminal {
         let (fd, name) = self.receive();
         assert!(name.starts_with(b"/dev/pts/"));
-        Terminal(fd.into())
+        Terminal::new(fd)
     }
 
     /// Waits for the descriptor, and what is said with it.

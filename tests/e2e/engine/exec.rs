@@ -1,0 +1,168 @@
+//! `exec`, and the other verbs that look at a container that runs.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::sync::OnceLock;
+
+use rvm_tests::command;
+use rvm_tests::engine::Container;
+
+use crate::engine;
+
+/// A container that does nothing, for all tests that change nothing in it.
+fn idle() -> &'static Container<'static> {
+    static IDLE: OnceLock<Container<'static>> = OnceLock::new();
+    IDLE.get_or_init(|| engine().start(&["--env", "FROM=run"], &["sleep", "100000"]))
+}
+
+#[test]
+fn exec_relays_output_by_stream_and_the_exit_code() {
+    let finished = idle().exec(&[], &["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!(finished.stdout, "out\n");
+    assert_eq!(finished.stderr, "err\n");
+    assert_eq!(finished.code, 7);
+}
+
+#[test]
+fn exec_takes_input() {
+    let mut exec = engine().command(&[
+        "exec",
+        "--interactive",
+        &idle().name,
+        "sh",
+        "-c",
+        "cat; echo end",
+    ]);
+    exec.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = exec.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let output = command::wait(child);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\nend\n");
+}
+
+#[test]
+fn exec_at_a_terminal() {
+    let script = "trap 'stty size' WINCH; tty; stty size; while [ -z \"$line\" ]; do read line; done; echo got $line; \
+                  while :; do sleep 0.1; done";
+    let args = [
+        "exec",
+        "--interactive",
+        "--tty",
+        &idle().name,
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut terminal = idle().at_terminal(&args);
+    terminal.expect("/dev/pts/");
+    terminal.expect("30 90\r\n");
+    terminal.send("line\r");
+    terminal.expect("got line\r\n");
+    terminal.resize(40, 100);
+    terminal.expect("40 100\r\n");
+    terminal.send("\x03");
+    assert_eq!(terminal.wait(), Some(130));
+}
+
+#[test]
+fn exec_has_the_containers_environment_and_its_own() {
+    let options = [
+        "--env",
+        "OWN=exec",
+        "--workdir",
+        "/var/www",
+        "--user",
+        "guest",
+    ];
+    let finished = idle().exec(&options, &["sh", "-c", "echo $FROM $OWN; pwd; id -u"]);
+    assert_eq!(finished.stdout, "run exec\n/var/www\n1000\n");
+}
+
+#[test]
+fn exec_is_in_the_containers_namespaces() {
+    // pid 1 is the container's, and its children are not the agent's.
+    let line = idle().shell("tr '\\0' ' ' </proc/1/cmdline");
+    assert_eq!(line.trim(), "sleep 100000");
+    let ours = idle().shell("for n in mnt pid ipc uts net; do readlink /proc/self/ns/$n; done");
+    let first = idle().shell("for n in mnt pid ipc uts net; do readlink /proc/1/ns/$n; done");
+    assert_eq!(ours, first);
+}
+
+#[test]
+fn exec_of_a_missing_program_is_127_and_of_no_program_126() {
+    let finished = idle().exec(&[], &["/no/such/program"]);
+    assert_eq!(finished.code, 127, "{}", finished.stderr);
+    let finished = idle().exec(&[], &["/etc/passwd"]);
+    assert_eq!(finished.code, 126, "{}", finished.stderr);
+}
+
+#[test]
+fn exec_dead_by_a_signal_is_128_and_the_signal() {
+    let finished = idle().exec(&[], &["sh", "-c", "kill -TERM $$"]);
+    assert_eq!(finished.code, 143, "{}", finished.stderr);
+}
+
+#[test]
+fn exec_detached_returns_at_once_and_runs_on() {
+    let finished = idle().exec(
+        &["--detach"],
+        &["sh", "-c", "sleep 1; echo done > /tmp/detached"],
+    );
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    command::eventually("the detached program is done", || {
+        idle().exec(&[], &["cat", "/tmp/detached"]).stdout == "done\n"
+    });
+}
+
+#[test]
+fn exec_in_parallel_loses_no_output() {
+    let expected: String = (1..=2000).map(|n| format!("{n}\n")).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let finished = idle().exec(&[], &["seq", "2000"]);
+                assert_eq!(finished.code, 0, "{}", finished.stderr);
+                assert_eq!(finished.stdout, expected);
+            });
+        }
+    });
+}
+
+#[test]
+fn stats_are_those_of_the_container() {
+    let line = idle().ok(&[
+        "stats",
+        "--no-stream",
+        "--format",
+        "{{.MemUsage}} {{.PIDs}}",
+    ]);
+    assert!(
+        line.contains("MiB") || line.contains("MB") || line.contains("kB"),
+        "{line}"
+    );
+}
+
+#[test]
+fn copies_go_both_ways() {
+    let dir = tempfile::tempdir_in(engine().world().dir()).unwrap();
+    let source = dir.path().join("source");
+    std::fs::write(&source, "to the container\n").unwrap();
+    let inside = format!("{}:/tmp/copied", idle().name);
+    engine().ok(&["cp", source.to_str().unwrap(), &inside]);
+    assert_eq!(idle().shell("cat /tmp/copied"), "to the container\n");
+    idle().shell("mkdir -p /tmp/tree/sub; echo from the container > /tmp/tree/sub/file");
+    let back = dir.path().join("back");
+    let inside = format!("{}:/tmp/tree", idle().name);
+    engine().ok(&["cp", &inside, back.to_str().unwrap()]);
+    assert_eq!(
+        std::fs::read_to_string(back.join("sub/file")).unwrap(),
+        "from the container\n"
+    );
+}
+
+#[test]
+fn inspect_names_a_process_that_lives() {
+    let pid: i32 = idle().inspect(".State.Pid").parse().unwrap();
+    assert!(pid > 1);
+    assert_ne!(engine().world().command_line(pid), "");
+}

@@ -1,0 +1,81 @@
+//! Limits, as the container sees them and as they hold.
+
+use std::sync::OnceLock;
+
+use rvm_tests::engine::{Container, Runtime, runtime};
+
+use crate::engine;
+
+/// A container with limits.
+fn limited() -> &'static Container<'static> {
+    static LIMITED: OnceLock<Container<'static>> = OnceLock::new();
+    LIMITED.get_or_init(|| {
+        let options = ["--memory", "256m", "--cpus", "1", "--pids-limit", "40"];
+        engine().start(&options, &["sleep", "100000"])
+    })
+}
+
+/// Whether a container sees its limits: with runc it sees the host.
+fn sees_its_limits() -> bool {
+    if runtime() == Runtime::Runc {
+        println!("skipped: a container of runc sees the host");
+    }
+    runtime() == Runtime::Rvm
+}
+
+fn kib(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn memory_is_what_meminfo_says() {
+    if sees_its_limits() {
+        let total = kib(&limited().shell("cat /proc/meminfo"), "MemTotal:");
+        assert!((256 << 10..320 << 10).contains(&total), "{total} KiB");
+    }
+}
+
+#[test]
+fn memory_is_what_free_says() {
+    if sees_its_limits() {
+        let total = kib(&limited().shell("free -k"), "Mem:");
+        assert!((256 << 10..320 << 10).contains(&total), "{total} KiB");
+    }
+}
+
+#[test]
+fn cpus_are_what_nproc_and_cpuinfo_say() {
+    if sees_its_limits() {
+        assert_eq!(
+            limited().shell("nproc; grep -c ^processor /proc/cpuinfo"),
+            "1\n1\n"
+        );
+    }
+}
+
+#[test]
+fn top_and_uptime_tell_of_the_machine_and_not_of_the_host() {
+    if sees_its_limits() {
+        let top = limited().shell("top -bn1 | head -1; cut -d. -f1 /proc/uptime");
+        let uptime: u64 = top.lines().last().unwrap().parse().unwrap();
+        let host = std::fs::read_to_string("/proc/uptime").unwrap();
+        let host: f64 = host.split(' ').next().unwrap().parse().unwrap();
+        assert!((uptime as f64) < host, "{top}");
+    }
+}
+
+#[test]
+fn processes_are_limited() {
+    let script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait";
+    let finished = limited().exec(&[], &["sh", "-c", script]);
+    assert!(finished.stderr.contains("can't fork"), "{finished:?}");
+}
+
+#[test]
+fn a_program_that_takes_too_much_memory_is_killed() {
+    let options = ["--memory", "64m", "--memory-swap", "64m"];
+    let container = engine().create(&options, &["sh", "-c", "tail /dev/zero; echo survived $?"]);
+    let finished = engine().call(&["start", "--attach", &container.name]);
+    assert_eq!(finished.stdout, "survived 137\n", "{}", finished.stderr);
+}

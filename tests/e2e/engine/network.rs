@@ -1,0 +1,77 @@
+//! Networks of containers.
+
+use std::process::Stdio;
+
+use rvm_tests::command::{self, eventually};
+
+use crate::engine;
+
+/// A network of the engine's, removed in the end.
+struct Network(String);
+
+impl Network {
+    fn new() -> Self {
+        let name = engine().name().name.clone() + "-net";
+        engine().ok(&["network", "create", &name]);
+        Self(name)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        engine().call(&["network", "rm", &self.0]);
+    }
+}
+
+/// Serves a page on port 80.
+const SERVER: &[&str] = &["httpd", "-f", "-h", "/var/www"];
+
+#[test]
+fn without_a_network_there_is_loopback_alone() {
+    let links = engine().shell(
+        &["--network", "none"],
+        "ls /sys/class/net; ping -c 1 127.0.0.1 >/dev/null && echo up",
+    );
+    assert_eq!(links, "lo\nup\n");
+}
+
+#[test]
+fn the_interface_is_as_the_engine_says() {
+    let container = engine().start(&[], &["sleep", "1000"]);
+    let all = container.inspect_all();
+    let settings = &all["NetworkSettings"];
+    let text = container.shell("ip addr show eth0; ip route");
+    for field in ["IPAddress", "MacAddress"] {
+        let value = settings[field].as_str().unwrap();
+        assert!(text.contains(value), "{field} {value}: {text}");
+    }
+    let gateway = settings["Gateway"].as_str().unwrap();
+    assert!(text.contains(&format!("default via {gateway}")), "{text}");
+}
+
+#[test]
+fn containers_of_a_network_find_each_other_by_name() {
+    let network = Network::new();
+    let server = engine().start(&["--network", &network.0], SERVER);
+    let url = format!("http://{}/", server.name);
+    let fetch = format!(
+        "i=0; until wget -q -O - {url}; do i=$((i+1)); [ $i -lt 20 ] || exit 1; sleep 0.5; done"
+    );
+    assert_eq!(
+        engine().shell(&["--network", &network.0], &fetch),
+        "a page\n"
+    );
+}
+
+#[test]
+fn a_published_port_is_reached_from_the_host() {
+    let server = engine().start(&["--publish", "127.0.0.1:18080:80"], SERVER);
+    assert!(engine().ok(&["port", &server.name]).contains("18080"));
+    let fetch = || {
+        let mut client = engine().world().command("busybox");
+        client.args(["wget", "-q", "-O", "-", "http://127.0.0.1:18080/"]);
+        client.stderr(Stdio::null());
+        command::finish(client).stdout
+    };
+    eventually("the page is served", || fetch() == "a page\n");
+}

@@ -1,0 +1,21 @@
+//! Podman with rvm as its runtime: podman of the system, or of `$RVM_TEST_ENGINE_ROOT`.
+
+#[path = "engine/exec.rs"]
+mod exec;
+#[path = "engine/files.rs"]
+mod files;
+#[path = "engine/life.rs"]
+mod life;
+#[path = "engine/limits.rs"]
+mod limits;
+#[path = "engine/network.rs"]
+mod network;
+#[path = "engine/options.rs"]
+mod options;
+#[path = "engine/run.rs"]
+mod run;
+
+use rvm_tests::engine::podman::podman as engine;
+
+/// Where the engines differ.
+const IS_PODMAN: bool = true;

@@ -1,0 +1,85 @@
+//! Docker: a daemon.
+
+use std::fs::{self, File};
+use std::process::Stdio;
+
+use serde_json::json;
+
+use super::world::World;
+use super::{Engine, IMAGE, Runtime, image, root, runtime, shared};
+use crate::command::eventually;
+
+/// The daemon of this program.
+pub fn docker() -> &'static Engine {
+    shared(start)
+}
+
+fn start() -> Engine {
+    let world = World::new(root().as_deref());
+    let dir = world.dir().to_owned();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let socket = format!("unix://{}", path("sock"));
+    fs::write(path("rvm.toml"), "").unwrap();
+    let name = match runtime() {
+        Runtime::Rvm => "rvm",
+        Runtime::Runc => "runc",
+    };
+    let rvm = crate::dist().canonicalize().unwrap().join("bin/rvm");
+    let config = json!({
+        "data-root": path("data"),
+        "exec-root": path("exec"),
+        "pidfile": path("pid"),
+        "hosts": [socket],
+        "storage-driver": "overlay2",
+        "cgroup-parent": world.cgroup(),
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "default-runtime": name,
+        "runtimes": { "rvm": {
+            "path": rvm,
+            "runtimeArgs": ["--engine", crate::engine(), "--config", path("rvm.toml")],
+        } },
+    });
+    fs::write(path("daemon.json"), config.to_string()).unwrap();
+    let mut daemon = world.command("dockerd");
+    daemon.args(["--config-file", &path("daemon.json")]);
+    let log = File::create(path("log")).unwrap();
+    daemon.stdout(log.try_clone().unwrap()).stderr(log);
+    // It is no child that anybody waits for: `stop` looks for it by its pid in the world.
+    let _ = daemon.spawn().unwrap();
+
+    let engine = Engine {
+        world,
+        // Not what a newer installation may have put before it.
+        base: vec!["/usr/bin/docker".to_owned(), "--host".to_owned(), socket],
+        per_container: Vec::new(),
+        env: vec![("DOCKER_CONFIG".to_owned(), path("client"))],
+        stop,
+    };
+    eventually("dockerd answers", || engine.call(&["version"]).code == 0);
+    let archive = image::archive(&dir);
+    let archive = archive.to_str().unwrap();
+    engine.ok(&[
+        "import",
+        "--change",
+        "CMD [\"sh\"]",
+        "--change",
+        "ENV PATH=/bin",
+        archive,
+        IMAGE,
+    ]);
+    engine
+}
+
+fn stop(engine: &Engine) {
+    let pid = fs::read_to_string(engine.world.dir().join("pid")).unwrap();
+    let pid: i32 = pid.trim().parse().unwrap();
+    let mut kill = engine.world.command("kill");
+    assert!(
+        kill.arg(pid.to_string())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
+    eventually("dockerd ends", || engine.world.command_line(pid).is_empty());
+}

@@ -1,0 +1,60 @@
+//! Podman: a command and no daemon.
+
+use std::fs;
+
+use super::world::World;
+use super::{Engine, IMAGE, Runtime, image, root, runtime, shared};
+
+/// Podman for this program.
+pub fn podman() -> &'static Engine {
+    shared(start)
+}
+
+fn start() -> Engine {
+    let world = World::new(root().as_deref());
+    let dir = world.dir().to_owned();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    fs::write(path("rvm.toml"), "").unwrap();
+    // The limits of this process would be every container's, and may be more than a container may
+    // set: runc then fails.
+    let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
+                  [engine]\nevents_logger = \"file\"\n";
+    fs::write(path("containers.conf"), config).unwrap();
+    let mut base: Vec<String> = [
+        "podman",
+        "--cgroup-manager=cgroupfs",
+        "--storage-driver=overlay",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for (option, name) in [
+        ("root", "root"),
+        ("runroot", "runroot"),
+        ("tmpdir", "tmp"),
+        ("network-config-dir", "networks"),
+    ] {
+        fs::create_dir(path(name)).unwrap();
+        base.push(format!("--{option}={}", path(name)));
+    }
+    match runtime() {
+        Runtime::Runc => base.push("--runtime=runc".to_owned()),
+        Runtime::Rvm => {
+            let rvm = crate::dist().canonicalize().unwrap().join("bin/rvm");
+            base.push(format!("--runtime={}", rvm.display()));
+            base.push(format!("--runtime-flag=engine={}", crate::engine()));
+            base.push(format!("--runtime-flag=config={}", path("rvm.toml")));
+        }
+    }
+    let engine = Engine {
+        per_container: vec![format!("--cgroup-parent={}", world.cgroup())],
+        world,
+        base,
+        env: vec![("CONTAINERS_CONF".to_owned(), path("containers.conf"))],
+        stop: |_| {},
+    };
+    let archive = image::archive(&dir);
+    let archive = archive.to_str().unwrap();
+    let changes = ["--change", "CMD [\"sh\"]", "--change", "ENV PATH=/bin"];
+    engine.ok(&[&["import", "--quiet"], &changes[..], &[archive, IMAGE]].concat());
+    engine
+}
