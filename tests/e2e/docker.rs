@@ -15,7 +15,6 @@ mod options;
 #[path = "engine/run.rs"]
 mod run;
 
-use rvm_tests::command::eventually;
 use rvm_tests::engine::docker::docker as engine;
 
 /// Where the engines differ.

@@ -1,7 +1,8 @@
 //! Docker: a daemon.
 
 use std::fs::{self, File};
-use std::process::Stdio;
+use std::process::Child;
+use std::sync::{Mutex, MutexGuard};
 
 use serde_json::json;
 
@@ -44,8 +45,7 @@ fn start() -> Engine {
     daemon.args(["--config-file", &path("daemon.json")]);
     let log = File::create(path("log")).unwrap();
     daemon.stdout(log.try_clone().unwrap()).stderr(log);
-    // It is no child that anybody waits for: `stop` looks for it by its pid in the world.
-    let _ = daemon.spawn().unwrap();
+    let daemon = daemon.spawn().unwrap();
 
     let engine = Engine {
         world,
@@ -53,7 +53,7 @@ fn start() -> Engine {
         base: vec!["/usr/bin/docker".to_owned(), "--host".to_owned(), socket],
         per_container: Vec::new(),
         env: vec![("DOCKER_CONFIG".to_owned(), path("client"))],
-        stop,
+        daemon: Some(Mutex::new(daemon)),
     };
     eventually("dockerd answers", || engine.call(&["version"]).code == 0);
     let archive = image::archive(&dir);
@@ -70,16 +70,10 @@ fn start() -> Engine {
     engine
 }
 
-fn stop(engine: &Engine) {
-    let pid = fs::read_to_string(engine.world.dir().join("pid")).unwrap();
-    let pid: i32 = pid.trim().parse().unwrap();
-    let mut kill = engine.world.command("kill");
-    assert!(
-        kill.arg(pid.to_string())
-            .stdout(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    );
-    eventually("dockerd ends", || engine.world.command_line(pid).is_empty());
+/// Ends a daemon in its own time.
+pub(super) fn stop(world: &World, mut daemon: MutexGuard<'_, Child>) {
+    let pid = fs::read_to_string(world.dir().join("pid")).unwrap();
+    let mut kill = world.command("kill");
+    assert!(kill.arg(pid.trim()).status().unwrap().success());
+    daemon.wait().unwrap();
 }

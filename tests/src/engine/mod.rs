@@ -13,9 +13,9 @@ pub mod world;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use serde_json::Value;
 
@@ -58,7 +58,8 @@ pub struct Engine {
     per_container: Vec<String>,
     /// The environment of every call.
     env: Vec<(String, String)>,
-    stop: fn(&Engine),
+    /// What serves the command, if it needs somebody to.
+    daemon: Option<Mutex<Child>>,
 }
 
 /// A container, removed by force in the end.
@@ -158,13 +159,14 @@ impl Engine {
         &self.world
     }
 
-    /// The end of the engine's log, for those who look for a reason.
+    /// What went wrong last in the engine's eyes, for those who look for a reason.
     pub fn log(&self) -> String {
         let text = std::fs::read_to_string(self.world.dir().join("log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
+        let is_bad = |line: &&str| line.contains("level=error") || line.contains("level=warning");
+        let lines: Vec<&str> = text.lines().filter(is_bad).collect();
         format!(
             "\nlog:\n{}",
-            lines[lines.len().saturating_sub(12)..].join("\n")
+            lines[lines.len().saturating_sub(4)..].join("\n")
         )
     }
 
@@ -176,7 +178,9 @@ impl Engine {
         if remove.len() > 3 {
             self.call(&remove);
         }
-        (self.stop)(self);
+        if let Some(daemon) = &self.daemon {
+            docker::stop(&self.world, daemon.lock().unwrap());
+        }
         let left = self.world.leaks();
         self.world.end();
         left

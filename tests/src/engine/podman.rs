@@ -50,7 +50,7 @@ fn start() -> Engine {
         world,
         base,
         env: vec![("CONTAINERS_CONF".to_owned(), path("containers.conf"))],
-        stop: |_| {},
+        daemon: None,
     };
     let archive = image::archive(&dir);
     let archive = archive.to_str().unwrap();
