@@ -53,6 +53,9 @@ pub enum AgentError {
     /// The guest's network could not be set up.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Names cannot be passed to the host.
+    #[error("relay names to the host: {0}")]
+    Names(std::io::Error),
     /// The request came to an end without an answer.
     #[error("the agent dropped the request")]
     Dropped,
@@ -77,7 +80,11 @@ impl AgentError {
             | Self::Process(ProcessError::NoTerminal)
             | Self::Stream(StreamError::Claimed(_)) => Code::FAILED_PRECONDITION,
             Self::Launch(_) | Self::Network(_) => Code::UNKNOWN,
-            Self::Cgroup(_) | Self::Process(_) | Self::Stream(_) | Self::Dropped => Code::INTERNAL,
+            Self::Cgroup(_)
+            | Self::Process(_)
+            | Self::Stream(_)
+            | Self::Names(_)
+            | Self::Dropped => Code::INTERNAL,
         }
     }
 }

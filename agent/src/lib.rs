@@ -10,6 +10,7 @@ pub mod events;
 mod host_only;
 pub mod init;
 pub mod logging;
+pub mod names;
 pub mod network;
 pub mod power;
 pub mod process;

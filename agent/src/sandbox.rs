@@ -10,6 +10,7 @@ use crate::boot;
 use crate::container::{self, Container};
 use crate::error::AgentError;
 use crate::events::Events;
+use crate::names::Names;
 use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::streams::{StreamHub, StreamIds};
@@ -34,6 +35,8 @@ pub struct Sandbox {
     pub events: Events,
     /// The guest's network.
     pub network: Arc<tokio::sync::Mutex<Network>>,
+    /// Names that the host knows.
+    pub names: Names,
     containers: Arc<Mutex<HashMap<String, Slot>>>,
 }
 
@@ -54,6 +57,7 @@ impl Sandbox {
             network: Arc::new(tokio::sync::Mutex::new(Network::new(reaper.clone()))),
             reaper,
             events: Events::default(),
+            names: Names::default(),
             containers: Arc::default(),
         })
     }

@@ -281,6 +281,20 @@ impl api::Agent for Service {
         Ok(api::Empty::default())
     }
 
+    async fn relay_names(
+        &self,
+        _: &TtrpcContext,
+        request: api::RelayNamesRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let sandbox = self.sandbox.clone();
+        to_the_end(async move {
+            let relayed = sandbox.names.relay(&sandbox.streams, request.stream).await;
+            relayed.map_err(AgentError::Names)
+        })
+        .await?;
+        Ok(api::Empty::default())
+    }
+
     async fn shutdown(
         &self,
         _: &TtrpcContext,

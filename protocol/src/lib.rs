@@ -8,6 +8,7 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+pub mod names;
 #[cfg(feature = "vmm")]
 pub mod vmm;
 

@@ -20,6 +20,7 @@ pub mod lifecycle;
 pub mod local_time;
 pub mod log_lines;
 pub mod monitor;
+pub mod names;
 pub mod network;
 pub mod process;
 mod read_only;

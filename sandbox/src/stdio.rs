@@ -225,7 +225,7 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(),
 }
 
 /// Opens a connection for a stream and names it. 0 names /dev/null, which needs none.
-fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
+pub fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
     let mut id = [0; 8];
     while id == [0; 8] {
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;

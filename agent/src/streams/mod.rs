@@ -162,6 +162,12 @@ impl StreamHub {
         })
     }
 
+    /// Waits for a connection that is no process's.
+    pub async fn connection(&self, id: u64) -> Result<Endpoint, StreamError> {
+        let connection = timeout(UNPAIRED_LIFETIME, self.claim(id)?.connection()).await;
+        connection.ok().flatten().ok_or(StreamError::Missing(id))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Halves> {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -201,6 +207,9 @@ pub enum StreamError {
     /// Two processes name the same stream.
     #[error("stream {0} already belongs to another process")]
     Claimed(u64),
+    /// The host did not open it.
+    #[error("stream {0} was not opened")]
+    Missing(u64),
     /// A process cannot have that many.
     #[error(
         "a process cannot have more than {} extra descriptors",

@@ -3,6 +3,7 @@
 //! Everything here is stateless. Nothing in it allocates unless it says so, because the child of
 //! [`clone`] calls some of it.
 
+pub mod bpf;
 pub mod caps;
 pub mod clone;
 mod error;

@@ -10,36 +10,10 @@
 //! plainly, with all conditions for each rule, the default rules alone cost a million instructions
 //! to load. So block and character devices part at the beginning, a device's two numbers are
 //! compared as one, and a rule about every access decides at once.
-#![allow(unsafe_code)]
-
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-
-use rustix::io;
 
 use super::device_rules::{Kind, Rule, access};
-use crate::sys::check;
-
-/// `struct bpf_insn`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruction {
-    code: u8,
-    /// Destination in the low four bits, source in the high.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const LOAD_WORD: u8 = 0x61;
-const MOVE_IMMEDIATE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const AND32_IMMEDIATE: u8 = 0x54;
-const OR32_REGISTER: u8 = 0x4c;
-const SHIFT_LEFT32_IMMEDIATE: u8 = 0x64;
-const SHIFT_RIGHT32_IMMEDIATE: u8 = 0x74;
-const JUMP_IF_NOT_EQUAL32: u8 = 0x56;
-const JUMP_IF_EQUAL32: u8 = 0x16;
-const EXIT: u8 = 0x95;
+use crate::sys::bpf::opcode::*;
+use crate::sys::bpf::{Instruction, instruction};
 
 const BLOCK: i32 = 1;
 #[cfg(test)]
@@ -58,15 +32,6 @@ const NUMBERS: u8 = 7;
 const MINOR_BITS: i32 = 20;
 const MAX_MAJOR: u32 = (1 << 12) - 1;
 const MAX_MINOR: u32 = (1 << MINOR_BITS) - 1;
-
-const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: to | from << 4,
-        offset,
-        immediate,
-    }
-}
 
 const fn set(register: u8, value: i32) -> Instruction {
     instruction(MOVE_IMMEDIATE, register, 0, 0, value)
@@ -173,81 +138,6 @@ fn decision(rule: &Rule) -> Vec<Instruction> {
 
 const fn answer(allow: bool) -> [Instruction; 2] {
     [set(RESULT, allow as i32), instruction(EXIT, 0, 0, 0, 0)]
-}
-
-/// Loads a device program and attaches it to a cgroup, beside those that may be there already.
-pub fn attach_device_program(program: &[Instruction], cgroup: BorrowedFd<'_>) -> io::Result<()> {
-    let loaded = load(program)?;
-    attach(&loaded, cgroup)
-}
-
-/// The head of `union bpf_attr` for BPF_PROG_LOAD.
-#[repr(C)]
-#[derive(Default)]
-struct LoadAttr {
-    program_type: u32,
-    instruction_count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-/// The head of `union bpf_attr` for BPF_PROG_ATTACH.
-#[repr(C)]
-struct AttachAttr {
-    target: u32,
-    program: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    const BPF_PROG_LOAD: libc::c_int = 5;
-    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    let attr = LoadAttr {
-        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
-        instruction_count: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache".as_ptr() as u64,
-        ..LoadAttr::default()
-    };
-    // SAFETY: the attributes and all they point to live across the call, which copies them.
-    let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attr,
-            size_of::<LoadAttr>(),
-        )
-    })?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-fn attach(program: &OwnedFd, cgroup: BorrowedFd<'_>) -> io::Result<()> {
-    const BPF_PROG_ATTACH: libc::c_int = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
-    const BPF_F_ALLOW_MULTI: u32 = 2;
-    let attr = AttachAttr {
-        target: cgroup.as_raw_fd() as u32,
-        program: program.as_raw_fd() as u32,
-        attach_type: BPF_CGROUP_DEVICE,
-        flags: BPF_F_ALLOW_MULTI,
-    };
-    // SAFETY: the attributes live across the call.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attr,
-            size_of::<AttachAttr>(),
-        )
-    })
-    .map(drop)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 pub use convert::ResourceError;
 pub use watch::Watch;
 
+use crate::sys::bpf::{Hook, attach};
 use crate::sys::{Doing as _, OsError, signal};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -118,7 +119,7 @@ impl Cgroup {
         }
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         let program = bpf::device_program(&device_rules::with_defaults(rules.unwrap_or_default())?);
-        bpf::attach_device_program(&program, self.directory())
+        attach(&program, Hook::DEVICE, self.directory())
             .doing(|| "attach the device program to the cgroup")?;
         Ok(())
     }
