@@ -10,9 +10,9 @@ dir=$1 dist=$2 root=${3-}
 read -r pid _ </proc/self/stat
 
 if [ -n "$root" ]; then
-    new=$dir/root
-    mkdir -p "$new" "$dir/upper" "$dir/work"
-    mount -t overlay -o "lowerdir=$root,upperdir=$dir/upper,workdir=$dir/work" overlay "$new"
+    new=$dir/system
+    mkdir -p "$new" "$dir/system-upper" "$dir/system-work"
+    mount -t overlay -o "lowerdir=$root,upperdir=$dir/system-upper,workdir=$dir/system-work" overlay "$new"
     mkdir -p "$new$dir" "$new$dist"
     mount --rbind /dev "$new/dev"
     mount --bind "$dir" "$new$dir"
