@@ -4,6 +4,8 @@
 mod exec;
 #[path = "engine/files.rs"]
 mod files;
+#[path = "engine/init.rs"]
+mod init;
 #[path = "engine/life.rs"]
 mod life;
 #[path = "engine/limits.rs"]

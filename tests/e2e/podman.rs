@@ -4,6 +4,8 @@
 mod exec;
 #[path = "engine/files.rs"]
 mod files;
+#[path = "engine/init.rs"]
+mod init;
 #[path = "engine/life.rs"]
 mod life;
 #[path = "engine/limits.rs"]
@@ -12,6 +14,8 @@ mod limits;
 mod network;
 #[path = "engine/options.rs"]
 mod options;
+#[path = "engine/pods.rs"]
+mod pods;
 #[path = "engine/run.rs"]
 mod run;
 

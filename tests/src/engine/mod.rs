@@ -187,7 +187,12 @@ impl Engine {
     }
 }
 
-impl Container<'_> {
+impl<'a> Container<'a> {
+    /// One that has its name from elsewhere.
+    pub fn of(engine: &'a Engine, name: String) -> Self {
+        Self { engine, name }
+    }
+
     /// A call of the engine with a verb, options, and this container's name behind them.
     pub fn ok(&self, args: &[&str]) -> String {
         self.engine.ok(&[args, &[&self.name]].concat())

@@ -5,6 +5,9 @@ use std::fs;
 use super::world::World;
 use super::{Engine, IMAGE, Runtime, image, root, runtime, shared};
 
+/// What a pod's first container is made of, which only waits.
+const PAUSE: &str = "localhost/rvm-pause:latest";
+
 /// Podman for this program.
 pub fn podman() -> &'static Engine {
     shared(start)
@@ -18,7 +21,8 @@ fn start() -> Engine {
     // The limits of this process would be every container's, and may be more than a container may
     // set: runc then fails.
     let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
-                  [engine]\nevents_logger = \"file\"\n";
+                  [engine]\nevents_logger = \"file\"\n\
+                  infra_image = \"localhost/rvm-pause:latest\"\n";
     fs::write(path("containers.conf"), config).unwrap();
     let mut base: Vec<String> = [
         "podman",
@@ -54,7 +58,14 @@ fn start() -> Engine {
     };
     let archive = image::archive(&dir);
     let archive = archive.to_str().unwrap();
-    let changes = ["--change", "CMD [\"sh\"]", "--change", "ENV PATH=/bin"];
-    engine.ok(&[&["import", "--quiet"], &changes[..], &[archive, IMAGE]].concat());
+    for (program, image) in [(r#"["sh"]"#, IMAGE), (r#"["sleep", "1000000"]"#, PAUSE)] {
+        let changes = [
+            "--change",
+            &format!("CMD {program}"),
+            "--change",
+            "ENV PATH=/bin",
+        ];
+        engine.ok(&[&["import", "--quiet"], &changes[..], &[archive, image]].concat());
+    }
     engine
 }
