@@ -130,6 +130,7 @@ impl Site<'_> {
             self.set_oom_score(&sandbox);
         }
         self.limit(&sandbox)?;
+        sandbox.find_names_for(&bundle.spec).await?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
         container

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -33,13 +33,21 @@ const MAX_ASKED: usize = 64;
 /// How long an answer may take. Docker gives the servers that it asks itself four seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether a container's questions go to Docker's name server.
-pub fn are_asked_of_docker(spec: &Spec) -> bool {
+/// The files of the host in which a container looks for name servers.
+pub fn resolv_confs(spec: &Spec) -> Vec<PathBuf> {
     let mounts = spec.mounts().iter().flatten();
-    let mut sources = mounts
-        .filter(|mount| is_bind(mount) && mount.destination() == Path::new(RESOLV_CONF))
-        .filter_map(|mount| mount.source().as_deref());
-    sources.any(|path| read(path).is_ok_and(|text| names_the_server(&text)))
+    let binds = mounts.filter(|mount| is_bind(mount));
+    binds
+        .filter(|mount| mount.destination() == Path::new(RESOLV_CONF))
+        .filter_map(|mount| mount.source().clone())
+        .collect()
+}
+
+/// Whether any of these files sends a container to Docker's name server.
+pub fn are_asked_of_docker(resolv_confs: &[PathBuf]) -> bool {
+    resolv_confs
+        .iter()
+        .any(|path| read(path).is_ok_and(|text| names_the_server(&text)))
 }
 
 fn read(path: &Path) -> io::Result<String> {

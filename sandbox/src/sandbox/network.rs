@@ -3,15 +3,19 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::path::PathBuf;
 
+use oci_spec::runtime::Spec;
 use rvm_protocol::agent::ConfigureNetworkRequest;
 use tokio::sync::Mutex;
 
-use super::{Life, Sandbox, SandboxError};
+use super::{Life, Sandbox, SandboxDir, SandboxError};
 use crate::agent::Agent;
 use crate::engine::Machine;
 use crate::error_chain::chain;
+use crate::names;
 use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room};
+use crate::stdio::open_stream;
 use crate::timings::Timings;
 
 /// The network, and what the guest knows of it.
@@ -23,6 +27,8 @@ pub(super) struct Live {
     is_settled: bool,
     /// What was logged already.
     left: HashSet<String>,
+    /// The files in which containers look for name servers, until one is found to be Docker's.
+    resolv_confs: Vec<PathBuf>,
 }
 
 impl Live {
@@ -41,6 +47,7 @@ impl Live {
             told: cards.is_empty().then(ConfigureNetworkRequest::default),
             is_settled: cards.is_empty(),
             left: HashSet::new(),
+            resolv_confs: Vec::new(),
         };
         live.mention_left(&found);
         Ok((live, cards))
@@ -80,6 +87,21 @@ impl Live {
         }
         self.is_settled = plugged.is_ok();
         plugged
+    }
+
+    /// Relays what containers ask Docker's name server, once they are told to ask it. Docker may
+    /// tell them late.
+    async fn relay_names(&mut self, dir: &SandboxDir, agent: &Agent) -> Result<(), SandboxError> {
+        if !names::are_asked_of_docker(&self.resolv_confs) {
+            return Ok(());
+        }
+        let namespace = self.network.namespace()?;
+        let (id, stream) = open_stream(dir).map_err(SandboxError::Names)?;
+        names::relay(stream, move || namespace.enter()).map_err(SandboxError::Names)?;
+        agent.relay_names(id).await?;
+        tracing::debug!("the names that Docker serves are relayed");
+        self.resolv_confs.clear();
+        Ok(())
     }
 
     async fn plug(&mut self, link: &Link, machine: &dyn Machine) -> Result<(), SandboxError> {
@@ -132,12 +154,30 @@ impl Sandbox {
             return Ok(());
         };
         let mut network = network.lock().await;
-        let sync = network.sync(machine.as_ref(), &self.agent);
+        let sync = async {
+            network.sync(machine.as_ref(), &self.agent).await?;
+            network.relay_names(&self.dir, &self.agent).await
+        };
         tokio::select! {
             biased;
             // Answers of the machine arrive only while somebody waits for its end.
             end = self.ended() => Err(SandboxError::Ended(end.clone())),
             done = sync => done,
+        }
+    }
+
+    /// Sees to it that a container finds the names that it is told to ask Docker for, now or later.
+    pub async fn find_names_for(&self, spec: &Spec) -> Result<(), SandboxError> {
+        let Life::Owned { network, .. } = &self.life else {
+            return Ok(());
+        };
+        let mut network = network.lock().await;
+        network.resolv_confs.extend(names::resolv_confs(spec));
+        let relay = network.relay_names(&self.dir, &self.agent);
+        tokio::select! {
+            biased;
+            end = self.ended() => Err(SandboxError::Ended(end.clone())),
+            done = relay => done,
         }
     }
 
