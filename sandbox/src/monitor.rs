@@ -220,6 +220,7 @@ pub(crate) fn host_stdio(
     let (input, output): (OwnedFd, OwnedFd) = match console_socket {
         Some(socket) => {
             let slave = terminal::for_engine(socket)?;
+            terminal::leave_standard_streams()?;
             (own(slave.as_fd())?, slave)
         }
         None => (own(io::stdin().as_fd())?, own(io::stdout().as_fd())?),

@@ -103,6 +103,18 @@ impl Drop for Raw {
     }
 }
 
+/// Puts /dev/null in the place of this process's standard streams. An engine that reads what its
+/// call of the runtime says reads until nobody can write any more, and a container at a terminal of
+/// its own has no other use for them.
+pub fn leave_standard_streams() -> Result<(), TerminalError> {
+    let action = "leave the standard streams";
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty()).map_err(failed(action))?;
+    rustix::stdio::dup2_stdin(&null).map_err(failed(action))?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed(action))?;
+    rustix::stdio::dup2_stderr(&null).map_err(failed(action))
+}
+
 /// Makes a terminal, sends its controlling end to an engine's socket, and makes its other end the
 /// calling process's own, so that the process hears of changes of size. The process must lead a
 /// session without a terminal.

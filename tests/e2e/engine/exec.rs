@@ -56,11 +56,11 @@ fn exec_at_a_terminal() {
     let mut terminal = idle().at_terminal(&args);
     terminal.expect("/dev/pts/");
     terminal.expect("30 90\r\n");
-    terminal.send("line\r");
+    terminal.write("line\r");
     terminal.expect("got line\r\n");
     terminal.resize(40, 100);
     terminal.expect("40 100\r\n");
-    terminal.send("\x03");
+    terminal.write("\x03");
     assert_eq!(terminal.wait(), Some(130));
 }
 

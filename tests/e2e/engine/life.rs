@@ -77,19 +77,19 @@ fn wait_tells_the_exit_code() {
 fn attach_joins_the_streams_of_a_container() {
     let container = engine().start(&["--interactive", "--tty"], &["sh"]);
     let mut terminal = container.at_terminal(&["attach", &container.name]);
-    terminal.send("echo one$((1 + 1))\r");
+    terminal.write("echo one$((1 + 1))\r");
     terminal.expect("one2\r\n");
-    terminal.send("stty size\r");
+    terminal.write("stty size\r");
     terminal.expect("30 90\r\n");
     // Ctrl-P Ctrl-Q leaves it running.
-    terminal.send("\x10");
+    terminal.write("\x10");
     std::thread::sleep(Duration::from_millis(300));
-    terminal.send("\x11");
+    terminal.write("\x11");
     // Docker says 1 for it, and podman 0.
     terminal.wait();
     assert_eq!(container.status(), "running");
     let mut terminal = container.at_terminal(&["attach", &container.name]);
-    terminal.send("exit 5\r");
+    terminal.write("exit 5\r");
     terminal.wait();
     container.wait_for_status("exited");
     assert_eq!(container.inspect(".State.ExitCode"), "5");

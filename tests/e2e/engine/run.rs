@@ -4,8 +4,8 @@ use std::io::Write;
 use std::process::Stdio;
 
 use rvm_tests::command;
+use rvm_tests::engine::session::Session;
 use rvm_tests::engine::{Runtime, runtime};
-use rvm_tests::terminal::Terminal;
 
 use crate::engine;
 
@@ -32,16 +32,16 @@ fn a_terminal_echoes_has_a_size_and_passes_its_keys() {
     let script = "trap 'stty size' WINCH; tty; stty size; while [ -z \"$line\" ]; do read line; done; echo got $line; \
                   while :; do sleep 0.1; done";
     let run = engine().run_command(&["--interactive", "--tty"], &["sh", "-c", script]);
-    let mut terminal = Terminal::spawn(run, 30, 90);
+    let mut terminal = Session::spawn(run, 30, 90);
     terminal.expect("/dev/pts/0\r\n");
     terminal.expect("30 90\r\n");
-    terminal.send("line\r");
+    terminal.write("line\r");
     // Once: by the container's terminal alone.
     let seen = terminal.expect("got line\r\n");
     assert_eq!(seen.matches("line\r\n").count(), 2, "{seen:?}");
     terminal.resize(40, 100);
     terminal.expect("40 100\r\n");
-    terminal.send("\x03");
+    terminal.write("\x03");
     assert_eq!(terminal.wait(), Some(130));
 }
 

@@ -9,6 +9,7 @@
 pub mod docker;
 pub mod image;
 pub mod podman;
+pub mod session;
 pub mod world;
 
 use std::fmt::Write as _;
@@ -20,7 +21,7 @@ use std::sync::{Mutex, OnceLock};
 use serde_json::Value;
 
 use crate::command::{self, Finished, eventually};
-use crate::terminal::Terminal;
+use session::Session;
 use world::World;
 
 /// The image that containers are made of.
@@ -223,8 +224,8 @@ impl<'a> Container<'a> {
     }
 
     /// The engine's command about it, at a terminal of 30 rows and 90 columns.
-    pub fn at_terminal(&self, args: &[&str]) -> Terminal {
-        Terminal::spawn(self.engine.command(args), 30, 90)
+    pub fn at_terminal(&self, args: &[&str]) -> Session {
+        Session::spawn(self.engine.command(args), 30, 90)
     }
 
     /// A value of `inspect`, found by a template.

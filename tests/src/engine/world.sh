@@ -4,6 +4,8 @@
 # the engine is installed. Prints its pid as the host numbers it when everything is ready. The world
 # ends, and every process in it, when standard input does.
 set -eu
+# Engines write where they stand.
+cd "$1"
 dir=$1 dist=$2 root=${3-}
 
 # /proc is still the host's.
