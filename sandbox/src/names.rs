@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::spec::translate::is_bind;
+use crate::spec::mounts::is_bind;
 
 /// Where containers look up who answers their questions.
 const RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -1,6 +1,6 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
-mod mounts;
+pub mod mounts;
 pub mod pod;
 pub mod process;
 mod resources;
