@@ -88,14 +88,39 @@ fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
     // Its word that it is in the namespace, or the end.
     let opened = ours.read_exact(&mut [0]).and_then(|()| {
         let dir = format!("/proc/{}", pid.as_raw_nonzero());
-        fs::write(format!("{dir}/uid_map"), &map.uids)?;
-        fs::write(format!("{dir}/gid_map"), &map.gids)?;
+        fs::write(format!("{dir}/uid_map"), with_root(&map.uids))?;
+        fs::write(format!("{dir}/gid_map"), with_root(&map.gids))?;
         fs::File::open(format!("{dir}/ns/user")).map(OwnedFd::from)
     });
     // It waits for this.
     let _ = ours.write_all(&[0]);
     waitpid(Some(pid), WaitOptions::empty())?;
     opened
+}
+
+/// The owner on disk of what root makes through a mount whose map leaves root out: the last id that
+/// there is, which nobody has.
+///
+/// QEMU makes a file as root before it gives it to whoever asked for it, and the kernel lets nobody
+/// make files whom the map leaves out.
+const ROOT_ON_DISK: u32 = u32::MAX - 1;
+
+fn with_root(lines: &str) -> String {
+    let parse = |line: &str| -> Option<[u64; 3]> {
+        let mut fields = line.split_whitespace().map(str::parse);
+        Some([
+            fields.next()?.ok()?,
+            fields.next()?.ok()?,
+            fields.next()?.ok()?,
+        ])
+    };
+    let taken = lines.lines().filter_map(parse).any(|[disk, mount, count]| {
+        mount == 0 || (disk..disk.saturating_add(count)).contains(&u64::from(ROOT_ON_DISK))
+    });
+    match taken {
+        true => lines.to_owned(),
+        false => format!("{lines}{ROOT_ON_DISK} 0 1\n"),
+    }
 }
 
 /// Forks a process that makes a user namespace, says so, and ends with the other end of the socket
@@ -153,6 +178,13 @@ mod tests {
         for path in [&place, &source] {
             unmount(path, UnmountFlags::DETACH).unwrap();
         }
+    }
+
+    #[test]
+    fn root_can_make_files_whatever_the_map() {
+        assert_eq!(with_root("0 1000 10\n"), "0 1000 10\n4294967294 0 1\n");
+        assert_eq!(with_root("7 0 10\n"), "7 0 10\n");
+        assert_eq!(with_root("0 1 4294967295\n"), "0 1 4294967295\n");
     }
 
     #[test]
