@@ -34,7 +34,7 @@ check:
 test:
 	scripts/setup test
 	cargo fmt --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	$(MAKE) build
 	scripts/test
 

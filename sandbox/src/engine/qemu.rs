@@ -28,6 +28,9 @@ use crate::storage::STAGE;
 /// QEMU's exit status after the guest wrote its byte to the isa-debug-exit device.
 const EXIT_POWER_OFF: i32 = 2 * POWER_OFF_BYTE as i32 + 1;
 
+/// How long QEMU may take from hanging up to its end. It frees the guest's memory meanwhile.
+const LAST_STEPS: Duration = Duration::from_millis(500);
+
 /// The socket at which rvm-vmm waits for QEMU, until it has come.
 const VHOST_USER_SOCKET: &str = "vhost-user.sock";
 
@@ -155,6 +158,12 @@ impl QemuMachine {
 }
 
 impl Processes {
+    /// Whether the back end has ended as it does when QEMU hangs up.
+    fn backend_had_its_end(&mut self) -> bool {
+        let status = self.backend.exit_status();
+        status.is_ok_and(|status| status.is_some_and(|status| status.success()))
+    }
+
     fn post_mortem(&mut self) -> MachineEnd {
         // rvm-vmm says so if it could not become QEMU.
         if let Some(reason) = refusal(self.qemu.channel()).or(refusal(self.backend.channel())) {
@@ -204,6 +213,10 @@ impl Machine for QemuMachine {
         tokio::select! {
             _ = qemu.read(|_| Ok(())) => {}
             _ = backend.read(|_| Ok(())) => {}
+        }
+        if self.processes().backend_had_its_end() {
+            // QEMU hung up because it ends. How it ends by itself tells what the guest did.
+            let _ = tokio::time::timeout(LAST_STEPS, qemu.read(|_| Ok(()))).await;
         }
         self.processes().post_mortem()
     }
