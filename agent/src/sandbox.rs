@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use rvm_protocol::MAX_CONTAINER_ID;
+use rvm_protocol::{MAX_CONTAINER_ID, SHARED_CACHE_TIMEOUT};
 
 use crate::boot;
 use crate::container::{self, Container};
@@ -38,6 +39,8 @@ pub struct Sandbox {
     /// Names that the host knows.
     pub names: Names,
     containers: Arc<Mutex<HashMap<String, Slot>>>,
+    /// When containers were removed whose files the kernel may still know by their names.
+    removed: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Sandbox {
@@ -59,6 +62,7 @@ impl Sandbox {
             events: Events::default(),
             names: Names::default(),
             containers: Arc::default(),
+            removed: Arc::default(),
         })
     }
 
@@ -77,6 +81,7 @@ impl Sandbox {
             }
             containers.insert(id.to_owned(), Slot::Creating);
         }
+        self.forget_files_of(id).await;
         let created = container::create(self, id, config, ids).await;
         let mut containers = self.lock();
         match &created {
@@ -103,7 +108,22 @@ impl Sandbox {
     pub async fn remove(&self, id: &str) -> Result<(), AgentError> {
         self.container(id)?.remove().await?;
         self.lock().remove(id);
+        let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        removed.retain(|_, at| at.elapsed() < SHARED_CACHE_TIMEOUT);
+        removed.insert(id.to_owned(), Instant::now());
         Ok(())
+    }
+
+    /// Waits until the kernel asks the host anew for the files of a container with this id: those of
+    /// an earlier one had the same names.
+    async fn forget_files_of(&self, id: &str) {
+        let removed = {
+            let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+            removed.remove(id)
+        };
+        if let Some(at) = removed {
+            tokio::time::sleep_until((at + SHARED_CACHE_TIMEOUT).into()).await;
+        }
     }
 
     /// Waits until what ended processes wrote is on the host.

@@ -6,6 +6,8 @@
 //!
 //! This crate depends on none of the others; each program enables the conversation it takes part in.
 
+use std::time::Duration;
+
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod names;
@@ -39,6 +41,10 @@ pub const SHARED_TAG: &str = "rvm";
 /// Where the agent mounts the shared directory. A container's root is
 /// `<SHARED_DIR>/<container id>/rootfs`.
 pub const SHARED_DIR: &str = "/run/rvm/shared";
+
+/// How long the guest may go by what it knows of a shared file before it asks again. The host's
+/// changes, such as a volume that is updated, are seen within this time.
+pub const SHARED_CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Kernel parameter that names the shared directory's file system: `virtiofs` or `9p`.
 pub const PARAM_SHARED: &str = "rvm.shared";

@@ -82,7 +82,7 @@ fn members_come_and_go_and_leave_nothing_in_the_machine() {
         let finished = rvm.run(&bundle, "member");
         assert_eq!(finished.code, round, "{}", finished.stderr);
         let text = std::fs::read_to_string(volume.path().join("round")).unwrap();
-        assert_eq!(text, format!("{round}\n"));
+        assert_eq!(text, format!("{round}\n"), "{}", finished.stderr);
         assert_eq!(
             rvm_tests::command::mentions("/proc/self/mountinfo", &rvm.root()),
             mounts

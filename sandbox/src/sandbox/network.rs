@@ -95,6 +95,8 @@ impl Live {
         if !names::are_asked_of_docker(&self.resolv_confs) {
             return Ok(());
         }
+        // Docker's name server asks others over the container's interface.
+        self.network.let_host_ask()?;
         let namespace = self.network.namespace()?;
         let (id, stream) = open_stream(dir).map_err(SandboxError::Names)?;
         names::relay(stream, move || namespace.enter()).map_err(SandboxError::Names)?;

@@ -8,8 +8,8 @@ pub mod spec;
 
 use std::fs::File;
 use std::io;
-use std::time::Duration;
 
+use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
@@ -21,10 +21,6 @@ use super::spec::device_id;
 use crate::memory::GuestMemory;
 
 const NAME: &str = "fs";
-
-/// How long the guest may go by what it knows of a file before it asks again. The host's changes,
-/// such as a volume that is updated, are seen within this time.
-const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Descriptors that are kept from the guest's files, for everything else the process does.
 const RESERVED_FDS: u64 = 256;
@@ -50,8 +46,8 @@ impl Fs {
     /// count.
     pub fn new(shared: Shared, tag: &str) -> io::Result<Self> {
         let fs = PassthroughFs::new(passthrough::Config {
-            entry_timeout: CACHE_TIMEOUT,
-            attr_timeout: CACHE_TIMEOUT,
+            entry_timeout: SHARED_CACHE_TIMEOUT,
+            attr_timeout: SHARED_CACHE_TIMEOUT,
             cache_policy: CachePolicy::Auto,
             root_dir: "/".to_owned(),
             xattr: true,
