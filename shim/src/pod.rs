@@ -227,6 +227,7 @@ impl Pod {
         if owns_sandbox {
             *self.sandbox() = Some(Arc::clone(&sandbox));
             self.watch_memory(&sandbox);
+            serve(&sandbox);
         }
         let init = Arc::new(Process::first(uris, stand_in));
         init.keep_stdin(opened.keeper);
@@ -412,6 +413,16 @@ impl Pod {
             tracing::warn!("the machine cannot be ended: {error}");
         }
     }
+}
+
+/// Does for the sandbox what its owner has to: answers what others ask of it, and follows its network.
+/// Starting a container waits for that.
+fn serve(sandbox: &Arc<Sandbox>) {
+    let sandbox = Arc::clone(sandbox);
+    tokio::spawn(async move {
+        let error = sandbox.serve().await;
+        tracing::debug!("the sandbox is served no more: {}", chain(&error));
+    });
 }
 
 /// Waits until a process's output has been passed on, but not forever; then the rest is passed on
