@@ -10,8 +10,8 @@ DIST := dist
 
 .PHONY: build
 build:
-	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm -p rvm-shim -p rvm-vmm -p rvm-agent
-	cargo build --profile $(PROFILE) --locked --target $(TARGET) -p rvm --example rvm-pages
+	cargo build --profile $(PROFILE) --locked --target $(TARGET) --bins --example rvm-pages \
+		-p rvm -p rvm-shim -p rvm-vmm -p rvm-agent
 	@mkdir -p $(DIST)/bin $(DIST)/libexec/rvm $(DIST)/share/rvm
 	install -m 755 $(BUILT)/rvm $(BUILT)/containerd-shim-rvm-v2 $(DIST)/bin
 	install -m 755 $(BUILT)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
