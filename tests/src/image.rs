@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::Bundle;
 
-/// The name of the image that [`write`] makes.
+/// The name of the image that most containers are made of.
 pub const NAME: &str = "docker.io/library/rvm-test:latest";
 
-/// Writes an archive with an image of busybox into the directory; returns its path.
-pub fn write(dir: &Path) -> PathBuf {
+/// Writes an archive with an image of busybox into the directory, with a name and the arguments it
+/// runs by default; returns its path.
+pub fn write(dir: &Path, name: &str, program: &[&str]) -> PathBuf {
     let bundle = Bundle::new(&["sh"]);
     let layout = dir.join("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
@@ -21,7 +22,7 @@ pub fn write(dir: &Path) -> PathBuf {
     let layer = add(&layout, fs::read(layer).unwrap());
     let config = json!({
         "architecture": "amd64", "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
+        "config": { "Env": ["PATH=/bin"], "Cmd": program },
         "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
     });
     let config = add(&layout, config.to_string().into_bytes());
@@ -33,7 +34,7 @@ pub fn write(dir: &Path) -> PathBuf {
     });
     let manifest = add(&layout, manifest.to_string().into_bytes());
     let mut manifest = typed(manifest, "application/vnd.oci.image.manifest.v1+json");
-    manifest["annotations"] = json!({ "io.containerd.image.name": NAME });
+    manifest["annotations"] = json!({ "io.containerd.image.name": name });
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     let version = json!({ "imageLayoutVersion": "1.0.0" });

@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod cgroups;
 pub mod command;
 pub mod containerd;
+pub mod cri;
 pub mod engine;
 pub mod image;
 pub mod leaks;

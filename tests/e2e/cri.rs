@@ -1,0 +1,305 @@
+//! containerd with rvm's shim, driven as kubelet does: by the container runtime interface.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use rvm_tests::command::eventually;
+use rvm_tests::cri::{Cri, Pod, SUBNET, api};
+
+/// A container that runs until it is told to stop, and then goes at once.
+const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+
+/// A volume of a container's.
+fn mount(config: &mut api::ContainerConfig, host: &Path, container: &str, readonly: bool) {
+    let mut mount = api::Mount::new();
+    mount.host_path = host.display().to_string();
+    mount.container_path = container.to_owned();
+    mount.readonly = readonly;
+    config.mounts.push(mount);
+}
+
+/// What kubelet calls the namespaces of processes.
+fn processes_of(config: &mut api::ContainerConfig) -> &mut api::NamespaceOption {
+    config
+        .linux
+        .mut_or_insert_default()
+        .security_context
+        .mut_or_insert_default()
+        .namespace_options
+        .mut_or_insert_default()
+}
+
+#[test]
+fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
+    let cri = Cri::new();
+    let volumes = tempfile::tempdir().unwrap();
+    let path = |name: &str| volumes.path().join(name);
+    for name in ["disk", "sub/inner"] {
+        fs::create_dir_all(path(name)).unwrap();
+    }
+    fs::write(path("hosts"), "127.0.0.1 localhost\n10.1.2.3 other\n").unwrap();
+    fs::write(path("termination"), "").unwrap();
+    fs::write(path("sub/inner/file"), "by its subpath\n").unwrap();
+
+    let pod = cri.pod("web", |config| {
+        let dns = config.dns_config.mut_or_insert_default();
+        dns.servers.push("10.96.0.10".to_owned());
+        dns.searches.push("default.svc".to_owned());
+        dns.options.push("ndots:5".to_owned());
+    });
+    assert_eq!(
+        pod.status().state,
+        api::PodSandboxState::SANDBOX_READY.into()
+    );
+    let address = pod.status().network.ip.clone();
+    assert!(address.starts_with(SUBNET), "{address}");
+
+    let volumes_of = |config: &mut api::ContainerConfig| {
+        mount(config, &path("disk"), "/disk", false);
+        mount(config, &path("hosts"), "/etc/hosts", false);
+        mount(config, &path("termination"), "/dev/termination-log", false);
+        mount(config, &path("sub/inner"), "/sub", true);
+    };
+    let one = pod.start("one", WAITS, volumes_of);
+    let two = pod.start("two", WAITS, volumes_of);
+    assert_eq!(cri.containerd().shims().len(), 1);
+
+    let namespaces = "for n in net ipc uts; do readlink /proc/self/ns/$n; done; hostname";
+    assert_eq!(one.shell(namespaces), two.shell(namespaces));
+    assert!(one.shell("hostname").contains("web"));
+    assert_ne!(
+        one.shell("readlink /proc/self/ns/pid"),
+        two.shell("readlink /proc/self/ns/pid")
+    );
+    let ours = one.shell("busybox ip -4 addr show eth0");
+    assert!(ours.contains(&address), "{ours}");
+    let names = one.shell("cat /etc/resolv.conf");
+    for line in ["nameserver 10.96.0.10", "search default.svc", "ndots:5"] {
+        assert!(names.contains(line), "{names}");
+    }
+    assert!(two.shell("cat /etc/hosts").contains("10.1.2.3 other"));
+
+    one.shell("echo from one > /disk/file; echo the end > /dev/termination-log");
+    assert_eq!(two.shell("cat /disk/file"), "from one\n");
+    assert_eq!(
+        fs::read_to_string(path("termination")).unwrap(),
+        "the end\n"
+    );
+    assert_eq!(two.shell("cat /sub/file"), "by its subpath\n");
+    assert_ne!(two.exec("echo > /sub/file").code, 0, "it is read-only");
+    pod.remove();
+}
+
+#[test]
+fn streams_of_a_container_and_of_programs_in_it_reach_the_client() {
+    let cri = Cri::new();
+    let pod = cri.pod("streams", |_| {});
+    let script = "echo out; echo err >&2; printf part; while read line; do echo got $line; done";
+    let box_ = pod.start("box", script, |config| config.stdin = true);
+    let done = box_.exec("echo out; echo err >&2; exit 7");
+    let parts = (done.code, &*done.stdout, &*done.stderr);
+    assert_eq!(parts, (7, "out\n", "err\n"));
+
+    let mut exec = box_.stream("read a; echo got $a; echo no >&2; exit 5", false);
+    exec.write(b"this\n");
+    let (out, err, code) = exec.finish();
+    assert_eq!((&*out, &*err, code), ("got this\n", "no\n", 5));
+
+    let mut terminal = box_.stream("read a; stty size; exit 3", true);
+    terminal.resize(77, 33);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    terminal.write(b"go\r");
+    terminal.wait_for("33 77");
+    assert_eq!(terminal.finish().2, 3);
+
+    let mut attached = box_.attach(true);
+    attached.write(b"one\ntwo\n");
+    attached.wait_for("got two");
+    drop(attached);
+    eventually("the log has it all", || box_.log_lines().len() >= 4);
+    let line = |stream: &str, text: &str| (stream.to_owned(), "F".to_owned(), text.to_owned());
+    let log = box_.log_lines();
+    for wanted in [
+        line("stdout", "out"),
+        line("stderr", "err"),
+        line("stdout", "partgot one"),
+        line("stdout", "got two"),
+    ] {
+        assert!(log.contains(&wanted), "{wanted:?} is not in {log:?}");
+    }
+    pod.remove();
+}
+
+#[test]
+fn a_container_is_measured_limited_and_started_again() {
+    let cri = Cri::new();
+    let pod = cri.pod("life", |_| {});
+    let limited = |config: &mut api::ContainerConfig| {
+        let resources = config
+            .linux
+            .mut_or_insert_default()
+            .resources
+            .mut_or_insert_default();
+        resources.memory_limit_in_bytes = 64 << 20;
+        resources.cpu_quota = 50_000;
+        resources.cpu_period = 100_000;
+    };
+    let box_ = pod.start("box", WAITS, limited);
+    // containerd asks for a cgroup namespace only where the host has version 2.
+    let own = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)";
+    let file = |name: &str| box_.shell(&format!("cat {own}/{name}"));
+    assert_eq!(file("memory.max"), format!("{}\n", 64 << 20));
+    assert_eq!(file("cpu.max"), "50000 100000\n");
+    box_.update(|resources| {
+        resources.memory_limit_in_bytes = 48 << 20;
+        resources.cpu_quota = 25_000;
+        resources.cpu_period = 100_000;
+    });
+    assert_eq!(file("memory.max"), format!("{}\n", 48 << 20));
+    assert_eq!(file("cpu.max"), "25000 100000\n");
+
+    let stats = box_.stats();
+    assert!(stats.memory.working_set_bytes.value > 100_000, "{stats:?}");
+    assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
+    let stats = pod.stats();
+    assert!(
+        stats.linux.memory.working_set_bytes.value > 100_000,
+        "{stats:?}"
+    );
+    let interface = &stats.linux.network.default_interface;
+    assert_eq!(interface.name, "eth0", "{stats:?}");
+
+    box_.stop(10);
+    let status = box_.ended();
+    assert_eq!((status.exit_code, &*status.reason), (0, "Completed"));
+    box_.remove();
+    // kubelet makes another by the same name.
+    let again = |attempt: u32, script: &str| {
+        pod.start("box", script, |config| {
+            config.metadata.mut_or_insert_default().attempt = attempt;
+        })
+    };
+    let failed = again(1, "exit 9");
+    let status = failed.ended();
+    assert_eq!((status.exit_code, &*status.reason), (9, "Error"));
+    let second = again(2, WAITS);
+    assert_eq!(second.shell("echo alive"), "alive\n");
+    failed.remove();
+    let hungry = pod.start("hungry", "tail /dev/zero", |config| {
+        limited(config);
+    });
+    let status = hungry.ended();
+    assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
+    pod.remove();
+}
+
+/// Whether a container sees a process of another's by its name.
+fn sees(container: &rvm_tests::cri::Container<'_>, name: &str) -> bool {
+    container.shell("ps").contains(name)
+}
+
+#[test]
+fn processes_are_shared_where_the_pod_or_a_debugging_container_says_so() {
+    let cri = Cri::new();
+    let shared = |config: &mut api::PodSandboxConfig| {
+        config
+            .linux
+            .mut_or_insert_default()
+            .security_context
+            .mut_or_insert_default()
+            .namespace_options
+            .mut_or_insert_default()
+            .pid = api::NamespaceMode::POD.into();
+    };
+    let pod_wide = |config: &mut api::ContainerConfig| {
+        processes_of(config).pid = api::NamespaceMode::POD.into();
+    };
+    let pod = cri.pod("shared", shared);
+    let one = pod.start("one", "sleep 1001", pod_wide);
+    let two = pod.start("two", "sleep 1002", pod_wide);
+    assert!(sees(&one, "sleep 1002") && sees(&two, "sleep 1001"));
+    pod.remove();
+
+    let pod = cri.pod("apart", |config| {
+        let namespaces = config
+            .linux
+            .mut_or_insert_default()
+            .security_context
+            .mut_or_insert_default()
+            .namespace_options
+            .mut_or_insert_default();
+        namespaces.pid = api::NamespaceMode::CONTAINER.into();
+    });
+    let one = pod.start("one", "sleep 1001", |_| {});
+    let two = pod.start("two", "sleep 1002", |_| {});
+    assert!(!sees(&one, "sleep 1002") && !sees(&two, "sleep 1001"));
+    let debug = pod.start("debug", WAITS, |config| {
+        let processes = processes_of(config);
+        processes.pid = api::NamespaceMode::TARGET.into();
+        processes.target_id.clone_from(&one.id);
+    });
+    assert!(sees(&debug, "sleep 1001") && !sees(&debug, "sleep 1002"));
+    pod.remove();
+}
+
+/// A volume as kubelet writes it: files are links into a directory that is a link itself, which is
+/// swapped as a whole.
+struct Projected {
+    dir: tempfile::TempDir,
+    round: u32,
+}
+
+impl Projected {
+    fn new(files: &[(String, String)]) -> Self {
+        let mut volume = Self {
+            dir: tempfile::tempdir().unwrap(),
+            round: 0,
+        };
+        volume.write(files);
+        for (name, _) in files {
+            symlink(format!("..data/{name}"), volume.dir.path().join(name)).unwrap();
+        }
+        volume
+    }
+
+    fn write(&mut self, files: &[(String, String)]) {
+        self.round += 1;
+        let (dir, round) = (self.dir.path(), self.round);
+        let name = format!("..round{round}");
+        fs::create_dir(dir.join(&name)).unwrap();
+        for (file, text) in files {
+            fs::write(dir.join(&name).join(file), text).unwrap();
+        }
+        symlink(&name, dir.join("..data_tmp")).unwrap();
+        fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+        let _ = fs::remove_dir_all(dir.join(format!("..round{}", round - 1)));
+    }
+}
+
+fn files(count: usize, text: &str) -> Vec<(String, String)> {
+    (0..count)
+        .map(|number| (format!("key{number}"), format!("{text} {number}\n")))
+        .collect()
+}
+
+/// A container with a volume at /config.
+fn with_volume<'a>(pod: &Pod<'a>, volume: &Projected) -> rvm_tests::cri::Container<'a> {
+    pod.start("box", WAITS, |config| {
+        mount(config, volume.dir.path(), "/config", true);
+    })
+}
+
+#[test]
+fn a_projected_volume_that_is_swapped_is_seen_anew() {
+    let cri = Cri::new();
+    let mut volume = Projected::new(&files(3, "old"));
+    let pod = cri.pod("volumes", |_| {});
+    let box_ = with_volume(&pod, &volume);
+    assert_eq!(box_.shell("cat /config/key2"), "old 2\n");
+    volume.write(&files(3, "new"));
+    eventually("the update is seen", || {
+        box_.shell("cat /config/key2") == "new 2\n"
+    });
+    pod.remove();
+}

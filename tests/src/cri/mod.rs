@@ -1,0 +1,232 @@
+//! containerd as Kubernetes drives it: a client of the container runtime interface, its pods and
+//! their containers. The daemon, its CNI configuration and the pods' network are the test's own.
+
+mod grpc;
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod api {
+    //! The messages, as `proto/cri.proto` has them.
+    include!(concat!(env!("OUT_DIR"), "/cri/mod.rs"));
+    pub use cri::*;
+}
+mod pod;
+mod stream;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use protobuf::Message;
+use serde_json::json;
+
+use crate::containerd::{self, Containerd};
+use crate::{Rvm, image};
+pub use grpc::{Channel, Status};
+pub use pod::{Container, Pod};
+pub use stream::Stream;
+
+/// The namespace that CRI's containers have in containerd.
+const NAMESPACE: &str = "k8s.io";
+
+/// The image of pods' first containers, where they have one.
+const PAUSE: &str = "docker.io/library/rvm-pause:latest";
+
+/// The bridge that pods are plugged into.
+const BRIDGE: &str = "pods0";
+
+/// The first three numbers of the addresses of pods; the bridge has the first address.
+pub const SUBNET: &str = "10.88.7";
+
+/// The daemon, and a connection to it. What it ran must be gone when it is dropped.
+pub struct Cri {
+    channel: Channel,
+    containerd: Containerd,
+    /// The ids of everything that was made.
+    made: Mutex<BTreeSet<String>>,
+}
+
+impl Default for Cri {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cri {
+    /// Starts containerd, with its images.
+    pub fn new() -> Self {
+        Self::configured("")
+    }
+
+    /// The same, with lines for rvm's configuration.
+    pub fn configured(lines: &str) -> Self {
+        let world = Rvm::new()
+            .configured(&format!("engine = \"{}\"", crate::engine()))
+            .configured(lines);
+        world.network().ip("link set lo up");
+        write_network(&world);
+        let config = config(&world);
+        let containerd = Containerd::start_in(world, NAMESPACE.to_owned(), &config);
+        containerd.import(image::NAME, &["sh"]);
+        containerd.import(PAUSE, &["sleep", "1000000"]);
+        let channel = Channel::connect(&containerd.world().path("sock")).unwrap();
+        let cri = Self {
+            channel,
+            containerd,
+            made: Mutex::default(),
+        };
+        cri.wait_until_ready();
+        cri
+    }
+
+    /// Its network plugin looks at its configuration in its own time.
+    fn wait_until_ready(&self) {
+        crate::command::eventually("the network is ready", || {
+            let status: api::StatusResponse = self.ok("Status", &api::StatusRequest::new());
+            status.status.conditions.iter().all(|one| one.status)
+        });
+    }
+
+    /// The daemon.
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
+    }
+
+    /// Where it runs.
+    pub fn world(&self) -> &Rvm {
+        self.containerd.world()
+    }
+
+    /// Kills the daemon and starts it anew.
+    pub fn restart(&mut self) {
+        self.containerd.kill();
+        self.containerd.start();
+        self.channel = Channel::connect(&self.world().path("sock")).unwrap();
+        self.wait_until_ready();
+    }
+
+    /// Calls a method.
+    pub fn call<A: Message>(&self, method: &str, request: &impl Message) -> Result<A, Status> {
+        self.channel
+            .call("runtime.v1.RuntimeService", method, request)
+    }
+
+    /// Calls one that must succeed.
+    pub fn ok<A: Message>(&self, method: &str, request: &impl Message) -> A {
+        self.call(method, request)
+            .unwrap_or_else(|status| panic!("{method}: {status:?}"))
+    }
+
+    fn remember(&self, id: &str) {
+        self.made.lock().unwrap().insert(id.to_owned());
+    }
+
+    /// What is left on the host of the containers that were made.
+    fn leaks(&self) -> Vec<String> {
+        let made = self.made.lock().unwrap();
+        let dirs = [containerd::state_of(NAMESPACE), "/var/lib/cni".into()];
+        let mut left: Vec<String> = dirs
+            .iter()
+            .flat_map(|dir| names_below(dir))
+            .filter(|name| made.iter().any(|id| name.contains(id)))
+            .collect();
+        left.extend(names_below(&self.world().path("run/netns")));
+        left
+    }
+}
+
+impl Drop for Cri {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let start = Instant::now();
+            while !self.leaks().is_empty() && start.elapsed() < Duration::from_secs(2) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let left = self.leaks();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        }
+        let links = self.world().network().ip("link show");
+        if links.contains(BRIDGE) {
+            self.world().network().ip(&format!("link delete {BRIDGE}"));
+        }
+    }
+}
+
+/// The names of files below a directory.
+fn names_below(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| {
+            let mut names = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => names_below(&entry.path()),
+                _ => Vec::new(),
+            };
+            names.push(entry.path().display().to_string());
+            names
+        })
+        .collect()
+}
+
+/// A bridge of the world's own.
+fn write_network(world: &Rvm) {
+    let config = json!({
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "isGateway": true,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{ "subnet": format!("{SUBNET}.0/24") }]],
+                "routes": [{ "dst": "0.0.0.0/0" }],
+                "dataDir": world.path("addresses"),
+            },
+        }],
+    });
+    let dir = world.path("cni");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("pods.conflist"), config.to_string()).unwrap();
+}
+
+/// containerd's configuration of CRI, by its major version.
+fn config(world: &Rvm) -> String {
+    let path = |name: &str| world.path(name).display().to_string();
+    let (runtime, images, sandboxer) = match containerd::major_version() {
+        1 => ("io.containerd.grpc.v1.cri", None, ""),
+        _ => (
+            "io.containerd.cri.v1.runtime",
+            Some("io.containerd.cri.v1.images"),
+            "sandboxer = \"shim\"\n",
+        ),
+    };
+    let cri = format!("plugins.\"{runtime}\"");
+    let stream = "stream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n";
+    let mut text = String::new();
+    match images {
+        None => text += &format!("[{cri}]\nsandbox_image = \"{PAUSE}\"\n{stream}"),
+        Some(images) => {
+            text += &format!(
+                "[plugins.\"{images}\"]\nsnapshotter = \"native\"\n\
+                 [plugins.\"{images}\".pinned_images]\nsandbox = \"{PAUSE}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\n{stream}[{cri}]\n"
+            );
+        }
+    }
+    let (old, new) = match images {
+        None => ("snapshotter = \"native\"\n", "bin_dir = \"/usr/lib/cni\""),
+        Some(_) => ("", "bin_dirs = [\"/usr/lib/cni\"]"),
+    };
+    text += &format!(
+        "netns_mounts_under_state_dir = true\n\
+         [{cri}.cni]\n{new}\nconf_dir = \"{}\"\n\
+         [{cri}.containerd]\n{old}default_runtime_name = \"rvm\"\n\
+         [{cri}.containerd.runtimes.rvm]\nruntime_type = \"{}\"\n{sandboxer}\
+         pod_annotations = [\"*\"]\n\
+         [{cri}.containerd.runtimes.rvm.options]\nConfigPath = \"{}\"\n",
+        path("cni"),
+        containerd::RUNTIME,
+        path("config.toml"),
+    );
+    text
+}
