@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::cgroup::{self, CgroupError};
 use crate::lifecycle::LifecycleError;
 use crate::running::{connect, gone};
+use crate::spec::{self, unsupported, validate::Problem};
 use crate::state::{Container, State, StateError, Status};
 
 /// Where 0 is a setting. Elsewhere it stands for "as it is", as with runc.
@@ -25,6 +26,9 @@ pub enum UpdateError {
     /// The host's groups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A limit that neither the guest nor the host has.
+    #[error("{} {}", .0.field, .0.reason)]
+    Unsupported(Problem),
     /// What is written down of the sandbox.
     #[error("cannot find out which engine runs the sandbox")]
     Record(#[source] io::Error),
@@ -51,6 +55,9 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     }
     let old = state.resources.clone().unwrap_or_default();
     let new = merge(&old, change).map_err(UpdateError::Merge)?;
+    if let Some(problem) = unsupported::resources(change) {
+        return Err(UpdateError::Unsupported(problem));
+    }
     if change
         .memory()
         .and_then(|memory| memory.check_before_update())
@@ -92,7 +99,9 @@ async fn on_guest(
     resources: &LinuxResources,
 ) -> Result<(), UpdateError> {
     let agent = connect(container, state)?;
-    let updated = agent.update(container.id(), resources).await;
+    let mut inside = resources.clone();
+    spec::resources::for_guest(&mut inside);
+    let updated = agent.update(container.id(), &inside).await;
     Ok(updated.map_err(gone)?)
 }
 

@@ -169,7 +169,11 @@ fn a_container_may_use_what_it_was_given_and_no_more() {
 #[test]
 fn an_update_holds_on_the_host_too() {
     let rvm = Rvm::new();
-    let bundle = with_resources(json!({ "memory": { "limit": 128 << 20 } }));
+    // The CPUs are the host's, and no number of the guest's.
+    let last = std::thread::available_parallelism().unwrap().get() - 1;
+    let bundle = with_resources(json!({
+        "memory": { "limit": 128 << 20 }, "cpu": { "cpus": last.to_string() },
+    }));
     rvm.create(&bundle, "box");
     rvm.ok(&["start", "box"]);
     let group = group(&rvm, "memory");

@@ -20,10 +20,10 @@ pub use monitor::{ExecMonitorArgs, MonitorArgs};
 pub use running::{EventsArgs, Format, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs};
 
 /// The runtime specification whose fields are known.
-pub const SPEC_VERSION: &str = "1.2.0";
+pub const SPEC_VERSION: &str = "1.2.1";
 
 /// As engines look for it.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
 
 /// OCI runtime that puts every container in its own virtual machine
 #[derive(Debug, Parser)]

@@ -116,6 +116,104 @@ mod tests {
         }
     }
 
+    const CONFORMANCE: &str = include_str!("../../../docs/oci-conformance.md");
+
+    fn schema(text: &str) -> Value {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn strings(list: &Value) -> BTreeSet<&str> {
+        let list = list.as_array().unwrap();
+        list.iter().map(|text| text.as_str().unwrap()).collect()
+    }
+
+    /// Where docs/oci-conformance.md says that a field is looked after.
+    fn place(field: &str) -> &'static str {
+        let row = |line: &&str| line.starts_with(&format!("| `{field}` | "));
+        let row = CONFORMANCE.lines().find(row).unwrap();
+        row.split(" | ").nth(1).unwrap()
+    }
+
+    #[test]
+    fn the_document_has_what_the_schema_has_and_no_more() {
+        let whole = schema(include_str!(
+            "../../../tests/oci-schema/features-schema.json"
+        ));
+        let linux = schema(include_str!(
+            "../../../tests/oci-schema/features-linux.json"
+        ));
+        let document = features();
+        for (has, may) in [
+            (&document, &whole["properties"]),
+            (&document["linux"], &linux["linux"]["properties"]),
+            (
+                &document["linux"]["cgroup"],
+                &linux["linux"]["properties"]["cgroup"]["properties"],
+            ),
+            (
+                &document["linux"]["seccomp"],
+                &linux["linux"]["properties"]["seccomp"]["properties"],
+            ),
+        ] {
+            let keys = |value: &Value| -> BTreeSet<String> {
+                value.as_object().unwrap().keys().cloned().collect()
+            };
+            assert_eq!(keys(has), keys(may));
+        }
+    }
+
+    #[test]
+    fn what_is_listed_is_the_schemas_without_what_is_refused_or_without_effect() {
+        let defs = schema(include_str!("../../../tests/oci-schema/defs-linux.json"));
+        let config = schema(include_str!("../../../tests/oci-schema/config-schema.json"));
+        let listed = |name: &str| strings(&defs["definitions"][name]["enum"]);
+        let document = features();
+        let (linux, seccomp) = (&document["linux"], &document["linux"]["seccomp"]);
+        assert_eq!(strings(&linux["namespaces"]), listed("NamespaceType"));
+        assert_eq!(strings(&seccomp["operators"]), listed("SeccompOperators"));
+        assert_eq!(strings(&seccomp["knownFlags"]), listed("SeccompFlag"));
+        let missing = |name, has: &Value| -> Vec<String> {
+            let all = listed(name);
+            let missing = all.difference(&strings(has)).copied().collect::<Vec<_>>();
+            missing.into_iter().map(str::to_owned).collect()
+        };
+        assert_eq!(
+            missing("SeccompAction", &seccomp["actions"]),
+            ["SCMP_ACT_NOTIFY"]
+        );
+        let passed_over = missing("SeccompFlag", &seccomp["supportedFlags"]);
+        assert_eq!(passed_over, ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]);
+        assert!(CONFORMANCE.contains("WAIT_KILLABLE_RECV is about notifications"));
+        let hooks = config["properties"]["hooks"]["properties"]
+            .as_object()
+            .unwrap();
+        let hooks: BTreeSet<&str> = hooks.keys().map(String::as_str).collect();
+        assert_eq!(strings(&document["hooks"]), hooks);
+    }
+
+    #[test]
+    fn what_is_enabled_is_what_the_table_of_fields_says_is_honoured() {
+        let document = features();
+        for (pointer, field) in [
+            ("/linux/apparmor/enabled", "process.apparmorProfile"),
+            ("/linux/selinux/enabled", "process.selinuxLabel"),
+            ("/linux/intelRdt/enabled", "linux.intelRdt"),
+            ("/linux/cgroup/rdma", "linux.resources.rdma"),
+            ("/linux/seccomp/enabled", "linux.seccomp"),
+            (
+                "/linux/mountExtensions/idmap/enabled",
+                "mounts[].{uidMappings,gidMappings}",
+            ),
+        ] {
+            let is_honoured = ["guest", "host", "both"].contains(&place(field));
+            assert_eq!(
+                document.pointer(pointer),
+                Some(&is_honoured.into()),
+                "{field}"
+            );
+        }
+    }
+
     /// Every option that the agent's source names, with an r before it where that makes it
     /// recursive.
     fn agents_options() -> BTreeSet<String> {

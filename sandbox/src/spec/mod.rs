@@ -3,12 +3,15 @@
 pub mod mounts;
 pub mod pod;
 pub mod process;
-mod resources;
+pub mod resources;
 pub mod sources;
 mod spelling;
 pub mod translate;
 pub mod unsupported;
 pub mod validate;
+
+#[cfg(test)]
+mod conformance;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -37,11 +37,24 @@ fn first(fields: &[(&str, bool, &str)]) -> Option<Problem> {
 pub fn process(process: &Process) -> Option<Problem> {
     let scheduler = process.scheduler().as_ref();
     let is_iso = scheduler.is_some_and(|s| *s.policy() == LinuxSchedulerPolicy::SchedIso);
-    first(&[(
-        "process.scheduler.policy",
-        is_iso,
-        "is SCHED_ISO, which no kernel has",
-    )])
+    let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    first(&[
+        (
+            "process.commandLine",
+            is_set(process.command_line()),
+            "is of another platform and not supported; process.args is this one's",
+        ),
+        (
+            "process.user.username",
+            is_set(process.user().username()),
+            "is of another platform and not supported; process.user.uid is this one's",
+        ),
+        (
+            "process.scheduler.policy",
+            is_iso,
+            "is SCHED_ISO, which no kernel has",
+        ),
+    ])
 }
 
 fn linux(linux: &Linux) -> Option<Problem> {
@@ -78,6 +91,13 @@ fn seccomp(seccomp: &LinuxSeccomp) -> Option<Problem> {
     };
     if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
         return Some(notify("linux.seccomp.defaultAction".to_owned()));
+    }
+    if seccomp.listener_metadata().is_some() && seccomp.listener_path().is_none() {
+        return first(&[(
+            "linux.seccomp.listenerMetadata",
+            true,
+            "is there without a listenerPath",
+        )]);
     }
     let calls = seccomp.syscalls().iter().flatten();
     let is_notify = |action: LinuxSeccompAction| action == LinuxSeccompAction::ScmpActNotify;

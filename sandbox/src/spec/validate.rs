@@ -66,7 +66,20 @@ pub fn process(process: &Process) -> Result<(), Problem> {
             format!("is not an absolute path: {:?}", process.cwd()),
         )?;
     }
+    rlimits(process)?;
     unsupported::process(process).map_or(Ok(()), Err)
+}
+
+/// The specification demands an error where one is there twice.
+fn rlimits(process: &Process) -> Result<(), Problem> {
+    let list = process.rlimits().as_deref().unwrap_or_default();
+    for (index, limit) in list.iter().enumerate() {
+        if list[..index].iter().any(|other| other.typ() == limit.typ()) {
+            let field = format!("process.rlimits[{index}].type");
+            problem(field, format!("repeats {}", limit.typ()))?;
+        }
+    }
+    Ok(())
 }
 
 /// What execve(2) takes ends at the first zero byte.

@@ -368,6 +368,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reported_is_what_the_specification_defines() {
+        let schema = include_str!("../../../tests/oci-schema/state-schema.json");
+        let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+        let state = state("a");
+        let report = serde_json::to_value(state.report()).unwrap();
+        for field in schema["required"].as_array().unwrap() {
+            assert!(report[field.as_str().unwrap()].is_string(), "{field}");
+        }
+        assert_eq!(report["pid"], std::process::id());
+        // One more is runc's.
+        let statuses = schema["properties"]["status"]["enum"].as_array().unwrap();
+        assert!(!statuses.contains(&"paused".into()));
+        for status in statuses.iter().cloned().chain(["paused".into()]) {
+            let read: Status = serde_json::from_value(status.clone()).unwrap();
+            assert_eq!(serde_json::to_value(read).unwrap(), status);
+        }
+    }
+
+    #[test]
     fn an_id_is_taken_once() {
         let (store, _dir) = store();
         store.create("a").unwrap();
