@@ -59,6 +59,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Checkpoint(_) | Verb::Restore(_) => verbs::unsupported::run(name),
         Verb::List(args) => verbs::list::run(global, &args),
         Verb::Check => verbs::check::run(global),
+        Verb::Overhead(args) => verbs::overhead::run(global, &args),
         Verb::Monitor(args) => verbs::monitor::run(global, args),
         Verb::ExecMonitor(args) => verbs::exec_monitor::run(global, args),
     }

@@ -247,6 +247,13 @@ fn what_needs_no_container_says_what_it_has_to_say() {
     assert_eq!(features["ociVersionMin"], "1.0.0");
     assert_eq!(features["linux"]["seccomp"]["enabled"], true);
 
+    let overhead = rvm.ok(&["overhead"]);
+    assert!(
+        overhead.contains("\noverhead:\n  podFixed:\n    memory: "),
+        "{overhead}"
+    );
+    assert!(failure(&rvm, &["overhead", "--memory", "much"]).contains("--memory"));
+
     for verb in ["checkpoint", "restore"] {
         let refused = failure(&rvm, &[verb, "--image-path", "/x", "box"]);
         assert!(refused.contains("is not supported"), "{refused}");

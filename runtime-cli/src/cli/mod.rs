@@ -17,7 +17,9 @@ use rvm_sandbox::state::Store;
 
 pub use exec::ExecArgs;
 pub use monitor::{ExecMonitorArgs, MonitorArgs};
-pub use running::{EventsArgs, Format, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs};
+pub use running::{
+    EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs,
+};
 
 /// The runtime specification whose fields are known.
 pub const SPEC_VERSION: &str = "1.2.1";
@@ -152,6 +154,9 @@ pub enum Verb {
     Features,
     /// Say what this host can do, which engine is taken and why
     Check,
+    /// Print what a machine costs beside what its containers use, for a Kubernetes RuntimeClass
+    #[command(long_about = texts::OVERHEAD, after_long_help = texts::OVERHEAD_EXAMPLE)]
+    Overhead(OverheadArgs),
     /// Not supported
     Checkpoint(UnsupportedArgs),
     /// Not supported
@@ -186,6 +191,7 @@ impl Verb {
             Self::Checkpoint(_) => "checkpoint",
             Self::Restore(_) => "restore",
             Self::Check => "check",
+            Self::Overhead(_) => "overhead",
             Self::Monitor(_) => "monitor",
             Self::ExecMonitor(_) => "exec-monitor",
         }

@@ -46,6 +46,15 @@ pub struct EventsArgs {
     pub id: String,
 }
 
+/// Of what kind of pod to tell the overhead.
+#[derive(Args, Debug, Default)]
+pub struct OverheadArgs {
+    /// Memory that the containers of a pod may use together, such as 512m or 4g; what is printed is
+    /// enough for pods of this size and smaller ones [default: memory_mib of the configuration]
+    #[arg(short, long, value_name = "BYTES")]
+    pub memory: Option<String>,
+}
+
 /// Which limits to change. The options carry runc's names; values are those of cgroup version 1.
 #[derive(Args, Debug, Default)]
 pub struct UpdateArgs {

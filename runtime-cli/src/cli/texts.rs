@@ -99,6 +99,21 @@ EXAMPLE:
       # echo '{\"cpu\": {\"period\": 100000, \"quota\": 50000}, \"pids\": {\"limit\": 100}}' |
            rvm update --resources - ubuntu01";
 
+pub const OVERHEAD: &str = "\
+Print what a machine costs beside what its containers use, for a Kubernetes RuntimeClass
+
+Memory is what the guest's kernel and the host's processes need; the cgroup of a container's machine has \
+the same above the container's limit. CPU time is what to set aside for devices. Both depend on the \
+engine, and memory grows with that of the pod, by about a 40th.
+
+The output is the part of a RuntimeClass that Kubernetes adds to every pod of it.";
+
+pub const OVERHEAD_EXAMPLE: &str = "\
+EXAMPLE:
+   To have Kubernetes count it, where pods use at most 4 GiB:
+
+      # kubectl patch runtimeclass rvm --patch \"$(rvm overhead --memory 4g)\"";
+
 pub const EVENTS: &str = "\
 Report what a container uses, and when the kernel kills processes of it for memory
 

@@ -10,6 +10,7 @@ pub mod features;
 pub mod kill;
 pub mod list;
 pub mod monitor;
+pub mod overhead;
 pub mod pause;
 pub mod ps;
 pub mod run;

@@ -94,7 +94,7 @@ fn present<const N: usize>(fields: [(&str, Option<Value>); N]) -> Map<String, Va
 
 /// A number of bytes as Docker's tools write it: a number, perhaps with a fraction, and a unit,
 /// which counts by 1024; or -1.
-fn bytes(text: &str) -> anyhow::Result<i64> {
+pub fn bytes(text: &str) -> anyhow::Result<i64> {
     if text == "-1" {
         return Ok(-1);
     }

@@ -5,7 +5,7 @@
 //!
 //! | | on the host |
 //! |---|---|
-//! | memory.limit | the machine's memory for that limit, and [`overhead`] |
+//! | memory.limit | [`overhead`] more |
 //! | memory.swap | as far above the host's limit of memory as above config.json's |
 //! | memory.reservation | as far below it |
 //! | cpu, blockIO | as written: the machine's own work counts |
@@ -72,18 +72,33 @@ pub struct LimitError {
     pub reason: &'static str,
 }
 
-/// Memory that a machine of this size costs beyond its own, in bytes.
+/// What a container's machine takes of the host beyond what the container may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overhead {
+    /// Memory, in MiB. The host's limit is this much above the container's.
+    pub memory_mib: u64,
+    /// CPU time, in thousandths of a CPU: what to set aside for devices. The host's limits of CPU
+    /// time leave it out, as the machine's own work counts in them.
+    pub cpu_millis: u64,
+}
+
+/// The overhead of a container, or of a pod, that may use so much memory.
 ///
-/// On `kvm` rvm-vmm and the monitor take some 15 MiB, and page tables on both sides of the
-/// virtualization a 512th of the guest's memory each. QEMU takes some 70 MiB, and its software CPU
-/// keeps code that it has translated, which `tb-size` bounds (see [`crate::engine::qemu_args`]).
-/// What the host caches of the container's files is counted too, but gives way.
-pub fn overhead(engine: EngineKind, machine_mib: u64) -> u64 {
-    let fixed_mib = match engine {
-        EngineKind::Kvm => 48,
-        EngineKind::Qemu => 128 + sizing::QEMU_CODE_MIB,
+/// The guest's kernel and agent are in it, see [`sizing::machine_mib`]. On `kvm` rvm-vmm and the
+/// monitor take some 15 MiB, and page tables on both sides of the virtualization a 512th of the
+/// guest's memory each. QEMU takes some 70 MiB, and its software CPU keeps code that it has
+/// translated, which `tb-size` bounds (see [`crate::engine::qemu_args`]). What the host caches of the
+/// container's files is counted too, but gives way.
+pub fn overhead(engine: EngineKind, container_mib: u64) -> Overhead {
+    let (fixed_mib, cpu_millis) = match engine {
+        EngineKind::Kvm => (48, 100),
+        EngineKind::Qemu => (128 + sizing::QEMU_CODE_MIB, 250),
     };
-    (fixed_mib + machine_mib / 128) << 20
+    let machine_mib = sizing::machine_mib(container_mib);
+    Overhead {
+        memory_mib: machine_mib - container_mib + fixed_mib + machine_mib / 128,
+        cpu_millis,
+    }
 }
 
 /// Limits of memory in bytes; -1 is none.
@@ -102,8 +117,7 @@ pub fn memory(memory: &LinuxMemory, engine: EngineKind) -> HostMemory {
     let set = |value: Option<i64>| value.filter(|bytes| *bytes != 0);
     let limit = set(memory.limit());
     let sized = limit.and_then(sizing::limit_mib).map(|mib| {
-        let machine_mib = sizing::machine_mib(mib);
-        let bytes = (machine_mib << 20).saturating_add(overhead(engine, machine_mib));
+        let bytes = mib.saturating_add(overhead(engine, mib).memory_mib) << 20;
         i64::try_from(bytes).unwrap_or(i64::MAX)
     });
     // What is added to the limit is added to what is measured by it.
@@ -185,8 +199,8 @@ mod tests {
     #[test]
     fn a_limit_leaves_room_for_the_machine() {
         let host = host(256 * MIB, 512 * MIB, 128 * MIB);
-        let machine = sizing::machine_mib(256) as i64 * MIB;
-        let limit = machine + overhead(EngineKind::Kvm, sizing::machine_mib(256)) as i64;
+        let limit = (256 + overhead(EngineKind::Kvm, 256).memory_mib as i64) * MIB;
+        assert!(limit > sizing::machine_mib(256) as i64 * MIB);
         assert_eq!(host.limit, Some(limit));
         assert_eq!(host.both, Some(limit + 256 * MIB), "the same swap");
         assert_eq!(host.reservation, Some(limit - 128 * MIB));

@@ -29,7 +29,7 @@ use hierarchy::Host;
 
 pub use container::{enter, limit, update};
 pub use hierarchy::Version;
-pub use limits::{LimitError, overhead};
+pub use limits::{LimitError, Overhead, overhead};
 pub use place::Driver;
 pub use systemd::SystemdError;
 

@@ -1,0 +1,55 @@
+//! rvm overhead
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use rvm_sandbox::cgroup::overhead;
+use rvm_sandbox::engine::{EngineKind, choice};
+use rvm_sandbox::sizing;
+
+use super::update::bytes;
+use crate::cli::{Global, OverheadArgs};
+
+/// Prints the `overhead` of a RuntimeClass.
+pub fn run(global: &Global, args: &OverheadArgs) -> anyhow::Result<ExitCode> {
+    let config = global.config()?;
+    let memory_mib = match &args.memory {
+        None => config.memory_mib,
+        Some(text) => {
+            let bytes = bytes(text).context("invalid value for --memory")?;
+            let Some(mib) = sizing::limit_mib(bytes) else {
+                bail!("invalid value for --memory: {text} is no limit");
+            };
+            mib
+        }
+    };
+    let text = describe(choice::choose(&config)?.kind, memory_mib);
+    write!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(engine: EngineKind, memory_mib: u64) -> String {
+    let overhead = overhead(engine, memory_mib);
+    format!(
+        "# Of pods that use up to {memory_mib} MiB, on the {engine} engine.\n\
+         overhead:\n  podFixed:\n    memory: {}Mi\n    cpu: {}m\n",
+        overhead.memory_mib, overhead.cpu_millis
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_larger_pod_and_a_slower_engine_cost_more() {
+        let small = describe(EngineKind::Kvm, 512);
+        let expected = "overhead:\n  podFixed:\n    memory: 108Mi\n    cpu: 100m\n";
+        assert!(small.ends_with(expected), "{small}");
+        let large = describe(EngineKind::Kvm, 4096);
+        assert!(large.contains("memory: 192Mi"), "{large}");
+        let slow = describe(EngineKind::Qemu, 512);
+        assert!(slow.contains("memory: 444Mi"), "{slow}");
+    }
+}
