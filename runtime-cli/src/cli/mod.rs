@@ -154,7 +154,7 @@ pub enum Verb {
     Features,
     /// Say what this host can do, which engine is taken and why
     Check,
-    /// Print what a machine costs beside what its containers use, for a Kubernetes RuntimeClass
+    /// Print what a machine takes beside its containers, for Kubernetes
     #[command(long_about = texts::OVERHEAD, after_long_help = texts::OVERHEAD_EXAMPLE)]
     Overhead(OverheadArgs),
     /// Not supported

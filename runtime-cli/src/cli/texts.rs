@@ -100,7 +100,7 @@ EXAMPLE:
            rvm update --resources - ubuntu01";
 
 pub const OVERHEAD: &str = "\
-Print what a machine costs beside what its containers use, for a Kubernetes RuntimeClass
+Print what a machine takes beside its containers, for Kubernetes
 
 Memory is what the guest's kernel and the host's processes need; the cgroup of a container's machine has \
 the same above the container's limit. CPU time is what to set aside for devices. Both depend on the \
