@@ -230,8 +230,13 @@ impl Container {
         Ok(update::update(&self.record, resources).await?)
     }
 
-    /// Its processes, as the guest numbers them.
+    /// Its processes, as the guest numbers them. One that has ended keeps its first process's number
+    /// until it is deleted: after a restart, containerd from 1.7 on takes a container with no process
+    /// for one that was never made, ends its shim, and never learns how it ended.
     pub async fn pids(&self) -> Result<Vec<u32>, ShimError> {
+        if self.init.ended().is_some() {
+            return Ok(vec![self.init.pid()]);
+        }
         let list = running::processes(&self.record).await?;
         Ok(list.processes.iter().map(|process| process.pid).collect())
     }

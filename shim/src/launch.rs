@@ -1,7 +1,7 @@
 //! `start`: a socket for containerd, and a daemon that serves it.
 //!
 //! The containers of a pod are served by the daemon that was started for the pod's sandbox. It is
-//! found by the address that was written into the sandbox's bundle, beside this one.
+//! found by the address that was written into the sandbox's bundle.
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,6 +29,9 @@ const SOCKETS: &str = "/run/containerd/s";
 
 /// The file in a bundle that holds the socket's address. containerd 1.x reads it after a restart.
 pub const ADDRESS_FILE: &str = "address";
+
+/// The part of containerd's that has shims make sandboxes, as its directory is called.
+const SANDBOXES: &str = "io.containerd.sandbox.controller.v1.shim";
 
 /// The most that is read of what containerd sends.
 const MAX_INPUT: u64 = 10 << 20;
@@ -139,21 +142,42 @@ impl Input {
 
 /// The daemon that serves the sandbox that config.json names, if it is there.
 fn find_daemon() -> anyhow::Result<Option<String>> {
-    let text = fs::read("config.json").context("cannot read config.json in the bundle")?;
+    let text = match fs::read("config.json") {
+        // A sandbox of containerd's sandbox API, which writes it later.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.context("cannot read config.json in the bundle")?,
+    };
     let config: Annotated = serde_json::from_slice(&text).context("config.json")?;
     let role = Role::from_annotations(&config.annotations);
     let Ok(Role::Member(sandbox)) = role else {
         // What is wrong with it is told when the container is created.
         return Ok(None);
     };
-    let bundles = std::env::current_dir()?;
-    let bundle = bundles.with_file_name(sandbox);
-    let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE)) else {
-        return Ok(None);
-    };
-    Ok(UnixStream::connect(socket_path(&address))
-        .is_ok()
-        .then_some(address))
+    let own = std::env::current_dir()?;
+    let found = sandbox_bundles(&own, &sandbox)
+        .into_iter()
+        .find_map(|bundle| {
+            let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
+            let answers = UnixStream::connect(socket_path(&address)).is_ok();
+            answers.then_some(address)
+        });
+    Ok(found)
+}
+
+/// Where the bundle of a container's sandbox may be: beside its own, or, where the sandbox was made by
+/// the sandbox API, at the same place below the directory of another of containerd's parts.
+fn sandbox_bundles(own: &Path, sandbox: &str) -> Vec<PathBuf> {
+    let beside = own.with_file_name(sandbox);
+    let controllers = own.parent().and_then(|namespace| {
+        let state = namespace.parent()?.parent()?;
+        Some(
+            state
+                .join(SANDBOXES)
+                .join(namespace.file_name()?)
+                .join(sandbox),
+        )
+    });
+    [Some(beside), controllers].into_iter().flatten().collect()
 }
 
 /// The path in an address.
@@ -287,6 +311,17 @@ mod tests {
         let answer = input.answer("unix:///s/1").unwrap();
         let answer = BootstrapResult::parse_from_bytes(&answer).unwrap();
         assert_eq!((answer.version, &*answer.protocol), (3, "ttrpc"));
+    }
+
+    #[test]
+    fn a_sandbox_is_found_beside_its_containers_and_where_the_sandbox_api_has_it() {
+        let own = Path::new("/run/c/io.containerd.runtime.v2.task/k8s.io/box");
+        let found = sandbox_bundles(own, "pod");
+        let wanted = [
+            "/run/c/io.containerd.runtime.v2.task/k8s.io/pod",
+            "/run/c/io.containerd.sandbox.controller.v1.shim/k8s.io/pod",
+        ];
+        assert_eq!(found, wanted.map(PathBuf::from));
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::error::ShimError;
 use crate::pause;
 use crate::rootfs::ROOTFS;
 
+/// The root where containerd gives none. It is not `rootfs`, which containerd takes away empty.
+const OWN_ROOT: &str = "sandbox";
+
 /// The type of the options that CRI sends, by the end of its name.
 const CONFIG: &str = "PodSandboxConfig";
 
@@ -31,7 +34,7 @@ pub fn write(bundle: &Path, request: &CreateSandboxRequest) -> Result<(), ShimEr
         source,
     };
     if request.rootfs.is_empty() {
-        let root = bundle.join(ROOTFS);
+        let root = bundle.join(OWN_ROOT);
         fs::create_dir_all(&root).map_err(own)?;
         for dir in ["dev", "proc", "sys"] {
             fs::create_dir_all(root.join(dir)).map_err(own)?;
@@ -63,7 +66,7 @@ fn spec(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Value {
             "cwd": "/",
             "noNewPrivileges": true,
         },
-        "root": { "path": ROOTFS, "readonly": true },
+        "root": { "path": root_of(request), "readonly": true },
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc",
               "options": ["nosuid", "noexec", "nodev"] },
@@ -84,6 +87,13 @@ fn spec(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Value {
         spec["linux"]["cgroupsPath"] = cgroups_path(&linux.cgroup_parent, &request.sandbox_id);
     }
     spec
+}
+
+fn root_of(request: &CreateSandboxRequest) -> &'static str {
+    match request.rootfs.is_empty() {
+        true => OWN_ROOT,
+        false => ROOTFS,
+    }
 }
 
 /// A group of the pod's, in the form of whoever makes them.
@@ -195,7 +205,7 @@ mod tests {
         assert_eq!(spec["hostname"], "web");
         assert_eq!(spec["linux"]["cgroupsPath"], "/kubepods/pod1/pod");
         assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 64 << 20);
-        assert!(dir.path().join("rootfs/pause").exists());
+        assert!(dir.path().join("sandbox/pause").exists());
         let role = Role::of(&serde_json::from_value(spec).unwrap());
         assert_eq!(role, Ok(Role::Sandbox));
     }

@@ -191,11 +191,13 @@ impl Sandbox {
         let changes = changes(network).await?;
         loop {
             changes.next().await.map_err(SandboxError::Watch)?;
-            if let Err(error) = self.sync_network().await {
-                tracing::warn!(
+            match self.sync_network().await {
+                Ok(()) => {}
+                Err(ended @ SandboxError::Ended(_)) => return Err(ended),
+                Err(error) => tracing::warn!(
                     "the guest's network is not what it should be: {}",
                     chain(&error)
-                );
+                ),
             }
         }
     }

@@ -192,41 +192,62 @@ fn write_network(world: &Rvm) {
 /// containerd's configuration of CRI, by its major version.
 fn config(world: &Rvm) -> String {
     let path = |name: &str| world.path(name).display().to_string();
-    let (runtime, images, sandboxer) = match containerd::major_version() {
-        1 => ("io.containerd.grpc.v1.cri", None, ""),
+    let stream = "stream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n";
+    let old = "io.containerd.grpc.v1.cri";
+    let (images, plugin, snapshotter, programs) = match containerd::major_version() {
+        1 => (
+            format!("[plugins.\"{old}\"]\nsandbox_image = \"{PAUSE}\"\n{stream}"),
+            format!("plugins.\"{old}\""),
+            "snapshotter = \"native\"\n",
+            "bin_dir = \"/usr/lib/cni\"",
+        ),
         _ => (
-            "io.containerd.cri.v1.runtime",
-            Some("io.containerd.cri.v1.images"),
-            "sandboxer = \"shim\"\n",
+            format!(
+                "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"native\"\n\
+                 [plugins.\"io.containerd.cri.v1.images\".pinned_images]\n\
+                 sandbox = \"{PAUSE}\"\n[plugins.\"{old}\"]\n{stream}\
+                 [plugins.\"io.containerd.cri.v1.runtime\"]\n"
+            ),
+            "plugins.\"io.containerd.cri.v1.runtime\"".to_owned(),
+            "",
+            "bin_dirs = [\"/usr/lib/cni\"]",
         ),
     };
-    let cri = format!("plugins.\"{runtime}\"");
-    let stream = "stream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n";
-    let mut text = String::new();
-    match images {
-        None => text += &format!("[{cri}]\nsandbox_image = \"{PAUSE}\"\n{stream}"),
-        Some(images) => {
-            text += &format!(
-                "[plugins.\"{images}\"]\nsnapshotter = \"native\"\n\
-                 [plugins.\"{images}\".pinned_images]\nsandbox = \"{PAUSE}\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\"]\n{stream}[{cri}]\n"
-            );
-        }
-    }
-    let (old, new) = match images {
-        None => ("snapshotter = \"native\"\n", "bin_dir = \"/usr/lib/cni\""),
-        Some(_) => ("", "bin_dirs = [\"/usr/lib/cni\"]"),
-    };
-    text += &format!(
-        "netns_mounts_under_state_dir = true\n\
-         [{cri}.cni]\n{new}\nconf_dir = \"{}\"\n\
-         [{cri}.containerd]\n{old}default_runtime_name = \"rvm\"\n\
-         [{cri}.containerd.runtimes.rvm]\nruntime_type = \"{}\"\n{sandboxer}\
-         pod_annotations = [\"*\"]\n\
-         [{cri}.containerd.runtimes.rvm.options]\nConfigPath = \"{}\"\n",
+    let runtime = format!("{plugin}.containerd.runtimes.rvm");
+    let mut text = format!(
+        "{images}netns_mounts_under_state_dir = true\n\
+         [{plugin}.cni]\n{programs}\nconf_dir = \"{}\"\n\
+         [{plugin}.containerd]\n{snapshotter}default_runtime_name = \"rvm\"\n\
+         [{runtime}]\nruntime_type = \"{}\"\npod_annotations = [\"*\"]\n",
         path("cni"),
         containerd::RUNTIME,
-        path("config.toml"),
     );
+    match sandboxer() {
+        Sandboxer::Cri => {
+            let config = path("config.toml");
+            text += &format!("[{runtime}.options]\nConfigPath = \"{config}\"\n");
+        }
+        // containerd 2.0 to 2.2 cannot start a container of such a sandbox with options that are
+        // not runc's (containerd pull request 12986).
+        Sandboxer::Shim => text += "sandboxer = \"shim\"\n",
+    }
     text
+}
+
+/// Who makes the sandboxes of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandboxer {
+    /// containerd's CRI itself, of a container: the default.
+    Cri,
+    /// The shim, by the sandbox API of containerd 2.
+    Shim,
+}
+
+/// What `$RVM_TEST_SANDBOXER` says.
+pub fn sandboxer() -> Sandboxer {
+    match std::env::var("RVM_TEST_SANDBOXER").as_deref() {
+        Err(_) | Ok("podsandbox") => Sandboxer::Cri,
+        Ok("shim") => Sandboxer::Shim,
+        other => panic!("RVM_TEST_SANDBOXER is {other:?}; it may be podsandbox or shim"),
+    }
 }
