@@ -49,6 +49,9 @@ mod tests {
         assert!(small.ends_with(expected), "{small}");
         let large = describe(EngineKind::Kvm, 4096);
         assert!(large.contains("memory: 192Mi"), "{large}");
+        let class = include_str!("../../../deploy/kubernetes/runtimeclass.yaml");
+        let (_, stated) = large.split_once('\n').unwrap();
+        assert!(class.contains(stated), "{class}");
         let slow = describe(EngineKind::Qemu, 512);
         assert!(slow.contains("memory: 444Mi"), "{slow}");
     }
