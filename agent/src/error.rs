@@ -56,6 +56,9 @@ pub enum AgentError {
     /// Names cannot be passed to the host.
     #[error("relay names to the host: {0}")]
     Names(std::io::Error),
+    /// Nobody listens at the port.
+    #[error("connect to the port: {0}")]
+    Forward(std::io::Error),
     /// The request came to an end without an answer.
     #[error("the agent dropped the request")]
     Dropped,
@@ -79,7 +82,7 @@ impl AgentError {
             | Self::ExecNotFinished(_)
             | Self::Process(ProcessError::NoTerminal)
             | Self::Stream(StreamError::Claimed(_)) => Code::FAILED_PRECONDITION,
-            Self::Launch(_) | Self::Network(_) => Code::UNKNOWN,
+            Self::Launch(_) | Self::Network(_) | Self::Forward(_) => Code::UNKNOWN,
             Self::Cgroup(_)
             | Self::Process(_)
             | Self::Stream(_)

@@ -12,6 +12,7 @@ pub mod init;
 pub mod logging;
 pub mod names;
 pub mod network;
+pub mod ports;
 pub mod power;
 pub mod process;
 pub mod reaper;

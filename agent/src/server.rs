@@ -10,6 +10,7 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 use crate::container::ExecOrder;
 use crate::error::AgentError;
 use crate::events::Event;
+use crate::ports;
 use crate::power;
 use crate::reaper::Exit;
 use crate::sandbox::Sandbox;
@@ -290,6 +291,22 @@ impl api::Agent for Service {
         to_the_end(async move {
             let relayed = sandbox.names.relay(&sandbox.streams, request.stream).await;
             relayed.map_err(AgentError::Names)
+        })
+        .await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn forward(
+        &self,
+        _: &TtrpcContext,
+        request: api::ForwardRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let sandbox = self.sandbox.clone();
+        to_the_end(async move {
+            // No other port has a listener.
+            let port = u16::try_from(request.port).unwrap_or(0);
+            let forwarded = ports::forward(&sandbox.streams, port, request.stream).await;
+            forwarded.map_err(AgentError::Forward)
         })
         .await?;
         Ok(api::Empty::default())

@@ -19,6 +19,7 @@ pub mod idmap;
 pub mod lifecycle;
 pub mod local_time;
 pub mod log_lines;
+pub mod loopback;
 pub mod monitor;
 pub mod names;
 pub mod network;

@@ -228,6 +228,9 @@ impl Pod {
             *self.sandbox() = Some(Arc::clone(&sandbox));
             self.watch_memory(&sandbox);
             serve(&sandbox);
+            if bundle.role == Role::Sandbox {
+                serve_ports(&sandbox);
+            }
         }
         let init = Arc::new(Process::first(uris, stand_in));
         init.keep_stdin(opened.keeper);
@@ -422,6 +425,16 @@ fn serve(sandbox: &Arc<Sandbox>) {
     tokio::spawn(async move {
         let error = sandbox.serve().await;
         tracing::debug!("the sandbox is served no more: {}", chain(&error));
+    });
+}
+
+/// Lets whoever forwards a port of the pod's find the programs in the guest.
+fn serve_ports(sandbox: &Arc<Sandbox>) {
+    let sandbox = Arc::clone(sandbox);
+    tokio::spawn(async move {
+        if let Err(error) = sandbox.serve_ports().await {
+            tracing::warn!("ports of the pod's cannot be forwarded: {}", chain(&error));
+        }
     });
 }
 

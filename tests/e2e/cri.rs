@@ -194,6 +194,35 @@ fn a_container_is_measured_limited_and_started_again() {
     pod.remove();
 }
 
+#[test]
+fn ports_of_a_pod_are_forwarded() {
+    let cri = Cri::new();
+    let pod = cri.pod("ports", |_| {});
+    let serve = |port: u16| {
+        format!(
+            "mkdir /{port}; echo from {port} >/{port}/file; busybox httpd -p 127.0.0.1:{port} -h /{port}"
+        )
+    };
+    let script = format!("{}; {}; {WAITS}", serve(8001), serve(8002));
+    let box_ = pod.start("box", &script, |_| {});
+    eventually("it listens", || {
+        box_.shell("cat /proc/net/tcp")
+            .matches("0100007F:1F4")
+            .count()
+            == 2
+    });
+    for port in [8001, 8002, 8001] {
+        let mut stream = pod.forward(port);
+        stream.write(b"GET /file HTTP/1.0\r\n\r\n");
+        let wanted = format!("from {port}");
+        let answer = stream.read_port(&wanted);
+        assert!(answer.contains(&wanted), "{answer:?}");
+    }
+    let nobody = pod.forward(8003).read_port("answer");
+    assert!(!nobody.contains("answer"), "{nobody}");
+    pod.remove();
+}
+
 /// Whether a container sees a process of another's by its name.
 fn sees(container: &rvm_tests::cri::Container<'_>, name: &str) -> bool {
     container.shell("ps").contains(name)

@@ -6,7 +6,7 @@
 //! guest only.
 
 mod endpoint;
-mod relay;
+pub mod relay;
 mod stdio;
 
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! Calls about the guest's network.
 
-use rvm_protocol::agent::{ConfigureNetworkRequest, RelayNamesRequest};
+use rvm_protocol::agent::{ConfigureNetworkRequest, ForwardRequest, RelayNamesRequest};
 
 use super::{Agent, AgentError, failed, limited};
 
@@ -13,6 +13,17 @@ impl Agent {
         };
         let answer = self.0.relay_names(limited(), &request).await;
         answer.map(|_| ()).map_err(failed("relay names"))
+    }
+
+    /// Connects a stream that was opened to a port of the guest's.
+    pub async fn forward(&self, port: u16, stream: u64) -> Result<(), AgentError> {
+        let request = ForwardRequest {
+            port: port.into(),
+            stream,
+            ..Default::default()
+        };
+        let answer = self.0.forward(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("forward"))
     }
 
     /// Makes the guest's network what the request says.

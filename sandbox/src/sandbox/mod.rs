@@ -85,6 +85,9 @@ pub enum SandboxError {
     /// The namespace's notifications.
     #[error("cannot watch the sandbox's network namespace")]
     Watch(#[source] io::Error),
+    /// The way to the guest's ports.
+    #[error("cannot take connections to the guest's ports in its network namespace")]
+    Ports(#[source] io::Error),
     /// The way for names.
     #[error("cannot relay names between the guest and its network namespace")]
     Names(#[source] io::Error),

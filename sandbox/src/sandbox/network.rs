@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use rvm_protocol::agent::ConfigureNetworkRequest;
@@ -13,6 +14,7 @@ use super::{Life, Sandbox, SandboxDir, SandboxError};
 use crate::agent::Agent;
 use crate::engine::Machine;
 use crate::error_chain::chain;
+use crate::loopback::Loopback;
 use crate::names;
 use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room};
 use crate::stdio::open_stream;
@@ -181,6 +183,23 @@ impl Sandbox {
             end = self.ended() => Err(SandboxError::Ended(end.clone())),
             done = relay => done,
         }
+    }
+
+    /// Lets the host reach the guest's ports, as it reaches those of a pod whose programs run on it:
+    /// at 127.0.0.1 in the pod's network namespace.
+    pub async fn serve_ports(self: Arc<Self>) -> Result<(), SandboxError> {
+        let Life::Owned { network, .. } = &self.life else {
+            return Ok(());
+        };
+        let namespace = network.lock().await.network.namespace()?;
+        let loopback = Loopback::listen(&namespace).map_err(SandboxError::Ports)?;
+        drop(namespace);
+        let ended = self.clone();
+        tokio::select! {
+            () = loopback.serve(self.clone()) => {}
+            _ = ended.ended() => {}
+        }
+        Ok(())
     }
 
     /// Follows the changes in the namespace.
