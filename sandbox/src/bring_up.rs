@@ -6,6 +6,7 @@
 //!                                  └──> or join one ────┘
 //! ```
 
+use std::io;
 use std::sync::Arc;
 
 use crate::agent::AgentError;
@@ -18,10 +19,12 @@ use crate::sizing::{Size, SizeError};
 use crate::spec::pod::Role;
 use crate::spec::translate::translate;
 use crate::spec::{Bundle, SpecError};
+use crate::stand_in::StandIn;
 use crate::state::{Container, StateError, Status};
 use crate::stdio::{HostStdio, Relay};
 use crate::storage::{self, StorageError};
 use crate::timings::Timings;
+use crate::view::{View, ViewError};
 
 /// A container could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,12 @@ pub enum BringUpError {
     /// The shared directory.
     #[error("cannot share the container's files")]
     Storage(#[from] StorageError),
+    /// What the host's tools find behind the container's pid.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The thread whose number is the container's pid.
+    #[error("cannot have a thread stand for the container")]
+    StandIn(#[source] io::Error),
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -79,6 +88,8 @@ pub struct Site<'a> {
     pub driver: Driver,
     /// The host's network namespace, where hooks run.
     pub outside: &'a Namespace,
+    /// Whose number is the container's pid.
+    pub stand_in: &'a StandIn,
 }
 
 /// Opens or makes the network namespace that a container is to be in. Whatever has its pid on the
@@ -133,6 +144,9 @@ impl Site<'_> {
         sandbox.find_names_for(&bundle.spec).await?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
+        let view = View::of(&translation.spec, &sandbox.dir().shared(), container.id());
+        let shown = self.stand_in.have(move || view.enter());
+        shown.map_err(BringUpError::StandIn)??;
         container
             .lock()?
             .step(Status::Created, |state| state.guest_pid = Some(pid))?;

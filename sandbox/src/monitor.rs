@@ -30,6 +30,7 @@ use crate::readable::Readable;
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use crate::spec::Bundle;
+use crate::stand_in::StandIn;
 use crate::state::{Container, StateError, Status};
 use crate::stdio::{HostStdio, Relay};
 use crate::storage;
@@ -97,6 +98,8 @@ pub struct Order<'a> {
     pub extra: Vec<Extra>,
     /// Who waits.
     pub mode: Mode,
+    /// This process's first thread; whoever carries the order out is another.
+    pub stand_in: &'a StandIn,
 }
 
 /// Who waits for a monitor.
@@ -148,6 +151,7 @@ async fn live(
     let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
     let (namespace, network) = take_network(order.bundle).map_err(BringUpError::from)?;
     let entered = namespace.enter();
+    let entered = entered.and_then(|()| order.stand_in.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;
     let (sandbox, relay) = tokio::select! {
         started = bring_up(order, &outside, network, host, timings) => started?,
@@ -190,6 +194,7 @@ async fn bring_up(
         config: order.config,
         driver: order.driver,
         outside,
+        stand_in: order.stand_in,
     };
     let (sandbox, relay) = site.bring_up(None, network, host, timings).await?;
     if let Mode::Foreground = order.mode {

@@ -44,20 +44,39 @@ impl Signals {
     }
 }
 
-#[expect(unsafe_code, reason = "signal sets and signalfd")]
-fn signalfd() -> io::Result<OwnedFd> {
-    // SAFETY: sigfillset initializes the set; every number is valid; the descriptor is new and
-    // nobody else's.
+/// Blocks the signals in the calling thread, and so in the threads it makes later.
+pub fn mask() -> io::Result<()> {
+    block(&set())
+}
+
+#[expect(unsafe_code, reason = "signal sets")]
+fn set() -> libc::sigset_t {
+    // SAFETY: sigfillset initializes the set; every number is valid.
     unsafe {
         let mut set = mem::zeroed();
         libc::sigfillset(&mut set);
         for signal in OWN {
             libc::sigdelset(&mut set, *signal);
         }
-        match libc::pthread_sigmask(libc::SIG_SETMASK, &set, ptr::null_mut()) {
-            0 => {}
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
+        set
+    }
+}
+
+#[expect(unsafe_code, reason = "pthread_sigmask")]
+fn block(set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: the set lives across the call, and the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+#[expect(unsafe_code, reason = "signalfd")]
+fn signalfd() -> io::Result<OwnedFd> {
+    let set = set();
+    block(&set)?;
+    // SAFETY: the set lives across the call; the descriptor is new and nobody else's.
+    unsafe {
         match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),

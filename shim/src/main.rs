@@ -23,7 +23,6 @@ mod process;
 mod rootfs;
 mod sandbox_api;
 mod sandbox_spec;
-mod stand_in;
 mod stdio;
 mod task_api;
 mod uri;

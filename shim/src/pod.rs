@@ -26,6 +26,7 @@ use rvm_sandbox::process::ProcessId;
 use rvm_sandbox::sandbox::Sandbox;
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::spec::pod::Role;
+use rvm_sandbox::stand_in::StandIn;
 use rvm_sandbox::state::{self, Status, Store};
 use rvm_sandbox::timings::Timings;
 use tokio::sync::Notify;
@@ -37,7 +38,6 @@ use crate::flags::Flags;
 use crate::options::Options;
 use crate::process::{Ended, Process};
 use crate::rootfs;
-use crate::stand_in::StandIn;
 use crate::stdio::{self, Uris};
 
 /// Where the state of containers is, if the options do not say: a directory for each namespace.
@@ -202,7 +202,9 @@ impl Pod {
         remember_state(&bundle.dir, record).map_err(own("write into the bundle"))?;
         let outside = Namespace::own().map_err(own("find the host's network namespace"))?;
         let (namespace, network) = take_network(bundle)?;
-        let stand_in = StandIn::new(namespace).map_err(own("make a thread"))?;
+        let stand_in = StandIn::spawn().map_err(own("make a thread"))?;
+        let entered = stand_in.enter(&namespace);
+        entered.map_err(own("enter the container's network namespace"))?;
         claim(record, &stand_in)?;
         let uris = Uris {
             stdin: request.stdin.clone(),
@@ -217,6 +219,7 @@ impl Pod {
             config,
             driver: driver(bundle),
             outside: &outside,
+            stand_in: &stand_in,
         };
         let owned = self.sandbox().clone();
         let mut timings = Timings::default();

@@ -8,9 +8,9 @@ use std::time::SystemTime;
 use oci_spec::runtime::Process as Program;
 use protobuf::well_known_types::timestamp::Timestamp;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
+use rvm_sandbox::stand_in::StandIn;
 use tokio::sync::watch;
 
-use crate::stand_in::StandIn;
 use crate::stdio::Uris;
 
 /// How and when a process ended.
@@ -137,6 +137,9 @@ impl Process {
     /// It has ended.
     pub fn set_ended(&self, ended: Ended) {
         self.end_stdin();
+        if let Some(Err(error)) = self.stand_in.as_ref().map(StandIn::leave_view) {
+            tracing::warn!("the container's files may stay mounted: {error}");
+        }
         self.ended.send_replace(Some(ended));
     }
 

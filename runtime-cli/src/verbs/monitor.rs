@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use rvm_sandbox::monitor::{self, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
+use rvm_sandbox::stand_in::StandIn;
 use rvm_sandbox::timings::Timings;
 use rvm_sandbox::{descriptors, lifecycle};
 
@@ -17,7 +18,8 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
     let parent = lifecycle::inherited_socket(args.ready)
         .context("rvm monitor is started by rvm create, not by hand")?;
     let explain = parent.try_clone()?;
-    let result = watch(global, args, Mode::Detached(parent));
+    let watch = |stand_in: &StandIn| watch(global, args, Mode::Detached(parent), stand_in);
+    let result = StandIn::with_first_thread(watch)?;
     match result {
         // Whoever waits reports it. Nobody does any more once the container was ready.
         Err(error) if write!(&explain, "{error:#}").is_ok() => Ok(ExitCode::FAILURE),
@@ -25,7 +27,12 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitCode> {
+fn watch(
+    global: &Global,
+    args: MonitorArgs,
+    mode: Mode,
+    stand_in: &StandIn,
+) -> anyhow::Result<ExitCode> {
     // A session of its own: the terminal is the container's, and signals are the engine's to send.
     rustix::process::setsid().context("cannot make a session")?;
     let extra = descriptors::inherited(args.listen_fds.saturating_add(args.preserve_fds))?;
@@ -44,6 +51,7 @@ fn watch(global: &Global, args: MonitorArgs, mode: Mode) -> anyhow::Result<ExitC
         pidfd_socket: args.pidfd_socket,
         extra,
         mode,
+        stand_in,
     };
     let status = block_on(monitor::run(order, &mut Timings::default()))??;
     Ok(ExitCode::from(status))

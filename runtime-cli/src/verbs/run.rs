@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use rvm_sandbox::monitor::{self, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
+use rvm_sandbox::stand_in::StandIn;
 use rvm_sandbox::timings::Timings;
 use rvm_sandbox::{descriptors, lifecycle};
 
@@ -17,7 +18,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         detached(global, args)
     } else {
-        foreground(global, args)
+        StandIn::with_first_thread(|stand_in| foreground(global, args, stand_in))?
     }
 }
 
@@ -33,7 +34,7 @@ fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
+fn foreground(global: &Global, args: &RunArgs, stand_in: &StandIn) -> anyhow::Result<ExitCode> {
     if args.create.console_socket.is_some() {
         bail!("cannot use console socket if rvm will not detach or allocate tty");
     }
@@ -58,6 +59,7 @@ fn foreground(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
         pidfd_socket: args.create.pidfd_socket.clone(),
         extra,
         mode: Mode::Foreground,
+        stand_in,
     };
     let result = block_on(monitor::run(order, &mut timings))?;
     if !args.keep || result.is_err() {

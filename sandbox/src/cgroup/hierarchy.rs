@@ -43,7 +43,7 @@ pub struct Host {
 impl Host {
     /// As it is now.
     pub fn current() -> io::Result<Option<Self>> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
         let groups = std::fs::read_to_string("/proc/self/cgroup")?;
         Ok(Self::parse(&mounts, &groups))
     }

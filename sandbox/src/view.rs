@@ -1,0 +1,267 @@
+//! The mount namespace of a container's stand-in: what the host's tools find behind the container's
+//! pid.
+//!
+//! Podman copies files to and from a container that runs in the mount namespace of its pid, and others
+//! look below `/proc/PID/root`. Both must find the container's files there and nothing of the host's. The
+//! view has the root and the volumes that the guest has, at the same places. What the guest alone has,
+//! such as a tmpfs or `/proc`, is an empty directory that cannot be written, so that nothing is put
+//! where the container never sees it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
+    mount_move, unmount,
+};
+use rustix::thread::UnshareFlags;
+use rvm_protocol::SHARED_DIR;
+
+use crate::read_only::make_read_only;
+use crate::storage::ROOT;
+
+/// The view could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {} for the host's tools", path.display())]
+pub struct ViewError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn at<T, E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+    result: Result<T, E>,
+) -> Result<T, ViewError> {
+    result.map_err(|source| ViewError {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// What a container's files are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    root: PathBuf,
+    read_only: bool,
+    mounts: Vec<Place>,
+}
+
+/// Something mounted in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    /// Where, as the configuration says.
+    destination: PathBuf,
+    /// What of the host is there, if anything.
+    source: Option<PathBuf>,
+}
+
+impl View {
+    /// That of the container `id`, whose files are in the shared directory as its translated
+    /// configuration says.
+    pub fn of(spec: &Spec, shared: &Path, id: &str) -> Self {
+        let root = spec.root().as_ref();
+        let mounts = spec.mounts().iter().flatten();
+        let place = |mount: &oci_spec::runtime::Mount| {
+            let source = mount.source().as_deref();
+            let within = source.and_then(|source| source.strip_prefix(SHARED_DIR).ok());
+            Place {
+                destination: mount.destination().clone(),
+                source: within.map(|within| shared.join(within)),
+            }
+        };
+        Self {
+            root: shared.join(id).join(ROOT),
+            read_only: root.and_then(|root| root.readonly()).unwrap_or(false),
+            mounts: mounts.map(place).collect(),
+        }
+    }
+
+    /// Moves the calling thread into a new mount namespace that shows it. The mount points are there:
+    /// the guest has made them.
+    pub fn enter(&self) -> Result<(), ViewError> {
+        let here = Path::new("/");
+        at("make a mount namespace from", here, unshare())?;
+        let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        at("let go of", here, mount_change(here, slave))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&self.root, flags, Mode::empty());
+        let root = at("open", &self.root, root)?;
+        for place in &self.mounts {
+            self.mount(&root, place)?;
+        }
+        if self.read_only {
+            at(
+                "make read-only",
+                &self.root,
+                make_read_only(&self.root, false),
+            )?;
+        }
+        at("change the root to", &self.root, pivot(&root))
+    }
+
+    fn mount(&self, root: &OwnedFd, place: &Place) -> Result<(), ViewError> {
+        let path = &place.destination;
+        // Links in the image lead nowhere but into the image.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        let found = match found {
+            // Below something that is the guest's.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            found => at("find", path, found)?,
+        };
+        let point = format!("/proc/thread-self/fd/{}", found.as_raw_fd());
+        match &place.source {
+            Some(source) => at("show", path, mount_bind_recursive(source, &point)),
+            None => {
+                let stat = at("examine", path, rustix::fs::fstat(&found))?;
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => at("cover", path, cover(&point)),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Mounts an empty directory that cannot be written.
+fn cover(point: &str) -> Result<(), Errno> {
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("rvm", point, "tmpfs", flags, Some(c"mode=755,size=4k"))
+}
+
+fn pivot(root: &OwnedFd) -> Result<(), Errno> {
+    rustix::process::fchdir(root)?;
+    match rustix::process::pivot_root(c".", c".") {
+        // The old root is mounted over the new one now.
+        Ok(()) => unmount(c".", UnmountFlags::DETACH)?,
+        // A host that lives in its initramfs has a root that cannot be exchanged, only covered.
+        Err(Errno::INVAL) => mount_move(c".", c"/")?,
+        Err(error) => return Err(error),
+    }
+    rustix::process::chroot(c".")?;
+    rustix::process::chdir(c"/")
+}
+
+#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+fn unshare() -> Result<(), Errno> {
+    // SAFETY: CLONE_NEWNS, with the CLONE_FS that it implies, gives this thread a root and a working
+    // directory of its own and nothing else.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stand_in::StandIn;
+    use serde_json::json;
+    use std::fs;
+
+    struct Shared {
+        _dir: tempfile::TempDir,
+        path: PathBuf,
+    }
+
+    impl Shared {
+        /// A root with a volume's mount point and a link that leads out of it.
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().to_owned();
+            let root = path.join("box/rootfs");
+            for name in ["etc", "proc", "data"] {
+                fs::create_dir_all(root.join(name)).unwrap();
+            }
+            std::os::unix::fs::symlink("/data", root.join("link")).unwrap();
+            fs::write(root.join("etc/file"), "of the image").unwrap();
+            fs::create_dir_all(path.join("box/mounts/0")).unwrap();
+            fs::write(path.join("box/mounts/0/file"), "of the volume").unwrap();
+            Self { _dir: dir, path }
+        }
+
+        fn view(&self, spec: serde_json::Value) -> StandIn {
+            let spec: Spec = serde_json::from_value(spec).unwrap();
+            let view = View::of(&spec, &self.path, "box");
+            let root = view.root.clone();
+            let stand_in = StandIn::spawn().unwrap();
+            let enter = move || {
+                unshare().unwrap();
+                mount_change(
+                    "/",
+                    MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+                )
+                .unwrap();
+                // A mount, as in the shared directory.
+                mount_bind_recursive(&root, &root).unwrap();
+                view.enter()
+            };
+            stand_in.have(enter).unwrap().unwrap();
+            stand_in
+        }
+    }
+
+    fn seen(stand_in: &StandIn, path: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/{}/root{path}", stand_in.pid()))
+    }
+
+    fn spec(read_only: bool) -> serde_json::Value {
+        json!({ "ociVersion": "1.2.0", "root": { "path": "rootfs", "readonly": read_only },
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc" },
+                { "destination": "/link", "type": "bind",
+                  "source": "/run/rvm/shared/box/mounts/0", "options": ["rbind"] },
+                { "destination": "/proc/below", "type": "tmpfs", "source": "tmpfs" },
+            ] })
+    }
+
+    #[test]
+    fn the_containers_files_are_there_and_nothing_else() {
+        let shared = Shared::new();
+        let view = shared.view(spec(false));
+        assert_eq!(seen(&view, "/etc/file").unwrap(), "of the image");
+        assert_eq!(seen(&view, "/data/file").unwrap(), "of the volume");
+        assert!(seen(&view, "/etc/os-release").is_err());
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", view.pid())).unwrap();
+        assert_eq!(table.lines().count(), 3, "{table}");
+        let path = format!("/proc/{}/root/etc/file", view.pid());
+        fs::write(path, "changed").unwrap();
+        let file = shared.path.join("box/rootfs/etc/file");
+        assert_eq!(fs::read_to_string(file).unwrap(), "changed");
+    }
+
+    #[test]
+    fn what_is_the_guests_alone_is_empty_and_cannot_be_written() {
+        let shared = Shared::new();
+        let view = shared.view(spec(false));
+        let error = fs::write(format!("/proc/{}/root/proc/new", view.pid()), "").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn a_read_only_root_is_read_only_and_its_volumes_are_not() {
+        let shared = Shared::new();
+        let view = shared.view(spec(true));
+        let write = |path: &str| fs::write(format!("/proc/{}/root{path}", view.pid()), "");
+        let error = write("/etc/file").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        write("/data/file").unwrap();
+    }
+
+    #[test]
+    fn a_view_can_be_left() {
+        let shared = Shared::new();
+        let view = shared.view(spec(false));
+        view.leave_view().unwrap();
+        let mounts = |path: &str| fs::read_link(path).unwrap();
+        assert_eq!(
+            mounts(&format!("/proc/{}/ns/mnt", view.pid())),
+            mounts("/proc/thread-self/ns/mnt")
+        );
+    }
+}
