@@ -1,7 +1,7 @@
 //! A process that the host knows of: a container's first, or one that was exec'd.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -9,7 +9,7 @@ use rustix::termios::Winsize;
 use tokio::sync::watch;
 
 use crate::reaper::Exit;
-use crate::streams::Endpoint;
+use crate::streams::Terminal;
 use crate::sys::{Doing as _, OsError, signal};
 
 /// The highest signal number.
@@ -36,8 +36,8 @@ pub enum ProcessError {
 pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
-    /// The terminal's master, which belongs to its relay.
-    terminal: Mutex<Weak<Endpoint>>,
+    /// Its terminal, as long as it lives.
+    terminal: Mutex<Option<Terminal>>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -62,14 +62,18 @@ impl Process {
         &self.pidfd
     }
 
-    /// Remembers its terminal's master.
-    pub fn set_terminal(&self, master: Weak<Endpoint>) {
-        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = master;
+    /// Keeps its terminal open until it has ended.
+    pub fn set_terminal(&self, terminal: Terminal) {
+        let mut kept = self.terminal.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.has_finished() {
+            *kept = Some(terminal);
+        }
     }
 
-    /// Records its end and wakes whoever waits for it.
+    /// Records its end, wakes whoever waits for it, and lets go of its terminal.
     pub fn finish(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
+        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether it has ended.
@@ -106,7 +110,8 @@ impl Process {
             .terminal
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .upgrade();
+            .as_ref()
+            .and_then(|terminal| terminal.master.upgrade());
         let Some(terminal) = terminal else {
             return Err(match self.has_finished() {
                 true => ProcessError::Finished,

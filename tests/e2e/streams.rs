@@ -203,7 +203,10 @@ mod at_a_terminal {
     fn of_an_engine() {
         let rvm = Rvm::new();
         let socket = Reception::new(rvm.path("console.sock"));
-        let bundle = bundle("stty size; read line; echo got $line; exit 9");
+        // Nobody has the terminal open for a while, as with systemd's console.
+        let script = "stty size; read line; echo got $line; exec </dev/null >/dev/null 2>&1; \
+                      sleep 1; echo back >/dev/console; exit 9";
+        let bundle = bundle(script);
         let mut create = rvm.command(&["create", "--console-socket"]);
         create
             .arg(socket.path())
@@ -221,6 +224,7 @@ mod at_a_terminal {
         terminal.expect("70\r\n");
         terminal.write("there\n");
         terminal.expect("got there\r\n");
+        terminal.expect("back\r\n");
         rvm.wait_for_status("box", "stopped");
         rvm.ok(&["delete", "box"]);
     }

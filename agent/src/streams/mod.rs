@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::sys::{readiness, vsock};
 pub use endpoint::Endpoint;
-pub use stdio::{ProcessEnds, ProcessStreams, StreamIds, prepare};
+pub use stdio::{ProcessEnds, ProcessStreams, StreamIds, Terminal, prepare};
 
 /// Connections that may wait for their process at one time. A pod starts its containers one after
 /// the other, three streams each.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rvm_protocol::agent::Stdio;
 use rvm_protocol::agent::extra_descriptor::Kind;
 
@@ -64,6 +65,14 @@ pub struct ProcessStreams {
     pub for_process: ProcessEnds,
     relays: Vec<Relay>,
     terminal: Option<Claim>,
+}
+
+/// A terminal that is relayed as long as this lives, even while no process has it open: systemd, for
+/// one, closes its console and opens it again when it has something to say.
+pub struct Terminal {
+    /// The master, which belongs to the relay; serves for the size.
+    pub master: Weak<Endpoint>,
+    _slave: OwnedFd,
 }
 
 /// The descriptors that a process has to begin with.
@@ -174,10 +183,16 @@ impl ProcessStreams {
     }
 
     /// The same for a process that has made a terminal. Its master stays open as long as the relay
-    /// runs; what is returned serves for its size.
-    pub fn start_terminal(mut self, master: OwnedFd) -> Result<Weak<Endpoint>, StreamError> {
+    /// runs, which is until nobody has the terminal open: neither a process nor whoever keeps what is
+    /// returned.
+    pub fn start_terminal(mut self, master: OwnedFd) -> Result<Terminal, StreamError> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&master, flags).doing(|| "open the terminal")?;
         let master = Arc::new(Endpoint::new(master).doing(|| "watch the terminal")?);
-        let weak = Arc::downgrade(&master);
+        let kept = Terminal {
+            master: Arc::downgrade(&master),
+            _slave: slave,
+        };
         let terminal = self.terminal.take();
         self.start();
         tokio::spawn(async move {
@@ -190,7 +205,7 @@ impl ProcessStreams {
                 }
             }
         });
-        Ok(weak)
+        Ok(kept)
     }
 }
 
