@@ -210,7 +210,10 @@ pub enum StopReason {
     /// The agent switched it off, or the host asked for it.
     PowerOff,
     /// The guest reset itself. Ours never does so on purpose: it panicked, or worse.
-    GuestReset,
+    GuestReset {
+        /// The CPU that did and where it was, in a few words.
+        place: String,
+    },
     /// The VMM met something it cannot go on from.
     Failed {
         /// What, in one line.

@@ -135,7 +135,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let cpu_threads = vcpus
         .into_iter()
         .enumerate()
-        .map(|(id, fd)| spawn_vcpu(id, Vcpu::new(fd, Arc::clone(&cpus))))
+        .map(|(id, fd)| spawn_vcpu(id, Vcpu::new(id, fd, Arc::clone(&cpus))))
         .collect::<Result<_, _>>()?;
     ThreadKind::Main.apply()?;
     Ok(Machine {

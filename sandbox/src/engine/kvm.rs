@@ -228,7 +228,9 @@ impl Machine for KvmMachine {
                 Some(Event::Done) => self.answered(None),
                 Some(Event::Refused { reason }) => self.answered(Some(reason)),
                 Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
-                Some(Event::Stopped(StopReason::GuestReset)) => break MachineEnd::GuestReset,
+                Some(Event::Stopped(StopReason::GuestReset { place })) => {
+                    break MachineEnd::GuestReset(Some(place));
+                }
                 Some(Event::Stopped(StopReason::Failed { reason })) => {
                     break MachineEnd::Failed(reason);
                 }

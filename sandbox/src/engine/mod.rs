@@ -140,8 +140,8 @@ pub struct Plan<'a> {
 pub enum MachineEnd {
     /// The guest switched it off.
     PowerOff,
-    /// The guest reset itself: its kernel panicked, or worse.
-    GuestReset,
+    /// The guest reset itself: its kernel panicked, or worse. With the place, where the engine tells.
+    GuestReset(Option<String>),
     /// The process that ran it failed, or was killed. In one line.
     Failed(String),
 }
@@ -150,7 +150,8 @@ impl fmt::Display for MachineEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PowerOff => f.write_str("the guest switched its machine off"),
-            Self::GuestReset => f.write_str("the guest crashed"),
+            Self::GuestReset(None) => f.write_str("the guest crashed"),
+            Self::GuestReset(Some(place)) => write!(f, "the guest crashed ({place})"),
             Self::Failed(reason) => f.write_str(reason),
         }
     }

@@ -177,7 +177,7 @@ impl Processes {
         match (qemu, backend) {
             (Ok(Some(status)), _) if status.code() == Some(EXIT_POWER_OFF) => MachineEnd::PowerOff,
             // -no-reboot ends QEMU in place of a reset.
-            (Ok(Some(status)), _) if status.success() => MachineEnd::GuestReset,
+            (Ok(Some(status)), _) if status.success() => MachineEnd::GuestReset(None),
             // Without its back end QEMU is of no use. If that ended first, it is what explains more.
             (_, Ok(Some(first))) if !first.success() => {
                 let words = self.backend.last_words();

@@ -104,7 +104,13 @@ const MAIN: Rules = &[
 ];
 
 const VCPU: Rules = &[
-    (libc::SYS_ioctl, OneOf(1, &[KVM_RUN, libc::TUNSETOFFLOAD])),
+    (
+        libc::SYS_ioctl,
+        OneOf(
+            1,
+            &[KVM_RUN, libc::TUNSETOFFLOAD, KVM_GET_REGS, KVM_GET_SREGS],
+        ),
+    ),
     (libc::SYS_rt_sigtimedwait, Always),
     // A device that the guest resets closes its streams; early console output.
     (libc::SYS_shutdown, Always),
@@ -114,6 +120,12 @@ const VCPU: Rules = &[
 
 /// _IO(KVMIO, 0x80)
 const KVM_RUN: u64 = 0xae80;
+
+/// _IOR(KVMIO, 0x81, struct kvm_regs)
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+
+/// _IOR(KVMIO, 0x83, struct kvm_sregs)
+const KVM_GET_SREGS: u64 = 0x8138_ae83;
 
 /// _IOW(KVMIO, 0x76, struct kvm_irqfd)
 const KVM_IRQFD: u64 = 0x4020_ae76;

@@ -136,14 +136,15 @@ fn kick_signal() -> libc::c_int {
 
 /// A CPU, and the means to run it on the calling thread.
 pub struct Vcpu {
+    number: usize,
     fd: VcpuFd,
     shared: Arc<Shared>,
 }
 
 impl Vcpu {
-    /// A CPU that does not run yet.
-    pub fn new(fd: VcpuFd, shared: Arc<Shared>) -> Self {
-        Self { fd, shared }
+    /// The CPU of that number, which does not run yet.
+    pub fn new(number: usize, fd: VcpuFd, shared: Arc<Shared>) -> Self {
+        Self { number, fd, shared }
     }
 
     /// Makes the calling thread the one that runs this CPU.
@@ -189,7 +190,7 @@ impl Vcpu {
             VcpuExit::IoIn(port, data) => bus.port_in(port, data),
             VcpuExit::IoOut(POWER_OFF_PORT, _) => return Ok(Some(StopReason::PowerOff)),
             VcpuExit::IoOut(port, data) => bus.port_out(port, data),
-            VcpuExit::Shutdown => return Ok(Some(StopReason::GuestReset)),
+            VcpuExit::Shutdown => return Ok(Some(self.guest_reset())),
             VcpuExit::Intr => {}
             VcpuExit::FailEntry(reason, cpu) => {
                 return Ok(failed(format!(
@@ -204,6 +205,28 @@ impl Vcpu {
             }
         }
         Ok(None)
+    }
+
+    /// What a reset has to say: a kernel that panicked has told more on its console, and one that could
+    /// not (an exception in an exception in an exception) has told nothing.
+    fn guest_reset(&self) -> StopReason {
+        let place = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!(
+                "CPU {} at {:#x}, code segment at {:#x}, stack at {:#x}, CR0 {:#x}, CR2 {:#x}, \
+                 CR3 {:#x}, CR4 {:#x}, EFER {:#x}",
+                self.number,
+                regs.rip,
+                sregs.cs.base,
+                regs.rsp,
+                sregs.cr0,
+                sregs.cr2,
+                sregs.cr3,
+                sregs.cr4,
+                sregs.efer
+            ),
+            _ => format!("CPU {}", self.number),
+        };
+        StopReason::GuestReset { place }
     }
 }
 
