@@ -59,6 +59,9 @@ pub enum AgentError {
     /// Nobody listens at the port.
     #[error("connect to the port: {0}")]
     Forward(std::io::Error),
+    /// The copy of a volume cannot be made.
+    #[error("copy a volume: {0}")]
+    Volume(std::io::Error),
     /// The request came to an end without an answer.
     #[error("the agent dropped the request")]
     Dropped,
@@ -82,7 +85,9 @@ impl AgentError {
             | Self::ExecNotFinished(_)
             | Self::Process(ProcessError::NoTerminal)
             | Self::Stream(StreamError::Claimed(_)) => Code::FAILED_PRECONDITION,
-            Self::Launch(_) | Self::Network(_) | Self::Forward(_) => Code::UNKNOWN,
+            Self::Launch(_) | Self::Network(_) | Self::Forward(_) | Self::Volume(_) => {
+                Code::UNKNOWN
+            }
             Self::Cgroup(_)
             | Self::Process(_)
             | Self::Stream(_)

@@ -20,6 +20,7 @@ pub mod sandbox;
 pub mod server;
 pub mod streams;
 pub mod sys;
+pub mod volumes;
 
 use std::os::fd::OwnedFd;
 

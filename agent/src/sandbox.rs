@@ -16,6 +16,7 @@ use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::streams::{StreamHub, StreamIds};
 use crate::sys::{Doing as _, OsError};
+use crate::volumes::Volumes;
 
 enum Slot {
     /// Its id is taken.
@@ -38,6 +39,8 @@ pub struct Sandbox {
     pub network: Arc<tokio::sync::Mutex<Network>>,
     /// Names that the host knows.
     pub names: Names,
+    /// Copies of volumes.
+    pub volumes: Volumes,
     containers: Arc<Mutex<HashMap<String, Slot>>>,
     /// When containers were removed whose files the kernel may still know by their names.
     removed: Arc<Mutex<HashMap<String, Instant>>>,
@@ -61,6 +64,7 @@ impl Sandbox {
             reaper,
             events: Events::default(),
             names: Names::default(),
+            volumes: Volumes::default(),
             containers: Arc::default(),
             removed: Arc::default(),
         })
@@ -83,6 +87,9 @@ impl Sandbox {
         }
         self.forget_files_of(id).await;
         let created = container::create(self, id, config, ids).await;
+        if created.is_err() {
+            self.volumes.remove(id).await;
+        }
         let mut containers = self.lock();
         match &created {
             Ok(container) => {
@@ -93,6 +100,16 @@ impl Sandbox {
             }
         }
         created
+    }
+
+    /// Makes the copy of a volume of a container's, before the container or while it is there.
+    pub async fn update_volume(
+        &self,
+        request: &rvm_protocol::agent::UpdateVolumeRequest,
+    ) -> Result<(), AgentError> {
+        check_id(&request.container_id)?;
+        let updated = self.volumes.update(request).await;
+        updated.map_err(AgentError::Volume)
     }
 
     /// Finds a container.
@@ -107,6 +124,7 @@ impl Sandbox {
     /// Kills what is left of a container and forgets it.
     pub async fn remove(&self, id: &str) -> Result<(), AgentError> {
         self.container(id)?.remove().await?;
+        self.volumes.remove(id).await;
         self.lock().remove(id);
         let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
         removed.retain(|_, at| at.elapsed() < SHARED_CACHE_TIMEOUT);

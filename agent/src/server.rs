@@ -312,6 +312,16 @@ impl api::Agent for Service {
         Ok(api::Empty::default())
     }
 
+    async fn update_volume(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateVolumeRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let sandbox = self.sandbox.clone();
+        to_the_end(async move { sandbox.update_volume(&request).await }).await?;
+        Ok(api::Empty::default())
+    }
+
     async fn shutdown(
         &self,
         _: &TtrpcContext,

@@ -42,6 +42,9 @@ pub const SHARED_TAG: &str = "rvm";
 /// `<SHARED_DIR>/<container id>/rootfs`.
 pub const SHARED_DIR: &str = "/run/rvm/shared";
 
+/// Where the agent keeps copies of volumes: `<VOLUMES_DIR>/<container id>/<number>`.
+pub const VOLUMES_DIR: &str = "/run/rvm/volumes";
+
 /// How long the guest may go by what it knows of a shared file before it asks again. The host's
 /// changes, such as a volume that is updated, are seen within this time.
 pub const SHARED_CACHE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -25,6 +25,7 @@ use crate::stdio::{HostStdio, Relay};
 use crate::storage::{self, StorageError};
 use crate::timings::Timings;
 use crate::view::{View, ViewError};
+use crate::volumes::{VolumeError, Volumes};
 
 /// A container could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,9 @@ pub enum BringUpError {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The control groups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -142,11 +146,15 @@ impl Site<'_> {
         }
         self.limit(&sandbox)?;
         sandbox.find_names_for(&bundle.spec).await?;
+        let volumes = Volumes::send(container.id(), translation.volumes, &sandbox).await?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
         let view = View::of(&translation.spec, &sandbox.dir().shared(), container.id());
         let shown = self.stand_in.have(move || view.enter());
         shown.map_err(BringUpError::StandIn)??;
+        if let Some(volumes) = volumes {
+            volumes.follow(Arc::clone(&sandbox));
+        }
         container
             .lock()?
             .step(Status::Created, |state| state.guest_pid = Some(pid))?;

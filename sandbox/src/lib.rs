@@ -41,3 +41,4 @@ pub mod timings;
 pub mod update;
 pub mod users;
 pub mod view;
+pub mod volumes;

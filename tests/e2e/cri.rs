@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rvm_tests::command::eventually;
-use rvm_tests::cri::{Cri, Pod, SUBNET, api};
+use rvm_tests::cri::{Container, Cri, Pod, SUBNET, api};
 
 /// A container that runs until it is told to stop, and then goes at once.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -108,7 +109,7 @@ fn streams_of_a_container_and_of_programs_in_it_reach_the_client() {
 
     let mut terminal = box_.stream("read a; stty size; exit 3", true);
     terminal.resize(77, 33);
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     terminal.write(b"go\r");
     terminal.wait_for("33 77");
     assert_eq!(terminal.finish().2, 3);
@@ -224,7 +225,7 @@ fn ports_of_a_pod_are_forwarded() {
 }
 
 /// Whether a container sees a process of another's by its name.
-fn sees(container: &rvm_tests::cri::Container<'_>, name: &str) -> bool {
+fn sees(container: &Container<'_>, name: &str) -> bool {
     container.shell("ps").contains(name)
 }
 
@@ -312,23 +313,39 @@ fn files(count: usize, text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// A container with a volume at /config.
-fn with_volume<'a>(pod: &Pod<'a>, volume: &Projected) -> rvm_tests::cri::Container<'a> {
+/// A container with a volume at /config, and a program at /watch that tells of events.
+fn with_volume<'a>(pod: &Pod<'a>, volume: &Projected) -> Container<'a> {
     pod.start("box", WAITS, |config| {
         mount(config, volume.dir.path(), "/config", true);
+        let watch = Path::new(env!("CARGO_BIN_EXE_rvm-watch"));
+        mount(config, watch, "/watch", true);
+        for library in ["/lib64", "/lib/x86_64-linux-gnu"] {
+            let real = fs::canonicalize(library).unwrap();
+            mount(config, &real, library, true);
+        }
     })
 }
 
 #[test]
-fn a_projected_volume_that_is_swapped_is_seen_anew() {
+fn an_update_of_a_volume_with_a_thousand_files_is_told_and_seen_within_a_second() {
     let cri = Cri::new();
-    let mut volume = Projected::new(&files(3, "old"));
+    let mut volume = Projected::new(&files(1000, "old"));
     let pod = cri.pod("volumes", |_| {});
     let box_ = with_volume(&pod, &volume);
-    assert_eq!(box_.shell("cat /config/key2"), "old 2\n");
-    volume.write(&files(3, "new"));
-    eventually("the update is seen", || {
-        box_.shell("cat /config/key2") == "new 2\n"
-    });
+    assert_eq!(box_.shell("cat /config/key999"), "old 999\n");
+    assert_eq!(box_.shell("ls /config | wc -l"), "1000\n");
+    let mut watch = box_.stream("/watch /config", false);
+    watch.wait_for("ready");
+    let start = Instant::now();
+    volume.write(&files(1000, "new"));
+    watch.wait_for("event ..data\n");
+    let told = start.elapsed();
+    assert_eq!(
+        box_.shell("cat /config/key999 /config/key0"),
+        "new 999\nnew 0\n"
+    );
+    eprintln!("the update was told after {told:?}");
+    assert!(told < Duration::from_secs(1), "{told:?}");
+    assert_ne!(box_.exec("echo > /config/key0").code, 0, "it is read-only");
     pod.remove();
 }

@@ -4,7 +4,7 @@ use oci_spec::runtime::LinuxResources;
 use rvm_protocol::agent::{
     Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
     RemoveContainerRequest, ResumeContainerRequest, ShutdownRequest, StatsRequest, StatsResponse,
-    UpdateContainerRequest,
+    UpdateContainerRequest, UpdateVolumeRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
@@ -24,6 +24,12 @@ impl Agent {
             process.command = clean(&process.command);
         }
         Ok(answer)
+    }
+
+    /// Makes the guest's copy of a volume what the request says.
+    pub async fn update_volume(&self, request: &UpdateVolumeRequest) -> Result<(), AgentError> {
+        let answer = self.0.update_volume(limited(), request).await;
+        answer.map(|_| ()).map_err(failed("update volume"))
     }
 
     /// Makes every process of a container stand still, and returns when they do.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
-use rvm_protocol::SHARED_DIR;
+use rvm_protocol::{SHARED_DIR, VOLUMES_DIR};
 
 use super::sources::Source;
 use super::translate::SharedMount;
@@ -13,6 +13,16 @@ use crate::storage::VOLUMES;
 /// Whether a mount makes a part of the host's file system visible.
 pub fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || has_option(mount, &["bind", "rbind"])
+}
+
+/// Whether the container may not write to a mount.
+pub fn is_read_only(mount: &Mount) -> bool {
+    has_option(mount, &["ro", "rro"])
+}
+
+/// Whether the owners of a mount's files are mapped.
+pub fn maps_ids(mount: &Mount) -> bool {
+    has_option(mount, &["idmap", "ridmap"]) || mount.uid_mappings().is_some()
 }
 
 fn has_option(mount: &Mount, names: &[&str]) -> bool {
@@ -25,9 +35,13 @@ fn options(mount: &Mount) -> impl Iterator<Item = &str> {
 }
 
 /// Replaces what names something of the host, in the mounts of the container `id`; `sources` says what
-/// that is. Returns what the guest must see of the host.
-pub fn translate(spec: &mut Spec, sources: &[Option<Source>], id: &str) -> Vec<SharedMount> {
-    let mut shared = Vec::new();
+/// that is. Returns what the guest must see of the host, and the volumes that it gets copies of.
+pub fn translate(
+    spec: &mut Spec,
+    sources: &[Option<Source>],
+    id: &str,
+) -> (Vec<SharedMount>, Vec<PathBuf>) {
+    let (mut shared, mut volumes) = (Vec::new(), Vec::new());
     let mut wants_cgroups = false;
     let maps = Maps::of_container(spec);
     let mounts = spec.mounts_mut().take();
@@ -44,6 +58,11 @@ pub fn translate(spec: &mut Spec, sources: &[Option<Source>], id: &str) -> Vec<S
             Some(Source::Files(path)) => {
                 let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
                 shared.push(share(&mut mount, path, place, &maps));
+            }
+            Some(Source::Volume(path)) => {
+                let copy = Path::new(VOLUMES_DIR).join(id);
+                _ = mount.set_source(Some(copy.join(volumes.len().to_string())));
+                volumes.push(path.clone());
             }
             Some(Source::Device(path) | Source::Kernel(path)) => {
                 _ = mount.set_source(Some(path.clone()))
@@ -67,7 +86,7 @@ pub fn translate(spec: &mut Spec, sources: &[Option<Source>], id: &str) -> Vec<S
         open_cgroups(&mut kept);
     }
     spec.set_mounts(has_mounts.then_some(kept));
-    shared
+    (shared, volumes)
 }
 
 /// Has the guest find a mount's files in the shared directory.
@@ -81,7 +100,7 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedM
         source: path.to_owned(),
         place,
         recursive: has_option(mount, &["rbind"]),
-        read_only: has_option(mount, &["ro", "rro"]),
+        read_only: is_read_only(mount),
         follows_host: has_option(mount, &["slave", "rslave", "shared", "rshared"]),
         idmap: id_map(mount, maps),
     };
@@ -187,7 +206,7 @@ mod tests {
     fn translated(mounts: Value, sources: &[Option<Source>]) -> (Value, Vec<SharedMount>) {
         let config = json!({ "ociVersion": "1.2.0", "mounts": mounts });
         let mut spec: Spec = serde_json::from_value(config).unwrap();
-        let shared = translate(&mut spec, sources, "box");
+        let (shared, _) = translate(&mut spec, sources, "box");
         (serde_json::to_value(&spec).unwrap(), shared)
     }
 
@@ -223,7 +242,8 @@ mod tests {
             "linux": { "uidMappings": container, "gidMappings": container } });
         let mut spec: Spec = serde_json::from_value(config).unwrap();
         let files = |path: &str| Some(Source::Files(path.into()));
-        let shared = translate(&mut spec, &[files("/a"), files("/b"), files("/c")], "box");
+        let sources = [files("/a"), files("/b"), files("/c")];
+        let (shared, _) = translate(&mut spec, &sources, "box");
         let maps: Vec<_> = shared.iter().map(|shared| shared.idmap.clone()).collect();
         let map = |line: &str, recursive| {
             let (uids, gids) = (line.to_owned(), line.to_owned());

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::mounts::is_bind;
+use super::mounts::{is_bind, is_read_only, maps_ids};
 use super::pod::Role;
 use super::validate::Problem;
+use crate::volumes;
 
 /// `TMPFS_MAGIC` of `<linux/magic.h>`.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -22,6 +23,8 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 pub enum Source {
     /// A file or directory to be shared.
     Files(PathBuf),
+    /// A volume that is updated as a whole, of which the guest gets a copy.
+    Volume(PathBuf),
     /// A device, by the link to it in the guest's /sys/dev. The agent finds the node.
     Device(PathBuf),
     /// A part of a file system of the kernel's, by its path in the guest.
@@ -67,9 +70,15 @@ fn find_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
         Some(source) => source,
         None => match engines_memory(&real, mount, role) {
             Some(bytes) => Source::SharedMemory(bytes),
+            None if is_copied(&real, mount) => Source::Volume(real),
             None => Source::Files(path.to_owned()),
         },
     })
+}
+
+/// What the container could write to must be the volume itself.
+fn is_copied(path: &Path, mount: &Mount) -> bool {
+    is_read_only(mount) && !maps_ids(mount) && volumes::is_volume(path)
 }
 
 /// The device by its numbers, as sysfs has it.

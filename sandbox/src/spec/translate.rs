@@ -39,6 +39,8 @@ pub struct Translation {
     pub spec: Spec,
     /// The root first, then the bind mounts.
     pub mounts: Vec<SharedMount>,
+    /// Volumes that the guest gets copies of, by their numbers.
+    pub volumes: Vec<PathBuf>,
 }
 
 /// Translates the bundle's configuration for the container `id`, which makes a sandbox of its own or
@@ -58,7 +60,8 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
     if let Some(root) = spec.root_mut() {
         root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
     }
-    mounts.extend(mounts::translate(&mut spec, &bundle.sources, id));
+    let (shared, volumes) = mounts::translate(&mut spec, &bundle.sources, id);
+    mounts.extend(shared);
     let (hooks, programs) = guest_hooks(spec.hooks().as_ref(), id);
     spec.set_hooks(hooks);
     mounts.extend(programs);
@@ -76,7 +79,11 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
             resources::for_guest(resources);
         }
     }
-    Ok(Translation { spec, mounts })
+    Ok(Translation {
+        spec,
+        mounts,
+        volumes,
+    })
 }
 
 /// The hooks that the guest runs, and the programs of the host among them.

@@ -1,0 +1,348 @@
+//! Volumes that their owner updates as a whole, as kubelet does those of ConfigMaps, Secrets and
+//! projected sources: files lie in a directory that a link called `..data` leads to, and an update
+//! exchanges the link. Whoever waits for that by inotify(7) waits in the guest, and neither virtio-fs
+//! nor 9p tells a guest of what the host changes. So the guest gets a copy of such a volume, and the
+//! agent does to the copy what was done to the volume; the guest's kernel tells of that as of any
+//! change.
+//!
+//! A copy is sent as one message, which bounds it; larger volumes are shared as all others are.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::inotify;
+use rvm_protocol::agent::{UpdateVolumeRequest, VolumeFile, VolumeLink};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::readable::Readable;
+use crate::sandbox::Sandbox;
+
+/// The link that is exchanged.
+const DATA: &str = "..data";
+
+/// The most that a copy may hold, in bytes with all names: a message may have 4 MiB. A ConfigMap or
+/// Secret has no more than one.
+const MAX_BYTES: u64 = 3 << 20;
+
+/// The most files and directories in one.
+const MAX_FILES: usize = 4096;
+
+/// How deep directories may lie in one another.
+const MAX_DEPTH: usize = 16;
+
+/// How long an update may be under way: links follow the exchange of the directory.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How often a volume is looked at that cannot be watched, because watches are few on a host.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often an update is read again that another overtook.
+const TRIES: u32 = 5;
+
+/// Whether a directory is a volume of this kind that can be copied.
+pub fn is_volume(path: &Path) -> bool {
+    fs::symlink_metadata(path.join(DATA)).is_ok_and(|found| found.is_symlink())
+        && read(path)
+            .inspect_err(|error| {
+                tracing::info!("updates of {} are not told: {error}", path.display());
+            })
+            .is_ok()
+}
+
+/// Reads all of a volume.
+fn read(path: &Path) -> io::Result<UpdateVolumeRequest> {
+    let version = fs::read_link(path.join(DATA))?;
+    let version = version.to_str().filter(|name| is_plain(name));
+    let version = version.ok_or_else(|| unfit("..data leads elsewhere"))?;
+    let mut contents = UpdateVolumeRequest {
+        version: version.to_owned(),
+        root: Some(file(
+            String::new(),
+            &fs::symlink_metadata(path)?,
+            Vec::new(),
+        ))
+        .into(),
+        ..Default::default()
+    };
+    let mut room = MAX_BYTES;
+    read_files(&path.join(version), "", 0, &mut room, &mut contents)?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string();
+        let name = name.map_err(|_| unfit("a name is no text"))?;
+        if name.starts_with("..") {
+            continue;
+        }
+        let target = fs::read_link(entry.path())?.into_os_string().into_string();
+        let target = target.map_err(|_| unfit("a link is no text"))?;
+        spend(&mut room, name.len() + target.len())?;
+        contents.links.push(VolumeLink {
+            name,
+            target,
+            ..Default::default()
+        });
+    }
+    // In the order of the directory they would look changed when they are not.
+    contents.links.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(contents)
+}
+
+fn read_files(
+    dir: &Path,
+    prefix: &str,
+    depth: usize,
+    room: &mut u64,
+    contents: &mut UpdateVolumeRequest,
+) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(unfit("directories lie too deep in it"));
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string();
+        let name = name.map_err(|_| unfit("a name is no text"))?;
+        let (path, found) = (format!("{prefix}{name}"), entry.metadata()?);
+        spend(room, path.len())?;
+        if contents.files.len() == MAX_FILES {
+            return Err(unfit("it has too many files"));
+        }
+        if found.is_dir() {
+            contents.files.push(file(path.clone(), &found, Vec::new()));
+            let prefix = format!("{path}/");
+            read_files(&entry.path(), &prefix, depth + 1, room, contents)?;
+        } else if found.is_file() {
+            let bytes = read_file(&entry.path(), *room)?;
+            spend(room, bytes.len())?;
+            contents.files.push(file(path, &found, bytes));
+        } else {
+            return Err(unfit("it has more than files and directories"));
+        }
+    }
+    contents.files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(())
+}
+
+fn read_file(path: &Path, room: u64) -> io::Result<Vec<u8>> {
+    let mut options = fs::OpenOptions::new();
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    let mut bytes = Vec::new();
+    // One more, to see that there is no room for it.
+    file.take(room + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn file(path: String, found: &fs::Metadata, content: Vec<u8>) -> VolumeFile {
+    VolumeFile {
+        path,
+        mode: found.mode(),
+        uid: found.uid(),
+        gid: found.gid(),
+        content,
+        ..Default::default()
+    }
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains('/')
+}
+
+fn spend(room: &mut u64, bytes: usize) -> io::Result<()> {
+    let left = room.checked_sub(bytes as u64);
+    *room = left.ok_or_else(|| unfit("it is too large"))?;
+    Ok(())
+}
+
+fn unfit(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, reason)
+}
+
+/// The volumes of a container, and what the guest has of them.
+pub struct Volumes {
+    id: String,
+    paths: Vec<PathBuf>,
+    sent: Vec<UpdateVolumeRequest>,
+    /// None if they cannot be watched.
+    changes: Option<Readable>,
+}
+
+impl Volumes {
+    /// Begins to watch, and gives the guest the first copies. None if there are no volumes.
+    pub async fn send(
+        id: &str,
+        paths: Vec<PathBuf>,
+        sandbox: &Sandbox,
+    ) -> Result<Option<Self>, VolumeError> {
+        if paths.is_empty() {
+            return Ok(None);
+        }
+        let changes = watch(&paths).inspect_err(|error| {
+            tracing::info!("the volumes of {id} are looked at, for want of a watch: {error}");
+        });
+        let mut volumes = Self {
+            id: id.to_owned(),
+            changes: changes.ok(),
+            sent: Vec::new(),
+            paths,
+        };
+        for number in 0..volumes.paths.len() {
+            volumes.sent.push(UpdateVolumeRequest::new());
+            volumes.update(number, sandbox).await?;
+        }
+        Ok(Some(volumes))
+    }
+
+    /// Passes on what happens to the volumes, until the container has ended.
+    pub fn follow(mut self, sandbox: Arc<Sandbox>) {
+        tokio::spawn(async move {
+            let id = self.id.clone();
+            tokio::select! {
+                () = self.pass_on(&sandbox) => {}
+                _ = sandbox.wait(&id, "") => {}
+            }
+        });
+    }
+
+    async fn pass_on(&mut self, sandbox: &Sandbox) {
+        loop {
+            self.changed().await;
+            for number in 0..self.paths.len() {
+                if let Err(error) = self.update(number, sandbox).await {
+                    tracing::warn!("{}", crate::error_chain::chain(&error));
+                }
+            }
+        }
+    }
+
+    /// Returns when something has changed, perhaps.
+    async fn changed(&self) {
+        match &self.changes {
+            Some(changes) => {
+                // It fails only if the queue is gone, and then there is nothing to be told.
+                if changes.read(drain).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(SETTLE).await;
+            }
+            None => tokio::time::sleep(LOOK).await,
+        }
+    }
+
+    async fn update(&mut self, number: usize, sandbox: &Sandbox) -> Result<(), VolumeError> {
+        let path = &self.paths[number];
+        let failed = |source: io::Error| VolumeError {
+            path: path.clone(),
+            source,
+        };
+        if self.changes.is_none()
+            && fs::read_link(path.join(DATA))
+                .is_ok_and(|version| version == Path::new(&self.sent[number].version))
+        {
+            return Ok(());
+        }
+        let mut contents = read_settled(path).await.map_err(failed)?;
+        contents.container_id.clone_from(&self.id);
+        contents.volume = u32::try_from(number)
+            .map_err(io::Error::other)
+            .map_err(failed)?;
+        if contents != self.sent[number] {
+            let sent = sandbox.agent().update_volume(&contents).await;
+            sent.map_err(|error| failed(io::Error::other(error)))?;
+            self.sent[number] = contents;
+        }
+        Ok(())
+    }
+}
+
+/// A volume cannot be copied into the guest.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot copy the volume {} into the guest", path.display())]
+pub struct VolumeError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// What is read while an update takes away the version before it is read anew.
+async fn read_settled(path: &Path) -> io::Result<UpdateVolumeRequest> {
+    let mut tries = 0;
+    loop {
+        match read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(SETTLE).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn watch(paths: &[PathBuf]) -> io::Result<Readable> {
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let queue = inotify::init(flags)?;
+    for path in paths {
+        let kinds = inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::DELETE;
+        inotify::add_watch(&queue, path, kinds)?;
+    }
+    Readable::new(queue.as_fd())
+}
+
+/// Takes what is in the queue; what it is does not matter.
+fn drain(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    rustix::io::read(fd, &mut buffer)?;
+    while rustix::io::read(fd, &mut buffer).is_ok_and(|count| count > 0) {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn volume(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("..1/sub")).unwrap();
+        for (name, bytes) in files {
+            fs::write(dir.path().join("..1").join(name), bytes).unwrap();
+        }
+        symlink("..1", dir.path().join(DATA)).unwrap();
+        symlink("..data/key", dir.path().join("key")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_volume_is_read_with_its_links() {
+        let dir = volume(&[("key", b"value"), ("sub/other", b"")]);
+        let contents = read(dir.path()).unwrap();
+        let paths: Vec<_> = contents.files.iter().map(|file| &*file.path).collect();
+        assert_eq!(paths, ["key", "sub", "sub/other"]);
+        assert_eq!(contents.files[0].content, b"value");
+        assert_eq!(
+            (&*contents.version, &*contents.links[0].target),
+            ("..1", "..data/key")
+        );
+        assert!(is_volume(dir.path()));
+    }
+
+    #[test]
+    fn what_is_no_such_volume_or_too_large_is_none() {
+        let dir = volume(&[("key", &vec![0; 3 << 20])]);
+        assert!(!is_volume(dir.path()));
+        let dir = volume(&[]);
+        symlink("/etc/passwd", dir.path().join("..1/link")).unwrap();
+        assert!(!is_volume(dir.path()));
+        let dir = volume(&[]);
+        fs::write(dir.path().join("plain"), "").unwrap();
+        assert!(!is_volume(dir.path()));
+        assert!(!is_volume(tempfile::tempdir().unwrap().path()));
+    }
+}
