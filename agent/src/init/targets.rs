@@ -108,7 +108,14 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> rustix::io::Result<Owne
                 if links > MAX_LINKS {
                     return Err(Errno::LOOP);
                 }
-                let target = rustix::fs::readlinkat(&parent, &name, Vec::new())?;
+                let target = match rustix::fs::readlinkat(&parent, &name, Vec::new()) {
+                    Err(Errno::INVAL) => {
+                        // No link: someone else has made it in between.
+                        rest.push(name);
+                        continue;
+                    }
+                    result => result?,
+                };
                 let target =
                     Path::new(std::str::from_utf8(target.as_bytes()).map_err(|_| Errno::ILSEQ)?);
                 if target.is_absolute() {
@@ -181,6 +188,19 @@ mod tests {
         let (directory, root) = root();
         open_or_make(root.as_fd(), "/a/b/file", Kind::File).unwrap();
         assert!(directory.path().join("root/a/b/file").is_file());
+    }
+
+    #[test]
+    fn what_others_make_at_the_same_time_is_taken() {
+        let (_directory, root) = root();
+        for round in 0..50 {
+            let path = format!("/{round}/a/b/c");
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| open_or_make(root.as_fd(), &path, Kind::Directory).unwrap());
+                }
+            });
+        }
     }
 
     #[test]
