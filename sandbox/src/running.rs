@@ -1,8 +1,11 @@
 //! What can be asked of a running container: to stand still and to go on, and what it is doing.
 
+use std::collections::BTreeSet;
+
 use rvm_protocol::agent::{ListProcessesResponse, StatsResponse};
 
 use crate::agent::{Agent, AgentError, Events};
+use crate::cgroup::Cgroup;
 use crate::lifecycle::LifecycleError;
 use crate::state::{Container, State, Status};
 
@@ -47,6 +50,19 @@ pub async fn processes(container: &Container) -> Result<ListProcessesResponse, L
             agent.processes(container.id()).await.map_err(gone)
         }
     }
+}
+
+/// The processes of the host that run a container, by the host's numbers: its monitor, and those of its
+/// machine. None if it has stopped.
+pub fn host_processes(container: &Container) -> Result<BTreeSet<i32>, LifecycleError> {
+    let state = container.state()?;
+    if let Status::Stopped | Status::Creating = state.status() {
+        return Ok(BTreeSet::new());
+    }
+    let groups = state.cgroup.as_ref().map(Cgroup::processes).transpose()?;
+    let mut processes = groups.unwrap_or_default();
+    processes.insert(state.pid());
+    Ok(processes)
 }
 
 /// What a container does, as it is to be reported for some time.

@@ -5,7 +5,8 @@
 //! look below `/proc/PID/root`. Both must find the container's files there and nothing of the host's. The
 //! view has the root and the volumes that the guest has, at the same places. What the guest alone has,
 //! such as a tmpfs or `/proc`, is an empty directory that cannot be written, so that nothing is put
-//! where the container never sees it.
+//! where the container never sees it. Whoever looks for processes in its `/proc`, as `podman top` does,
+//! meets an error, which is better than finding none.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -61,6 +62,8 @@ struct Place {
     destination: PathBuf,
     /// What of the host is there, if anything.
     source: Option<PathBuf>,
+    /// Whether processes are looked for there.
+    is_proc: bool,
 }
 
 impl View {
@@ -75,6 +78,7 @@ impl View {
             Place {
                 destination: mount.destination().clone(),
                 source: within.map(|within| shared.join(within)),
+                is_proc: mount.typ().as_deref() == Some("proc"),
             }
         };
         Self {
@@ -109,10 +113,7 @@ impl View {
 
     fn mount(&self, root: &OwnedFd, place: &Place) -> Result<(), ViewError> {
         let path = &place.destination;
-        // Links in the image lead nowhere but into the image.
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let found = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-        let found = match found {
+        let found = match open_in(root, path) {
             // Below something that is the guest's.
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             found => at("find", path, found)?,
@@ -123,7 +124,7 @@ impl View {
             None => {
                 let stat = at("examine", path, rustix::fs::fstat(&found))?;
                 match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => at("cover", path, cover(&point)),
+                    FileType::Directory => at("cover", path, cover(root, place, &point)),
                     _ => Ok(()),
                 }
             }
@@ -132,9 +133,23 @@ impl View {
 }
 
 /// Mounts an empty directory that cannot be written.
-fn cover(point: &str) -> Result<(), Errno> {
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("rvm", point, "tmpfs", flags, Some(c"mode=755,size=4k"))
+fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("rvm", point, "tmpfs", flags, Some(c"mode=755,size=4k"))?;
+    // `point` still leads below it.
+    let top = open_in(root, &place.destination)?;
+    if place.is_proc {
+        // The first process is nowhere to be found: a link to itself.
+        rustix::fs::symlinkat("1", &top, "1")?;
+    }
+    let point = format!("/proc/thread-self/fd/{}", top.as_raw_fd());
+    make_read_only(Path::new(&point), false)
+}
+
+/// Opens a path in a root. Links in the image lead nowhere but into the image.
+fn open_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
 }
 
 fn pivot(root: &OwnedFd) -> Result<(), Errno> {
@@ -241,6 +256,8 @@ mod tests {
         let view = shared.view(spec(false));
         let error = fs::write(format!("/proc/{}/root/proc/new", view.pid()), "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        let error = seen(&view, "/proc/1/stat").unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::LOOP));
     }
 
     #[test]

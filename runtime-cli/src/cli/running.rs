@@ -17,7 +17,7 @@ pub enum Format {
 /// Which processes to print, and how.
 #[derive(Args, Debug)]
 pub struct PsArgs {
-    /// How to print: table or json (the process ids alone)
+    /// How to print: table (of the guest's processes) or json (the ids of the host's that run them)
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub format: Format,
     /// The container's id

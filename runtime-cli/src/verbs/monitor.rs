@@ -15,6 +15,8 @@ use crate::cli::{Global, MonitorArgs};
 
 /// Stands for a container until it ends, and ends with its exit code.
 pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
+    // Its file was /proc/self/exe when it was executed, and that is no name to find it by.
+    rustix::thread::set_name(c"rvm")?;
     let parent = lifecycle::inherited_socket(args.ready)
         .context("rvm monitor is started by rvm create, not by hand")?;
     let explain = parent.try_clone()?;

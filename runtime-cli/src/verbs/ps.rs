@@ -1,5 +1,6 @@
 //! rvm ps
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -13,15 +14,19 @@ use rvm_sandbox::users::UserNames;
 use super::block_on;
 use crate::cli::{Format, Global, PsArgs};
 
-/// Prints the processes of a container, as the guest numbers them.
+/// Prints the processes of a container. The table, for people, tells of those in the guest, as the
+/// guest numbers them. The list is for engines, who look the numbers up on the host: it has those of the
+/// processes that run the container there.
 pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<ExitCode> {
     check_options(&args.options)?;
     let container = global.store().open(&args.id)?;
-    let mut list = block_on(running::processes(&container))??;
-    list.processes.sort_by_key(|process| process.pid);
     let text = match args.format {
-        Format::Table => table(&list, &UserNames::load()),
-        Format::Json => json(&list)?,
+        Format::Table => {
+            let mut list = block_on(running::processes(&container))??;
+            list.processes.sort_by_key(|process| process.pid);
+            table(&list, &UserNames::load())
+        }
+        Format::Json => json(&running::host_processes(&container)?)?,
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
@@ -39,8 +44,7 @@ fn check_options(options: &[String]) -> anyhow::Result<()> {
     }
 }
 
-fn json(list: &ListProcessesResponse) -> anyhow::Result<String> {
-    let pids: Vec<u32> = list.processes.iter().map(|process| process.pid).collect();
+fn json(pids: &BTreeSet<i32>) -> anyhow::Result<String> {
     // As runc: no list rather than an empty one.
     let pids = (!pids.is_empty()).then_some(pids);
     Ok(serde_json::to_string(&pids)? + "\n")
@@ -143,8 +147,8 @@ mod tests {
 
     #[test]
     fn json_is_the_pids_or_nothing() {
-        assert_eq!(json(&list()).unwrap(), "[77]\n");
-        assert_eq!(json(&ListProcessesResponse::new()).unwrap(), "null\n");
+        assert_eq!(json(&BTreeSet::from([78, 77])).unwrap(), "[77,78]\n");
+        assert_eq!(json(&BTreeSet::new()).unwrap(), "null\n");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod systemd;
 mod v1;
 mod v2;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -237,6 +238,15 @@ impl Cgroup {
     /// What the container costs the host, as the agent tells what it costs the guest.
     pub fn stats(&self) -> StatsResponse {
         stats::read(self)
+    }
+
+    /// The processes in the groups and below.
+    pub fn processes(&self) -> Result<BTreeSet<i32>, CgroupError> {
+        let mut processes = BTreeSet::new();
+        for dir in &self.dirs {
+            processes.extend(files::processes(&dir.path)?);
+        }
+        Ok(processes)
     }
 
     /// Ends whatever is in the groups, but for this process, and removes them. Nothing there is no

@@ -1,6 +1,5 @@
 //! Taking a container's groups away.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -50,10 +49,7 @@ fn end_processes(cgroup: &Cgroup) -> Result<(), CgroupError> {
     let start = Instant::now();
     let own = rustix::process::getpid().as_raw_nonzero().get();
     loop {
-        let mut processes = BTreeSet::new();
-        for dir in &cgroup.dirs {
-            processes.extend(files::processes(&dir.path)?);
-        }
+        let mut processes = cgroup.processes()?;
         processes.remove(&own);
         let Some(first) = cgroup.dirs.first().filter(|_| !processes.is_empty()) else {
             return Ok(());
