@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rvm_tests::command::eventually;
+use rvm_tests::command::{eventually, signal};
 use rvm_tests::cri::{Container, Cri, Pod, SUBNET, api};
 
 /// A container that runs until it is told to stop, and then goes at once.
@@ -135,7 +135,13 @@ fn streams_of_a_container_and_of_programs_in_it_reach_the_client() {
 #[test]
 fn a_container_is_measured_limited_and_started_again() {
     let cri = Cri::new();
-    let pod = cri.pod("life", |_| {});
+    let pod = cri.pod("life", |config| {
+        let linux = config.linux.mut_or_insert_default();
+        let together = linux.resources.mut_or_insert_default();
+        together.memory_limit_in_bytes = 300 << 20;
+        together.cpu_quota = 100_000;
+        together.cpu_period = 100_000;
+    });
     let limited = |config: &mut api::ContainerConfig| {
         let resources = config
             .linux
@@ -159,6 +165,12 @@ fn a_container_is_measured_limited_and_started_again() {
     });
     assert_eq!(file("memory.max"), format!("{}\n", 48 << 20));
     assert_eq!(file("cpu.max"), "25000 100000\n");
+
+    // The machine is as large as the pod's containers may become together.
+    let total = box_.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo; nproc");
+    let total: Vec<u64> = total.lines().map(|line| line.parse().unwrap()).collect();
+    assert!((280 << 10..360 << 10).contains(&total[0]), "{total:?} kB");
+    assert_eq!(total[1], 1);
 
     let stats = box_.stats();
     assert!(stats.memory.working_set_bytes.value > 100_000, "{stats:?}");
@@ -347,5 +359,100 @@ fn an_update_of_a_volume_with_a_thousand_files_is_told_and_seen_within_a_second(
     eprintln!("the update was told after {told:?}");
     assert!(told < Duration::from_secs(1), "{told:?}");
     assert_ne!(box_.exec("echo > /config/key0").code, 0, "it is read-only");
+    pod.remove();
+}
+
+/// A configuration of a pod that needs little.
+fn small(cri: &Cri, name: &str) -> api::PodSandboxConfig {
+    let mut config = cri.pod_config(name);
+    let linux = config.linux.mut_or_insert_default();
+    let together = linux.resources.mut_or_insert_default();
+    together.memory_limit_in_bytes = 32 << 20;
+    together.cpu_quota = 100_000;
+    together.cpu_period = 100_000;
+    config
+}
+
+#[test]
+fn twenty_pods_run_side_by_side_and_leave_nothing() {
+    const PODS: usize = 20;
+    let cri = Cri::new();
+    let start = Instant::now();
+    let live = |(number, config): (usize, api::PodSandboxConfig)| {
+        let pod = cri.run_pod(config).unwrap();
+        let box_ = pod.start("box", WAITS, |_| {});
+        assert_eq!(box_.shell(&format!("echo {number}")), format!("{number}\n"));
+        pod
+    };
+    let configs = (0..PODS).map(|number| (number, small(&cri, &format!("pod{number}"))));
+    let pods: Vec<Pod<'_>> = std::thread::scope(|scope| {
+        let spawn = |config| scope.spawn(|| live(config));
+        let threads: Vec<_> = configs.map(spawn).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().unwrap();
+        threads.into_iter().map(join).collect()
+    });
+    let up = start.elapsed();
+    assert_eq!(cri.containerd().shims().len(), PODS);
+    let addresses: std::collections::BTreeSet<String> = pods
+        .iter()
+        .map(|pod| pod.status().network.ip.clone())
+        .collect();
+    assert_eq!(addresses.len(), PODS);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for pod in pods {
+            scope.spawn(move || pod.remove());
+        }
+    });
+    println!(
+        "{PODS} pods were up after {up:.1?} and gone after {:.1?} more",
+        start.elapsed()
+    );
+}
+
+/// A process that runs a pod's machine.
+fn machine(cri: &Cri) -> i32 {
+    let is_machine = |pid: &i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.starts_with("qemu") || name.starts_with("rvm-vmm")
+    };
+    let processes = cri.world().processes();
+    processes.into_iter().find(is_machine).unwrap()
+}
+
+#[test]
+fn a_pod_whose_machine_or_shim_dies_is_told_dead_and_replaced() {
+    let cri = Cri::new();
+    for name in ["machine", "shim"] {
+        let pod = cri.run_pod(small(&cri, name)).unwrap();
+        let box_ = pod.start("box", WAITS, |_| {});
+        let victim = match name {
+            "shim" => cri.containerd().shims()[0],
+            _ => machine(&cri),
+        };
+        let start = Instant::now();
+        signal(victim, libc::SIGKILL);
+        // Some containerds say 255 where they cannot ask a shim any more.
+        let code = box_.ended().exit_code;
+        assert!(
+            code == 137 || (name, code) == ("shim", 255),
+            "{name}: {code}"
+        );
+        eventually("the pod is not ready", || {
+            pod.status().state == api::PodSandboxState::SANDBOX_NOTREADY.into()
+        });
+        let elapsed = start.elapsed();
+        assert!(elapsed < Duration::from_secs(2), "{name}: {elapsed:?}");
+        pod.remove();
+    }
+    // What has happened while containerd was away is known when it is back.
+    let pod = cri.run_pod(small(&cri, "restart")).unwrap();
+    let box_ = pod.start("box", "sleep 2; exit 7", |_| {});
+    let stays = pod.start("stays", WAITS, |_| {});
+    cri.kill();
+    std::thread::sleep(Duration::from_secs(3));
+    cri.start();
+    assert_eq!(box_.ended().exit_code, 7);
+    assert_eq!(stays.shell("echo here"), "here\n");
     pod.remove();
 }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::command::{self, Finished, Rvm, eventually};
@@ -23,7 +23,7 @@ const STATE: &str = "/run/containerd/rvm";
 pub struct Containerd {
     world: Rvm,
     namespace: String,
-    daemon: Option<Child>,
+    daemon: Mutex<Option<Child>>,
 }
 
 /// Events, as `ctr events` prints them.
@@ -52,10 +52,10 @@ impl Containerd {
 
     /// Starts containerd with these lines in its configuration. Without any it has no CRI.
     pub fn start_in(world: Rvm, namespace: String, lines: &str) -> Self {
-        let mut containerd = Self {
+        let containerd = Self {
             world,
             namespace,
-            daemon: None,
+            daemon: Mutex::default(),
         };
         containerd.write_config(lines);
         containerd.start();
@@ -114,7 +114,7 @@ impl Containerd {
     }
 
     /// Starts the daemon, and waits until it answers.
-    pub fn start(&mut self) {
+    pub fn start(&self) {
         let log = File::options()
             .append(true)
             .create(true)
@@ -131,13 +131,14 @@ impl Containerd {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.world.adopt(&mut daemon);
-        self.daemon = Some(daemon.spawn().expect("the tests need containerd"));
+        let daemon = daemon.spawn().expect("the tests need containerd");
+        *self.daemon.lock().unwrap() = Some(daemon);
         eventually("containerd answers", || self.ctr(&["version"]).code == 0);
     }
 
     /// Kills the daemon. Its shims stay.
-    pub fn kill(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
+    pub fn kill(&self) {
+        if let Some(mut daemon) = self.daemon.lock().unwrap().take() {
             daemon.kill().unwrap();
             daemon.wait().unwrap();
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::validate::Problem;
+use crate::sizing;
 
 /// A container's part in a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,7 @@ const KEYS: [Keys; 2] = [
 pub fn annotations() -> Vec<&'static str> {
     KEYS.iter()
         .flat_map(|keys| [keys.kind, keys.sandbox])
+        .chain(sizing::ANNOTATIONS)
         .collect()
 }
 

@@ -14,7 +14,7 @@ mod stream;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use protobuf::Message;
@@ -40,7 +40,7 @@ pub const SUBNET: &str = "10.88.7";
 
 /// The daemon, and a connection to it. What it ran must be gone when it is dropped.
 pub struct Cri {
-    channel: Channel,
+    channel: Mutex<Arc<Channel>>,
     containerd: Containerd,
     /// The ids of everything that was made.
     made: Mutex<BTreeSet<String>>,
@@ -71,7 +71,7 @@ impl Cri {
         containerd.import(PAUSE, &["sleep", "1000000"]);
         let channel = Channel::connect(&containerd.world().path("sock")).unwrap();
         let cri = Self {
-            channel,
+            channel: Mutex::new(Arc::new(channel)),
             containerd,
             made: Mutex::default(),
         };
@@ -82,8 +82,10 @@ impl Cri {
     /// Its network plugin looks at its configuration in its own time.
     fn wait_until_ready(&self) {
         crate::command::eventually("the network is ready", || {
-            let status: api::StatusResponse = self.ok("Status", &api::StatusRequest::new());
-            status.status.conditions.iter().all(|one| one.status)
+            let status = self.call("Status", &api::StatusRequest::new());
+            status.is_ok_and(|status: api::StatusResponse| {
+                status.status.conditions.iter().all(|one| one.status)
+            })
         });
     }
 
@@ -97,18 +99,23 @@ impl Cri {
         self.containerd.world()
     }
 
-    /// Kills the daemon and starts it anew.
-    pub fn restart(&mut self) {
+    /// Kills the daemon. What it ran stays.
+    pub fn kill(&self) {
         self.containerd.kill();
+    }
+
+    /// Starts it anew.
+    pub fn start(&self) {
         self.containerd.start();
-        self.channel = Channel::connect(&self.world().path("sock")).unwrap();
+        *self.channel.lock().unwrap() =
+            Arc::new(Channel::connect(&self.world().path("sock")).unwrap());
         self.wait_until_ready();
     }
 
     /// Calls a method.
     pub fn call<A: Message>(&self, method: &str, request: &impl Message) -> Result<A, Status> {
-        self.channel
-            .call("runtime.v1.RuntimeService", method, request)
+        let channel = self.channel.lock().unwrap().clone();
+        channel.call("runtime.v1.RuntimeService", method, request)
     }
 
     /// Calls one that must succeed.
