@@ -55,6 +55,11 @@ pub const PARAM_SHARED: &str = "rvm.shared";
 /// Kernel parameter that sets the agent's log filter, in `tracing`'s notation.
 pub const PARAM_LOG: &str = "rvm.log";
 
+/// The number of the virtio-mmio slot, counted from 0, that is empty until the machine grows beyond
+/// the memory it was started with: then its memory device is in it. Machines that cannot grow have
+/// another device there.
+pub const MEMORY_SLOT: usize = 4;
+
 /// The I/O port to which the agent writes one byte to switch the machine off at once.
 ///
 /// It is where QEMU's isa-debug-exit device sits by convention, so both engines have it, and it

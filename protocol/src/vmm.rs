@@ -37,10 +37,13 @@ pub struct MachineConfig {
     pub parent: u32,
     /// Virtual CPUs that the guest's kernel brings up itself.
     pub boot_vcpus: u8,
-    /// Virtual CPUs that exist; those past `boot_vcpus` wait for the agent to bring them online.
+    /// Virtual CPUs that the guest knows of. Those past `boot_vcpus` are made when the machine
+    /// grows, and then wait for the agent to bring them online.
     pub max_vcpus: u8,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// How much memory the machine can be given while it runs, in MiB.
+    pub max_memory_mib: u64,
     /// Kernel parameters beyond those the machine itself needs.
     pub cmdline: String,
     /// An ELF kernel for x86-64.
@@ -153,10 +156,14 @@ pub enum Request {
     Pause,
     /// Lets the virtual CPUs run again.
     Resume,
-    /// Takes this much memory from the guest, in MiB, or gives back what is above it.
-    Balloon {
-        /// The balloon's size.
-        mib: u64,
+    /// Changes the machine's size. It is answered when the guest can begin to go along with it; how
+    /// far it has come is told by [`Event::Resized`].
+    Resize {
+        /// Virtual CPUs that are to exist, as far as there are not more already.
+        vcpus: u8,
+        /// Memory in MiB. What is above that of the start is plugged, what is below goes into the
+        /// balloon.
+        memory_mib: u64,
     },
     /// Makes a network card of the TAP that comes with the request, see [`Net::tap`].
     PlugNet {
@@ -184,6 +191,11 @@ pub enum Event {
     Refused {
         /// Why.
         reason: String,
+    },
+    /// The guest has the memory that the last [`Request::Resize`] asked for. Told once for each.
+    Resized {
+        /// In MiB.
+        memory_mib: u64,
     },
     /// The machine has ended, and the VMM is about to exit.
     Stopped(StopReason),
@@ -368,10 +380,13 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (a, b) = Channel::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        a.send(&Request::Balloon { mib: 7 }, &[file.as_fd(), file.as_fd()])
-            .unwrap();
+        let sent = Request::Resize {
+            vcpus: 2,
+            memory_mib: 7,
+        };
+        a.send(&sent, &[file.as_fd(), file.as_fd()]).unwrap();
         let (request, fds) = b.receive::<Request>().unwrap();
-        assert_eq!(request, Request::Balloon { mib: 7 });
+        assert_eq!(request, sent);
         assert_eq!(fds.len(), 2);
     }
 

@@ -8,29 +8,34 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use rvm_protocol::SHARED_TAG;
 use rvm_protocol::vmm::{Disk, MAX_NETS, MachineConfig, StartTimes};
+use rvm_protocol::{MEMORY_SLOT, SHARED_TAG};
 
 use crate::arch::x86_64::registers::RegisterError;
 use crate::arch::x86_64::{DEVICE_INTERRUPTS, MAX_VCPUS, layout, mptable, registers};
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
+use crate::cpus::{CpuError, Cpus};
 use crate::handed::{HandedFds, MissingFd};
+use crate::hot_memory::HotMemory;
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, Caps, JailError, Root};
-use crate::kvm::vcpu::{self, Shared, Vcpu};
+use crate::kvm::vcpu::Shared;
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory::{self, CurrentMemory, MemoryError};
 use crate::nets::NetSlots;
+use crate::size::MemorySize;
 use crate::virtio::balloon::{self, Balloon};
 use crate::virtio::block::Block;
 use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
 use crate::virtio::fs::{self, Fs};
+use crate::virtio::mem::spec as mem;
 use crate::virtio::mmio::{MmioTransport, WINDOW};
 use crate::virtio::net;
 use crate::virtio::rng::Rng;
+use crate::virtio::spec::device_id;
 use crate::virtio::spec::mmio::QUEUE_NOTIFY;
 use crate::virtio::thread::{DeviceThread, Slot};
 use crate::virtio::vsock::Vsock;
@@ -71,6 +76,9 @@ pub enum MachineError {
     /// The boot CPU's tables.
     #[error(transparent)]
     Registers(#[from] RegisterError),
+    /// The CPUs.
+    #[error(transparent)]
+    Cpus(#[from] CpuError),
     /// A thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -86,11 +94,9 @@ pub struct Machine {
     /// The devices that work on the main thread.
     pub main_devices: DeviceThread,
     /// The CPUs.
-    pub cpus: Arc<Shared>,
-    /// Their threads.
-    pub cpu_threads: Vec<vcpu::Thread>,
-    /// The balloon's size, and its device.
-    pub balloon: (balloon::Target, Arc<Slot>),
+    pub cpus: Cpus,
+    /// The memory.
+    pub memory: MemorySize,
     /// Where the time went.
     pub times: StartTimes,
     /// The network cards.
@@ -110,10 +116,11 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 
     let memory = memory::map(config.memory_mib)?;
     let vm = Vm::new(fds.take(config.kvm)?, Arc::clone(&memory))?;
+    let current = CurrentMemory::new(Arc::clone(&memory));
     let console =
         ConsoleLog::new(fds.take(config.console)?.into()).map_err(device_failed("console"))?;
     let console = Arc::new(Mutex::new(console));
-    let devices = make_devices(config, &mut fds, &memory, &console, proc_self_fd)?;
+    let devices = make_devices(config, &mut fds, &current, &console, proc_self_fd)?;
     let (transports, nets) = connect_devices(&vm, &devices.slots, config)?;
     let cmdline = cmdline(config, devices.slots.len());
     let machine_ns = clock.lap();
@@ -125,24 +132,20 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let entry = boot::load(&memory, &mut kernel, &mut initramfs, &cmdline)?;
     mptable::write(&memory, config.max_vcpus).map_err(RegisterError::Memory)?;
     registers::write_tables(&memory)?;
-    let vcpus = vm.create_vcpus(config.max_vcpus, entry)?;
     let kernel_ns = clock.lap();
 
     let cpus = Shared::new(Bus::new(transports, console)).map_err(MachineError::Thread)?;
     for (thread, kind) in devices.threads {
         spawn_devices(thread, kind)?;
     }
-    let cpu_threads = vcpus
-        .into_iter()
-        .enumerate()
-        .map(|(id, fd)| spawn_vcpu(id, Vcpu::new(id, fd, Arc::clone(&cpus))))
-        .collect::<Result<_, _>>()?;
-    ThreadKind::Main.apply()?;
+    let counts = (config.boot_vcpus, config.max_vcpus);
+    let cpus = Cpus::start(&vm, cpus, counts, entry)?;
+    main_kind(config).apply()?;
+    let memory = memory_size(config, &vm, current, devices.balloon)?;
     Ok(Machine {
         main_devices: devices.main,
         cpus,
-        cpu_threads,
-        balloon: devices.balloon,
+        memory,
         times: StartTimes {
             jail_ns,
             machine_ns,
@@ -176,6 +179,12 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
             config.max_vcpus
         ));
     }
+    if config.memory_mib > config.max_memory_mib {
+        return wrong(format!(
+            "{} of at most {} MiB of memory",
+            config.memory_mib, config.max_memory_mib
+        ));
+    }
     if config.nets.len() + config.spare_nets > MAX_NETS {
         return wrong(format!(
             "{} network cards and room for {} more; at most {MAX_NETS} are possible",
@@ -190,6 +199,27 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     Ok(())
 }
 
+/// A machine whose CPUs are all there needs no calls to make more.
+fn main_kind(config: &MachineConfig) -> ThreadKind {
+    match config.boot_vcpus < config.max_vcpus {
+        true => ThreadKind::MainAndMoreCpus,
+        false => ThreadKind::Main,
+    }
+}
+
+fn memory_size(
+    config: &MachineConfig,
+    vm: &Vm,
+    memory: CurrentMemory,
+    balloon: (balloon::Target, Arc<Slot>),
+) -> Result<MemorySize, MachineError> {
+    let (boot, max) = (config.memory_mib, config.max_memory_mib);
+    let hot = HotMemory::new(boot, max, vm.address_bits());
+    let place = windows().nth(MEMORY_SLOT);
+    let place = place.ok_or_else(|| MachineError::Config("no memory slot".to_owned()))?;
+    Ok(MemorySize::new(boot, hot, memory, balloon, place))
+}
+
 /// The devices of a machine and the threads they work on.
 struct Devices {
     main: DeviceThread,
@@ -202,7 +232,7 @@ struct Devices {
 fn make_devices(
     config: &MachineConfig,
     fds: &mut HandedFds,
-    memory: &Arc<GuestMemory>,
+    memory: &CurrentMemory,
     console: &Arc<Mutex<ConsoleLog>>,
     proc_self_fd: File,
 ) -> Result<Devices, MachineError> {
@@ -221,6 +251,8 @@ fn make_devices(
     }
     // The balloon was the last.
     let balloon = (target, Arc::clone(&slots[slots.len() - 1]));
+    debug_assert_eq!(slots.len(), MEMORY_SLOT, "the guest looks for it there");
+    slots.push(add(&mut main, Box::new(Empty(mem::QUEUE_SIZES)), memory)?);
 
     let mut alone = |name: &str, kind, device: Box<dyn VirtioDevice>| {
         let mut thread = new_thread(name)?;
@@ -265,10 +297,10 @@ fn new_thread(name: &str) -> Result<DeviceThread, MachineError> {
 fn add(
     thread: &mut DeviceThread,
     device: Box<dyn VirtioDevice>,
-    memory: &Arc<GuestMemory>,
+    memory: &CurrentMemory,
 ) -> Result<Arc<Slot>, MachineError> {
     thread
-        .add(device, Arc::clone(memory))
+        .add(device, memory.clone())
         .map_err(device_failed("virtio"))
 }
 
@@ -312,16 +344,18 @@ fn connect_devices(
             slots.len()
         )));
     }
-    let there = slots.len() - config.spare_nets;
-    for (&place, slot) in places.iter().zip(slots).take(there) {
-        connect(vm, slot, place)?;
+    for (&place, slot) in places.iter().zip(slots) {
+        if slot.device(|device| device.info().id) != device_id::NONE {
+            connect(vm, slot, place)?;
+        }
     }
     let transports = slots
         .iter()
         .map(|slot| Ok(MmioTransport::new(Arc::clone(slot))?))
         .collect::<Result<_, MachineError>>()?;
     let macs = config.nets.iter().map(|net| net.mac);
-    let nets = NetSlots::new(there - config.nets.len(), macs, &places);
+    let first = slots.len() - config.spare_nets - config.nets.len();
+    let nets = NetSlots::new(first, macs, &places);
     Ok((transports, nets))
 }
 
@@ -371,36 +405,8 @@ fn spawn_devices(thread: DeviceThread, kind: ThreadKind) -> Result<(), MachineEr
     Ok(())
 }
 
-fn spawn_vcpu(id: usize, mut vcpu: Vcpu) -> Result<vcpu::Thread, MachineError> {
-    let (report, started) = std::sync::mpsc::sync_channel(1);
-    let run = move || {
-        let adopted = vcpu.adopt_thread();
-        let filtered = ThreadKind::Vcpu.apply();
-        let ready = adopted.and_then(|thread| {
-            filtered
-                .map(|()| thread)
-                .map_err(|e| io::Error::other(crate::report::chain(&e)))
-        });
-        let go = ready.is_ok();
-        // The receiver waits for exactly this.
-        let _ = report.send(ready);
-        if go {
-            vcpu.run();
-        }
-    };
-    thread::Builder::new()
-        .name(format!("vcpu{id}"))
-        .stack_size(STACK)
-        .spawn(run)
-        .map_err(MachineError::Thread)?;
-    started
-        .recv()
-        .map_err(|_| MachineError::Thread(io::Error::other("a vCPU's thread is gone")))?
-        .map_err(MachineError::Thread)
-}
-
 /// The stack of every thread. virtiofsd's deepest calls and a packet's copy need a fraction of it.
-const STACK: usize = 256 * 1024;
+pub const STACK: usize = 256 * 1024;
 
 struct Stopwatch(Instant);
 

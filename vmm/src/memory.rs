@@ -1,17 +1,17 @@
 //! The guest's memory: where it lies in the guest's address space and in ours.
 //!
-//! The machine makes it once; devices see it only through [`GuestMemory`], whose accessors check
-//! every address.
+//! The machine makes it once, and may add to it later; devices see it only through [`GuestMemory`],
+//! whose accessors check every address.
 
 use std::io;
-use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vm_memory::{GuestRegionCollectionError, bitmap::BS};
+
+use crate::reserved::Reserved;
 
 /// The guest's memory.
 ///
@@ -22,16 +22,33 @@ pub type GuestMemory = GuestMemoryMmap<BitmapMmapRegion>;
 /// A checked piece of the guest's memory.
 pub type GuestSlice<'m> = vm_memory::VolatileSlice<'m, BS<'m, BitmapMmapRegion>>;
 
+/// The guest's memory as it is at the time, for those who look at it again and again.
+#[derive(Clone, Debug)]
+pub struct CurrentMemory(Arc<RwLock<Arc<GuestMemory>>>);
+
+impl CurrentMemory {
+    /// Begins with this.
+    pub fn new(memory: Arc<GuestMemory>) -> Self {
+        Self(Arc::new(RwLock::new(memory)))
+    }
+
+    /// What it is now. It stays mapped whatever comes after.
+    pub fn get(&self) -> Arc<GuestMemory> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes it.
+    pub fn set(&self, memory: GuestMemory) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(memory);
+    }
+}
+
 /// Where the first stretch of memory ends at the latest: the last GiB below 4 GiB belongs to the
 /// devices and the interrupt controllers.
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 
 /// Where memory goes on.
 pub const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
-
-/// What the host's processor maps with one entry where it can. A guest's memory begins at a multiple of
-/// it, so that the host may use such large pages, which saves a quarter of a start.
-const LARGE_PAGE: usize = 2 << 20;
 
 /// Making the guest's memory failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +80,6 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
-    /// Advice about the memory was refused.
-    #[error("cannot set the guest memory's paging policy")]
-    Advise(#[source] io::Error),
     /// An access failed.
     #[error("guest memory access")]
     Access(#[from] GuestMemoryError),
@@ -84,14 +98,12 @@ pub fn layout(mib: u64) -> Vec<(GuestAddress, u64)> {
 
 /// Maps `mib` MiB of memory. No page of it exists before the guest or a device touches it.
 ///
-/// The memory is private and anonymous: every device that looks at it is in this process. It is
-/// left out of core dumps, which may go where the guest's secrets must not.
+/// The memory is private and anonymous: every device that looks at it is in this process.
 pub fn map(mib: u64) -> Result<Arc<GuestMemory>, MemoryError> {
     let regions = layout(mib)
         .into_iter()
         .map(|(start, bytes)| {
             let mapping = map_range(mib, usize::try_from(bytes).unwrap_or(usize::MAX))?;
-            advise(&mapping, rustix::mm::Advice::LinuxDontDump)?;
             GuestRegionMmap::new(mapping, start).ok_or(MemoryError::Layout {
                 mib,
                 source: GuestRegionCollectionError::MemoryRegionOverlap,
@@ -103,54 +115,40 @@ pub fn map(mib: u64) -> Result<Arc<GuestMemory>, MemoryError> {
     Ok(Arc::new(memory))
 }
 
-/// Maps one stretch, between two inaccessible ones. It stays mapped as long as the process lives.
-#[expect(unsafe_code, reason = "mmap at a chosen address")]
-fn map_range(
-    mib: u64,
-    bytes: usize,
-) -> Result<vm_memory::MmapRegion<BitmapMmapRegion>, MemoryError> {
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    let reserved = bytes.saturating_add(2 * LARGE_PAGE);
-    // SAFETY: the kernel chooses the place; then one that lies within what it gave, with at least a
-    // page to spare on each side, is mapped anew. The pointer is that mapping's, of the size given
-    // to the builder, and nobody unmaps it.
-    unsafe {
-        let start =
-            mmap_anonymous(ptr::null_mut(), reserved, ProtFlags::empty(), flags).map_err(|e| {
-                MemoryError::Map {
-                    mib,
-                    source: e.into(),
-                }
-            })?;
-        let offset = LARGE_PAGE - start.addr() % LARGE_PAGE;
-        let place = start.byte_add(offset);
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let place = mmap_anonymous(place, bytes, access, flags | MapFlags::FIXED).map_err(|e| {
-            MemoryError::Map {
-                mib,
-                source: e.into(),
-            }
-        })?;
-        MmapRegionBuilder::new_with_bitmap(bytes, BitmapMmapRegion::default())
-            .with_raw_mmap_pointer(place.cast())
-            .build()
-            .map_err(|source| MemoryError::Describe { mib, source })
-    }
+/// Maps one stretch.
+fn map_range(mib: u64, bytes: usize) -> Result<MmapRegion<BitmapMmapRegion>, MemoryError> {
+    let mapped = Reserved::new(bytes).and_then(|mut reserved| {
+        reserved.make_accessible(bytes)?;
+        Ok(reserved)
+    });
+    mapped
+        .map_err(|source| MemoryError::Map { mib, source })?
+        .region(bytes)
+        .map_err(|source| MemoryError::Describe { mib, source })
 }
 
+/// Gives memory back to the host that the guest does not need. It reads as zeroes then. Failing costs
+/// the host what the memory has cost it, and nothing else.
 #[expect(unsafe_code, reason = "madvise takes a pointer")]
-fn advise(
-    mapping: &vm_memory::MmapRegion<BitmapMmapRegion>,
-    advice: rustix::mm::Advice,
-) -> Result<(), MemoryError> {
-    // SAFETY: the range is the mapping itself, and the advice given here changes no contents.
-    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), advice) }
-        .map_err(|e| MemoryError::Advise(e.into()))
+pub fn discard(slice: &GuestSlice<'_>) -> io::Result<()> {
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the slice is mapped guest memory, which is private to this process and of which no
+    // Rust reference exists. The guest said that it does not need the contents; should it lie, it
+    // reads zeroes. The kernel refuses an address that is no page's.
+    unsafe {
+        rustix::mm::madvise(
+            guard.as_ptr().cast(),
+            slice.len(),
+            rustix::mm::Advice::LinuxDontNeed,
+        )
+    }?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reserved::LARGE_PAGE;
     use vm_memory::{Bytes, GuestMemory as _};
 
     #[test]

@@ -74,12 +74,9 @@ fn attempt(kvm: OwnedFd) -> Result<ProbeReport, String> {
     let memory = memory::map(1).map_err(|error| report::chain(&error))?;
     prepare(&memory).map_err(|error| report::chain(&error))?;
     let vm = Vm::new(kvm, Arc::clone(&memory)).map_err(|error| report::chain(&error))?;
-    let mut vcpus = vm
-        .create_vcpus(1, GuestAddress(CODE))
+    let mut vcpu = vm
+        .create_boot_vcpu(1, GuestAddress(CODE))
         .map_err(|error| report::chain(&error))?;
-    let Some(vcpu) = vcpus.first_mut() else {
-        return Err("KVM made no vCPU".to_owned());
-    };
     let mut sregs = vcpu.get_sregs().map_err(|error| error.to_string())?;
     sregs.idt.base = IDT;
     sregs.idt.limit = 4 * 16 - 1;

@@ -60,6 +60,7 @@ impl Engine for Kvm {
             boot_vcpus: plan.size.vcpus,
             max_vcpus: plan.size.vcpus,
             memory_mib: plan.size.memory_mib,
+            max_memory_mib: plan.size.memory_mib,
             cmdline: format!(
                 "{KERNEL_PARAMS} {PARAM_SHARED}=virtiofs {}",
                 plan.kernel_params
@@ -226,6 +227,7 @@ impl Machine for KvmMachine {
             match self.event().await {
                 Some(Event::Started(times)) => _ = self.times.set(*times),
                 Some(Event::Done) => self.answered(None),
+                Some(Event::Resized { .. }) => {}
                 Some(Event::Refused { reason }) => self.answered(Some(reason)),
                 Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
                 Some(Event::Stopped(StopReason::GuestReset { place })) => {

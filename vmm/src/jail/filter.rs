@@ -18,6 +18,8 @@ use super::JailError;
 pub enum ThreadKind {
     /// The control socket and the devices that do not block.
     Main,
+    /// The same, and it makes CPUs, whose threads inherit its filter.
+    MainAndMoreCpus,
     /// Runs the guest.
     Vcpu,
     /// virtio-fs.
@@ -98,6 +100,8 @@ const MAIN: Rules = &[
         libc::SYS_ioctl,
         OneOf(1, &[KVM_IRQFD, KVM_IOEVENTFD, libc::TUNSETOFFLOAD]),
     ),
+    // Memory that is plugged in.
+    (libc::SYS_ioctl, OneOf(1, &[KVM_SET_USER_MEMORY_REGION])),
     // Stopping CPUs.
     (libc::SYS_getpid, Always),
     (libc::SYS_tgkill, Always),
@@ -117,6 +121,39 @@ const VCPU: Rules = &[
     (libc::SYS_lseek, Always),
     (libc::SYS_ftruncate, Always),
 ];
+
+/// Making a CPU and its thread, which applies a filter of its own.
+const MORE_CPUS: Rules = &[
+    (libc::SYS_ioctl, OneOf(1, CPU_IOCTLS)),
+    (libc::SYS_clone3, Always),
+    (libc::SYS_set_robust_list, Always),
+    (libc::SYS_rseq, Always),
+    (libc::SYS_gettid, Always),
+    (libc::SYS_sched_getaffinity, Always),
+    (
+        libc::SYS_prctl,
+        OneOf(
+            0,
+            &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64],
+        ),
+    ),
+    (libc::SYS_seccomp, Always),
+];
+
+/// What is asked of KVM to make a CPU; the numbers are those of the kernel's linux/kvm.h.
+const CPU_IOCTLS: &[u64] = &[
+    0xae41,      // KVM_CREATE_VCPU
+    0xae04,      // KVM_GET_VCPU_MMAP_SIZE
+    0x4008_ae90, // KVM_SET_CPUID2
+    0x41a0_ae8d, // KVM_SET_FPU
+    0x4008_ae89, // KVM_SET_MSRS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0x4400_ae8f, // KVM_SET_LAPIC
+    0x4004_ae8b, // KVM_SET_SIGNAL_MASK
+];
+
+/// _IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)
+const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 
 /// _IO(KVMIO, 0x80)
 const KVM_RUN: u64 = 0xae80;
@@ -248,6 +285,7 @@ impl ThreadKind {
     fn rules(self) -> Vec<Rules> {
         match self {
             Self::Main => vec![COMMON, MAIN],
+            Self::MainAndMoreCpus => vec![COMMON, MAIN, VCPU, MORE_CPUS],
             Self::Vcpu => vec![COMMON, VCPU],
             Self::Files => vec![COMMON, FILES],
             Self::Disk => vec![COMMON, DISK],
@@ -306,6 +344,7 @@ mod tests {
     fn every_kind_of_thread_has_a_filter_that_the_kernel_takes() {
         for kind in [
             ThreadKind::Main,
+            ThreadKind::MainAndMoreCpus,
             ThreadKind::Vcpu,
             ThreadKind::Files,
             ThreadKind::Disk,
@@ -323,6 +362,7 @@ mod tests {
     fn no_kind_of_thread_may_open_a_socket_or_run_a_program() {
         for kind in [
             ThreadKind::Main,
+            ThreadKind::MainAndMoreCpus,
             ThreadKind::Vcpu,
             ThreadKind::Files,
             ThreadKind::VhostUser,

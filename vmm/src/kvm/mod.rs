@@ -2,17 +2,19 @@
 
 pub mod vcpu;
 
+use std::ops::Range;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::arch::x86_64::{cpuid, layout};
 use crate::memory::GuestMemory;
+use crate::reserved::Reserved;
 
 /// Making a machine failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,10 +52,20 @@ const NEEDED: &[(Cap, &str)] = &[
 
 /// A virtual machine.
 pub struct Vm {
-    kvm: Kvm,
     fd: VmFd,
+    /// What KVM says of CPUs.
+    supported: CpuId,
     // Mapped as long as the machine may run in it.
     _memory: Arc<GuestMemory>,
+}
+
+/// A piece of the guest's address space that is memory, or with no length, is not.
+struct MemorySlot {
+    number: u32,
+    guest: u64,
+    bytes: u64,
+    /// Where it lies in this process, mapped as long as the machine may run in it.
+    host: usize,
 }
 
 impl Vm {
@@ -74,39 +86,90 @@ impl Vm {
             .map_err(refused("place the task state segment"))?;
         fd.create_irq_chip()
             .map_err(refused("create the interrupt controllers"))?;
-        add_memory(&fd, &memory)?;
-        Ok(Self {
-            kvm,
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("list CPU features"))?;
+        let vm = Self {
             fd,
-            _memory: memory,
+            supported,
+            _memory: Arc::clone(&memory),
+        };
+        for (number, region) in (0..).zip(memory.iter()) {
+            vm.set_slot(&MemorySlot {
+                number,
+                guest: region.start_addr().raw_value(),
+                bytes: region.len(),
+                host: region.as_ptr().expose_provenance(),
+            })?;
+        }
+        Ok(vm)
+    }
+
+    /// The CPU that starts at the kernel's entry point, of `count` that there may be.
+    pub fn create_boot_vcpu(&self, count: u8, entry: GuestAddress) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.create_vcpu(0, count)?;
+        registers::set_boot(&vcpu, entry)?;
+        Ok(vcpu)
+    }
+
+    /// A CPU that waits to be started by another, of `count` that there may be.
+    pub fn create_vcpu(&self, id: u8, count: u8) -> Result<VcpuFd, KvmError> {
+        let vcpu = self
+            .fd
+            .create_vcpu(id.into())
+            .map_err(refused("create a vCPU"))?;
+        vcpu.set_cpuid2(&cpuid::for_vcpu(&self.supported, id, count))
+            .map_err(refused("set a vCPU's features"))?;
+        registers::set_common(&vcpu)?;
+        Ok(vcpu)
+    }
+
+    /// How many bits the CPUs have for an address of memory.
+    pub fn address_bits(&self) -> u8 {
+        cpuid::address_bits(&self.supported)
+    }
+
+    /// Makes memory of the guest's address space from `guest` on: the range of what was reserved.
+    /// Slots of other numbers must lie elsewhere.
+    pub fn add_memory(
+        &self,
+        number: u32,
+        guest: u64,
+        memory: &Reserved,
+        range: &Range<u64>,
+    ) -> Result<(), KvmError> {
+        self.set_slot(&MemorySlot {
+            number,
+            guest,
+            bytes: range.end - range.start,
+            host: memory.address(range.start as usize),
         })
     }
 
-    /// The CPUs, the first of which starts at the kernel's entry point.
-    pub fn create_vcpus(
-        &self,
-        count: u8,
-        entry: vm_memory::GuestAddress,
-    ) -> Result<Vec<VcpuFd>, KvmError> {
-        let supported = self
-            .kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(refused("list CPU features"))?;
-        (0..count)
-            .map(|id| {
-                let vcpu = self
-                    .fd
-                    .create_vcpu(id.into())
-                    .map_err(refused("create a vCPU"))?;
-                vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, count))
-                    .map_err(refused("set a vCPU's features"))?;
-                registers::set_common(&vcpu)?;
-                if id == 0 {
-                    registers::set_boot(&vcpu, entry)?;
-                }
-                Ok(vcpu)
-            })
-            .collect()
+    /// Makes nothing again of what has this number.
+    pub fn remove_memory(&self, number: u32) -> Result<(), KvmError> {
+        self.set_slot(&MemorySlot {
+            number,
+            guest: 0,
+            bytes: 0,
+            host: 0,
+        })
+    }
+
+    #[expect(unsafe_code, reason = "the guest's memory must stay mapped")]
+    fn set_slot(&self, slot: &MemorySlot) -> Result<(), KvmError> {
+        let description = kvm_userspace_memory_region {
+            slot: slot.number,
+            flags: 0,
+            guest_phys_addr: slot.guest,
+            memory_size: slot.bytes,
+            userspace_addr: slot.host as u64,
+        };
+        // SAFETY: what was reserved stays mapped as long as the process lives, and where it is not
+        // memory yet, the guest cannot reach it either; the memory of the start lives in `Vm`. KVM
+        // refuses slots that overlap.
+        unsafe { self.fd.set_user_memory_region(description) }
+            .map_err(refused("change the guest's memory"))
     }
 
     /// Raises an interrupt line whenever `line` is written to.
@@ -129,21 +192,4 @@ fn take_kvm(kvm: OwnedFd) -> Kvm {
     // SAFETY: the descriptor is open and ownership passes. If it were not /dev/kvm, every ioctl on
     // it would fail.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(kvm.into_raw_fd()) }
-}
-
-#[expect(unsafe_code, reason = "the guest's memory must stay mapped")]
-fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let description = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping lives as long as the `Arc` in `Vm`, and slots do not overlap because
-        // `GuestMemory` checked that regions do not.
-        unsafe { vm.set_user_memory_region(description) }.map_err(refused("add memory"))?;
-    }
-    Ok(())
 }

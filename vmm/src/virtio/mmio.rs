@@ -242,6 +242,7 @@ fn set_half(target: &mut u64, shift: u32, value: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::CurrentMemory;
     use crate::virtio::empty::Empty;
     use crate::virtio::rng::Rng;
     use crate::virtio::thread::DeviceThread;
@@ -255,7 +256,9 @@ mod tests {
     fn empty() -> (DeviceThread, MmioTransport) {
         let mut thread = DeviceThread::new("test").unwrap();
         let memory = crate::memory::map(2).unwrap();
-        let slot = thread.add(Box::new(Empty(&[16])), memory).unwrap();
+        let slot = thread
+            .add(Box::new(Empty(&[16])), CurrentMemory::new(memory))
+            .unwrap();
         (thread, MmioTransport::new(slot).unwrap())
     }
 

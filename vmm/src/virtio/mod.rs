@@ -13,6 +13,7 @@ pub mod empty;
 #[cfg(test)]
 pub mod fake;
 pub mod fs;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod rng;

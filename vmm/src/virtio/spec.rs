@@ -26,6 +26,8 @@ pub mod device_id {
     pub const BALLOON: u32 = 5;
     /// Socket device.
     pub const VSOCK: u32 = 19;
+    /// Memory device.
+    pub const MEM: u32 = 24;
     /// File system device.
     pub const FS: u32 = 26;
 }

@@ -19,12 +19,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use super::spec::{mmio, status};
-use crate::memory::GuestMemory;
+use crate::memory::CurrentMemory;
 use crate::report::RateLimited;
 
 /// A device in its place on a thread, shared with the transport that configures it.
 pub struct Slot {
-    memory: Arc<GuestMemory>,
+    memory: CurrentMemory,
     /// The device and, while it works, its queues.
     running: Mutex<Running>,
     /// One bell a queue.
@@ -167,9 +167,10 @@ impl Slot {
         if running.queues.is_empty() || self.interrupt.status() & status::NEEDS_RESET != 0 {
             return;
         }
+        let memory = self.memory.get();
         let used: Vec<u16> = running.queues.iter().map(QueueT::next_used).collect();
         let mut io = DeviceIo {
-            memory: &self.memory,
+            memory: &memory,
             queues: running.queues.iter_mut().collect(),
             host: &mut &self.watches,
         };
@@ -181,9 +182,7 @@ impl Slot {
         let notify = running.queues.iter_mut().zip(used).any(|(queue, before)| {
             // A ring that cannot be read wants no interrupt; the next request will say so.
             queue.next_used() != before
-                && queue
-                    .needs_notification(self.memory.as_ref())
-                    .unwrap_or(false)
+                && queue.needs_notification(memory.as_ref()).unwrap_or(false)
         });
         if notify {
             self.interrupt.raise(mmio::INTERRUPT_QUEUE);
@@ -304,7 +303,7 @@ impl DeviceThread {
     pub fn add(
         &mut self,
         device: Box<dyn VirtioDevice>,
-        memory: Arc<GuestMemory>,
+        memory: CurrentMemory,
     ) -> io::Result<Arc<Slot>> {
         let slot = self.slots.len() as u16;
         let mut bells = Vec::new();

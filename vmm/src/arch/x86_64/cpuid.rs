@@ -23,6 +23,15 @@ pub fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> CpuId {
     cpuid
 }
 
+/// How many bits KVM's list says that an address of memory has (leaf 0x80000008, EAX 7:0).
+pub fn address_bits(supported: &CpuId) -> u8 {
+    // Every CPU with 64 bits has that many.
+    const LEAST: u8 = 36;
+    let mut entries = supported.as_slice().iter();
+    let sizes = entries.find(|entry| entry.function == 0x8000_0008);
+    sizes.map_or(LEAST, |entry| (entry.eax as u8).max(LEAST))
+}
+
 fn adjust(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
     let (id, count) = (u32::from(id), u32::from(count));
     match entry.function {

@@ -2,11 +2,10 @@
 //!
 //! By default only free page reporting is at work: the guest names stretches of memory that are
 //! free, and they cost the host nothing until they are used again. The balloon proper takes memory
-//! when the host asks for it.
+//! when the host asks for it; the guest then has less in all, and may not take it back by itself.
 
 pub mod spec;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,20 +13,42 @@ use vm_memory::{GuestAddress, GuestMemory as _};
 
 use self::spec::{CONFIG_ACTUAL, CONFIG_BYTES, PAGE_SHIFT, queue};
 use super::chain::{Chain, ChainError};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
+use super::device::{DeviceError, DeviceInfo, DeviceIo, HostFds, VirtioDevice, read_config_space};
 use super::spec::device_id;
-use crate::memory::{GuestMemory, GuestSlice};
+use crate::memory::{GuestMemory, GuestSlice, discard};
 
-/// The size the host wants the balloon to have, in pages.
+/// What host and device tell one another, in pages.
 #[derive(Clone, Debug, Default)]
-pub struct Target(Arc<AtomicU32>);
+pub struct Target(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The size the host wants the balloon to have.
+    wanted: AtomicU32,
+    /// What has gone into it, and has not come out.
+    held: AtomicU32,
+}
 
 impl Target {
     /// Asks for a balloon of this many MiB. The driver hears of it when the transport announces a
     /// change of configuration.
     pub fn set_mib(&self, mib: u64) {
         let pages = u32::try_from(mib.saturating_mul(1 << (20 - PAGE_SHIFT))).unwrap_or(u32::MAX);
-        self.0.store(pages, Ordering::Release);
+        self.0.wanted.store(pages, Ordering::Release);
+    }
+
+    /// Whether the balloon has the size that was asked for.
+    pub fn is_reached(&self) -> bool {
+        self.0.held.load(Ordering::Acquire) == self.0.wanted.load(Ordering::Acquire)
+    }
+
+    fn change(&self, change: impl Fn(u32) -> u32) {
+        let change = |held| Some(change(held));
+        // It always changes.
+        let _ = self
+            .0
+            .held
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
     }
 }
 
@@ -54,13 +75,13 @@ impl VirtioDevice for Balloon {
         DeviceInfo {
             id: device_id::BALLOON,
             queue_sizes: &[128, 128, 32],
-            features: spec::FEATURE_DEFLATE_ON_OOM | spec::FEATURE_REPORTING,
+            features: spec::FEATURE_REPORTING,
         }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let mut space = [0; CONFIG_BYTES];
-        let target = self.target.0.load(Ordering::Acquire);
+        let target = self.target.0.wanted.load(Ordering::Acquire);
         space[..CONFIG_ACTUAL].copy_from_slice(&target.to_le_bytes());
         space[CONFIG_ACTUAL..].copy_from_slice(&self.actual);
         read_config_space(&space, offset, data);
@@ -74,12 +95,20 @@ impl VirtioDevice for Balloon {
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        let memory = io.memory;
+        let (memory, target) = (io.memory, &self.target);
         io.drain(index, |chain| match index {
-            queue::INFLATE => inflate(memory, chain),
-            queue::REPORTING => report(&chain),
+            queue::INFLATE => {
+                let pages = inflate(memory, chain)?;
+                target.change(|held| held.saturating_add(pages));
+                Ok(0)
+            }
             // What leaves the balloon is touched, and so comes back by itself.
-            _ => Ok(0),
+            queue::DEFLATE => {
+                let pages = chain.readable.len() / NUMBER_BYTES;
+                target.change(|held| held.saturating_sub(pages as u32));
+                Ok(0)
+            }
+            _ => report(&chain),
         })
         .map_err(|source| DeviceError::Queue {
             device: "balloon",
@@ -87,19 +116,28 @@ impl VirtioDevice for Balloon {
             source,
         })
     }
+
+    fn reset(&mut self, _host: &mut dyn HostFds) {
+        self.target.change(|_| 0);
+    }
 }
 
-/// Pages by number, four bytes each.
+/// Bytes of a page's number.
+const NUMBER_BYTES: usize = 4;
+
+/// Pages by number; returns how many.
 fn inflate(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError> {
-    let mut number = [0; 4];
+    let mut pages = 0;
+    let mut number = [0; NUMBER_BYTES];
     while chain.readable.read(&mut number) == number.len() {
         let address = GuestAddress(u64::from(u32::from_le_bytes(number)) << PAGE_SHIFT);
         let page = memory
             .get_slice(address, 1 << PAGE_SHIFT)
             .map_err(|_| ChainError::Buffer)?;
         give_back(&page);
+        pages += 1;
     }
-    Ok(0)
+    Ok(pages)
 }
 
 /// Stretches of memory, as the buffers of the chain themselves.
@@ -113,22 +151,6 @@ fn give_back(slice: &GuestSlice<'_>) {
     if let Err(error) = discard(slice) {
         log::debug!("balloon: cannot give memory back: {error}");
     }
-}
-
-#[expect(unsafe_code, reason = "madvise takes a pointer")]
-fn discard(slice: &GuestSlice<'_>) -> io::Result<()> {
-    let guard = slice.ptr_guard_mut();
-    // SAFETY: the slice is mapped guest memory, which is private to this process and of which no
-    // Rust reference exists. The guest said that it does not need the contents; should it lie, it
-    // reads zeroes. The kernel refuses an address that is no page's.
-    unsafe {
-        rustix::mm::madvise(
-            guard.as_ptr().cast(),
-            slice.len(),
-            rustix::mm::Advice::LinuxDontNeed,
-        )
-    }?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -160,6 +182,21 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn the_balloon_has_its_size_when_all_pages_are_in_it_or_out() {
+        let target = Target::default();
+        let mut driver = Driver::new(Balloon::new(target.clone()));
+        target.set_mib(1);
+        let pages: Vec<u8> = (4096..4096 + 256_u32).flat_map(u32::to_le_bytes).collect();
+        assert!(!target.is_reached());
+        driver.request(queue::INFLATE, &pages, 0).unwrap();
+        assert!(target.is_reached());
+        target.set_mib(0);
+        assert!(!target.is_reached());
+        driver.request(queue::DEFLATE, &pages, 0).unwrap();
+        assert!(target.is_reached());
     }
 
     #[test]

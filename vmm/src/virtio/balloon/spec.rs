@@ -1,8 +1,5 @@
 //! Numbers from the virtio specification, section 5.5 (Traditional Memory Balloon Device).
 
-/// VIRTIO_BALLOON_F_DEFLATE_ON_OOM: the guest may take pages back rather than kill a process.
-pub const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
-
 /// VIRTIO_BALLOON_F_REPORTING: the guest tells which of its pages are free.
 pub const FEATURE_REPORTING: u64 = 1 << 5;
 
