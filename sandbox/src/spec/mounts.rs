@@ -17,7 +17,7 @@ pub fn is_bind(mount: &Mount) -> bool {
 
 /// Whether the container may not write to a mount.
 pub fn is_read_only(mount: &Mount) -> bool {
-    has_option(mount, &["ro", "rro"])
+    is_last(mount, "ro", "rw") || is_last(mount, "rro", "rrw")
 }
 
 /// Whether the owners of a mount's files are mapped.
@@ -27,6 +27,12 @@ pub fn maps_ids(mount: &Mount) -> bool {
 
 fn has_option(mount: &Mount, names: &[&str]) -> bool {
     options(mount).any(|option| names.contains(&option))
+}
+
+/// Whether an option holds whose opposite may come after it.
+fn is_last(mount: &Mount, option: &str, opposite: &str) -> bool {
+    let either = options(mount).filter(|it| [option, opposite].contains(it));
+    either.last() == Some(option)
 }
 
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
@@ -226,6 +232,21 @@ mod tests {
         assert!(!work.read_only && work.recursive && work.follows_host);
         assert_eq!(spec["mounts"][0]["source"], "proc");
         assert_eq!(spec["mounts"][2]["source"], "/run/rvm/shared/box/mounts/1");
+    }
+
+    #[test]
+    fn the_last_of_two_options_says_whether_files_can_be_written() {
+        for (options, read_only) in [
+            (json!(["ro", "rw"]), false),
+            (json!(["rw,ro"]), true),
+            (json!(["rro", "rw"]), true),
+            (json!(["rro", "rrw"]), false),
+        ] {
+            let mounts = json!([{ "destination": "/a", "type": "bind", "source": "/a",
+                                  "options": options }]);
+            let (_, shared) = translated(mounts, &[Some(Source::Files("/a".into()))]);
+            assert_eq!(shared[0].read_only, read_only, "{options}");
+        }
     }
 
     #[test]
