@@ -6,6 +6,7 @@ use crate::container::cgroup::CgroupError;
 use crate::container::{FilterError, LaunchError, SpecError, StateError};
 use crate::network::NetworkError;
 use crate::process::ProcessError;
+use crate::size::SizeError;
 use crate::streams::StreamError;
 
 /// Why a request failed.
@@ -62,6 +63,9 @@ pub enum AgentError {
     /// The copy of a volume cannot be made.
     #[error("copy a volume: {0}")]
     Volume(std::io::Error),
+    /// The guest cannot have the size that it is to have.
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// The request came to an end without an answer.
     #[error("the agent dropped the request")]
     Dropped,
@@ -85,9 +89,11 @@ impl AgentError {
             | Self::ExecNotFinished(_)
             | Self::Process(ProcessError::NoTerminal)
             | Self::Stream(StreamError::Claimed(_)) => Code::FAILED_PRECONDITION,
-            Self::Launch(_) | Self::Network(_) | Self::Forward(_) | Self::Volume(_) => {
-                Code::UNKNOWN
-            }
+            Self::Launch(_)
+            | Self::Network(_)
+            | Self::Forward(_)
+            | Self::Volume(_)
+            | Self::Size(_) => Code::UNKNOWN,
             Self::Cgroup(_)
             | Self::Process(_)
             | Self::Stream(_)

@@ -18,6 +18,7 @@ pub mod process;
 pub mod reaper;
 pub mod sandbox;
 pub mod server;
+pub mod size;
 pub mod streams;
 pub mod sys;
 pub mod volumes;

@@ -14,6 +14,7 @@ use crate::ports;
 use crate::power;
 use crate::reaper::Exit;
 use crate::sandbox::Sandbox;
+use crate::size;
 use crate::streams::StreamIds;
 
 /// How long the answer to Shutdown may take to leave the machine before it is switched off.
@@ -319,6 +320,21 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::Empty> {
         let sandbox = self.sandbox.clone();
         to_the_end(async move { sandbox.update_volume(&request).await }).await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn resize(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResizeRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        to_the_end(async move {
+            if request.has_memory_device {
+                size::take_memory_device()?;
+            }
+            Ok(size::set_cpus(request.cpus)?)
+        })
+        .await?;
         Ok(api::Empty::default())
     }
 

@@ -91,6 +91,7 @@ struct File {
     initramfs: Option<PathBuf>,
     kernel_params: String,
     vcpus: Option<u64>,
+    max_vcpus: Option<u64>,
     memory_mib: Option<u64>,
     start_timeout_seconds: Option<u64>,
 }
@@ -112,6 +113,8 @@ pub struct Config {
     pub kernel_params: String,
     /// vCPUs of a container without a limit.
     pub vcpus: u64,
+    /// vCPUs that a running sandbox can be given.
+    pub max_vcpus: u64,
     /// Memory of a container without a limit, in MiB.
     pub memory_mib: u64,
     /// How long a guest may take from its start to the container's creation. None leaves it to the
@@ -156,6 +159,7 @@ impl Config {
         let installed =
             |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| prefix.join(default));
         let timeout = file.start_timeout_seconds;
+        let vcpus = positive("vcpus", file.vcpus, DEFAULT_VCPUS)?;
         Ok(Self {
             engine: file.engine,
             vmm: installed(file.vmm, "libexec/rvm/rvm-vmm"),
@@ -165,7 +169,8 @@ impl Config {
             kernel: installed(file.kernel, "share/rvm/vmlinux"),
             initramfs: installed(file.initramfs, "share/rvm/initramfs"),
             kernel_params: file.kernel_params,
-            vcpus: positive("vcpus", file.vcpus, DEFAULT_VCPUS)?,
+            vcpus,
+            max_vcpus: positive("max_vcpus", file.max_vcpus, vcpus)?,
             memory_mib: positive("memory_mib", file.memory_mib, DEFAULT_MEMORY_MIB)?,
             start_timeout: match timeout {
                 None => None,

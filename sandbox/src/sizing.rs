@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::engine::EngineKind;
 
 /// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
 /// kernel's image and page structures, the agent, and what both cache. The page structures take
@@ -52,6 +54,20 @@ pub struct Bounds {
     pub default_vcpus: u64,
     /// Memory for the container without a limit, in MiB.
     pub default_memory_mib: u64,
+    /// vCPUs that a running machine can be given, as far as it does not start with more.
+    pub max_vcpus: u64,
+}
+
+impl Bounds {
+    /// Those of this host and configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            host_cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
+            default_vcpus: config.vcpus,
+            default_memory_mib: config.memory_mib,
+            max_vcpus: config.max_vcpus,
+        }
+    }
 }
 
 /// A limit that no machine can honour.
@@ -69,35 +85,150 @@ pub enum SizeError {
          ({MAX_MEMORY_MIB} MiB)"
     )]
     Memory(u64),
+    /// More than this machine can be given.
+    #[error(
+        "linux.resources.cpu asks for {wanted} vCPUs, and the sandbox was started with room for \
+         {max}; max_vcpus in rvm's configuration gives those that are started later more room"
+    )]
+    NoRoomForVcpus {
+        /// How many there were to be.
+        wanted: u8,
+        /// How many there can be.
+        max: u8,
+    },
+    /// More than this machine can be given.
+    #[error(
+        "linux.resources.memory.limit asks for a machine of {wanted} MiB, and this one on the \
+         {engine} engine can have at most {max} MiB; a container that is started with the limit \
+         gets it"
+    )]
+    NoRoomForMemory {
+        /// What runs the machine.
+        engine: EngineKind,
+        /// How much there was to be, in MiB.
+        wanted: u64,
+        /// How much there can be, in MiB.
+        max: u64,
+    },
+}
+
+/// What a machine is to be changed for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    old: LinuxResources,
+    new: LinuxResources,
+    shared: bool,
+}
+
+impl Change {
+    /// From a container's old limits to its new ones, of which some may have stayed as they were. In
+    /// a machine that is `shared` there are other containers, so that it must not shrink.
+    pub fn new(old: &LinuxResources, new: &LinuxResources, shared: bool) -> Self {
+        Self {
+            old: sizing(old),
+            new: sizing(new),
+            shared,
+        }
+    }
+}
+
+/// What of the limits a machine's size depends on.
+fn sizing(resources: &LinuxResources) -> LinuxResources {
+    let mut sizing = LinuxResources::default();
+    sizing.set_devices(None);
+    sizing.set_cpu(resources.cpu().clone());
+    sizing.set_memory(*resources.memory());
+    sizing
+}
+
+/// A machine that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// What runs it.
+    pub engine: EngineKind,
+    /// What it has now.
+    pub now: Size,
+    /// What it can have at most.
+    pub max: Size,
+}
+
+impl Running {
+    /// The size for a container whose limits have changed. One that has no limit any more keeps what
+    /// there is, and gets what others without a limit have, as far as there is room.
+    pub fn size_for(&self, change: &Change, bounds: &Bounds) -> Result<Size, SizeError> {
+        let (old, new) = (Some(&change.old), Some(&change.new));
+        let vcpus = match asked_vcpus(new)? {
+            same if same == asked_vcpus(old)? => self.now.vcpus,
+            Some(count) => bounded(count, bounds),
+            None => bounded(bounds.default_vcpus, bounds)
+                .max(self.now.vcpus)
+                .min(self.max.vcpus),
+        };
+        let memory_mib = match asked_memory(new)? {
+            same if same == asked_memory(old)? => self.now.memory_mib,
+            Some(mib) => machine_mib(mib),
+            None => machine_mib(bounds.default_memory_mib)
+                .max(self.now.memory_mib)
+                .min(self.max.memory_mib),
+        };
+        let wanted = Size { vcpus, memory_mib };
+        let wanted = match change.shared {
+            true => wanted.at_least(self.now),
+            false => wanted,
+        };
+        self.check(wanted)
+    }
+
+    fn check(&self, wanted: Size) -> Result<Size, SizeError> {
+        if wanted.vcpus > self.max.vcpus {
+            return Err(SizeError::NoRoomForVcpus {
+                wanted: wanted.vcpus,
+                max: self.max.vcpus,
+            });
+        }
+        if wanted.memory_mib > self.max.memory_mib {
+            return Err(SizeError::NoRoomForMemory {
+                engine: self.engine,
+                wanted: wanted.memory_mib,
+                max: self.max.memory_mib,
+            });
+        }
+        Ok(wanted)
+    }
 }
 
 impl Size {
+    /// What a machine that starts with this size can be given: more vCPUs where the configuration
+    /// has room for them, and `memory_mib`.
+    pub fn with_room(self, bounds: &Bounds, memory_mib: u64) -> Self {
+        self.at_least(Self {
+            vcpus: bounded(bounds.max_vcpus, bounds),
+            memory_mib: memory_mib.min(MAX_MEMORY_MIB),
+        })
+    }
+
+    fn at_least(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.max(other.vcpus),
+            memory_mib: self.memory_mib.max(other.memory_mib),
+        }
+    }
+
     /// The size for a sandbox that is made for this configuration.
     pub fn for_bundle(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
         let linux = spec.linux().as_ref();
-        let host_cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-        let bounds = Bounds {
-            host_cpus,
-            default_vcpus: config.vcpus,
-            default_memory_mib: config.memory_mib,
-        };
         let own = linux.and_then(|linux| linux.resources().as_ref());
         let pods = spec.annotations().as_ref().map_or(Ok(None), pods_limits)?;
-        Self::of(pods.as_ref().or(own), &bounds)
+        Self::of(pods.as_ref().or(own), &Bounds::of(config))
     }
 
     /// The size for a container with these limits.
     pub fn of(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<Self, SizeError> {
-        let limit = resources
-            .and_then(|resources| resources.memory().as_ref())
-            .and_then(|memory| memory.limit())
-            .and_then(limit_mib);
-        let container_mib = limit.unwrap_or(bounds.default_memory_mib);
-        if container_mib > MAX_MEMORY_MIB - MAX_MEMORY_MIB / 32 {
-            return Err(SizeError::Memory(container_mib));
-        }
+        let vcpus = asked_vcpus(resources)?.unwrap_or(bounds.default_vcpus);
+        let container_mib = asked_memory(resources)?.unwrap_or(bounds.default_memory_mib);
+        check_memory(container_mib)?;
         Ok(Self {
-            vcpus: vcpus(resources, bounds)?,
+            vcpus: bounded(vcpus, bounds),
             memory_mib: machine_mib(container_mib),
         })
     }
@@ -126,6 +257,23 @@ fn pods_limits(annotations: &HashMap<String, String>) -> Result<Option<LinuxReso
     Ok(Some(resources))
 }
 
+/// The limit of memory in MiB, if there is one.
+fn asked_memory(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
+    let limit = resources
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(|memory| memory.limit())
+        .and_then(limit_mib);
+    limit.map_or(Ok(()), check_memory)?;
+    Ok(limit)
+}
+
+fn check_memory(container_mib: u64) -> Result<(), SizeError> {
+    match container_mib > MAX_MEMORY_MIB - MAX_MEMORY_MIB / 32 {
+        true => Err(SizeError::Memory(container_mib)),
+        false => Ok(()),
+    }
+}
+
 /// A limit of memory in MiB, rounded up. None if the number means that there is none.
 pub fn limit_mib(bytes: i64) -> Option<u64> {
     // Some engines write a limit that is no limit: all but the sign bit, in pages.
@@ -142,7 +290,8 @@ pub fn machine_mib(container_mib: u64) -> u64 {
     memory_mib.max(MIN_MEMORY_MIB)
 }
 
-fn vcpus(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<u8, SizeError> {
+/// How many CPUs the limits are worth, if there are limits.
+fn asked_vcpus(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
     let by_quota = cpu.and_then(|cpu| {
         let quota = u64::try_from(cpu.quota()?)
@@ -156,14 +305,16 @@ fn vcpus(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<u8, Size
         None | Some("") => None,
         Some(list) => Some(count_cpus(list).ok_or_else(|| SizeError::Cpuset(list.to_owned()))?),
     };
-    let wanted = match (by_quota, by_cpuset) {
-        (Some(quota), Some(cpuset)) => quota.min(cpuset),
-        (Some(one), None) | (None, Some(one)) => one,
-        (None, None) => bounds.default_vcpus,
-    };
-    // More vCPUs than CPUs would only take turns.
-    let count = wanted.min(bounds.host_cpus).clamp(1, MAX_VCPUS);
-    Ok(u8::try_from(count).unwrap_or(u8::MAX))
+    Ok(match (by_quota, by_cpuset) {
+        (Some(quota), Some(cpuset)) => Some(quota.min(cpuset)),
+        (one, other) => one.or(other),
+    })
+}
+
+/// More vCPUs than CPUs would only take turns.
+fn bounded(vcpus: u64, bounds: &Bounds) -> u8 {
+    let count = vcpus.min(bounds.host_cpus).clamp(1, MAX_VCPUS);
+    u8::try_from(count).unwrap_or(u8::MAX)
 }
 
 /// The number of CPUs in a list such as `0-2,7`, see cpuset(7).
@@ -186,7 +337,29 @@ mod tests {
         host_cpus: 8,
         default_vcpus: 2,
         default_memory_mib: 512,
+        max_vcpus: 4,
     };
+
+    /// One vCPU and 256 MiB for the container, with room for four and as much as 4 GiB.
+    const RUNNING: Running = Running {
+        engine: EngineKind::Kvm,
+        now: Size {
+            vcpus: 1,
+            memory_mib: 308,
+        },
+        max: Size {
+            vcpus: 4,
+            memory_mib: 4096,
+        },
+    };
+
+    fn change(new: LinuxResources) -> Change {
+        Change {
+            old: LinuxResources::default(),
+            new,
+            shared: false,
+        }
+    }
 
     fn cpu(quota: Option<i64>, period: Option<u64>, cpus: &str) -> LinuxResources {
         let mut cpu = LinuxCpuBuilder::default().cpus(cpus);
@@ -267,6 +440,78 @@ mod tests {
             let size = Size::of(Some(&memory(limit)), &BOUNDS).unwrap();
             assert_eq!(size, Size::of(None, &BOUNDS).unwrap(), "{limit}");
         }
+    }
+
+    #[test]
+    fn a_running_machine_follows_the_limits_up_and_down() {
+        for (mib, machine) in [(128, 178), (1024, 1088)] {
+            let change = change(memory(mib << 20));
+            let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
+            assert_eq!(size.memory_mib, machine);
+        }
+        let change = change(cpu(Some(300_000), None, ""));
+        let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
+        assert_eq!((size.vcpus, size.memory_mib), (3, RUNNING.now.memory_mib));
+    }
+
+    #[test]
+    fn lifting_a_limit_never_takes_anything_away() {
+        let large = Running {
+            now: RUNNING.max,
+            ..RUNNING
+        };
+        let lifted = Change {
+            old: memory(2 << 30),
+            ..change(memory(-1))
+        };
+        assert_eq!(large.size_for(&lifted, &BOUNDS).unwrap(), large.now);
+    }
+
+    #[test]
+    fn a_limit_that_has_not_changed_is_not_looked_at() {
+        let more_than_there_is = || memory(8 << 30);
+        let mut new = more_than_there_is();
+        new.set_cpu(cpu(Some(200_000), None, "").cpu().clone());
+        let change = Change {
+            old: more_than_there_is(),
+            ..change(new)
+        };
+        let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
+        assert_eq!((size.vcpus, size.memory_mib), (2, RUNNING.now.memory_mib));
+    }
+
+    #[test]
+    fn a_machine_that_others_are_in_does_not_shrink() {
+        let shared = Change {
+            shared: true,
+            ..change(memory(64 << 20))
+        };
+        let size = RUNNING.size_for(&shared, &BOUNDS).unwrap();
+        assert_eq!(size.memory_mib, RUNNING.now.memory_mib);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_refused_by_name() {
+        let refused = |limits| {
+            let refused = RUNNING.size_for(&change(limits), &BOUNDS);
+            refused.unwrap_err().to_string()
+        };
+        let cpus = refused(cpu(Some(600_000), None, ""));
+        assert!(cpus.contains("max_vcpus") && cpus.contains('6'), "{cpus}");
+        let memory = refused(memory(8 << 30));
+        let names = ["linux.resources.memory.limit", "kvm engine", "4096 MiB"];
+        assert!(names.iter().all(|name| memory.contains(name)), "{memory}");
+    }
+
+    #[test]
+    fn room_is_never_less_than_the_start() {
+        let start = Size {
+            vcpus: 6,
+            memory_mib: 8192,
+        };
+        assert_eq!(start.with_room(&BOUNDS, 4096), start);
+        let small = RUNNING.now.with_room(&BOUNDS, 4096);
+        assert_eq!(small, RUNNING.max);
     }
 
     #[test]

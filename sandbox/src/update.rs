@@ -8,6 +8,9 @@ use serde_json::Value;
 use crate::cgroup::{self, CgroupError};
 use crate::lifecycle::LifecycleError;
 use crate::running::{connect, gone};
+use crate::sandbox::control::{self, ControlError, Memory, Request};
+use crate::sizing::Change;
+use crate::spec::pod::Role;
 use crate::spec::{self, unsupported, validate::Problem};
 use crate::state::{Container, State, StateError, Status};
 
@@ -29,6 +32,9 @@ pub enum UpdateError {
     /// A limit that neither the guest nor the host has.
     #[error("{} {}", .0.field, .0.reason)]
     Unsupported(Problem),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] ControlError),
     /// What is written down of the sandbox.
     #[error("cannot find out which engine runs the sandbox")]
     Record(#[source] io::Error),
@@ -65,32 +71,92 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     {
         check_usage(container, &state, &new).await?;
     }
-    apply(container, &state, &old, &new).await?;
+    let memory = apply(container, &state, &old, &new).await?;
     let locked = container.lock()?;
     let mut state = locked.load()?;
+    state.kept_memory = match memory {
+        Memory::AsAsked => None,
+        Memory::Kept => state.kept_memory.or(Some(memory_limit(&old))),
+    };
     state.resources = Some(new);
     Ok(locked.save(&state)?)
 }
 
-/// Has the limits enforced by all who do. What the guest may have, the host must have room for: it
-/// grows first and shrinks last.
+/// Has the limits enforced by all who do. What the container may have, the machine must have, and
+/// what that has, the host must have room for: they grow from outside in, and shrink from inside
+/// out, so that nothing is killed.
 async fn apply(
     container: &Container,
     state: &State,
     old: &LinuxResources,
     new: &LinuxResources,
-) -> Result<(), UpdateError> {
-    if memory_limit(new) < memory_limit(old) {
-        on_guest(container, state, new).await?;
-        return on_host(container, state, new);
+) -> Result<Memory, UpdateError> {
+    let host_limit = state.kept_memory.unwrap_or(memory_limit(old));
+    // The reason is the first refusal; there is nothing better to be done about another.
+    if memory_limit(new) <= host_limit {
+        let applied = from_inside(container, state, old, new).await;
+        if applied.is_err() {
+            // The host's groups come last.
+            let _ = on_machine(container, state, new, old).await;
+            let _ = on_guest(container, state, old).await;
+        }
+        applied
+    } else {
+        let applied = from_outside(container, state, old, new).await;
+        if applied.is_err() {
+            let _ = from_inside(container, state, new, old).await;
+        }
+        applied
     }
+}
+
+async fn from_inside(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
+    on_guest(container, state, new).await?;
+    let memory = on_machine(container, state, old, new).await?;
+    match memory {
+        Memory::AsAsked => on_host(container, state, new)?,
+        // The host would kill the machine rather than have it keep what it has.
+        Memory::Kept => on_host(container, state, &without_memory(new))?,
+    }
+    Ok(memory)
+}
+
+async fn from_outside(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
     on_host(container, state, new)?;
-    let applied = on_guest(container, state, new).await;
-    if applied.is_err() {
-        // The reason is the guest's refusal; there is nothing better to be done about another.
-        let _ = on_host(container, state, old);
+    on_machine(container, state, old, new).await?;
+    on_guest(container, state, new).await?;
+    Ok(Memory::AsAsked)
+}
+
+/// Has the machine follow the limits. That of a pod's first container, which does nothing, does not.
+async fn on_machine(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
+    if let Ok(Role::Sandbox) = Role::from_annotations(&state.annotations) {
+        return Ok(Memory::AsAsked);
     }
-    applied
+    let change = Change::new(old, new, state.sandbox.is_some());
+    let request = Request::Resize(Box::new(change));
+    Ok(control::ask(&container.sandbox(state)?, request).await?)
+}
+
+fn without_memory(resources: &LinuxResources) -> LinuxResources {
+    let mut others = resources.clone();
+    others.set_memory(None);
+    others
 }
 
 async fn on_guest(

@@ -3,8 +3,8 @@
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::agent::{
     Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
-    RemoveContainerRequest, ResumeContainerRequest, ShutdownRequest, StatsRequest, StatsResponse,
-    UpdateContainerRequest, UpdateVolumeRequest,
+    RemoveContainerRequest, ResizeRequest, ResumeContainerRequest, ShutdownRequest, StatsRequest,
+    StatsResponse, UpdateContainerRequest, UpdateVolumeRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
@@ -73,6 +73,17 @@ impl Agent {
             .stats(limited(), &request)
             .await
             .map_err(failed("stats"))
+    }
+
+    /// Has the guest go along with a change of its machine's size.
+    pub async fn resize_guest(&self, cpus: u8, has_memory_device: bool) -> Result<(), AgentError> {
+        let request = ResizeRequest {
+            cpus: cpus.into(),
+            has_memory_device,
+            ..Default::default()
+        };
+        let answer = self.0.resize(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("resize"))
     }
 
     /// Kills what is left of a container and takes it out of the guest.

@@ -12,7 +12,7 @@ use rvm_protocol::vmm::{
     Channel, ChannelError, Event, FdIndex, MAX_NETS, MachineConfig, Net, Request, StartTimes,
     StopReason, VsockPort,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
@@ -21,6 +21,7 @@ use super::{
 use crate::network::{Mac, NetCard, Room};
 use crate::process::ProcessId;
 use crate::readable::Readable;
+use crate::sizing::Size;
 use crate::spawn::Vmm;
 
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
@@ -45,6 +46,10 @@ impl Engine for Kvm {
         Duration::from_secs(30)
     }
 
+    fn grows_memory(&self) -> bool {
+        true
+    }
+
     fn net_room(&self) -> Room {
         Room {
             most: MAX_NETS,
@@ -53,14 +58,14 @@ impl Engine for Kvm {
     }
 
     fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError> {
-        check_host_memory(plan.size)?;
+        check_host_memory(plan.size.memory_mib)?;
         let mut fds = Fds::default();
         let config = MachineConfig {
             parent: std::process::id(),
             boot_vcpus: plan.size.vcpus,
-            max_vcpus: plan.size.vcpus,
+            max_vcpus: plan.max.vcpus,
             memory_mib: plan.size.memory_mib,
-            max_memory_mib: plan.size.memory_mib,
+            max_memory_mib: plan.max.memory_mib,
             cmdline: format!(
                 "{KERNEL_PARAMS} {PARAM_SHARED}=virtiofs {}",
                 plan.kernel_params
@@ -136,6 +141,8 @@ struct KvmMachine {
     channel: Channel,
     vmm: Mutex<Vmm>,
     times: OnceLock<StartTimes>,
+    /// The memory that the guest was last found to have come to have, in MiB; 0 while it is changing.
+    reached: watch::Sender<u64>,
     /// Who waits for the answers to requests, in their order.
     waiting: Mutex<VecDeque<Answer>>,
 }
@@ -155,6 +162,7 @@ impl KvmMachine {
             channel: Channel::new(own),
             vmm: Mutex::new(vmm),
             times: OnceLock::new(),
+            reached: watch::Sender::new(0),
             waiting: Mutex::default(),
         })
     }
@@ -227,7 +235,7 @@ impl Machine for KvmMachine {
             match self.event().await {
                 Some(Event::Started(times)) => _ = self.times.set(*times),
                 Some(Event::Done) => self.answered(None),
-                Some(Event::Resized { .. }) => {}
+                Some(Event::Resized { memory_mib }) => _ = self.reached.send_replace(memory_mib),
                 Some(Event::Refused { reason }) => self.answered(Some(reason)),
                 Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
                 Some(Event::Stopped(StopReason::GuestReset { place })) => {
@@ -257,6 +265,25 @@ impl Machine for KvmMachine {
         let request = Request::UnplugNet { mac };
         self.request("unplug a network card", &request, &[]).await?;
         Ok(true)
+    }
+
+    async fn resize(&self, size: Size) -> Result<(), EngineError> {
+        self.reached.send_replace(0);
+        let request = Request::Resize {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+        };
+        self.request("change the machine's size", &request, &[])
+            .await
+    }
+
+    async fn resized(&self, size: Size) -> bool {
+        let mut reached = self.reached.subscribe();
+        // It fails only if the machine is dropped.
+        reached
+            .wait_for(|mib| *mib == size.memory_mib)
+            .await
+            .is_ok()
     }
 
     fn kill(&self) -> io::Result<()> {

@@ -5,6 +5,7 @@ pub mod kvm;
 pub mod probe;
 pub mod qemu;
 pub mod qemu_args;
+mod qmp;
 pub mod remembered;
 pub mod tsc;
 
@@ -115,6 +116,8 @@ pub enum EngineError {
 pub struct Plan<'a> {
     /// Its size.
     pub size: Size,
+    /// The size that it can be given while it runs.
+    pub max: Size,
     /// The guest's kernel.
     pub kernel: &'a Path,
     /// The guest's initramfs.
@@ -177,6 +180,14 @@ pub trait Machine: Send + Sync {
     /// then it can be used again.
     async fn unplug_net(&self, mac: Mac) -> Result<bool, EngineError>;
 
+    /// Begins to change the machine's size, within what its plan has room for. The guest has yet to
+    /// go along.
+    async fn resize(&self, size: Size) -> Result<(), EngineError>;
+
+    /// Waits until the guest has the memory that was asked for last, or for good if it never will.
+    /// False if this machine cannot have its guest give memory back.
+    async fn resized(&self, size: Size) -> bool;
+
     /// Ends the machine at once and waits until its processes are gone.
     fn kill(&self) -> io::Result<()>;
 }
@@ -188,6 +199,9 @@ pub trait Engine: Send + Sync {
 
     /// How long a guest may take until its agent answers, if the configuration does not say.
     fn start_timeout(&self) -> Duration;
+
+    /// Whether a running machine can be given more memory.
+    fn grows_memory(&self) -> bool;
 
     /// How many network cards a machine can have when it starts.
     fn net_room(&self) -> Room;
@@ -244,25 +258,30 @@ fn io_failed(action: &'static str) -> impl FnOnce(io::Error) -> EngineError {
 
 /// Refuses a machine that the host could only run by killing something else. Memory is given to a
 /// guest as it touches it, so one that fits may still meet the end of the host's memory later.
-fn check_host_memory(size: Size) -> Result<(), EngineError> {
-    let Some(available) = available_memory_mib() else {
-        return Ok(());
-    };
-    if size.memory_mib > available {
-        return Err(EngineError::HostMemory {
-            needed: size.memory_mib,
-            available,
-        });
+pub fn check_host_memory(needed: u64) -> Result<(), EngineError> {
+    match available_memory_mib() {
+        Some(available) if needed > available => Err(EngineError::HostMemory { needed, available }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// MemAvailable and SwapFree of /proc/meminfo, in MiB.
 pub fn available_memory_mib() -> Option<u64> {
+    meminfo_mib(["MemAvailable:", "SwapFree:"])
+}
+
+/// All of the host's memory, in MiB.
+pub fn total_memory_mib() -> Option<u64> {
+    meminfo_mib(["MemTotal:"])
+}
+
+/// The sum of these lines of /proc/meminfo.
+fn meminfo_mib<const N: usize>(names: [&str; N]) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |name: &str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim_end_matches("kB").trim().parse().ok()
     };
-    Some((kib("MemAvailable:")? + kib("SwapFree:")?) >> 10)
+    let sum: Option<u64> = names.into_iter().map(kib).sum();
+    Some(sum? >> 10)
 }

@@ -15,6 +15,7 @@ use rvm_protocol::vmm::{BackendConfig, Channel, Event, QemuConfig, StartTimes, S
 
 use super::kvm::Fds;
 use super::qemu_args::{Fd, MAX_NETS, arguments};
+use super::qmp::Qmp;
 use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
     io_failed, open_initramfs, open_kernel, tsc,
@@ -22,6 +23,7 @@ use super::{
 use crate::network::{Mac, NetCard, Room};
 use crate::process::ProcessId;
 use crate::readable::Readable;
+use crate::sizing::Size;
 use crate::spawn::Vmm;
 use crate::storage::STAGE;
 
@@ -53,6 +55,11 @@ impl Engine for Qemu {
         Duration::from_secs(180)
     }
 
+    /// Memory is plugged into machines with PCI or ACPI, and microvm has neither.
+    fn grows_memory(&self) -> bool {
+        false
+    }
+
     fn net_room(&self) -> Room {
         Room {
             most: MAX_NETS,
@@ -61,12 +68,13 @@ impl Engine for Qemu {
     }
 
     fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError> {
-        check_host_memory(plan.size)?;
+        check_host_memory(plan.size.memory_mib)?;
         let program = find_program(&self.program)?;
         let (console, console_input) =
             UnixStream::pair().map_err(io_failed("make the console's stream"))?;
         let stage_dir = plan.dir.join(STAGE);
         let (listener, connection) = vhost_user_pair(plan.dir)?;
+        let (monitor, monitor_qemu) = Qmp::pair().map_err(io_failed("make QEMU's monitor"))?;
 
         let mut fds = Fds::default();
         let config = BackendConfig {
@@ -86,6 +94,7 @@ impl Engine for Qemu {
                 Fd::Initramfs => fds.add(open_initramfs(plan.initramfs)?),
                 Fd::Console => fds.add(console.try_clone().map_err(io_failed("dup"))?),
                 Fd::Vsock => fds.add(connection.try_clone().map_err(io_failed("dup"))?),
+                Fd::Monitor => fds.add(monitor_qemu.try_clone().map_err(io_failed("dup"))?),
             };
         }
         let macs: Vec<Mac> = plan.nets.iter().map(|card| card.mac).collect();
@@ -95,12 +104,21 @@ impl Engine for Qemu {
         let config = QemuConfig {
             parent: std::process::id(),
             program,
-            args: arguments(plan.size, tsc::host_khz(), plan.kernel_params, &macs),
+            args: arguments(
+                plan.size,
+                plan.max.vcpus,
+                tsc::host_khz(),
+                plan.kernel_params,
+                &macs,
+            ),
             shared_dir: plan.shared.to_owned(),
             stage_dir,
         };
         let qemu = Vmm::start(plan.vmm, "qemu", &config, &fds.borrow())?;
-        Ok(Box::new(QemuMachine::new(qemu, backend)?))
+        let memory_mib = plan.size.memory_mib;
+        Ok(Box::new(QemuMachine::new(
+            qemu, backend, monitor, memory_mib,
+        )?))
     }
 }
 
@@ -131,6 +149,9 @@ fn vhost_user_pair(dir: &Path) -> Result<(UnixListener, UnixStream), EngineError
 struct QemuMachine {
     /// The processes' pidfds.
     ended: [Readable; 2],
+    monitor: Qmp,
+    /// What it was started with.
+    memory_mib: u64,
     processes: Mutex<Processes>,
 }
 
@@ -140,14 +161,21 @@ struct Processes {
 }
 
 impl QemuMachine {
-    fn new(qemu: Vmm, backend: Vmm) -> Result<Self, EngineError> {
+    fn new(qemu: Vmm, backend: Vmm, monitor: Qmp, memory_mib: u64) -> Result<Self, EngineError> {
         let watch =
             |vmm: &Vmm| Readable::new(vmm.pidfd()).map_err(io_failed("watch QEMU's processes"));
         let ended = [watch(&qemu)?, watch(&backend)?];
         Ok(Self {
             ended,
+            monitor,
+            memory_mib,
             processes: Mutex::new(Processes { qemu, backend }),
         })
+    }
+
+    /// The memory of a machine of this size, in bytes, as far as this one can have it.
+    fn memory(&self, size: Size) -> u64 {
+        size.memory_mib.min(self.memory_mib) << 20
     }
 
     fn processes(&self) -> MutexGuard<'_, Processes> {
@@ -213,6 +241,7 @@ impl Machine for QemuMachine {
         tokio::select! {
             _ = qemu.read(|_| Ok(())) => {}
             _ = backend.read(|_| Ok(())) => {}
+            never = self.monitor.listen() => match never {},
         }
         if self.processes().backend_had_its_end() {
             // QEMU hung up because it ends. How it ends by itself tells what the guest did.
@@ -231,6 +260,18 @@ impl Machine for QemuMachine {
 
     async fn unplug_net(&self, _mac: Mac) -> Result<bool, EngineError> {
         Ok(false)
+    }
+
+    /// All of its CPUs are there from the start.
+    async fn resize(&self, size: Size) -> Result<(), EngineError> {
+        let bytes = self.memory(size);
+        self.monitor
+            .set_memory(bytes)
+            .map_err(io_failed("talk to QEMU's monitor"))
+    }
+
+    async fn resized(&self, size: Size) -> bool {
+        self.monitor.has_memory(self.memory(size)).await
     }
 
     fn kill(&self) -> io::Result<()> {

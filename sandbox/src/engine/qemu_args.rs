@@ -17,11 +17,19 @@ pub enum Fd {
     Console,
     /// The connection to rvm-vmm's vhost-user back end.
     Vsock,
+    /// A stream for QEMU's monitor.
+    Monitor,
 }
 
 impl Fd {
     /// All of them, in their order.
-    pub const ALL: [Self; 4] = [Self::Kernel, Self::Initramfs, Self::Console, Self::Vsock];
+    pub const ALL: [Self; 5] = [
+        Self::Kernel,
+        Self::Initramfs,
+        Self::Console,
+        Self::Vsock,
+        Self::Monitor,
+    ];
 
     fn number(self) -> i32 {
         QEMU_FIRST_FD + self as i32
@@ -50,16 +58,23 @@ const HZ: u32 = 250;
 const MACHINE: &str = "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory";
 
 /// The arguments for a machine of this size with these network cards, on a host whose time stamp
-/// counter has this frequency.
+/// counter has this frequency. All vCPUs that it may ever have are there, and the kernel starts those
+/// that it is to have now.
 pub fn arguments(
     size: Size,
+    max_vcpus: u8,
     tsc_khz: Option<u32>,
     kernel_params: &str,
     nets: &[Mac],
 ) -> Vec<String> {
     let fd = |fd: Fd| fd.number();
     let (clocks, clock_params) = clocks(tsc_khz);
-    let params = format!("{KERNEL_PARAMS}{clock_params} {PARAM_SHARED}=9p {kernel_params}");
+    let maxcpus = match size.vcpus < max_vcpus {
+        true => format!(" maxcpus={}", size.vcpus),
+        false => String::new(),
+    };
+    let params =
+        format!("{KERNEL_PARAMS}{clock_params}{maxcpus} {PARAM_SHARED}=9p {kernel_params}");
     let memory = format!("{}M", size.memory_mib);
     let list = [
         ("-M", format!("{MACHINE}{clocks}")),
@@ -68,7 +83,7 @@ pub fn arguments(
             format!("tcg,thread=multi,tb-size={QEMU_CODE_MIB}"),
         ),
         ("-cpu", "max".to_owned()),
-        ("-smp", size.vcpus.to_string()),
+        ("-smp", max_vcpus.to_string()),
         ("-m", memory.clone()),
         // Shared, because the vhost-user back end reads and writes it too.
         (
@@ -102,6 +117,11 @@ pub fn arguments(
             "-device",
             "vhost-user-vsock-device,chardev=vsock".to_owned(),
         ),
+        (
+            "-chardev",
+            format!("socket,id=monitor,fd={}", fd(Fd::Monitor)),
+        ),
+        ("-mon", "chardev=monitor,mode=control".to_owned()),
         (
             "-fsdev",
             format!(
@@ -138,10 +158,10 @@ fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
 }
 
 /// Random numbers come from the guest's CPU as well, so that device goes first; without the balloon
-/// the host gets no memory back.
+/// the host gets no memory back. The guest may not take back what is in it: that is not its own.
 fn devices_that_make_way(nets: usize) -> impl Iterator<Item = (&'static str, String)> {
     let rng = ("-device", "virtio-rng-device".to_owned());
-    let balloon = "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on";
+    let balloon = "virtio-balloon-device,free-page-reporting=on";
     let balloon = ("-device", balloon.to_owned());
     let spare = MAX_NETS.saturating_sub(nets.max(NETS_BESIDE_BOTH));
     [balloon, rng].into_iter().take(spare)
@@ -179,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_knows_the_counter_has_no_other_timers_to_measure_it_with() {
-        let arguments = arguments(SIZE, Some(2_596_142), "", &[]);
+        let arguments = arguments(SIZE, 2, Some(2_596_142), "", &[]);
         assert!(value_of(&arguments, "-M").ends_with(",pit=off,pic=off"));
         let params = value_of(&arguments, "-append");
         assert!(
@@ -189,8 +209,18 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_starts_only_the_cpus_that_it_is_to_have() {
+        let growing = arguments(SIZE, 4, None, "", &[]);
+        assert_eq!(value_of(&growing, "-smp"), "4");
+        assert!(value_of(&growing, "-append").contains(" maxcpus=2 "));
+        let fixed = arguments(SIZE, 2, None, "", &[]);
+        assert_eq!(value_of(&fixed, "-smp"), "2");
+        assert!(!value_of(&fixed, "-append").contains("maxcpus"));
+    }
+
+    #[test]
     fn a_kernel_that_does_not_know_it_has_a_pit() {
-        let arguments = arguments(SIZE, None, "", &[]);
+        let arguments = arguments(SIZE, 2, None, "", &[]);
         assert!(!value_of(&arguments, "-M").contains("pit"));
         assert!(!value_of(&arguments, "-append").contains("tsc_early_khz"));
     }
@@ -203,21 +233,21 @@ mod tests {
 
     #[test]
     fn the_users_parameters_come_last() {
-        let arguments = arguments(SIZE, Some(1), "a=b", &[]);
+        let arguments = arguments(SIZE, 2, Some(1), "a=b", &[]);
         assert!(value_of(&arguments, "-append").ends_with(" a=b"));
     }
 
     fn line(nets: &[Mac]) -> String {
-        arguments(SIZE, None, "", nets).join(" ")
+        arguments(SIZE, 2, None, "", nets).join(" ")
     }
 
     #[test]
     fn a_network_card_has_the_tap_behind_the_other_descriptors() {
         let line = line(&[[2, 0, 0, 0, 0, 0x0a], [2, 0, 0, 0, 0, 0xff]]);
         assert!(line.ends_with(
-            "-netdev tap,id=net0,fd=14,vhost=off \
+            "-netdev tap,id=net0,fd=15,vhost=off \
              -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:0a \
-             -netdev tap,id=net1,fd=15,vhost=off \
+             -netdev tap,id=net1,fd=16,vhost=off \
              -device virtio-net-device,netdev=net1,mac=02:00:00:00:00:ff"
         ));
     }

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 
 use super::{Sandbox, SandboxDir, SandboxError};
 use crate::error_chain::chain;
+use crate::sizing::Change;
 
 /// The longest line that is read, in bytes.
 const MAX_LINE: u64 = 64 * 1024;
@@ -20,11 +21,13 @@ const MAX_LINE: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Something to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Makes the guest's network what is found in its namespace now.
     SyncNetwork,
+    /// Makes the machine as large as a container's limits ask for.
+    Resize(Box<Change>),
 }
 
 /// What came of it.
@@ -32,6 +35,8 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 enum Answer {
     Done,
+    /// The machine keeps more memory than it was to have.
+    KeepsMemory,
     Failed(String),
 }
 
@@ -46,11 +51,21 @@ pub enum ControlError {
     Failed(String),
 }
 
+/// What has become of the machine's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// It is what it was to be.
+    AsAsked,
+    /// The guest has not given back all that it was to.
+    Kept,
+}
+
 /// Has the owner of a sandbox do something, and waits until it is done.
-pub async fn ask(dir: &SandboxDir, request: Request) -> Result<(), ControlError> {
+pub async fn ask(dir: &SandboxDir, request: Request) -> Result<Memory, ControlError> {
     let answer = exchange(dir, request).await.map_err(ControlError::Owner)?;
     match answer {
-        Answer::Done => Ok(()),
+        Answer::Done => Ok(Memory::AsAsked),
+        Answer::KeepsMemory => Ok(Memory::Kept),
         Answer::Failed(reason) => Err(ControlError::Failed(reason)),
     }
 }
@@ -89,12 +104,16 @@ impl Sandbox {
 
     async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
         let request = tokio::time::timeout(PATIENCE, read_line(stream)).await??;
-        let done = match request {
-            Request::SyncNetwork => self.sync_network().await,
-        };
-        let answer = match done {
-            Ok(()) => Answer::Done,
-            Err(error) => Answer::Failed(chain(&error)),
+        let answer = match request {
+            Request::SyncNetwork => match self.sync_network().await {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Failed(chain(&error)),
+            },
+            Request::Resize(change) => match self.resize(&change).await {
+                Ok(Memory::AsAsked) => Answer::Done,
+                Ok(Memory::Kept) => Answer::KeepsMemory,
+                Err(error) => Answer::Failed(chain(&error)),
+            },
         };
         write_line(stream, &answer).await
     }

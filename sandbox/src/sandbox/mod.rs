@@ -6,6 +6,7 @@
 pub mod control;
 pub mod dir;
 mod network;
+pub mod size;
 pub mod watch;
 
 use std::io;
@@ -20,15 +21,16 @@ use tokio::sync::{Mutex, OnceCell};
 use crate::agent::{Agent, AgentError, Exit};
 use crate::config::Config;
 use crate::engine::choice::{self, Choice, NoEngine};
-use crate::engine::{Engine, EngineError, EngineKind, Machine, MachineEnd, Plan};
+use crate::engine::{self, Engine, EngineError, EngineKind, Machine, MachineEnd, Plan};
 use crate::network::{NetCard, Network, NetworkError};
 use crate::process::Process;
 use crate::readable::Readable;
-use crate::sizing::Size;
+use crate::sizing::{Bounds, Running, Size};
 use crate::stdio::{HostStdio, Relay, StdioError};
 use crate::timings::Timings;
 
 use network::Live;
+use size::LiveSize;
 
 pub use dir::{Record, SandboxDir};
 pub use watch::{GuestFailure, GuestWatch};
@@ -126,6 +128,7 @@ enum Life {
     Owned {
         machine: Box<dyn Machine>,
         network: Box<Mutex<Live>>,
+        size: Box<Mutex<LiveSize>>,
     },
     /// The end of the process that runs it; others end with that.
     Joined(Readable),
@@ -147,7 +150,8 @@ impl Sandbox {
         let engine = choice::engine(kind, config);
         let (network, nets) = Live::first(network, engine.net_room())?;
         timings.lap("prepare the network");
-        let machine = start_machine(engine.as_ref(), &dir, size, nets, config)?;
+        let running = running(engine.as_ref(), size, config);
+        let machine = start_machine(engine.as_ref(), &dir, running, nets, config)?;
         let (record, processes) = remember_processes(&dir, kind, machine.as_ref())?;
         timings.lap("start the machine's processes");
 
@@ -179,6 +183,7 @@ impl Sandbox {
             life: Life::Owned {
                 machine,
                 network: Box::new(Mutex::new(network)),
+                size: Box::new(LiveSize::new(running, Bounds::of(config))),
             },
             processes,
             end: OnceCell::new(),
@@ -354,16 +359,30 @@ impl Sandbox {
     }
 }
 
+/// What a machine that starts with this size can become.
+fn running(engine: &dyn Engine, size: Size, config: &Config) -> Running {
+    let memory_mib = match engine.grows_memory() {
+        true => engine::total_memory_mib().unwrap_or(0),
+        false => 0,
+    };
+    Running {
+        engine: engine.kind(),
+        now: size,
+        max: size.with_room(&Bounds::of(config), memory_mib),
+    }
+}
+
 fn start_machine(
     engine: &dyn Engine,
     dir: &SandboxDir,
-    size: Size,
+    running: Running,
     nets: Vec<NetCard>,
     config: &Config,
 ) -> Result<Box<dyn Machine>, SandboxError> {
     let (shared, console) = (dir.shared(), dir.console());
     let plan = Plan {
-        size,
+        size: running.now,
+        max: running.max,
         kernel: &config.kernel,
         initramfs: &config.initramfs,
         kernel_params: &config.kernel_params,

@@ -154,7 +154,10 @@ impl Sandbox {
 
     /// Makes the guest's network what is found in the namespace now.
     pub async fn sync_network(&self) -> Result<(), SandboxError> {
-        let Life::Owned { machine, network } = &self.life else {
+        let Life::Owned {
+            machine, network, ..
+        } = &self.life
+        else {
             return Ok(());
         };
         let mut network = network.lock().await;

@@ -48,6 +48,10 @@ pub struct State {
     /// The limits that hold for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<LinuxResources>,
+    /// The limit of memory, in bytes, that the host's groups were last made for, if the guest has not
+    /// given back what it has beyond the one that holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_memory: Option<u64>,
     /// The container has a terminal.
     pub terminal: bool,
     /// The process that holds the container's standard streams, or until there is one, the process

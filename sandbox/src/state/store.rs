@@ -347,6 +347,7 @@ mod tests {
             annotations: HashMap::new(),
             hooks: None,
             resources: None,
+            kept_memory: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
             stand_in: None,

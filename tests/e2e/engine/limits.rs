@@ -66,6 +66,21 @@ fn top_and_uptime_tell_of_the_machine_and_not_of_the_host() {
 }
 
 #[test]
+fn an_update_changes_the_machine_too() {
+    if !sees_its_limits() || std::thread::available_parallelism().unwrap().get() < 2 {
+        return println!("skipped: this needs rvm and two CPUs");
+    }
+    let options = ["--memory", "256m", "--memory-swap", "512m", "--cpus", "1"];
+    let container = engine().start(&options, &["sleep", "100000"]);
+    let before = kib(&container.shell("cat /proc/meminfo"), "MemTotal:");
+    let options = ["--memory", "128m", "--memory-swap", "256m", "--cpus", "2"];
+    engine().ok(&[&["update"], &options[..], &[&container.name]].concat());
+    assert_eq!(container.shell("nproc"), "2\n");
+    let less = before - kib(&container.shell("cat /proc/meminfo"), "MemTotal:");
+    assert!((120 << 10..140 << 10).contains(&less), "{less} KiB less");
+}
+
+#[test]
 fn processes_are_limited() {
     let script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait";
     // In a container of its own, which these processes end with.

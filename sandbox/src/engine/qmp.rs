@@ -1,0 +1,204 @@
+//! QEMU's monitor protocol, as far as the balloon goes: lines of JSON, of which each is a command, the
+//! answer to one, or an event.
+//!
+//! <https://www.qemu.org/docs/master/interop/qmp-spec.html>. What QEMU says may be what a guest that
+//! has taken it over wants to be heard: it is bounded, and no more than a number is taken from it.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// The longest line that is read, in bytes. Those of QEMU have some hundred.
+const MAX_LINE: usize = 16 * 1024;
+
+/// The monitor.
+#[derive(Debug)]
+pub(super) struct Qmp {
+    stream: UnixStream,
+    /// The line that has not come to its end yet.
+    begun: Mutex<Vec<u8>>,
+    balloon: watch::Sender<Balloon>,
+}
+
+/// What is known of the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Balloon {
+    /// Nothing, since the last command.
+    Unknown,
+    /// The guest says that it has so many bytes.
+    Leaves(u64),
+    /// There is no balloon.
+    Missing,
+}
+
+impl Qmp {
+    /// A monitor and the descriptor that is QEMU's. Called within a tokio runtime.
+    pub(super) fn pair() -> io::Result<(Self, StdStream)> {
+        let (own, qemus) = StdStream::pair()?;
+        own.set_nonblocking(true)?;
+        let monitor = Self {
+            stream: UnixStream::from_std(own)?,
+            begun: Mutex::default(),
+            balloon: watch::Sender::new(Balloon::Unknown),
+        };
+        Ok((monitor, qemus))
+    }
+
+    /// Asks the guest to have no more than so many bytes.
+    pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        self.balloon.send_replace(Balloon::Unknown);
+        // Until the first command QEMU tells of no events, which nobody would listen to. It refuses to
+        // be asked for that again, and does not mind. Nothing is told of a balloon that has its size.
+        let commands = format!(
+            r#"{{"execute":"qmp_capabilities"}}
+{{"execute":"balloon","arguments":{{"value":{bytes}}}}}
+{{"execute":"query-balloon"}}
+"#
+        );
+        match rustix::io::write(&self.stream, commands.as_bytes())? {
+            written if written == commands.len() => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Waits until the guest has so many bytes, or for good if it never will. False if it cannot give
+    /// memory back at all. Somebody must listen meanwhile.
+    pub(super) async fn has_memory(&self, bytes: u64) -> bool {
+        let mut balloon = self.balloon.subscribe();
+        let known =
+            balloon.wait_for(|it| matches!(it, Balloon::Missing) || *it == Balloon::Leaves(bytes));
+        // It fails only if this is dropped.
+        known.await.is_ok_and(|it| *it != Balloon::Missing)
+    }
+
+    /// Hears what QEMU says. May be given up at any time.
+    pub(super) async fn listen(&self) -> Infallible {
+        let mut part = [0; 1024];
+        while self.stream.readable().await.is_ok() {
+            match self.stream.try_read(&mut part) {
+                Ok(count @ 1..) => self.hear(&part[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        // That QEMU ends is seen elsewhere.
+        std::future::pending().await
+    }
+
+    fn hear(&self, part: &[u8]) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.extend_from_slice(part);
+        while let Some(end) = begun.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = begun.drain(..=end).collect();
+            if let Some(balloon) = serde_json::from_slice(&line).ok().and_then(Line::balloon) {
+                self.balloon.send_replace(balloon);
+            }
+        }
+        if begun.len() > MAX_LINE {
+            begun.clear();
+        }
+    }
+}
+
+/// What of a line is looked at.
+#[derive(Deserialize)]
+struct Line {
+    event: Option<String>,
+    data: Option<Actual>,
+    #[serde(rename = "return")]
+    answer: Option<Actual>,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Actual {
+    actual: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    class: String,
+}
+
+impl Line {
+    fn balloon(self) -> Option<Balloon> {
+        if self
+            .error
+            .is_some_and(|error| error.class == "DeviceNotActive")
+        {
+            return Some(Balloon::Missing);
+        }
+        let change = self
+            .data
+            .filter(|_| self.event.as_deref() == Some("BALLOON_CHANGE"));
+        let actual = self.answer.or(change)?.actual?;
+        Some(Balloon::Leaves(actual))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::time::Duration;
+
+    async fn has(monitor: &Qmp, bytes: u64) -> Option<bool> {
+        tokio::select! {
+            biased;
+            has = monitor.has_memory(bytes) => Some(has),
+            never = monitor.listen() => match never {},
+            () = tokio::time::sleep(Duration::from_millis(50)) => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_guest_has_what_it_was_asked_to_have_once_qemu_says_so() {
+        let (monitor, mut qemu) = Qmp::pair().unwrap();
+        qemu.write_all(b"{\"QMP\":{\"version\":{}}}\r\n").unwrap();
+        monitor.set_memory(128).unwrap();
+        let mut commands = [0; 1024];
+        let count = qemu.read(&mut commands).unwrap();
+        let commands = std::str::from_utf8(&commands[..count]).unwrap();
+        assert_eq!(commands.lines().count(), 3, "{commands}");
+        assert!(
+            commands
+                .lines()
+                .all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok())
+        );
+
+        qemu.write_all(b"{\"return\":{}}\r\n{\"return\":{}}\r\n{\"return\":{\"actual\":256}}\r\n")
+            .unwrap();
+        assert_eq!(has(&monitor, 128).await, None);
+        qemu.write_all(b"{\"event\":\"BALLOON_CHANGE\",\"data\":{\"act")
+            .unwrap();
+        assert_eq!(has(&monitor, 128).await, None);
+        qemu.write_all(b"ual\":128}}\r\n").unwrap();
+        assert_eq!(has(&monitor, 128).await, Some(true));
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_a_balloon_keeps_its_memory() {
+        let (monitor, mut qemu) = Qmp::pair().unwrap();
+        qemu.write_all(b"{\"error\":{\"class\":\"DeviceNotActive\",\"desc\":\"No balloon\"}}\r\n")
+            .unwrap();
+        assert_eq!(has(&monitor, 128).await, Some(false));
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_passed_over_and_a_line_without_end_is_not_kept() {
+        let (monitor, mut qemu) = Qmp::pair().unwrap();
+        qemu.write_all(&[b'x'; 3 * MAX_LINE]).unwrap();
+        assert_eq!(has(&monitor, 128).await, None);
+        assert!(monitor.begun.lock().unwrap().len() <= MAX_LINE);
+        qemu.write_all(
+            b"\n{}\n[7]\n{\"return\":{\"actual\":\"128\"}}\n{\"return\":{\"actual\":128}}\n",
+        )
+        .unwrap();
+        assert_eq!(has(&monitor, 128).await, Some(true));
+    }
+}
