@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 pub use cards::Room;
 pub use found::{Found, Link, Mac};
 pub use namespace::{Namespace, Wanted};
+pub use settings::add_defaults;
 
 use crate::readable::Readable;
 use cards::Card;

@@ -3,7 +3,7 @@
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, Inet6DevConf, InetDevConf, InfoKind, LinkInfo,
 };
-use rvm_protocol::agent::InterfaceSetting;
+use rvm_protocol::agent::{ConfigureNetworkRequest, InterfaceSetting};
 
 /// A setting that a guest's interface has as the host's: its name, the value that a kernel gives a
 /// new interface, and where it is found.
@@ -72,10 +72,93 @@ fn changed<T>(
     })
 }
 
+/// Adds to a request what an earlier one has set and is as a kernel makes it again.
+pub fn add_defaults(request: &mut ConfigureNetworkRequest, earlier: &ConfigureNetworkRequest) {
+    for interface in &mut request.interfaces {
+        let same_card = earlier
+            .interfaces
+            .iter()
+            .find(|it| it.card == interface.card);
+        let Some(earlier) = same_card else { continue };
+        for old in &earlier.settings {
+            let is_old =
+                |new: &InterfaceSetting| (&new.family, &new.name) == (&old.family, &old.name);
+            if let (false, Some(value)) = (interface.settings.iter().any(is_old), default_of(old)) {
+                interface.settings.push(InterfaceSetting {
+                    value,
+                    ..old.clone()
+                });
+            }
+        }
+    }
+}
+
+fn default_of(setting: &InterfaceSetting) -> Option<i32> {
+    let inet = INET
+        .iter()
+        .map(|(name, default, _)| ("ipv4", *name, *default));
+    let inet6 = INET6
+        .iter()
+        .map(|(name, default, _)| ("ipv6", *name, *default));
+    let mut all = inet.chain(inet6);
+    let found = all.find(|(family, name, _)| setting.family == *family && setting.name == *name);
+    found.map(|(_, _, default)| default)
+}
+
 /// What kind of interface it is, where the kernel says.
 pub fn kind(infos: &[LinkInfo]) -> Option<InfoKind> {
     infos.iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind.clone()),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rvm_protocol::agent::Interface;
+
+    fn request(card: u8, settings: &[(&str, &str, i32)]) -> ConfigureNetworkRequest {
+        let settings = settings
+            .iter()
+            .map(|&(family, name, value)| InterfaceSetting {
+                family: family.to_owned(),
+                name: name.to_owned(),
+                value,
+                ..Default::default()
+            });
+        let interface = Interface {
+            card: vec![card; 6],
+            settings: settings.collect(),
+            ..Default::default()
+        };
+        ConfigureNetworkRequest {
+            interfaces: vec![interface],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_setting_that_has_its_default_again_is_sent_with_it() {
+        let earlier = [
+            ("ipv4", "proxy_arp", 1),
+            ("ipv6", "accept_redirects", 0),
+            ("ipv4", "rp_filter", 1),
+        ];
+        let mut now = request(2, &[("ipv4", "rp_filter", 2)]);
+        add_defaults(&mut now, &request(2, &earlier));
+        let expected = [
+            ("ipv4", "rp_filter", 2),
+            ("ipv4", "proxy_arp", 0),
+            ("ipv6", "accept_redirects", 1),
+        ];
+        assert_eq!(now, request(2, &expected));
+    }
+
+    #[test]
+    fn another_card_has_its_defaults_already() {
+        let mut now = request(3, &[]);
+        add_defaults(&mut now, &request(2, &[("ipv4", "proxy_arp", 1)]));
+        assert_eq!(now, request(3, &[]));
+    }
 }

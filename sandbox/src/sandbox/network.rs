@@ -16,7 +16,7 @@ use crate::engine::Machine;
 use crate::error_chain::chain;
 use crate::loopback::Loopback;
 use crate::names;
-use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room};
+use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
 use crate::stdio::open_stream;
 use crate::timings::Timings;
 
@@ -74,7 +74,11 @@ impl Live {
         }
         let request = found.request(|index| self.network.card_of(index));
         if self.told.as_ref() != Some(&request) {
-            agent.configure_network(&request).await?;
+            let mut whole = request.clone();
+            if let Some(told) = &self.told {
+                add_defaults(&mut whole, told);
+            }
+            agent.configure_network(&whole).await?;
             tracing::debug!("the guest has {} interfaces", request.interfaces.len());
             self.told = Some(request);
         }
