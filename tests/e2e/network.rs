@@ -8,7 +8,7 @@ use std::process::Command;
 use rvm_tests::command::eventually;
 use rvm_tests::network::Network;
 use rvm_tests::{Bundle, Rvm};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Says every moment what the guest has, in files that the host can read.
 const WATCH: &str = "while :; do for what in addr route neigh; do \
@@ -200,6 +200,15 @@ fn interfaces_come_change_and_go_while_the_container_is_there() {
             .args(line.split(' '));
         assert!(command.status().unwrap().success(), "ip {line}");
     };
+    let setting = "/proc/sys/net/ipv4/conf/eth1/proxy_arp";
+    let set = |value: &str| {
+        let mut command = Command::new("nsenter");
+        let line = format!("echo {value} >{setting}");
+        command.args([&format!("--net={namespace}"), "sh", "-c", &line]);
+        assert!(command.status().unwrap().success(), "{line}");
+    };
+    let is_set = |value: &str| rvm.ok(&["exec", "box", "cat", setting]).trim() == value;
+    set("1");
     inside("addr add 10.0.2.33/24 dev eth1");
     inside("route add 172.30.0.0/16 via 10.0.2.1");
     eventually("it gets an address and a route", || {
@@ -212,8 +221,17 @@ fn interfaces_come_change_and_go_while_the_container_is_there() {
         peer.inside(|| ping.output()).unwrap().status.success()
     };
     assert!(ping("10.0.2.33") && ping("10.0.1.2"));
-
+    assert!(is_set("1"));
+    set("0");
     inside("route del 172.30.0.0/16");
+    eventually("a setting has its default again", || is_set("0"));
+    let stats: Value = serde_json::from_str(&rvm.ok(&["events", "--stats", "box"])).unwrap();
+    let interfaces = &stats["data"]["network_interfaces"];
+    assert_eq!(
+        (&interfaces[0]["Name"], &interfaces[1]["Name"]),
+        (&json!("eth0"), &json!("eth1"))
+    );
+    assert!(interfaces[0]["RxBytes"].as_u64() > Some(0), "{stats}");
     inside("link set eth1 name blue");
     eventually("it is renamed and loses the route", || {
         read(&bundle, "addr").contains(" blue: ") && !read(&bundle, "route").contains("172.30")

@@ -1,6 +1,7 @@
 //! Stats: the numbers of a container's cgroup.
 
 use std::collections::HashMap;
+use std::fs;
 
 use rvm_protocol::agent as api;
 
@@ -29,6 +30,7 @@ impl Container {
                 .iter()
                 .filter_map(|size| hugetlb(&files, size))
                 .collect(),
+            net_dev: fs::read_to_string("/proc/self/net/dev").unwrap_or_default(),
             ..Default::default()
         }
     }

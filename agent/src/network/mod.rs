@@ -6,7 +6,6 @@
 
 mod cards;
 mod objects;
-pub mod stats;
 
 use std::fs;
 use std::io;

@@ -16,7 +16,7 @@ pub struct Stats {
     blkio: Blkio,
     hugetlb: BTreeMap<String, HugeTlb>,
     intel_rdt: Empty,
-    network_interfaces: Option<()>,
+    network_interfaces: Option<Vec<NetworkInterface>>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -125,6 +125,20 @@ struct HugeTlb {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkInterface {
+    name: String,
+    rx_bytes: u64,
+    rx_packets: u64,
+    rx_errors: u64,
+    rx_dropped: u64,
+    tx_bytes: u64,
+    tx_packets: u64,
+    tx_errors: u64,
+    tx_dropped: u64,
+}
+
+#[derive(Debug, Serialize)]
 struct Psi {
     some: PsiLine,
     full: PsiLine,
@@ -169,9 +183,43 @@ impl From<&StatsResponse> for Stats {
                 })
                 .collect(),
             intel_rdt: Empty {},
-            network_interfaces: None,
+            network_interfaces: interfaces(&stats.net_dev),
         }
     }
+}
+
+/// The counters of every interface but loopback, from the table that proc(5) describes. runc has no
+/// list for none.
+fn interfaces(table: &str) -> Option<Vec<NetworkInterface>> {
+    // Two lines of headings.
+    let all = table.lines().skip(2).filter_map(interface);
+    let list: Vec<_> = all.filter(|interface| interface.name != "lo").collect();
+    (!list.is_empty()).then_some(list)
+}
+
+fn interface(line: &str) -> Option<NetworkInterface> {
+    let (name, numbers) = line.split_once(':')?;
+    let numbers = numbers.split_whitespace();
+    let numbers: Vec<u64> = numbers.map_while(|it| it.parse().ok()).collect();
+    // Eight columns each way, of which runc tells the first four.
+    let (&[rx_bytes, rx_packets, rx_errors, rx_dropped, ..], sent) = numbers.split_at_checked(8)?
+    else {
+        return None;
+    };
+    let &[tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = sent else {
+        return None;
+    };
+    Some(NetworkInterface {
+        name: name.trim().to_owned(),
+        rx_bytes,
+        rx_packets,
+        rx_errors,
+        rx_dropped,
+        tx_bytes,
+        tx_packets,
+        tx_errors,
+        tx_dropped,
+    })
 }
 
 fn cpu(cpu: &api::CpuStats) -> Cpu {
@@ -290,5 +338,23 @@ mod tests {
         );
         assert_eq!(seen["hugetlb"], json!({}));
         assert_eq!(seen["network_interfaces"], json!(null));
+    }
+
+    #[test]
+    fn interfaces_are_told_as_runc_does_without_loopback() {
+        let table = "\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
+  eth0: 1500000    1000    1    2    3     4          5         6    70000     800    7    8    9    10      11         12
+  eth1: 1 2 3
+";
+        let expected = json!([{
+            "Name": "eth0",
+            "RxBytes": 1_500_000, "RxPackets": 1000, "RxErrors": 1, "RxDropped": 2,
+            "TxBytes": 70_000, "TxPackets": 800, "TxErrors": 7, "TxDropped": 8,
+        }]);
+        assert_eq!(serde_json::to_value(interfaces(table)).unwrap(), expected);
+        assert!(interfaces("").is_none());
     }
 }
