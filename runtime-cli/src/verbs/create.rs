@@ -1,5 +1,6 @@
 //! rvm create
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ pub fn run(global: &Global, args: &CreateArgs) -> anyhow::Result<ExitCode> {
 pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
     // Found out before anything is made.
     global.config()?;
+    check_notify_socket(std::env::var_os("NOTIFY_SOCKET"))?;
     let bundle = Bundle::load(&args.bundle)?;
     let process = bundle.spec.process().as_ref();
     let terminal = process.and_then(|process| process.terminal());
@@ -60,6 +62,20 @@ pub fn check_terminal(
     }
 }
 
+/// What a container says with sd_notify(3) would have to reach a socket of the host's, and stays in its
+/// machine: whoever waits for it would wait in vain.
+pub fn check_notify_socket(socket: Option<OsString>) -> anyhow::Result<()> {
+    match socket.filter(|socket| !socket.is_empty()) {
+        None => Ok(()),
+        Some(socket) => bail!(
+            "NOTIFY_SOCKET is set, and a container's notifications do not reach {} from its \
+             machine; unset it (Type=exec and NotifyAccess=none in a unit of systemd's, \
+             --sdnotify=conmon with podman)",
+            socket.display()
+        ),
+    }
+}
+
 /// How many sockets were passed to this process for the container to listen on (sd_listen_fds(3)).
 pub fn listening_sockets() -> u32 {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
@@ -73,6 +89,14 @@ pub fn listening_sockets() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_waits_for_a_containers_notifications_is_told_that_none_come() {
+        assert!(check_notify_socket(None).is_ok());
+        assert!(check_notify_socket(Some("".into())).is_ok());
+        let refused = check_notify_socket(Some("/run/notify".into())).unwrap_err();
+        assert!(refused.to_string().contains("/run/notify"), "{refused}");
+    }
 
     #[test]
     fn a_terminal_and_a_console_socket_belong_together_when_detached() {

@@ -40,6 +40,7 @@ fn foreground(global: &Global, args: &RunArgs, stand_in: &StandIn) -> anyhow::Re
     }
     let mut timings = Timings::default();
     let config = global.config()?;
+    create::check_notify_socket(std::env::var_os("NOTIFY_SOCKET"))?;
     let mut bundle = Bundle::load(&args.create.bundle)?;
     let listening = create::listening_sockets();
     process::announce_listening(&mut bundle, listening);
