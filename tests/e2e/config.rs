@@ -186,19 +186,22 @@ fn a_user_namespace_maps_the_owners_of_shared_files() {
     fs::create_dir(&volume).unwrap();
     fs::write(volume.join("file"), "").unwrap();
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
-    let command = "id -u; stat -c '%u %g' / /v/file; touch /v/new; cat /proc/self/uid_map | wc -l";
+    let command = "id -u; stat -c '%u %g' / /v/file; touch /v/new; cat /proc/self/uid_map | wc -l; \
+                   cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
     let bundle = with_mount(command, bind(&volume, "/v", &["rbind"])).with(|config| {
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.push(json!({ "type": "user" }));
         config["linux"]["uidMappings"] = map.clone();
         config["linux"]["gidMappings"] = map;
+        // The network is not the user namespace's.
+        config["linux"]["sysctl"] = json!({ "net.ipv4.ip_unprivileged_port_start": "80" });
     });
     // As an engine prepares it: the root belongs to the container's root.
     for path in [bundle.rootfs(""), volume.clone(), volume.join("file")] {
         chown(path, Some(100_000), Some(100_000)).unwrap();
     }
     fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    assert_eq!(output(rvm.run(&bundle, "box")), "0\n0 0\n0 0\n1\n");
+    assert_eq!(output(rvm.run(&bundle, "box")), "0\n0 0\n0 0\n1\n80\n");
     let new = fs::metadata(volume.join("new")).unwrap();
     assert_eq!((new.uid(), new.gid()), (100_000, 100_000));
 }

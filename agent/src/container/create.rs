@@ -16,6 +16,7 @@ use super::spec::{self, ContainerSpec, Namespaces, UserNamespace};
 use super::state::State;
 use super::{Container, devices, seccomp, supervise};
 use crate::error::AgentError;
+use crate::init::create::write_sysctls;
 use crate::init::plan::{Plan, ProcessPlan, Role};
 use crate::process::Process;
 use crate::reaper::Exit;
@@ -170,6 +171,7 @@ fn delegate_cgroup(cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), Agent
 /// What only the agent may do to the process, which has perhaps no power in the guest.
 fn set_up_from_outside(pid: Pid, spec: &ContainerSpec, waiting: &Preparing) -> Result<(), OsError> {
     set_oom_score(pid, spec.oom_score_adj)?;
+    write_sysctls(&spec.guest_sysctls)?;
     if let UserNamespace::New {
         uid_map, gid_map, ..
     } = &spec.namespaces.user

@@ -1,5 +1,6 @@
 //! A container's first process.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::fd::AsFd as _;
 
@@ -96,7 +97,7 @@ fn make_file_system(
     }
     hooks::run_all(Moment::CreateContainer, &plan.create_hooks, plan).stage("hooks")?;
     root.make_directory(&process.cwd).stage("cwd")?;
-    write_sysctls(plan).stage("sysctl")?;
+    write_sysctls(&plan.sysctls).stage("sysctl")?;
     masks::make_read_only(&root, &plan.readonly_paths).stage("readonly paths")?;
     masks::hide(&root, &plan.masked_paths).stage("masked paths")?;
     mounts.finish().stage("mounts")?;
@@ -108,8 +109,8 @@ fn make_file_system(
 
 /// Writes to the guest's own /proc, whose sysctls are those of the caller's namespaces: a /proc that
 /// an image has prepared is never written to (CVE-2019-19921).
-fn write_sysctls(plan: &ContainerPlan) -> Result<(), OsError> {
-    for (path, value) in &plan.sysctls {
+pub fn write_sysctls(sysctls: &BTreeMap<String, String>) -> Result<(), OsError> {
+    for (path, value) in sysctls {
         std::fs::write(format!("/proc/sys/{path}"), value)
             .doing(|| format!("write sysctl {} = {value}", path.replace('/', ".")))?;
     }

@@ -9,7 +9,7 @@
 pub mod channel;
 mod console;
 mod copy_up;
-mod create;
+pub mod create;
 mod devices;
 mod guest_devices;
 mod hooks;

@@ -9,6 +9,8 @@ mod mounts;
 mod namespaces;
 mod process;
 
+use std::collections::BTreeMap;
+
 use oci_spec::runtime::{Hook, Linux, LinuxResources, LinuxSeccomp, Spec};
 
 pub use mounts::IdMap;
@@ -60,6 +62,8 @@ pub struct ContainerSpec {
     pub namespaces: Namespaces,
     /// The user namespaces by which mounts map ids, in the order of their indices.
     pub idmaps: Vec<IdMap>,
+    /// Settings of the guest's own network, which its process may not have the right to change.
+    pub guest_sysctls: BTreeMap<String, String>,
     /// Limits and device rules.
     pub resources: Option<LinuxResources>,
     /// The system call filter.
@@ -110,6 +114,7 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
     let idmaps = mounts::translate(spec.mounts().as_deref(), linux, &mut plan)?;
     devices::translate(linux, &namespaces, &mut plan)?;
     translate_sysctls(linux, &mut plan)?;
+    let guest_sysctls = take_network_sysctls(&namespaces, &mut plan);
     translate_hooks(&spec, &mut plan);
 
     let mut process_plan = process::first_process(process)?;
@@ -127,6 +132,7 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         process: process_plan,
         namespaces,
         idmaps,
+        guest_sysctls,
         resources: linux.resources().clone(),
         seccomp: linux.seccomp().clone(),
         oom_score_adj: process.oom_score_adj().unwrap_or(0).clamp(-1000, 1000),
@@ -189,6 +195,20 @@ fn translate_sysctls(linux: &Linux, plan: &mut ContainerPlan) -> Result<(), Spec
         plan.sysctls.insert(path, value.clone());
     }
     Ok(())
+}
+
+/// What a user namespace of the container's own has no power over: the network is the guest's.
+fn take_network_sysctls(
+    namespaces: &Namespaces,
+    plan: &mut ContainerPlan,
+) -> BTreeMap<String, String> {
+    if matches!(namespaces.user, UserNamespace::Guest) || plan.network_namespace {
+        return BTreeMap::new();
+    }
+    let all = std::mem::take(&mut plan.sysctls).into_iter();
+    let (network, others) = all.partition(|(path, _)| path.starts_with("net/"));
+    plan.sysctls = others;
+    network
 }
 
 fn translate_hooks(spec: &Spec, plan: &mut ContainerPlan) {

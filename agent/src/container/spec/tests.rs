@@ -199,6 +199,29 @@ fn sysctl_names_become_paths() {
 }
 
 #[test]
+fn settings_of_the_guests_network_are_not_for_a_user_namespace_to_write() {
+    let set = |spec: &mut Value| {
+        spec["linux"]["sysctl"] = json!({ "net.core.somaxconn": "9", "kernel.shmmni": "7" });
+    };
+    let plain = translated(set).unwrap();
+    assert_eq!(
+        (plain.container.sysctls.len(), plain.guest_sysctls.len()),
+        (2, 0)
+    );
+    let map = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+    let mapped = translated(|spec| {
+        set(spec);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({ "type": "user" }));
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
+    });
+    let mapped = mapped.unwrap();
+    assert!(mapped.container.sysctls.keys().eq(["kernel/shmmni"]));
+    assert!(mapped.guest_sysctls.keys().eq(["net/core/somaxconn"]));
+}
+
+#[test]
 fn time_offsets_need_a_time_namespace() {
     let offsets = json!({ "boottime": { "secs": 100 } });
     let spec = translated(|spec| {
