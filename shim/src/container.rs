@@ -10,16 +10,18 @@ use oci_spec::runtime::{LinuxResources, Process as Program};
 use rvm_protocol::agent::StatsResponse;
 use rvm_sandbox::agent::{Agent, Exec};
 use rvm_sandbox::lifecycle::{self, LifecycleError};
+use rvm_sandbox::process::ProcessId;
 use rvm_sandbox::running::{self, Observed};
 use rvm_sandbox::sandbox::Sandbox;
+use rvm_sandbox::stand_in::StandIn;
 use rvm_sandbox::state::{self, Status};
 use rvm_sandbox::stdio::Relay;
 use rvm_sandbox::update;
 
-use crate::error::ShimError;
+use crate::error::{ShimError, chain};
 use crate::logger::Logger;
 use crate::pod::Announce;
-use crate::process::Process;
+use crate::process::{Ended, Process};
 use crate::stdio::{self, Uris};
 
 /// How long added processes may take to end once the first has, which ends them.
@@ -296,4 +298,28 @@ pub fn find_state(bundle: &Path) -> Option<PathBuf> {
 fn forget_state(bundle: &Path) {
     // containerd removes the bundle in any case.
     let _ = std::fs::remove_file(bundle.join(STATE_FILE));
+}
+
+/// From now on the container is this process's.
+pub fn claim(record: &state::Container, stand_in: &StandIn) -> Result<(), ShimError> {
+    let own = ProcessId::own().map_err(|source| ShimError::Own {
+        action: "find out the own pid",
+        source,
+    })?;
+    let locked = record.lock()?;
+    locked.claim(own)?;
+    let mut state = locked.load()?;
+    state.stand_in = Some(stand_in.pid());
+    Ok(locked.save(&state)?)
+}
+
+/// Writes down that a container has ended.
+pub fn stopped(record: &state::Container, ended: Ended) {
+    let status = u8::try_from(ended.status).ok();
+    let step = record
+        .lock()
+        .and_then(|locked| locked.step(Status::Stopped, |state| state.exit_status = status));
+    if let Err(error) = step {
+        tracing::warn!("container {}: {}", record.id(), chain(&error));
+    }
 }

@@ -22,6 +22,7 @@ mod pod;
 mod process;
 mod rootfs;
 mod sandbox_api;
+mod sandbox_files;
 mod sandbox_spec;
 mod stdio;
 mod task_api;

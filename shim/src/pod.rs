@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -22,7 +22,6 @@ use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::lifecycle;
 use rvm_sandbox::network::Namespace;
-use rvm_sandbox::process::ProcessId;
 use rvm_sandbox::sandbox::Sandbox;
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::spec::pod::Role;
@@ -31,13 +30,14 @@ use rvm_sandbox::state::{self, Status, Store};
 use rvm_sandbox::timings::Timings;
 use tokio::sync::Notify;
 
-use crate::container::{Container, Execs, Output, remember_state};
+use crate::container::{Container, Execs, Output, claim, remember_state, stopped};
 use crate::error::{ShimError, chain};
 use crate::events::{Event, Publisher};
 use crate::flags::Flags;
 use crate::options::Options;
 use crate::process::{Ended, Process};
 use crate::rootfs;
+use crate::sandbox_files;
 use crate::stdio::{self, Uris};
 
 /// Where the state of containers is, if the options do not say: a directory for each namespace.
@@ -69,6 +69,8 @@ pub struct Pod {
     pub done: Notify,
     sandbox: Mutex<Option<Arc<Sandbox>>>,
     containers: Mutex<BTreeMap<String, Slot>>,
+    /// Files for all containers, where containerd leaves them to the shim.
+    files: OnceLock<PathBuf>,
 }
 
 enum Slot {
@@ -87,6 +89,7 @@ impl Pod {
             done: Notify::new(),
             sandbox: Mutex::new(None),
             containers: Mutex::default(),
+            files: OnceLock::new(),
         }
     }
 
@@ -103,6 +106,12 @@ impl Pod {
 
     fn sandbox(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
         self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on containers get the files in a directory; see [`sandbox_files`].
+    pub fn give_files(&self, dir: PathBuf) {
+        // There is one sandbox, and it is made once.
+        let _ = self.files.set(dir);
     }
 
     /// Finds a container.
@@ -174,6 +183,13 @@ impl Pod {
         let options = Options::parse(request.options.get_or_default())?;
         let config = options.config_file(dir)?.or_else(|| self.config.clone());
         let config = Config::load(config.as_deref())?;
+        if let Some(files) = self.files.get().filter(|_| announce == Announce::All) {
+            let added = sandbox_files::add(files, dir);
+            added.map_err(|source| ShimError::Own {
+                action: "add the pod's files to the container's",
+                source,
+            })?;
+        }
         let bundle = Bundle::load(dir)?;
         let root = options.root.unwrap_or_else(|| ROOT.into());
         let store = Store::new(root.join(&self.namespace));
@@ -463,29 +479,5 @@ fn driver(bundle: &Bundle) -> Driver {
     match path.and_then(Path::to_str) {
         Some(path) if path.contains(".slice:") => Driver::Systemd,
         _ => Driver::Cgroupfs,
-    }
-}
-
-/// From now on the container is this process's.
-fn claim(record: &state::Container, stand_in: &StandIn) -> Result<(), ShimError> {
-    let own = ProcessId::own().map_err(|source| ShimError::Own {
-        action: "find out the own pid",
-        source,
-    })?;
-    let locked = record.lock()?;
-    locked.claim(own)?;
-    let mut state = locked.load()?;
-    state.stand_in = Some(stand_in.pid());
-    Ok(locked.save(&state)?)
-}
-
-/// Writes down that a container has ended.
-fn stopped(record: &state::Container, ended: Ended) {
-    let status = u8::try_from(ended.status).ok();
-    let step = record
-        .lock()
-        .and_then(|locked| locked.step(Status::Stopped, |state| state.exit_status = status));
-    if let Err(error) = step {
-        tracing::warn!("container {}: {}", record.id(), chain(&error));
     }
 }

@@ -94,7 +94,7 @@ impl Service for SandboxApi {
     ) -> ttrpc::Result<api::CreateSandboxResponse> {
         let bundle = PathBuf::from(&request.bundle_path);
         rootfs::mount_all(&bundle, &request.rootfs).map_err(ShimError::from)?;
-        sandbox_spec::write(&bundle, &request)?;
+        self.pod.give_files(sandbox_spec::write(&bundle, &request)?);
         let made = Made {
             id: request.sandbox_id,
             bundle,

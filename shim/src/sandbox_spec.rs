@@ -15,6 +15,7 @@ use crate::cri::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
 use crate::error::ShimError;
 use crate::pause;
 use crate::rootfs::ROOTFS;
+use crate::sandbox_files;
 
 /// The root where containerd gives none. It is not `rootfs`, which containerd takes away empty.
 const OWN_ROOT: &str = "sandbox";
@@ -26,8 +27,8 @@ const CONFIG: &str = "PodSandboxConfig";
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
-/// Writes configuration and root into the bundle.
-pub fn write(bundle: &Path, request: &CreateSandboxRequest) -> Result<(), ShimError> {
+/// Writes configuration, root and files into the bundle; returns where the files are.
+pub fn write(bundle: &Path, request: &CreateSandboxRequest) -> Result<PathBuf, ShimError> {
     let config = parse(request.options.get_or_default())?;
     let own = |source: io::Error| ShimError::Own {
         action: "write the sandbox's bundle",
@@ -42,7 +43,8 @@ pub fn write(bundle: &Path, request: &CreateSandboxRequest) -> Result<(), ShimEr
         pause::install(&root).map_err(own)?;
     }
     let text = spec(request, &config).to_string();
-    fs::write(bundle.join("config.json"), text).map_err(own)
+    fs::write(bundle.join("config.json"), text).map_err(own)?;
+    sandbox_files::write(bundle, &config).map_err(own)
 }
 
 fn parse(options: &Any) -> Result<PodSandboxConfig, ShimError> {

@@ -331,10 +331,6 @@ fn with_volume<'a>(pod: &Pod<'a>, volume: &Projected) -> Container<'a> {
         mount(config, volume.dir.path(), "/config", true);
         let watch = Path::new(env!("CARGO_BIN_EXE_rvm-watch"));
         mount(config, watch, "/watch", true);
-        for library in ["/lib64", "/lib/x86_64-linux-gnu"] {
-            let real = fs::canonicalize(library).unwrap();
-            mount(config, &real, library, true);
-        }
     })
 }
 
