@@ -3,10 +3,13 @@
 //! The machine is made as large as the container may become, so that what the container sees in
 //! /proc is its own limit and not some host's size.
 
+mod running;
+
 use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
-use serde::{Deserialize, Serialize};
+
+pub use running::{Change, Running};
 
 use crate::config::Config;
 use crate::engine::EngineKind;
@@ -110,91 +113,6 @@ pub enum SizeError {
         /// How much there can be, in MiB.
         max: u64,
     },
-}
-
-/// What a machine is to be changed for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    old: LinuxResources,
-    new: LinuxResources,
-    shared: bool,
-}
-
-impl Change {
-    /// From a container's old limits to its new ones, of which some may have stayed as they were. In
-    /// a machine that is `shared` there are other containers, so that it must not shrink.
-    pub fn new(old: &LinuxResources, new: &LinuxResources, shared: bool) -> Self {
-        Self {
-            old: sizing(old),
-            new: sizing(new),
-            shared,
-        }
-    }
-}
-
-/// What of the limits a machine's size depends on.
-fn sizing(resources: &LinuxResources) -> LinuxResources {
-    let mut sizing = LinuxResources::default();
-    sizing.set_devices(None);
-    sizing.set_cpu(resources.cpu().clone());
-    sizing.set_memory(*resources.memory());
-    sizing
-}
-
-/// A machine that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Running {
-    /// What runs it.
-    pub engine: EngineKind,
-    /// What it has now.
-    pub now: Size,
-    /// What it can have at most.
-    pub max: Size,
-}
-
-impl Running {
-    /// The size for a container whose limits have changed. One that has no limit any more keeps what
-    /// there is, and gets what others without a limit have, as far as there is room.
-    pub fn size_for(&self, change: &Change, bounds: &Bounds) -> Result<Size, SizeError> {
-        let (old, new) = (Some(&change.old), Some(&change.new));
-        let vcpus = match asked_vcpus(new)? {
-            same if same == asked_vcpus(old)? => self.now.vcpus,
-            Some(count) => bounded(count, bounds),
-            None => bounded(bounds.default_vcpus, bounds)
-                .max(self.now.vcpus)
-                .min(self.max.vcpus),
-        };
-        let memory_mib = match asked_memory(new)? {
-            same if same == asked_memory(old)? => self.now.memory_mib,
-            Some(mib) => machine_mib(mib),
-            None => machine_mib(bounds.default_memory_mib)
-                .max(self.now.memory_mib)
-                .min(self.max.memory_mib),
-        };
-        let wanted = Size { vcpus, memory_mib };
-        let wanted = match change.shared {
-            true => wanted.at_least(self.now),
-            false => wanted,
-        };
-        self.check(wanted)
-    }
-
-    fn check(&self, wanted: Size) -> Result<Size, SizeError> {
-        if wanted.vcpus > self.max.vcpus {
-            return Err(SizeError::NoRoomForVcpus {
-                wanted: wanted.vcpus,
-                max: self.max.vcpus,
-            });
-        }
-        if wanted.memory_mib > self.max.memory_mib {
-            return Err(SizeError::NoRoomForMemory {
-                engine: self.engine,
-                wanted: wanted.memory_mib,
-                max: self.max.memory_mib,
-            });
-        }
-        Ok(wanted)
-    }
 }
 
 impl Size {
@@ -333,35 +251,14 @@ mod tests {
     use super::*;
     use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
 
-    const BOUNDS: Bounds = Bounds {
+    pub(super) const BOUNDS: Bounds = Bounds {
         host_cpus: 8,
         default_vcpus: 2,
         default_memory_mib: 512,
         max_vcpus: 4,
     };
 
-    /// One vCPU and 256 MiB for the container, with room for four and as much as 4 GiB.
-    const RUNNING: Running = Running {
-        engine: EngineKind::Kvm,
-        now: Size {
-            vcpus: 1,
-            memory_mib: 308,
-        },
-        max: Size {
-            vcpus: 4,
-            memory_mib: 4096,
-        },
-    };
-
-    fn change(new: LinuxResources) -> Change {
-        Change {
-            old: LinuxResources::default(),
-            new,
-            shared: false,
-        }
-    }
-
-    fn cpu(quota: Option<i64>, period: Option<u64>, cpus: &str) -> LinuxResources {
+    pub(super) fn cpu(quota: Option<i64>, period: Option<u64>, cpus: &str) -> LinuxResources {
         let mut cpu = LinuxCpuBuilder::default().cpus(cpus);
         if let Some(quota) = quota {
             cpu = cpu.quota(quota);
@@ -375,7 +272,7 @@ mod tests {
             .unwrap()
     }
 
-    fn memory(limit: i64) -> LinuxResources {
+    pub(super) fn memory(limit: i64) -> LinuxResources {
         let memory = LinuxMemoryBuilder::default().limit(limit).build().unwrap();
         LinuxResourcesBuilder::default()
             .memory(memory)
@@ -440,78 +337,6 @@ mod tests {
             let size = Size::of(Some(&memory(limit)), &BOUNDS).unwrap();
             assert_eq!(size, Size::of(None, &BOUNDS).unwrap(), "{limit}");
         }
-    }
-
-    #[test]
-    fn a_running_machine_follows_the_limits_up_and_down() {
-        for (mib, machine) in [(128, 178), (1024, 1088)] {
-            let change = change(memory(mib << 20));
-            let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
-            assert_eq!(size.memory_mib, machine);
-        }
-        let change = change(cpu(Some(300_000), None, ""));
-        let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
-        assert_eq!((size.vcpus, size.memory_mib), (3, RUNNING.now.memory_mib));
-    }
-
-    #[test]
-    fn lifting_a_limit_never_takes_anything_away() {
-        let large = Running {
-            now: RUNNING.max,
-            ..RUNNING
-        };
-        let lifted = Change {
-            old: memory(2 << 30),
-            ..change(memory(-1))
-        };
-        assert_eq!(large.size_for(&lifted, &BOUNDS).unwrap(), large.now);
-    }
-
-    #[test]
-    fn a_limit_that_has_not_changed_is_not_looked_at() {
-        let more_than_there_is = || memory(8 << 30);
-        let mut new = more_than_there_is();
-        new.set_cpu(cpu(Some(200_000), None, "").cpu().clone());
-        let change = Change {
-            old: more_than_there_is(),
-            ..change(new)
-        };
-        let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
-        assert_eq!((size.vcpus, size.memory_mib), (2, RUNNING.now.memory_mib));
-    }
-
-    #[test]
-    fn a_machine_that_others_are_in_does_not_shrink() {
-        let shared = Change {
-            shared: true,
-            ..change(memory(64 << 20))
-        };
-        let size = RUNNING.size_for(&shared, &BOUNDS).unwrap();
-        assert_eq!(size.memory_mib, RUNNING.now.memory_mib);
-    }
-
-    #[test]
-    fn what_there_is_no_room_for_is_refused_by_name() {
-        let refused = |limits| {
-            let refused = RUNNING.size_for(&change(limits), &BOUNDS);
-            refused.unwrap_err().to_string()
-        };
-        let cpus = refused(cpu(Some(600_000), None, ""));
-        assert!(cpus.contains("max_vcpus") && cpus.contains('6'), "{cpus}");
-        let memory = refused(memory(8 << 30));
-        let names = ["linux.resources.memory.limit", "kvm engine", "4096 MiB"];
-        assert!(names.iter().all(|name| memory.contains(name)), "{memory}");
-    }
-
-    #[test]
-    fn room_is_never_less_than_the_start() {
-        let start = Size {
-            vcpus: 6,
-            memory_mib: 8192,
-        };
-        assert_eq!(start.with_room(&BOUNDS, 4096), start);
-        let small = RUNNING.now.with_room(&BOUNDS, 4096);
-        assert_eq!(small, RUNNING.max);
     }
 
     #[test]

@@ -1,0 +1,191 @@
+//! The size that a running machine is to have, once its container's limits have changed. Pure.
+
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+
+use super::{Bounds, Size, SizeError, asked_memory, asked_vcpus, bounded, machine_mib};
+use crate::engine::EngineKind;
+
+/// What a machine is to be changed for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    old: LinuxResources,
+    new: LinuxResources,
+    shared: bool,
+}
+
+impl Change {
+    /// From a container's old limits to its new ones, of which some may have stayed as they were. In
+    /// a machine that is `shared` there are other containers, so that it must not shrink.
+    pub fn new(old: &LinuxResources, new: &LinuxResources, shared: bool) -> Self {
+        Self {
+            old: sizing(old),
+            new: sizing(new),
+            shared,
+        }
+    }
+}
+
+/// What of the limits a machine's size depends on.
+fn sizing(resources: &LinuxResources) -> LinuxResources {
+    let mut sizing = LinuxResources::default();
+    sizing.set_devices(None);
+    sizing.set_cpu(resources.cpu().clone());
+    sizing.set_memory(*resources.memory());
+    sizing
+}
+
+/// A machine that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// What runs it.
+    pub engine: EngineKind,
+    /// What it has now.
+    pub now: Size,
+    /// What it can have at most.
+    pub max: Size,
+}
+
+impl Running {
+    /// The size for a container whose limits have changed. One that has no limit any more keeps what
+    /// there is, and gets what others without a limit have, as far as there is room.
+    pub fn size_for(&self, change: &Change, bounds: &Bounds) -> Result<Size, SizeError> {
+        let (old, new) = (Some(&change.old), Some(&change.new));
+        let vcpus = match asked_vcpus(new)? {
+            same if same == asked_vcpus(old)? => self.now.vcpus,
+            Some(count) => bounded(count, bounds),
+            None => bounded(bounds.default_vcpus, bounds)
+                .max(self.now.vcpus)
+                .min(self.max.vcpus),
+        };
+        let memory_mib = match asked_memory(new)? {
+            same if same == asked_memory(old)? => self.now.memory_mib,
+            Some(mib) => machine_mib(mib),
+            None => machine_mib(bounds.default_memory_mib)
+                .max(self.now.memory_mib)
+                .min(self.max.memory_mib),
+        };
+        let wanted = Size { vcpus, memory_mib };
+        let wanted = match change.shared {
+            true => wanted.at_least(self.now),
+            false => wanted,
+        };
+        self.check(wanted)
+    }
+
+    fn check(&self, wanted: Size) -> Result<Size, SizeError> {
+        if wanted.vcpus > self.max.vcpus {
+            return Err(SizeError::NoRoomForVcpus {
+                wanted: wanted.vcpus,
+                max: self.max.vcpus,
+            });
+        }
+        if wanted.memory_mib > self.max.memory_mib {
+            return Err(SizeError::NoRoomForMemory {
+                engine: self.engine,
+                wanted: wanted.memory_mib,
+                max: self.max.memory_mib,
+            });
+        }
+        Ok(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BOUNDS, cpu, memory};
+    use super::*;
+
+    /// One vCPU and 256 MiB for the container, with room for four and as much as 4 GiB.
+    const RUNNING: Running = Running {
+        engine: EngineKind::Kvm,
+        now: Size {
+            vcpus: 1,
+            memory_mib: 308,
+        },
+        max: Size {
+            vcpus: 4,
+            memory_mib: 4096,
+        },
+    };
+
+    fn change(new: LinuxResources) -> Change {
+        Change {
+            old: LinuxResources::default(),
+            new,
+            shared: false,
+        }
+    }
+
+    #[test]
+    fn a_running_machine_follows_the_limits_up_and_down() {
+        for (mib, machine) in [(128, 178), (1024, 1088)] {
+            let change = change(memory(mib << 20));
+            let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
+            assert_eq!(size.memory_mib, machine);
+        }
+        let change = change(cpu(Some(300_000), None, ""));
+        let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
+        assert_eq!((size.vcpus, size.memory_mib), (3, RUNNING.now.memory_mib));
+    }
+
+    #[test]
+    fn lifting_a_limit_never_takes_anything_away() {
+        let large = Running {
+            now: RUNNING.max,
+            ..RUNNING
+        };
+        let lifted = Change {
+            old: memory(2 << 30),
+            ..change(memory(-1))
+        };
+        assert_eq!(large.size_for(&lifted, &BOUNDS).unwrap(), large.now);
+    }
+
+    #[test]
+    fn a_limit_that_has_not_changed_is_not_looked_at() {
+        let more_than_there_is = || memory(8 << 30);
+        let mut new = more_than_there_is();
+        new.set_cpu(cpu(Some(200_000), None, "").cpu().clone());
+        let change = Change {
+            old: more_than_there_is(),
+            ..change(new)
+        };
+        let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
+        assert_eq!((size.vcpus, size.memory_mib), (2, RUNNING.now.memory_mib));
+    }
+
+    #[test]
+    fn a_machine_that_others_are_in_does_not_shrink() {
+        let shared = Change {
+            shared: true,
+            ..change(memory(64 << 20))
+        };
+        let size = RUNNING.size_for(&shared, &BOUNDS).unwrap();
+        assert_eq!(size.memory_mib, RUNNING.now.memory_mib);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_refused_by_name() {
+        let refused = |limits| {
+            let refused = RUNNING.size_for(&change(limits), &BOUNDS);
+            refused.unwrap_err().to_string()
+        };
+        let cpus = refused(cpu(Some(600_000), None, ""));
+        assert!(cpus.contains("max_vcpus") && cpus.contains('6'), "{cpus}");
+        let memory = refused(memory(8 << 30));
+        let names = ["linux.resources.memory.limit", "kvm engine", "4096 MiB"];
+        assert!(names.iter().all(|name| memory.contains(name)), "{memory}");
+    }
+
+    #[test]
+    fn room_is_never_less_than_the_start() {
+        let start = Size {
+            vcpus: 6,
+            memory_mib: 8192,
+        };
+        assert_eq!(start.with_room(&BOUNDS, 4096), start);
+        let small = RUNNING.now.with_room(&BOUNDS, 4096);
+        assert_eq!(small, RUNNING.max);
+    }
+}
