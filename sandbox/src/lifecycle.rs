@@ -220,16 +220,8 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
         }
     }
     let sandbox = container.sandbox(&state)?;
-    // An engine may have set the network up since the container was created.
-    control::ask(&sandbox, control::Request::SyncNetwork).await?;
-    Agent::connect(&sandbox)?
-        .start_container(container.id())
-        .await?;
-    match container.lock()?.step(Status::Running, |_| {}) {
-        // It has ended meanwhile; it did run.
-        Err(StateError::Step(step)) if step.from == Status::Stopped => {}
-        other => drop(other?),
-    }
+    let id = container.id().to_owned();
+    control::ask(&sandbox, control::Request::Start { id }).await?;
     hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state, None).await;
     Ok(())
 }

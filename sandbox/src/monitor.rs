@@ -293,7 +293,12 @@ async fn supervise(id: &str, sandbox: &Sandbox, signals: &Signals, terminal: Opt
         tokio::select! {
             biased;
             exited = &mut exit => match exited {
-                Ok(status) => return status,
+                Ok(status) => {
+                    // Whoever has started it may not know yet.
+                    let answered = tokio::time::timeout(SILENCE, sandbox.all_answered());
+                    tokio::select! { _ = answered => {}, () = &mut service => {} }
+                    return status;
+                }
                 Err(error) => break after_silence(sandbox, &error).await,
             },
             end = sandbox.ended() => break end.clone(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rvm_tests::command::eventually;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
@@ -69,6 +70,22 @@ fn hooks_run_in_order_and_are_told_the_state() {
             (&json!("box"), &json!("1.0.2"))
         );
     }
+}
+
+#[test]
+fn a_container_whose_start_was_killed_midway_is_told_to_run() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::shell("sleep 1000").with(|config| {
+        config["hooks"] = json!({ "startContainer": [container("touch /begun; sleep 1")] });
+    });
+    rvm.create(&bundle, "box");
+    let mut start = rvm.command(&["start", "box"]).spawn().unwrap();
+    eventually("the hook runs", || bundle.rootfs("begun").exists());
+    start.kill().unwrap();
+    start.wait().unwrap();
+    assert_eq!(rvm.status("box"), "created");
+    rvm.wait_for_status("box", "running");
+    rvm.ok(&["delete", "--force", "box"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! a line of JSON each way.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::net::UnixStream;
 use super::{Sandbox, SandboxDir, SandboxError};
 use crate::error_chain::chain;
 use crate::sizing::Change;
+use crate::state::{StateError, Status, Store};
 
 /// The longest line that is read, in bytes.
 const MAX_LINE: u64 = 64 * 1024;
@@ -24,8 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
-    /// Makes the guest's network what is found in its namespace now.
-    SyncNetwork,
+    /// Lets the first process of a container execute its program, in the network as it is now.
+    Start {
+        /// The container.
+        id: String,
+    },
     /// Makes the machine as large as a container's limits ask for.
     Resize(Box<Change>),
 }
@@ -49,6 +54,17 @@ pub enum ControlError {
     /// It says why.
     #[error("{0}")]
     Failed(String),
+}
+
+/// A container could not be started.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    /// The guest, or its network.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The container's state.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// What has become of the machine's memory.
@@ -82,11 +98,22 @@ impl Sandbox {
     /// Does what the owner of a sandbox has to do while it runs: follows the network, and serves
     /// those who ask. Returns when that has become impossible.
     pub async fn serve(&self) -> SandboxError {
-        let served = tokio::try_join!(self.follow_network(), self.serve_requests());
+        // Two, so that one who takes long does not keep the other waiting.
+        let served = tokio::try_join!(
+            self.follow_network(),
+            self.serve_requests(),
+            self.serve_requests()
+        );
         match served {
             Err(error) => error,
-            Ok((never, _)) => match never {},
+            Ok((never, ..)) => match never {},
         }
+    }
+
+    /// Waits until those have their answers whose requests are being carried out. Somebody must
+    /// [`Self::serve`] meanwhile.
+    pub async fn all_answered(&self) {
+        drop(self.answering.write().await);
     }
 
     async fn serve_requests(&self) -> Result<Infallible, SandboxError> {
@@ -96,6 +123,7 @@ impl Sandbox {
         let listener = listen(listener).map_err(SandboxError::Sockets)?;
         loop {
             let (mut stream, _) = listener.accept().await.map_err(SandboxError::Sockets)?;
+            let _answering = self.answering.read().await;
             if let Err(error) = self.answer(&mut stream).await {
                 tracing::debug!("a request to the sandbox's owner: {error}");
             }
@@ -105,18 +133,39 @@ impl Sandbox {
     async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
         let request = tokio::time::timeout(PATIENCE, read_line(stream)).await??;
         let answer = match request {
-            Request::SyncNetwork => match self.sync_network().await {
-                Ok(()) => Answer::Done,
-                Err(error) => Answer::Failed(chain(&error)),
-            },
+            Request::Start { id } => self.start_as_asked(&id).await.map_or_else(failed, done),
             Request::Resize(change) => match self.resize(&change).await {
                 Ok(Memory::AsAsked) => Answer::Done,
                 Ok(Memory::Kept) => Answer::KeepsMemory,
-                Err(error) => Answer::Failed(chain(&error)),
+                Err(error) => failed(error),
             },
         };
         write_line(stream, &answer).await
     }
+
+    /// Starts a container and writes down that it runs. Done here, it is done to the end even if
+    /// whoever asked for it is killed meanwhile.
+    async fn start_as_asked(&self, id: &str) -> Result<(), StartError> {
+        let path = self.dir.path();
+        let container = Store::new(path.parent().unwrap_or(path).to_owned()).open(id)?;
+        // An engine may have set the network up since the container was created.
+        self.sync_network().await?;
+        let started = self.agent.start_container(id).await;
+        started.map_err(SandboxError::from)?;
+        match container.lock()?.step(Status::Running, |_| {}) {
+            // It has ended meanwhile; it did run.
+            Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+}
+
+fn done((): ()) -> Answer {
+    Answer::Done
+}
+
+fn failed(error: impl Error) -> Answer {
+    Answer::Failed(chain(&error))
 }
 
 fn listen(listener: &UnixListener) -> io::Result<tokio::net::UnixListener> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use rustix::process::Signal;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, RwLock};
 
 use crate::agent::{Agent, AgentError, Exit};
 use crate::config::Config;
@@ -120,6 +120,8 @@ pub struct Sandbox {
     end: OnceCell<MachineEnd>,
     /// Where others ask the owner.
     control: Option<UnixListener>,
+    /// Read while one of them is answered.
+    answering: RwLock<()>,
 }
 
 /// What tells of the machine's end.
@@ -178,6 +180,7 @@ impl Sandbox {
             agent,
             watch,
             control: Some(control),
+            answering: RwLock::default(),
             dir,
             record,
             life: Life::Owned {
@@ -218,6 +221,7 @@ impl Sandbox {
             processes,
             end: OnceCell::new(),
             control: None,
+            answering: RwLock::default(),
         })
     }
 
