@@ -124,7 +124,7 @@ pub const LIST_EXAMPLE: &str = "\
 EXAMPLE:
    To list the containers whose state is not below /run/rvm:
 
-      # rvm --root /run/docker/runtime-rvm/moby list";
+      # rvm --root /run/docker/runtime-runc/moby list";
 
 pub const SPEC: &str = "\
 Write a configuration to begin with
