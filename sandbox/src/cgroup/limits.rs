@@ -112,6 +112,19 @@ pub struct HostMemory {
     pub reservation: Option<i64>,
 }
 
+impl HostMemory {
+    /// Of swap alone, as version 2 limits it. Without a limit of memory none can be told from that of
+    /// both together.
+    pub fn swap(&self) -> Option<i64> {
+        match (self.limit, self.both) {
+            (_, Some(..0)) => Some(-1),
+            (Some(limit @ 0..), Some(both)) => Some(both.saturating_sub(limit).max(0)),
+            (Some(..0), None) => Some(-1),
+            _ => None,
+        }
+    }
+}
+
 /// The limits of memory for the processes that run a container's machine.
 pub fn memory(memory: &LinuxMemory, engine: EngineKind) -> HostMemory {
     let set = |value: Option<i64>| value.filter(|bytes| *bytes != 0);

@@ -52,14 +52,7 @@ fn add_memory(host: &limits::HostMemory, settings: &mut Vec<Setting>) {
         let setting = Setting::new(field, "memory", file, limits::or_max(limit));
         settings.push(setting.optional(is_default));
     };
-    // Version 2 limits swap alone; without a limit of memory none of swap can be told from it.
-    let swap = match (host.limit, host.both) {
-        (_, Some(..0)) => Some(-1),
-        (Some(limit @ 0..), Some(both)) => Some(both.saturating_sub(limit).max(0)),
-        (Some(..0), None) => Some(-1),
-        _ => None,
-    };
-    if let Some(swap) = swap {
+    if let Some(swap) = host.swap() {
         // A kernel without swap has no such file, and no swap to limit.
         add("memory.swap", "memory.swap.max", swap, true);
     }

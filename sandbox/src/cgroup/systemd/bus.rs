@@ -89,7 +89,7 @@ impl Bus {
         }
     }
 
-    fn connect_to(path: &Path, is_direct: bool) -> Result<Self, SystemdError> {
+    pub(super) fn connect_to(path: &Path, is_direct: bool) -> Result<Self, SystemdError> {
         let socket = UnixStream::connect(path).map_err(|source| SystemdError::Connect {
             path: path.to_owned(),
             source,
@@ -110,11 +110,14 @@ impl Bus {
     }
 
     /// The kernel tells the other end who we are; this only says that it should look.
+    ///
+    /// All of it is sent at once, as systemd's own programs do: systemd overlooks a call that has
+    /// come together with `BEGIN` until there is another.
     fn authenticate(&mut self) -> Result<(), SystemdError> {
         let uid = rustix::process::getuid().as_raw().to_string();
         let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
         self.socket
-            .write_all(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
+            .write_all(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut byte = [0];
@@ -130,7 +133,7 @@ impl Bus {
                 message: String::from_utf8_lossy(&line).trim_end().to_owned(),
             });
         }
-        Ok(self.socket.write_all(b"BEGIN\r\n")?)
+        Ok(())
     }
 
     /// Asks for a kind of signal, which a bus else does not pass on.

@@ -6,7 +6,7 @@
 mod bus;
 mod wire;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 pub use bus::SystemdError;
 use bus::{Bus, Object};
@@ -24,6 +24,9 @@ const MANAGER: Object = Object {
 
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+
+/// The highest number of a CPU that a kernel can have (`CONFIG_NR_CPUS`).
+const MAX_CPU: usize = 8191;
 
 /// Without a limit.
 const INFINITY: u64 = u64::MAX;
@@ -150,38 +153,80 @@ fn properties(
     engine: EngineKind,
 ) -> Vec<(&'static str, Value)> {
     let mut properties = Vec::new();
-    let mut add = |name, number: u64| properties.push((name, Value::Number(number)));
-    let or_infinity = |limit: i64| u64::try_from(limit).unwrap_or(INFINITY);
+    let or_infinity = |limit: i64| Value::Number(u64::try_from(limit).unwrap_or(INFINITY));
     if let Some(memory) = resources.memory() {
         let memory = limits::memory(memory, engine);
-        let name = match version {
-            Version::One => "MemoryLimit",
-            Version::Two => "MemoryMax",
+        let known = match version {
+            Version::One => vec![("MemoryLimit", memory.limit)],
+            Version::Two => vec![
+                ("MemoryMax", memory.limit),
+                ("MemorySwapMax", memory.swap()),
+                ("MemoryLow", memory.reservation),
+            ],
         };
-        memory
-            .limit
+        let set = known
             .into_iter()
-            .for_each(|limit| add(name, or_infinity(limit)));
-        if version == Version::Two {
-            let low = memory.reservation.into_iter();
-            low.for_each(|limit| add("MemoryLow", or_infinity(limit)));
-        }
+            .filter_map(|(name, limit)| Some((name, limit?)));
+        properties.extend(set.map(|(name, limit)| (name, or_infinity(limit))));
     }
     if let Some(cpu) = resources.cpu() {
-        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
-            match version {
-                Version::One => add("CPUShares", shares),
-                Version::Two => add("CPUWeight", v2::weight(shares)),
-            }
-        }
-        if let Some(quota) = cpu.quota().filter(|us| *us != 0) {
-            add("CPUQuotaPerSecUSec", per_second(quota, cpu.period()));
-        }
+        add_cpu(version, cpu, &mut properties);
     }
     if let Some(limit) = limits::pids(resources) {
-        add("TasksMax", or_infinity(limit));
+        properties.push(("TasksMax", or_infinity(limit)));
     }
     properties
+}
+
+fn add_cpu(version: Version, cpu: &LinuxCpu, properties: &mut Vec<(&'static str, Value)>) {
+    let mut add = |name, value| properties.push((name, value));
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+        match version {
+            Version::One => add("CPUShares", Value::Number(shares)),
+            Version::Two => add("CPUWeight", Value::Number(v2::weight(shares))),
+        }
+    }
+    if let Some(quota) = cpu.quota().filter(|us| *us != 0) {
+        let per_second = per_second(quota, cpu.period());
+        add("CPUQuotaPerSecUSec", Value::Number(per_second));
+    }
+    if version == Version::One {
+        // There it knows nothing of the following, and leaves them alone.
+        return;
+    }
+    if let Some(period) = cpu.period().filter(|us| *us != 0) {
+        add("CPUQuotaPeriodUSec", Value::Number(period));
+    }
+    for (name, list) in [
+        ("AllowedCPUs", cpu.cpus()),
+        ("AllowedMemoryNodes", cpu.mems()),
+    ] {
+        // What is no list has been refused by the kernel.
+        if let Some(bits) = list.as_deref().and_then(bits) {
+            add(name, Value::Bytes(bits));
+        }
+    }
+}
+
+/// A list such as `0-2,7` as systemd has it: a bit for each number, the lowest first.
+fn bits(list: &str) -> Option<Vec<u8>> {
+    let mut bits = Vec::new();
+    for range in list
+        .split(',')
+        .map(str::trim)
+        .filter(|range| !range.is_empty())
+    {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if last > MAX_CPU {
+            return None;
+        }
+        for number in first..=last {
+            bits.resize(bits.len().max(number / 8 + 1), 0);
+            bits[number / 8] |= 1 << (number % 8);
+        }
+    }
+    Some(bits).filter(|bits| !bits.is_empty())
 }
 
 /// Microseconds in a second, in whole percents of a CPU, as systemd keeps them.

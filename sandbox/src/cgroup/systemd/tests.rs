@@ -36,3 +36,51 @@ fn a_quota_is_rounded_up_to_whole_percents() {
     assert_eq!(per_second(12_345, Some(100_000)), 130_000);
     assert_eq!(per_second(i64::MAX, Some(1)), INFINITY);
 }
+
+#[test]
+fn cpus_are_bits() {
+    assert_eq!(bits("0-2,9"), Some(vec![0b111, 0b10]));
+    assert_eq!(bits(" 7 "), Some(vec![0x80]));
+    for list in ["", "a", "3-", "0-100000"] {
+        assert_eq!(bits(list), None, "{list}");
+    }
+}
+
+#[test]
+fn systemd_knows_of_version_two_what_it_would_set_back() {
+    let resources: LinuxResources = serde_json::from_value(serde_json::json!({
+        "memory": { "limit": 64 << 20, "swap": 96 << 20 },
+        "cpu": { "quota": 5_000, "period": 50_000, "cpus": "1" },
+    }))
+    .unwrap();
+    let two = properties(Version::Two, &resources, EngineKind::Kvm);
+    assert_eq!(number(&two, "MemorySwapMax"), Some(32 << 20));
+    assert_eq!(number(&two, "CPUQuotaPeriodUSec"), Some(50_000));
+    assert!(two.contains(&("AllowedCPUs", Value::Bytes(vec![2]))));
+    let one = properties(Version::One, &resources, EngineKind::Kvm);
+    let names: Vec<_> = one.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["MemoryLimit", "CPUQuotaPerSecUSec"]);
+}
+
+#[test]
+fn the_connection_is_set_up_in_one_message() {
+    use std::io::{Read as _, Write as _};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("private");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = [0; 256];
+        let count = stream.read(&mut bytes).unwrap();
+        stream
+            .write_all(b"OK 5af8b441c03443f899fc5652d883d79a\r\n")
+            .unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    });
+    let connected = Bus::connect_to(&path, true);
+    assert!(connected.is_ok());
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let expected = format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n");
+    assert_eq!(server.join().unwrap(), expected);
+}

@@ -45,6 +45,8 @@ pub enum Value {
     Number(u64),
     /// `au`
     Numbers(Vec<u32>),
+    /// `ay`
+    Bytes(Vec<u8>),
 }
 
 /// Values in their form on the wire, with their types.
@@ -181,6 +183,10 @@ fn put_variant(bytes: &mut Vec<u8>, value: &Value) {
             put_array(bytes, 4, |bytes| {
                 numbers.iter().for_each(|number| put_number(bytes, *number));
             });
+        }
+        Value::Bytes(list) => {
+            put_signature(bytes, "ay");
+            put_array(bytes, 1, |bytes| bytes.extend(list));
         }
     }
 }
