@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
@@ -148,6 +150,39 @@ fn a_limit_that_the_host_cannot_have_is_refused_by_name() {
         assert!(finished.stderr.contains(&expected), "{}", finished.stderr);
         rvm.assert_nothing_left();
     }
+}
+
+/// A disk of the host's, by its numbers: a loop device with nothing behind it will do.
+fn disk() -> Option<(u32, u32)> {
+    let found = Command::new("losetup").arg("--find").output().ok()?;
+    let path = String::from_utf8(found.stdout).unwrap();
+    let number = fs::metadata(path.trim()).ok()?.rdev();
+    Some((rustix::fs::major(number), rustix::fs::minor(number)))
+}
+
+#[test]
+fn disks_are_limited_for_the_machine() {
+    let Some((major, minor)) = disk() else {
+        println!("skipped: this host has no loop devices");
+        return;
+    };
+    let rvm = Rvm::new();
+    let rate = json!([{ "major": major, "minor": minor, "rate": 1 << 20 }]);
+    let mut resources = json!({ "blockIO": { "throttleReadBpsDevice": rate } });
+    let expected = match is_version_two() {
+        true => {
+            // The host's file and the guest's, each where it belongs.
+            resources["unified"] = json!({
+                "io.max": format!("{major}:{minor} wiops=77"), "memory.high": "100000000",
+            });
+            format!("{major}:{minor} rbps=1048576 wbps=max riops=max wiops=77")
+        }
+        false => format!("{major}:{minor} 1048576"),
+    };
+    rvm.create(&with_resources(resources), "box");
+    let files = ["blkio", "blkio.throttle.read_bps_device", "io.max"];
+    assert_eq!(read(&group(&rvm, "blkio"), files), expected);
+    rvm.ok(&["delete", "--force", "box"]);
 }
 
 #[test]
