@@ -78,6 +78,8 @@ fn an_update_changes_the_machine_too() {
     assert_eq!(container.shell("nproc"), "2\n");
     let less = before - kib(&container.shell("cat /proc/meminfo"), "MemTotal:");
     assert!((120 << 10..140 << 10).contains(&less), "{less} KiB less");
+    let script = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/1/cgroup) && cat memory.max cpu.max";
+    assert_eq!(container.shell(script), "134217728\n200000 100000\n");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use rvm_tests::command::{self, eventually};
+use rvm_tests::engine::{Runtime, runtime};
 
 use crate::engine;
 
@@ -61,6 +62,28 @@ fn containers_of_a_network_find_each_other_by_name() {
         engine().shell(&["--network", &network.0], &fetch),
         "a page\n"
     );
+}
+
+#[test]
+fn a_network_is_joined_and_left_while_the_container_runs() {
+    if runtime() == Runtime::Rvm && rvm_tests::engine() == "qemu" {
+        println!("skipped: a machine of the qemu engine gets no network cards while it runs");
+        return;
+    }
+    let network = Network::new();
+    let container = engine().start(&["--network", &network.0], SERVER);
+    let other = Network::new();
+    engine().ok(&["network", "connect", &other.0, &container.name]);
+    let has = |link: &str| {
+        container
+            .exec(&[], &["ip", "addr", "show", link])
+            .stdout
+            .contains("inet ")
+    };
+    eventually("the second interface is there", || has("eth1"));
+    engine().ok(&["network", "disconnect", &other.0, &container.name]);
+    eventually("the second interface is gone", || !has("eth1"));
+    assert!(has("eth0"));
 }
 
 #[test]
