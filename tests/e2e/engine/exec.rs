@@ -164,20 +164,19 @@ fn copies_go_both_ways() {
 
 #[test]
 fn top_shows_processes_of_the_container_and_of_no_other() {
-    // Docker asks the host's ps about the host's processes, and those run the machine. Podman looks
-    // in the container's /proc, which is the guest's, unless it is told to run the container's ps.
-    let (is_rvm, is_podman) = (runtime() == Runtime::Rvm, crate::IS_PODMAN);
-    let known = match (is_rvm, is_podman) {
-        (true, false) => ["rvm", "qemu-system"],
-        _ => ["sleep", "ps"],
-    };
-    let options: &[&str] = if is_rvm && is_podman { &["-ef"] } else { &[] };
-    if is_rvm && is_podman {
-        assert_ne!(engine().call(&["top", &idle().name]).code, 0);
+    let is_rvm = runtime() == Runtime::Rvm;
+    if is_rvm && crate::IS_PODMAN {
+        // It looks in the container's /proc, which is the guest's. An error is better than nothing.
+        return assert_ne!(idle().call(&["top"]).code, 0);
     }
-    let list = engine().ok(&[&["top", &idle().name], options].concat());
+    let list = idle().ok(&["top"]);
     let rows: Vec<&str> = list.lines().skip(1).collect();
     assert!(!rows.is_empty(), "{list}");
+    // Docker asks the host's ps about the host's processes, and those run the machine.
+    let known: &[&str] = match is_rvm {
+        true => &["rvm", "qemu-system"],
+        false => &["sleep"],
+    };
     let is_known = |row: &&str| known.iter().any(|name| row.contains(name));
     assert!(rows.iter().all(is_known), "{list}");
 }

@@ -47,7 +47,8 @@ pub fn runtime() -> Runtime {
 
 /// Where the engine is installed, if not on this system.
 fn root() -> Option<PathBuf> {
-    std::env::var_os("RVM_TEST_ENGINE_ROOT").map(PathBuf::from)
+    let root = std::env::var_os("RVM_TEST_ENGINE_ROOT").filter(|root| !root.is_empty());
+    root.map(PathBuf::from)
 }
 
 /// An engine that runs.

@@ -53,7 +53,11 @@ fn start() -> Engine {
         per_container: vec![format!("--cgroup-parent={}", world.cgroup())],
         world,
         base,
-        env: vec![("CONTAINERS_CONF".to_owned(), path("containers.conf"))],
+        env: vec![
+            ("CONTAINERS_CONF".to_owned(), path("containers.conf")),
+            // Podman 5 warns of such a host in what a container's standard error is compared with.
+            ("PODMAN_IGNORE_CGROUPSV1_WARNING".to_owned(), "1".to_owned()),
+        ],
         daemon: None,
     };
     let archive = image::archive(&dir);
