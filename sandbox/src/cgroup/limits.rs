@@ -193,6 +193,15 @@ pub fn rate(rate: u64) -> String {
 }
 
 #[cfg(test)]
+impl Setting {
+    /// What is written first, as `file=value`.
+    pub fn first_choice(&self) -> String {
+        let (file, value) = &self.choices[0];
+        format!("{file}={value}")
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use oci_spec::runtime::LinuxMemoryBuilder;

@@ -148,14 +148,8 @@ mod tests {
 
     fn written(resources: Value) -> Vec<String> {
         let resources = serde_json::from_value(resources).unwrap();
-        settings(&resources, EngineKind::Kvm)
-            .unwrap()
-            .into_iter()
-            .map(|setting| {
-                let (file, value) = &setting.choices[0];
-                format!("{file}={value}")
-            })
-            .collect()
+        let settings = settings(&resources, EngineKind::Kvm).unwrap();
+        settings.iter().map(Setting::first_choice).collect()
     }
 
     #[test]
