@@ -10,6 +10,8 @@ use std::time::Duration;
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "agent")]
+pub mod cgroup_stats;
 pub mod names;
 #[cfg(feature = "vmm")]
 pub mod vmm;

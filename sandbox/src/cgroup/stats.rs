@@ -2,9 +2,9 @@
 //! guest. What a host does not count is 0; "no limit" is the greatest number.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use rvm_protocol::agent as api;
+use rvm_protocol::cgroup_stats;
 
 use super::Cgroup;
 use super::hierarchy::Version;
@@ -19,20 +19,24 @@ const NO_LIMIT: u64 = 1 << 62;
 /// Reads the numbers of a container's groups.
 pub fn read(cgroup: &Cgroup) -> api::StatsResponse {
     let files = Files(cgroup);
-    let (cpu, memory, io) = match cgroup.version {
-        Version::One => (cpu_one(&files), memory_one(&files), io_one(&files)),
-        Version::Two => (cpu_two(&files), memory_two(&files), io_two(&files)),
-    };
+    match cgroup.version {
+        Version::One => version_one(&files),
+        // All controllers are in one group.
+        Version::Two => cgroup_stats::read(&|file| files.read("", file)),
+    }
+}
+
+fn version_one(files: &Files<'_>) -> api::StatsResponse {
     api::StatsResponse {
-        cpu: Some(cpu).into(),
-        memory: Some(memory).into(),
+        cpu: Some(cpu(files)).into(),
+        memory: Some(memory(files)).into(),
         pids: Some(api::PidsStats {
             current: files.number("pids", "pids.current"),
             max: files.number("pids", "pids.max"),
             ..Default::default()
         })
         .into(),
-        io,
+        io: io(files),
         ..Default::default()
     }
 }
@@ -40,9 +44,12 @@ pub fn read(cgroup: &Cgroup) -> api::StatsResponse {
 struct Files<'a>(&'a Cgroup);
 
 impl Files<'_> {
+    fn read(&self, controller: &str, file: &str) -> Option<String> {
+        std::fs::read_to_string(self.0.dir(controller)?.join(file)).ok()
+    }
+
     fn text(&self, controller: &str, file: &str) -> String {
-        let read = |dir: &Path| std::fs::read_to_string(dir.join(file)).ok();
-        self.0.dir(controller).and_then(read).unwrap_or_default()
+        self.read(controller, file).unwrap_or_default()
     }
 
     fn number(&self, controller: &str, file: &str) -> u64 {
@@ -50,43 +57,25 @@ impl Files<'_> {
     }
 
     fn table(&self, controller: &str, file: &str) -> HashMap<String, u64> {
-        table(&self.text(controller, file))
+        let table = cgroup_stats::table(&self.text(controller, file)).into_iter();
+        table
+            .map(|(name, value)| (name, or_no_limit(value)))
+            .collect()
     }
 }
 
 fn number(text: &str) -> u64 {
-    match text.trim() {
-        "max" => u64::MAX,
-        digits => match digits.parse().unwrap_or(0) {
-            NO_LIMIT.. => u64::MAX,
-            number => number,
-        },
+    or_no_limit(cgroup_stats::number(text))
+}
+
+fn or_no_limit(number: u64) -> u64 {
+    match number {
+        NO_LIMIT.. => u64::MAX,
+        number => number,
     }
 }
 
-/// Lines of a name and a number.
-fn table(text: &str) -> HashMap<String, u64> {
-    text.lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(name, value)| (name.to_owned(), number(value)))
-        .collect()
-}
-
-fn cpu_two(files: &Files<'_>) -> api::CpuStats {
-    let stat = files.table("cpu", "cpu.stat");
-    let get = |name: &str| stat.get(name).copied().unwrap_or(0);
-    api::CpuStats {
-        usage_usec: get("usage_usec"),
-        user_usec: get("user_usec"),
-        system_usec: get("system_usec"),
-        nr_periods: get("nr_periods"),
-        nr_throttled: get("nr_throttled"),
-        throttled_usec: get("throttled_usec"),
-        ..Default::default()
-    }
-}
-
-fn cpu_one(files: &Files<'_>) -> api::CpuStats {
+fn cpu(files: &Files<'_>) -> api::CpuStats {
     let throttling = files.table("cpu", "cpu.stat");
     let ticks = files.table("cpuacct", "cpuacct.stat");
     let get = |table: &HashMap<String, u64>, name: &str| table.get(name).copied().unwrap_or(0);
@@ -101,29 +90,8 @@ fn cpu_one(files: &Files<'_>) -> api::CpuStats {
     }
 }
 
-fn memory_two(files: &Files<'_>) -> api::MemoryStats {
-    let events = files.table("memory", "memory.events");
-    let event = |name: &str| events.get(name).copied().unwrap_or(0);
-    let number = |file: &str| files.number("memory", file);
-    api::MemoryStats {
-        current: number("memory.current"),
-        max: number("memory.max"),
-        peak: number("memory.peak"),
-        swap_current: number("memory.swap.current"),
-        swap_max: number("memory.swap.max"),
-        swap_peak: number("memory.swap.peak"),
-        events_low: event("low"),
-        events_high: event("high"),
-        events_max: event("max"),
-        events_oom: event("oom"),
-        events_oom_kill: event("oom_kill"),
-        stat: files.table("memory", "memory.stat"),
-        ..Default::default()
-    }
-}
-
 /// Version 1 counts memory and swap together.
-fn memory_one(files: &Files<'_>) -> api::MemoryStats {
+fn memory(files: &Files<'_>) -> api::MemoryStats {
     let number = |file: &str| files.number("memory", &format!("memory.{file}"));
     let (current, max) = (number("usage_in_bytes"), number("limit_in_bytes"));
     let both = number("memsw.limit_in_bytes");
@@ -147,31 +115,8 @@ fn memory_one(files: &Files<'_>) -> api::MemoryStats {
     }
 }
 
-/// Lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`.
-fn io_two(files: &Files<'_>) -> Vec<api::IoStats> {
-    let text = files.text("io", "io.stat");
-    let parse = |line: &str| {
-        let (device, counts) = line.split_once(' ')?;
-        let mut stats = of_device(device)?;
-        for (name, value) in counts.split(' ').filter_map(|word| word.split_once('=')) {
-            let value = number(value);
-            match name {
-                "rbytes" => stats.rbytes = value,
-                "wbytes" => stats.wbytes = value,
-                "rios" => stats.rios = value,
-                "wios" => stats.wios = value,
-                "dbytes" => stats.dbytes = value,
-                "dios" => stats.dios = value,
-                _ => {}
-            }
-        }
-        Some(stats)
-    };
-    text.lines().filter_map(parse).collect()
-}
-
 /// Lines such as `8:0 Read 4096`, bytes and operations in files of their own.
-fn io_one(files: &Files<'_>) -> Vec<api::IoStats> {
+fn io(files: &Files<'_>) -> Vec<api::IoStats> {
     let mut list: Vec<api::IoStats> = Vec::new();
     let names = ["io_service_bytes_recursive", "io_serviced_recursive"];
     for (is_count, name) in [false, true].into_iter().zip(names) {
