@@ -23,6 +23,7 @@ pub mod loopback;
 pub mod monitor;
 pub mod names;
 pub mod network;
+pub mod pod_limits;
 pub mod process;
 mod read_only;
 pub mod readable;

@@ -5,14 +5,13 @@
 
 mod running;
 
-use std::collections::HashMap;
-
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Spec};
 
 pub use running::{Change, Running};
 
 use crate::config::Config;
 use crate::engine::EngineKind;
+use crate::pod_limits;
 
 /// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
 /// kernel's image and page structures, the agent, and what both cache. The page structures take
@@ -27,14 +26,6 @@ const MAX_MEMORY_MIB: u64 = 1 << 20;
 
 /// What QEMU's software CPU may keep of code that it has translated, in MiB.
 pub const QEMU_CODE_MIB: u64 = 256;
-
-/// containerd's annotations of what a pod's containers may use together.
-const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-const POD_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const POD_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-
-/// These.
-pub const ANNOTATIONS: [&str; 3] = [POD_MEMORY, POD_CPU_QUOTA, POD_CPU_PERIOD];
 
 /// The most vCPUs: APIC ids have 8 bits.
 const MAX_VCPUS: u64 = 253;
@@ -136,7 +127,10 @@ impl Size {
     pub fn for_bundle(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
         let linux = spec.linux().as_ref();
         let own = linux.and_then(|linux| linux.resources().as_ref());
-        let pods = spec.annotations().as_ref().map_or(Ok(None), pods_limits)?;
+        let pods = spec
+            .annotations()
+            .as_ref()
+            .map_or(Ok(None), pod_limits::annotated)?;
         Self::of(pods.as_ref().or(own), &Bounds::of(config))
     }
 
@@ -150,29 +144,6 @@ impl Size {
             memory_mib: machine_mib(container_mib),
         })
     }
-}
-
-/// What all containers of a pod may use together, in the annotations of its first, where kubelet knows
-/// it beforehand: containerd's keys, in bytes and microseconds; 0 says that there is no limit.
-fn pods_limits(annotations: &HashMap<String, String>) -> Result<Option<LinuxResources>, SizeError> {
-    let number = |key: &'static str| match annotations.get(key) {
-        None => Ok(0),
-        Some(text) => text
-            .trim()
-            .parse::<i64>()
-            .map_err(|_| SizeError::Annotation(key, text.clone())),
-    };
-    let (bytes, quota) = (number(POD_MEMORY)?, number(POD_CPU_QUOTA)?);
-    let period = u64::try_from(number(POD_CPU_PERIOD)?).unwrap_or(0);
-    if bytes <= 0 && quota <= 0 {
-        return Ok(None);
-    }
-    let (mut memory, mut cpu) = (LinuxMemory::default(), LinuxCpu::default());
-    memory.set_limit(Some(bytes));
-    cpu.set_quota(Some(quota)).set_period(Some(period));
-    let mut resources = LinuxResources::default();
-    resources.set_memory(Some(memory)).set_cpu(Some(cpu));
-    Ok(Some(resources))
 }
 
 /// The limit of memory in MiB, if there is one.
@@ -343,32 +314,6 @@ mod tests {
     fn an_impossible_limit_is_refused() {
         let error = Size::of(Some(&memory(2 << 40)), &BOUNDS).unwrap_err();
         assert_eq!(error, SizeError::Memory(2 << 20));
-    }
-
-    #[test]
-    fn a_pod_is_as_large_as_its_containers_together() {
-        let limits = |list: &[(&'static str, &str)]| {
-            let annotations = list
-                .iter()
-                .map(|(key, text)| ((*key).into(), (*text).into()));
-            pods_limits(&annotations.collect())
-        };
-        let size = |list: &[(&'static str, &str)]| {
-            Size::of(limits(list).unwrap().as_ref(), &BOUNDS).unwrap()
-        };
-        let both = [
-            (POD_MEMORY, "268435456"),
-            (POD_CPU_QUOTA, "350000"),
-            (POD_CPU_PERIOD, "100000"),
-        ];
-        let wanted = Size {
-            vcpus: 4,
-            memory_mib: machine_mib(256),
-        };
-        assert_eq!(size(&both), wanted);
-        assert_eq!(size(&both[..1]).vcpus, 2, "the default");
-        assert_eq!(limits(&[(POD_MEMORY, "0"), (POD_CPU_QUOTA, "0")]), Ok(None));
-        assert!(limits(&[(POD_MEMORY, "much")]).is_err());
     }
 
     proptest::proptest! {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::cgroup::{self, CgroupError};
 use crate::lifecycle::LifecycleError;
+use crate::pod_limits::together;
 use crate::running::{connect, gone};
 use crate::sandbox::control::{self, ControlError, Memory, Request};
 use crate::sizing::Change;
@@ -148,7 +149,16 @@ async fn on_machine(
     if let Ok(Role::Sandbox) = Role::from_annotations(&state.annotations) {
         return Ok(Memory::AsAsked);
     }
-    let change = Change::new(old, new, state.sandbox.is_some());
+    let change = match &state.sandbox {
+        None => Change::new(old, new, false),
+        Some(sandbox) => {
+            let others = container
+                .store()
+                .limits_of_others(sandbox, container.id())?;
+            let with = |own: &LinuxResources| together(others.iter().chain([own]));
+            Change::new(&with(old), &with(new), true)
+        }
+    };
     let request = Request::Resize(Box::new(change));
     Ok(control::ask(&container.sandbox(state)?, request).await?)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::validate::Problem;
-use crate::sizing;
+use crate::pod_limits;
 
 /// A container's part in a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ const KEYS: [Keys; 2] = [
 pub fn annotations() -> Vec<&'static str> {
     KEYS.iter()
         .flat_map(|keys| [keys.kind, keys.sandbox])
-        .chain(sizing::ANNOTATIONS)
+        .chain(pod_limits::ANNOTATIONS)
         .collect()
 }
 

@@ -4,6 +4,7 @@
 //! written to a file of its own and renamed into place, so a reader or a crash never meets half of
 //! it.
 
+mod pods;
 pub mod status;
 pub mod store;
 

@@ -13,7 +13,6 @@ use super::{State, Status};
 use crate::cgroup::Cgroup;
 use crate::process::ProcessId;
 use crate::sandbox::SandboxDir;
-use crate::spec::pod::Peer;
 use crate::state::status::IllegalStep;
 
 const STATE_FILE: &str = "state.json";
@@ -130,31 +129,6 @@ impl Store {
         ids.sort();
         Ok(ids)
     }
-
-    /// The containers that run in the sandbox of the container `id`, itself included.
-    pub fn peers(&self, id: &str) -> Result<Vec<Peer>, StateError> {
-        let mut peers = Vec::new();
-        for other in self.ids()? {
-            match self.open(&other).and_then(|container| container.state()) {
-                Ok(state) if other == id || state.sandbox.as_deref() == Some(id) => {
-                    peers.extend(peer(state));
-                }
-                Ok(_) => {}
-                // Deleted meanwhile, or damaged, and then it is not this one's affair.
-                Err(error) => tracing::debug!("container {other}: {error}"),
-            }
-        }
-        Ok(peers)
-    }
-}
-
-/// A running container, as one that joins its sandbox must know it.
-fn peer(state: State) -> Option<Peer> {
-    Some(Peer {
-        host_pid: state.pid(),
-        guest_pid: state.guest_pid?,
-        namespaces: state.namespaces,
-    })
 }
 
 /// The same ids as runc: `[\w+-.]`, and not the names of directories that are always there.

@@ -1,0 +1,117 @@
+//! What the containers of a pod may use together, which makes the size of their machine. Pure.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+
+use crate::sizing::{SizeError, limit_mib};
+
+/// containerd's annotations of what a pod's containers may use together.
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// These.
+pub const ANNOTATIONS: [&str; 3] = [POD_MEMORY, POD_CPU_QUOTA, POD_CPU_PERIOD];
+
+/// What all containers of a pod may use together, in the annotations of its first, where kubelet knows
+/// it beforehand: containerd's keys, in bytes and microseconds; 0 says that there is no limit.
+pub fn annotated(
+    annotations: &HashMap<String, String>,
+) -> Result<Option<LinuxResources>, SizeError> {
+    let number = |key: &'static str| match annotations.get(key) {
+        None => Ok(0),
+        Some(text) => text
+            .trim()
+            .parse::<i64>()
+            .map_err(|_| SizeError::Annotation(key, text.clone())),
+    };
+    let (bytes, quota) = (number(POD_MEMORY)?, number(POD_CPU_QUOTA)?);
+    let period = u64::try_from(number(POD_CPU_PERIOD)?).unwrap_or(0);
+    if bytes <= 0 && quota <= 0 {
+        return Ok(None);
+    }
+    let (mut memory, mut cpu) = (LinuxMemory::default(), LinuxCpu::default());
+    memory.set_limit(Some(bytes));
+    cpu.set_quota(Some(quota)).set_period(Some(period));
+    let mut resources = LinuxResources::default();
+    resources.set_memory(Some(memory)).set_cpu(Some(cpu));
+    Ok(Some(resources))
+}
+
+/// What containers may use together of one machine: without a limit if one of them has none.
+pub fn together<'a>(all: impl Iterator<Item = &'a LinuxResources>) -> LinuxResources {
+    /// The kernel's default.
+    const PERIOD: u64 = 100_000;
+    let (mut bytes, mut quota) = (Some(0_i64), Some(0_i64));
+    for one in all {
+        let memory = one.memory().as_ref().and_then(|memory| memory.limit());
+        let memory = memory.filter(|limit| limit_mib(*limit).is_some());
+        bytes = bytes
+            .zip(memory)
+            .map(|(sum, limit)| sum.saturating_add(limit));
+        let cpu = one.cpu().as_ref();
+        let share = cpu.and_then(|cpu| {
+            let own = u128::try_from(cpu.quota()?)
+                .ok()
+                .filter(|quota| *quota > 0)?;
+            let period = cpu.period().filter(|period| *period > 0).unwrap_or(PERIOD);
+            i64::try_from((own * u128::from(PERIOD)).div_ceil(period.into())).ok()
+        });
+        quota = quota
+            .zip(share)
+            .map(|(sum, share)| sum.saturating_add(share));
+    }
+    let (mut memory, mut cpu) = (LinuxMemory::default(), LinuxCpu::default());
+    memory.set_limit(bytes);
+    cpu.set_quota(quota).set_period(Some(PERIOD));
+    let mut resources = LinuxResources::default();
+    resources.set_memory(Some(memory)).set_cpu(Some(cpu));
+    resources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn kubelet_says_beforehand_what_a_pod_may_use() {
+        let limits = |list: &[(&'static str, &str)]| {
+            let annotations = list
+                .iter()
+                .map(|(key, text)| ((*key).into(), (*text).into()));
+            annotated(&annotations.collect())
+        };
+        let both = limits(&[
+            (POD_MEMORY, "268435456"),
+            (POD_CPU_QUOTA, "350000"),
+            (POD_CPU_PERIOD, "100000"),
+        ]);
+        let both = serde_json::to_value(both.unwrap().unwrap()).unwrap();
+        assert_eq!(both["memory"]["limit"], 256 << 20);
+        assert_eq!(both["cpu"], json!({ "quota": 350_000, "period": 100_000 }));
+        assert_eq!(limits(&[(POD_MEMORY, "0"), (POD_CPU_QUOTA, "0")]), Ok(None));
+        assert!(limits(&[(POD_MEMORY, "much")]).is_err());
+    }
+
+    #[test]
+    fn containers_of_a_pod_need_the_sum_of_what_they_may_use() {
+        let limits = |value| serde_json::from_value::<LinuxResources>(value).unwrap();
+        let sum = |all: &[&LinuxResources]| {
+            let sum = together(all.iter().copied());
+            let memory = sum.memory().and_then(|memory| memory.limit());
+            (memory, sum.cpu().as_ref().and_then(LinuxCpu::quota))
+        };
+        let one = limits(json!({ "memory": { "limit": 64 },
+                                 "cpu": { "quota": 50_000, "period": 100_000 } }));
+        let two = limits(json!({ "memory": { "limit": 128 },
+                                 "cpu": { "quota": 25_000, "period": 10_000 } }));
+        assert_eq!(sum(&[&one, &two]), (Some(192), Some(300_000)));
+        let unlimited = limits(json!({ "memory": { "limit": -1 } }));
+        assert_eq!(sum(&[&one, &unlimited]), (None, None));
+        let most = limits(json!({ "memory": { "limit": 1_i64 << 58 },
+                                  "cpu": { "quota": i64::MAX, "period": 1 } }));
+        assert_eq!(sum(&[&most; 64]).1, None);
+    }
+}

@@ -1,0 +1,50 @@
+//! The containers of a store that share a sandbox.
+
+use oci_spec::runtime::LinuxResources;
+
+use super::{State, StateError, Status, Store};
+use crate::spec::pod::Peer;
+
+impl Store {
+    /// The containers that run in the sandbox of the container `id`, itself included.
+    pub fn peers(&self, id: &str) -> Result<Vec<Peer>, StateError> {
+        let mut peers = Vec::new();
+        for other in self.ids()? {
+            match self.open(&other).and_then(|container| container.state()) {
+                Ok(state) if other == id || state.sandbox.as_deref() == Some(id) => {
+                    peers.extend(peer(state));
+                }
+                Ok(_) => {}
+                // Deleted meanwhile, or damaged, and then it is not this one's affair.
+                Err(error) => tracing::debug!("container {other}: {error}"),
+            }
+        }
+        Ok(peers)
+    }
+
+    /// The limits of the containers that have joined the sandbox of the container `id` and run, but for
+    /// one of them.
+    pub fn limits_of_others(&self, id: &str, one: &str) -> Result<Vec<LinuxResources>, StateError> {
+        let mut limits = Vec::new();
+        for other in self.ids()?.into_iter().filter(|other| other != one) {
+            match self.open(&other).and_then(|container| container.state()) {
+                Ok(state) if state.sandbox.as_deref() == Some(id) => {
+                    let runs = state.status() != Status::Stopped;
+                    limits.extend(runs.then(|| state.resources.unwrap_or_default()));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!("container {other}: {error}"),
+            }
+        }
+        Ok(limits)
+    }
+}
+
+/// A running container, as one that joins its sandbox must know it.
+fn peer(state: State) -> Option<Peer> {
+    Some(Peer {
+        host_pid: state.pid(),
+        guest_pid: state.guest_pid?,
+        namespaces: state.namespaces,
+    })
+}
