@@ -126,8 +126,19 @@ pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
     if !container.exists() {
         return Ok(());
     }
-    let device = at("examine", shared, fs::symlink_metadata(shared))?.dev();
-    clear(&container, device)
+    let device = match fs::symlink_metadata(shared) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        found => at("examine", shared, found)?.dev(),
+    };
+    match clear(&container, device) {
+        // The whole sandbox is being taken away at the same time.
+        Err(error) if is_gone(&error.source) => Ok(()),
+        cleared => cleared,
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
 }
 
 /// Unmounts and removes what [`share`] has made. The device is the shared directory's own: nothing

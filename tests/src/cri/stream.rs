@@ -100,6 +100,11 @@ impl Stream {
         self.wait(text, |stream| stream.text(STDOUT).contains(text));
     }
 
+    /// Forgets what was written so far.
+    pub fn forget(&mut self) {
+        self.received = Default::default();
+    }
+
     /// The process's output and errors, and its exit code, once it has ended.
     pub fn finish(mut self) -> (String, String, i32) {
         self.wait("the end", |stream| !stream.text(STATUS).is_empty());
