@@ -50,7 +50,7 @@ impl Cpus {
         (count, max): (u8, u8),
         entry: GuestAddress,
     ) -> Result<Self, CpuError> {
-        // All of them before one runs: making them takes the time that is told as the kernel's.
+        // All of them before one runs, which it does not if another cannot be made.
         let fds = (0..count).map(|id| match id {
             0 => vm.create_boot_vcpu(max, entry),
             id => vm.create_vcpu(id, max),
