@@ -48,10 +48,10 @@ pub fn write_tables(memory: &GuestMemory) -> Result<(), RegisterError> {
     // One entry each for the first 512 GiB and the first GiB, and that GiB in pages of 2 MiB.
     memory.write_obj(table(1) | PRESENT_WRITABLE, GuestAddress(table(0)))?;
     memory.write_obj(table(2) | PRESENT_WRITABLE, GuestAddress(table(1)))?;
-    for index in 0..512 {
-        let page = index << 21 | PRESENT_WRITABLE | LARGE;
-        memory.write_obj(page, GuestAddress(table(2) + index * 8))?;
-    }
+    let pages: Vec<u8> = (0..512_u64)
+        .flat_map(|index| (index << 21 | PRESENT_WRITABLE | LARGE).to_le_bytes())
+        .collect();
+    memory.write_slice(&pages, GuestAddress(table(2)))?;
     for (index, descriptor) in [0, descriptor(&code()), descriptor(&data())]
         .iter()
         .enumerate()
