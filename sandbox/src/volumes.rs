@@ -9,14 +9,13 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::inotify;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, inotify, openat, readlinkat, statat};
 use rvm_protocol::agent::{UpdateVolumeRequest, VolumeFile, VolumeLink};
-use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::readable::Readable;
 use crate::sandbox::Sandbox;
@@ -33,6 +32,16 @@ const MAX_FILES: usize = 4096;
 
 /// How deep directories may lie in one another.
 const MAX_DEPTH: usize = 16;
+
+/// How directories and files of a volume are opened.
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
 
 /// How long an update may be under way: links follow the exchange of the directory.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -53,46 +62,42 @@ pub fn is_volume(path: &Path) -> bool {
             .is_ok()
 }
 
-/// Reads all of a volume.
+/// Reads all of a volume. Another container may write to the directory while it is read, so no link in it
+/// is followed: nothing is read but what is in it.
 fn read(path: &Path) -> io::Result<UpdateVolumeRequest> {
-    let version = fs::read_link(path.join(DATA))?;
-    let version = version.to_str().filter(|name| is_plain(name));
-    let version = version.ok_or_else(|| unfit("..data leads elsewhere"))?;
+    let root = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
+    let version = link(&root, DATA)?;
+    if !is_plain(&version) {
+        return Err(unfit("..data leads elsewhere"));
+    }
     let mut contents = UpdateVolumeRequest {
-        version: version.to_owned(),
-        root: Some(file(
-            String::new(),
-            &fs::symlink_metadata(path)?,
-            Vec::new(),
-        ))
-        .into(),
+        root: Some(file(String::new(), &rustix::fs::fstat(&root)?, Vec::new())).into(),
         ..Default::default()
     };
     let mut room = MAX_BYTES;
-    read_files(&path.join(version), "", 0, &mut room, &mut contents)?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let name = entry.file_name().into_string();
-        let name = name.map_err(|_| unfit("a name is no text"))?;
+    let files = openat(&root, &version, DIRECTORY, Mode::empty())?;
+    read_files(&files, "", 0, &mut room, &mut contents)?;
+    contents.version = version;
+    for name in names(&root)? {
         if name.starts_with("..") {
             continue;
         }
-        let target = fs::read_link(entry.path())?.into_os_string().into_string();
-        let target = target.map_err(|_| unfit("a link is no text"))?;
+        let target = link(&root, &name)?;
         spend(&mut room, name.len() + target.len())?;
+        if contents.links.len() == MAX_FILES {
+            return Err(unfit("it has too many files"));
+        }
         contents.links.push(VolumeLink {
             name,
             target,
             ..Default::default()
         });
     }
-    // In the order of the directory they would look changed when they are not.
-    contents.links.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(contents)
 }
 
 fn read_files(
-    dir: &Path,
+    dir: &OwnedFd,
     prefix: &str,
     depth: usize,
     room: &mut u64,
@@ -101,49 +106,74 @@ fn read_files(
     if depth > MAX_DEPTH {
         return Err(unfit("directories lie too deep in it"));
     }
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().into_string();
-        let name = name.map_err(|_| unfit("a name is no text"))?;
-        let (path, found) = (format!("{prefix}{name}"), entry.metadata()?);
+    for name in names(dir)? {
+        let path = format!("{prefix}{name}");
         spend(room, path.len())?;
         if contents.files.len() == MAX_FILES {
             return Err(unfit("it has too many files"));
         }
-        if found.is_dir() {
-            contents.files.push(file(path.clone(), &found, Vec::new()));
-            let prefix = format!("{path}/");
-            read_files(&entry.path(), &prefix, depth + 1, room, contents)?;
-        } else if found.is_file() {
-            let bytes = read_file(&entry.path(), *room)?;
-            spend(room, bytes.len())?;
-            contents.files.push(file(path, &found, bytes));
-        } else {
-            return Err(unfit("it has more than files and directories"));
+        // Looked at before, because opening a device may do something, and after, because it may be
+        // another by then.
+        let found = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => {
+                let below = openat(dir, &name, DIRECTORY, Mode::empty())?;
+                let found = rustix::fs::fstat(&below)?;
+                contents.files.push(file(path.clone(), &found, Vec::new()));
+                read_files(&below, &format!("{path}/"), depth + 1, room, contents)?;
+            }
+            FileType::RegularFile => {
+                let (found, bytes) = read_file(openat(dir, &name, FILE, Mode::empty())?, *room)?;
+                spend(room, bytes.len())?;
+                contents.files.push(file(path, &found, bytes));
+            }
+            _ => return Err(unfit("it has more than files and directories")),
         }
     }
-    contents.files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(())
 }
 
-fn read_file(path: &Path, room: u64) -> io::Result<Vec<u8>> {
-    let mut options = fs::OpenOptions::new();
-    let file = options
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)?;
+fn read_file(fd: OwnedFd, room: u64) -> io::Result<(Stat, Vec<u8>)> {
+    let found = rustix::fs::fstat(&fd)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(unfit("it has more than files and directories"));
+    }
     let mut bytes = Vec::new();
     // One more, to see that there is no room for it.
-    file.take(room + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    fs::File::from(fd).take(room + 1).read_to_end(&mut bytes)?;
+    Ok((found, bytes))
 }
 
-fn file(path: String, found: &fs::Metadata, content: Vec<u8>) -> VolumeFile {
+/// What is in a directory, sorted: in its own order it would look changed when it is not.
+fn names(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_owned().into_string();
+        let name = name.map_err(|_| unfit("a name is no text"))?;
+        if name == "." || name == ".." {
+            continue;
+        }
+        // With `..data`, and the directories of two versions.
+        if names.len() > MAX_FILES + 8 {
+            return Err(unfit("it has too many files"));
+        }
+        names.push(name);
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn link(dir: &OwnedFd, name: &str) -> io::Result<String> {
+    let target = readlinkat(dir, name, Vec::new())?.into_string();
+    target.map_err(|_| unfit("a link is no text"))
+}
+
+fn file(path: String, found: &Stat, content: Vec<u8>) -> VolumeFile {
     VolumeFile {
         path,
-        mode: found.mode(),
-        uid: found.uid(),
-        gid: found.gid(),
+        mode: found.st_mode,
+        uid: found.st_uid,
+        gid: found.st_gid,
         content,
         ..Default::default()
     }
@@ -331,6 +361,23 @@ mod tests {
             ("..1", "..data/key")
         );
         assert!(is_volume(dir.path()));
+    }
+
+    #[test]
+    fn links_lead_to_nothing_of_the_hosts() {
+        let secret = tempfile::tempdir().unwrap();
+        fs::write(secret.path().join("key"), "secret").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        symlink(secret.path(), dir.path().join("..1")).unwrap();
+        symlink("..1", dir.path().join(DATA)).unwrap();
+        assert!(read(dir.path()).is_err(), "by the version's name");
+        let dir = volume(&[]);
+        symlink(secret.path(), dir.path().join("..1/below")).unwrap();
+        assert!(read(dir.path()).is_err(), "below");
+        let dir = volume(&[]);
+        fs::remove_file(dir.path().join(DATA)).unwrap();
+        symlink("../secret", dir.path().join(DATA)).unwrap();
+        assert!(read(dir.path()).is_err(), "above");
     }
 
     #[test]
