@@ -67,7 +67,7 @@ fn what_cannot_be_executed_is_said_in_runcs_words() {
             &["--cwd", "/nowhere", "box", "ls"],
             "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory",
         ),
-        (&["box", "/etc"], "exec: \"/etc\": "),
+        (&["box", "/etc"], "exec: \"/etc\": is a directory"),
     ] {
         let finished = rvm.call(&[&["exec"], args].concat());
         let expected = format!("exec failed: unable to start container process: {message}");
