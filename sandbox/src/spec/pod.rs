@@ -61,7 +61,9 @@ impl Role {
             .iter()
             .find_map(|keys| Some((keys, annotations.get(keys.kind)?)))
         else {
-            return Ok(Self::Alone);
+            // Podman 5 names the first container of a pod to the others, and no more.
+            let first = annotations.get(KEYS[1].sandbox).filter(|id| !id.is_empty());
+            return Ok(first.map_or(Self::Alone, |id| Self::Member(id.clone())));
         };
         match (kind.as_str(), annotations.get(keys.sandbox)) {
             ("sandbox", _) => Ok(Self::Sandbox),
@@ -213,6 +215,14 @@ mod tests {
             );
             assert!(role(json!({ kind: "image" })).is_err());
         }
+    }
+
+    #[test]
+    fn a_member_of_a_pod_of_podman_5_is_known_by_the_sandbox_alone() {
+        let id = "io.kubernetes.cri-o.SandboxID";
+        let member = Role::Member("first".to_owned());
+        assert_eq!(role(json!({ id: "first" })), Ok(member));
+        assert_eq!(role(json!({ id: "" })), Ok(Role::Alone));
     }
 
     #[test]
