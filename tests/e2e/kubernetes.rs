@@ -78,6 +78,7 @@ impl Node {
             .env("RVM_NODE_ENTER", fake.join("enter"))
             .env("RVM_NODE_PROC", self.path("proc"))
             .env("RVM_NODE_PAUSE", "0")
+            .env("RVM_NODE_CHECKS", "1")
             .env("RVM_NODE_ACCOUNT", &fake)
             .env("NODE_NAME", "worker-1")
             .env("PATH", format!("{}:/usr/bin:/bin", fake.display()))
