@@ -144,7 +144,12 @@ impl Cri {
 
 impl Drop for Cri {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if std::thread::panicking() {
+            // What is not below the world's directory would stay for ever.
+            for path in self.leaks() {
+                let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+            }
+        } else {
             let start = Instant::now();
             while !self.leaks().is_empty() && start.elapsed() < Duration::from_secs(2) {
                 std::thread::sleep(Duration::from_millis(20));
