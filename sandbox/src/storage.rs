@@ -7,12 +7,15 @@
 //! mount is a slave of its source or private, so that taking it away takes nothing from the host.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock, statx,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
@@ -34,6 +37,12 @@ pub const ROOT: &str = "rootfs";
 
 /// Its volumes, likewise.
 pub const VOLUMES: &str = "mounts";
+
+/// What containers of a pod have of the host together. No container's id has such a name.
+const TOGETHER: &str = "@together";
+
+/// In a container's part, the names of what it has of that.
+const HELD: &str = "held";
 
 /// The name of the directory in which a jail's root is put together.
 pub const STAGE: &str = "stage";
@@ -81,6 +90,14 @@ pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
 pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
     let source = open_source(&wanted.source)?;
     let place = shared.join(&wanted.place);
+    let _lock = wanted.held.is_some().then(|| lock(shared)).transpose()?;
+    if let Some(held) = wanted.held.as_ref().map(|held| shared.join(held)) {
+        held.parent().map_or(Ok(()), make_dir)?;
+        at("create", &held, fs::File::create(&held))?;
+        if is_mount_point(&place) {
+            return Ok(());
+        }
+    }
     make_mount_point(&source, &wanted.source, &place)?;
     bind(&source, &place, wanted)?;
     let inherit = match wanted.follows_host {
@@ -112,6 +129,27 @@ fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<(), Stor
     at("bind", &wanted.source, bound)
 }
 
+/// Has a container of a pod share the place of files that others have in the same way.
+pub fn hold(wanted: &mut SharedMount, id: &str) {
+    // What cannot be examined cannot be shared either, and that says why.
+    let Ok(found) = fs::metadata(&wanted.source) else {
+        return;
+    };
+    let mut hasher = DefaultHasher::new();
+    (found.dev(), found.ino(), &wanted.source).hash(&mut hasher);
+    (wanted.recursive, wanted.read_only, wanted.follows_host).hash(&mut hasher);
+    format!("{:?}", wanted.idmap).hash(&mut hasher);
+    let name = format!("{:016x}", hasher.finish());
+    wanted.place = Path::new(TOGETHER).join(&name);
+    wanted.held = Some(Path::new(id).join(HELD).join(name));
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    statx(CWD, path, flags, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// Puts the guest's configuration beside the container's root: together they are the bundle that a
 /// hook in the guest is told of.
 pub fn write_bundle(shared: &Path, id: &str, spec: &Spec) -> Result<(), StorageError> {
@@ -130,11 +168,45 @@ pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
         Err(error) if is_gone(&error) => return Ok(()),
         found => at("examine", shared, found)?.dev(),
     };
-    match clear(&container, device) {
+    let _lock = lock(shared)?;
+    let held = names_in(&container.join(HELD));
+    let cleared = clear(&container, device).and_then(|()| {
+        let unused = |name: &&String| !is_held(shared, name);
+        let mut places = held.iter().filter(unused);
+        places.try_for_each(|name| clear(&shared.join(TOGETHER).join(name), device))
+    });
+    match cleared {
         // The whole sandbox is being taken away at the same time.
         Err(error) if is_gone(&error.source) => Ok(()),
         cleared => cleared,
     }
+}
+
+/// Keeps others from sharing or taking away what containers have together.
+fn lock(shared: &Path) -> Result<OwnedFd, StorageError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = at(
+        "open",
+        shared,
+        rustix::fs::open(shared, flags, Mode::empty()),
+    )?;
+    at("lock", shared, flock(&dir, FlockOperation::LockExclusive))?;
+    Ok(dir)
+}
+
+fn is_held(shared: &Path, name: &str) -> bool {
+    let containers = names_in(shared);
+    containers
+        .iter()
+        .any(|id| shared.join(id).join(HELD).join(name).exists())
+}
+
+/// What is in a directory; nothing if it is not there.
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -258,6 +330,7 @@ mod tests {
                 read_only: false,
                 follows_host: false,
                 idmap: None,
+                held: None,
             };
             change(&mut wanted);
             share(&self.shared, &wanted).unwrap();
@@ -360,6 +433,7 @@ mod tests {
                 read_only: false,
                 follows_host: false,
                 idmap: None,
+                held: None,
             };
             let error = share(&sandbox.shared, &wanted).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()));
@@ -380,6 +454,22 @@ mod tests {
         unshare(&sandbox.shared, "d").unwrap();
         assert!(!sandbox.shared.join("d").exists());
         assert!(kept.join("file").exists() && source.path().join("file").exists());
+    }
+
+    #[test]
+    fn containers_of_a_pod_have_files_together_until_the_last_is_gone() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let shared = |id: &str| {
+            sandbox.share(source.path(), |wanted| hold(wanted, id));
+            fs::read_dir(sandbox.shared.join(TOGETHER)).unwrap().count()
+        };
+        assert_eq!((shared("c"), shared("d")), (1, 1));
+        let mounts = mounts_below(&sandbox.shared);
+        unshare(&sandbox.shared, "c").unwrap();
+        assert_eq!(mounts_below(&sandbox.shared), mounts);
+        unshare(&sandbox.shared, "d").unwrap();
+        assert_eq!(mounts_below(&sandbox.shared), mounts - 1);
+        assert!(source.path().join("file").exists());
     }
 
     #[test]

@@ -11,6 +11,9 @@ use rvm_tests::cri::{Container, Cri, Pod, SUBNET, Sandboxer, api, sandboxer};
 /// A container that runs until it is told to stop, and then goes at once.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
+/// A program for use in containers.
+const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
+
 /// A volume of a container's.
 fn mount(config: &mut api::ContainerConfig, host: &Path, container: &str, readonly: bool) {
     let mut mount = api::Mount::new();
@@ -77,6 +80,7 @@ fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
     let volumes_of = |config: &mut api::ContainerConfig| {
         mount(config, &path("disk"), "/disk", false);
         mount(config, &path("memory"), "/memory", false);
+        mount(config, Path::new(INSIDE), "/inside", true);
         mount(config, &path("hosts"), "/etc/hosts", false);
         mount(config, &path("termination"), "/dev/termination-log", false);
         mount(config, &path("sub/inner"), "/sub", true);
@@ -109,6 +113,14 @@ fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
         "busybox {shared}; echo through > /disk/fifo; wait"
     ));
     assert_eq!(two.shell("cat /disk/passed"), "through\n");
+    for socket in ["/disk/socket", "/memory/socket"] {
+        one.shell(&format!(
+            "/inside listen {socket} >/dev/null 2>&1 </dev/null &"
+        ));
+        // It is there before anybody listens.
+        let connect = || two.exec(&format!("/inside connect {socket}"));
+        eventually("it listens", || connect().stdout == "hello\n");
+    }
     two.shell("echo shared > /dev/shm/file");
     if sandboxer() == Sandboxer::Cri {
         assert_eq!(one.shell("cat /dev/shm/file"), "shared\n");
@@ -365,12 +377,11 @@ fn files(count: usize, text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// A container with a volume at /config, and a program at /watch that tells of events.
+/// A container with a volume at /config.
 fn with_volume<'a>(pod: &Pod<'a>, volume: &Projected) -> Container<'a> {
     pod.start("box", WAITS, |config| {
         mount(config, volume.dir.path(), "/config", true);
-        let watch = Path::new(env!("CARGO_BIN_EXE_rvm-watch"));
-        mount(config, watch, "/watch", true);
+        mount(config, Path::new(INSIDE), "/inside", true);
     })
 }
 
@@ -382,7 +393,7 @@ fn an_update_of_a_volume_with_a_thousand_files_is_told_and_seen_within_a_second(
     let box_ = with_volume(&pod, &volume);
     assert_eq!(box_.shell("cat /config/key999"), "old 999\n");
     assert_eq!(box_.shell("ls /config | wc -l"), "1000\n");
-    let mut watch = box_.stream("/watch /config", false);
+    let mut watch = box_.stream("/inside watch /config", false);
     watch.wait_for("ready");
     // A host that does other things at the moment may be late once.
     let mut told = Duration::MAX;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rvm_protocol::{SHARED_DIR, VOLUMES_DIR};
 
+use super::pod::Role;
 use super::sources::Source;
 use super::translate::SharedMount;
 use crate::idmap::IdMap;
-use crate::storage::VOLUMES;
+use crate::storage::{self, VOLUMES};
 
 /// Whether a mount makes a part of the host's file system visible.
 pub fn is_bind(mount: &Mount) -> bool {
@@ -46,6 +47,7 @@ pub fn translate(
     spec: &mut Spec,
     sources: &[Option<Source>],
     id: &str,
+    role: &Role,
 ) -> (Vec<SharedMount>, Vec<PathBuf>) {
     let (mut shared, mut volumes) = (Vec::new(), Vec::new());
     let mut wants_cgroups = false;
@@ -63,7 +65,12 @@ pub fn translate(
             None => {}
             Some(Source::Files(path)) => {
                 let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
-                shared.push(share(&mut mount, path, place, &maps));
+                let mut files = share(&mut mount, path, place, &maps);
+                if let Role::Member(_) = role {
+                    storage::hold(&mut files, id);
+                }
+                _ = mount.set_source(Some(Path::new(SHARED_DIR).join(&files.place)));
+                shared.push(files);
             }
             Some(Source::Volume(path)) => {
                 let copy = Path::new(VOLUMES_DIR).join(id);
@@ -101,7 +108,6 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedM
         let at = mount.destination().display();
         tracing::warn!("what a container mounts below {at} is not seen by the host");
     }
-    mount.set_source(Some(Path::new(SHARED_DIR).join(&place)));
     let shared = SharedMount {
         source: path.to_owned(),
         place,
@@ -109,6 +115,7 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedM
         read_only: is_read_only(mount),
         follows_host: has_option(mount, &["slave", "rslave", "shared", "rshared"]),
         idmap: id_map(mount, maps),
+        held: None,
     };
     if shared.idmap.is_some() {
         let keep = |option: &&str| !["idmap", "ridmap"].contains(option);
@@ -212,7 +219,7 @@ mod tests {
     fn translated(mounts: Value, sources: &[Option<Source>]) -> (Value, Vec<SharedMount>) {
         let config = json!({ "ociVersion": "1.2.0", "mounts": mounts });
         let mut spec: Spec = serde_json::from_value(config).unwrap();
-        let (shared, _) = translate(&mut spec, sources, "box");
+        let (shared, _) = translate(&mut spec, sources, "box", &Role::Alone);
         (serde_json::to_value(&spec).unwrap(), shared)
     }
 
@@ -264,7 +271,7 @@ mod tests {
         let mut spec: Spec = serde_json::from_value(config).unwrap();
         let files = |path: &str| Some(Source::Files(path.into()));
         let sources = [files("/a"), files("/b"), files("/c")];
-        let (shared, _) = translate(&mut spec, &sources, "box");
+        let (shared, _) = translate(&mut spec, &sources, "box", &Role::Alone);
         let maps: Vec<_> = shared.iter().map(|shared| shared.idmap.clone()).collect();
         let map = |line: &str, recursive| {
             let (uids, gids) = (line.to_owned(), line.to_owned());

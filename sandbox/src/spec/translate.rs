@@ -30,6 +30,9 @@ pub struct SharedMount {
     pub follows_host: bool,
     /// How owners are mapped.
     pub idmap: Option<IdMap>,
+    /// Containers of a pod have one place for the same files, so that they are the same files in the
+    /// guest, too. Here, below the shared directory, is noted that this one has it.
+    pub held: Option<PathBuf>,
 }
 
 /// What the guest is told, and what it will look for.
@@ -56,11 +59,12 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
         read_only: false,
         follows_host: false,
         idmap: None,
+        held: None,
     }];
     if let Some(root) = spec.root_mut() {
         root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
     }
-    let (shared, volumes) = mounts::translate(&mut spec, &bundle.sources, id);
+    let (shared, volumes) = mounts::translate(&mut spec, &bundle.sources, id, &bundle.role);
     mounts.extend(shared);
     let (hooks, programs) = guest_hooks(spec.hooks().as_ref(), id);
     spec.set_hooks(hooks);
@@ -106,6 +110,7 @@ fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMou
             read_only: true,
             follows_host: false,
             idmap: None,
+            held: None,
         });
         hook.set_path(Path::new(SHARED_DIR).join(place));
     }
