@@ -1,12 +1,11 @@
 //! containerd with rvm's shim, driven as kubelet does: by the container runtime interface.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rvm_tests::command::{eventually, signal};
-use rvm_tests::cri::{Container, Cri, Pod, SUBNET, Sandboxer, api, sandboxer};
+use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, Sandboxer, api, sandboxer};
 
 /// A container that runs until it is told to stop, and then goes at once.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -334,43 +333,6 @@ fn processes_are_shared_where_the_pod_or_a_debugging_container_says_so() {
     pod.remove();
 }
 
-/// A volume as kubelet writes it: files are links into a directory that is a link itself, which is
-/// swapped as a whole.
-struct Projected {
-    dir: tempfile::TempDir,
-    round: u32,
-}
-
-impl Projected {
-    fn new(files: &[(String, String)]) -> Self {
-        let mut volume = Self {
-            dir: tempfile::tempdir().unwrap(),
-            round: 0,
-        };
-        volume.write(files);
-        for (name, _) in files {
-            symlink(format!("..data/{name}"), volume.dir.path().join(name)).unwrap();
-        }
-        volume
-    }
-
-    /// Returns when the files have been exchanged.
-    fn write(&mut self, files: &[(String, String)]) -> Instant {
-        self.round += 1;
-        let (dir, round) = (self.dir.path(), self.round);
-        let name = format!("..round{round}");
-        fs::create_dir(dir.join(&name)).unwrap();
-        for (file, text) in files {
-            fs::write(dir.join(&name).join(file), text).unwrap();
-        }
-        symlink(&name, dir.join("..data_tmp")).unwrap();
-        fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
-        let exchanged = Instant::now();
-        let _ = fs::remove_dir_all(dir.join(format!("..round{}", round - 1)));
-        exchanged
-    }
-}
-
 fn files(count: usize, text: &str) -> Vec<(String, String)> {
     (0..count)
         .map(|number| (format!("key{number}"), format!("{text} {number}\n")))
@@ -380,7 +342,7 @@ fn files(count: usize, text: &str) -> Vec<(String, String)> {
 /// A container with a volume at /config.
 fn with_volume<'a>(pod: &Pod<'a>, volume: &Projected) -> Container<'a> {
     pod.start("box", WAITS, |config| {
-        mount(config, volume.dir.path(), "/config", true);
+        mount(config, volume.path(), "/config", true);
         mount(config, Path::new(INSIDE), "/inside", true);
     })
 }

@@ -10,6 +10,7 @@ pub mod api {
 }
 mod pod;
 mod stream;
+mod volume;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,6 +26,7 @@ use crate::{Rvm, image};
 pub use grpc::{Channel, Status};
 pub use pod::{Container, Pod};
 pub use stream::Stream;
+pub use volume::Projected;
 
 /// The namespace that CRI's containers have in containerd.
 const NAMESPACE: &str = "k8s.io";
