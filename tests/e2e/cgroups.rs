@@ -154,6 +154,8 @@ fn a_limit_that_the_host_cannot_have_is_refused_by_name() {
 
 /// A disk of the host's, by its numbers: a loop device with nothing behind it will do.
 fn disk() -> Option<(u32, u32)> {
+    // Where it is built in or loaded already, there is nothing to load.
+    let _ = Command::new("modprobe").arg("loop").output();
     let found = Command::new("losetup").arg("--find").output().ok()?;
     let path = String::from_utf8(found.stdout).unwrap();
     let number = fs::metadata(path.trim()).ok()?.rdev();

@@ -129,7 +129,16 @@ fn a_container_is_in_a_scope_that_knows_its_limits() {
     assert_eq!(file("cpu.max"), "40000 50000");
 
     rvm.ok(&["start", "box"]);
-    rvm.ok(&["update", "--memory", "320m", "--cpu-quota", "15000", "box"]);
+    rvm.ok(&[
+        "update",
+        "--memory",
+        "320m",
+        "--memory-swap",
+        "320m",
+        "--cpu-quota",
+        "15000",
+        "box",
+    ]);
     let more: u64 = file("memory.max").parse().unwrap();
     assert!(more > memory);
     assert_limits(more, "300ms");
@@ -143,7 +152,12 @@ fn a_container_is_in_a_scope_that_knows_its_limits() {
 fn a_scope_that_systemd_stops_ends_the_container() {
     let Some(_alone) = systemd() else { return };
     let rvm = Rvm::new();
-    create(&rvm, &bundle(json!({})));
+    // Its first process is asked to end, and does.
+    let program = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
+    let willing = bundle(json!({})).with(|config| {
+        config["process"]["args"] = json!(["sh", "-c", program]);
+    });
+    create(&rvm, &willing);
     rvm.ok(&["start", "box"]);
     systemctl(&["stop", UNIT]);
     rvm.wait_for_status("box", "stopped");
