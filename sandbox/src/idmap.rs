@@ -13,6 +13,8 @@ use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+use crate::mount_attributes::MountAttributes;
+
 /// How owners are mapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
@@ -24,16 +26,6 @@ pub struct IdMap {
     pub recursive: bool,
 }
 
-/// `struct mount_attr` of `<linux/mount.h>`.
-#[repr(C)]
-#[derive(Default)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns: u64,
-}
-
 const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
 /// Mounts `source`, with what is mounted below if `recursive`, on `place`.
@@ -43,34 +35,15 @@ pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) 
         | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let mount = open_tree(source, "", flags)?;
-    map_ids(&mount, user_namespace(map)?.as_fd(), map.recursive)?;
-    let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(move_mount(&mount, "", CWD, place, from)?)
-}
-
-#[expect(unsafe_code, reason = "mount_setattr")]
-fn map_ids(mount: &OwnedFd, userns: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let attr = MountAttr {
+    let userns = user_namespace(map)?;
+    let mapped = MountAttributes {
         set: MOUNT_ATTR_IDMAP,
         userns: u64::from(userns.as_raw_fd().unsigned_abs()),
-        ..MountAttr::default()
+        ..Default::default()
     };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is a valid empty string, and attr lives across the call with its own size.
-    let set = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attr,
-            size_of::<MountAttr>(),
-        )
-    };
-    match set {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    mapped.apply(mount.as_fd(), map.recursive)?;
+    let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&mount, "", CWD, place, from)?)
 }
 
 /// A user namespace with this map. It needs a process only until it is opened.

@@ -21,6 +21,7 @@ pub mod local_time;
 pub mod log_lines;
 pub mod loopback;
 pub mod monitor;
+mod mount_attributes;
 pub mod names;
 pub mod network;
 pub mod pod_limits;
