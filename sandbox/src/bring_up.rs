@@ -33,6 +33,12 @@ pub enum BringUpError {
     /// State.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A pod without a first container.
+    #[error(
+        "there is no sandbox {0}: rvm must run the first container of a pod, too; CRI-O has it do so \
+         with drop_infra_ctr = false"
+    )]
+    NoSandbox(String),
     /// The configuration.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -122,7 +128,10 @@ impl Site<'_> {
     ) -> Result<(Arc<Sandbox>, Relay), BringUpError> {
         self.run_create_hooks(timings).await?;
         let (container, bundle, config) = (self.container, self.bundle, self.config);
-        let dir = container.sandbox(&container.state()?)?;
+        let dir = match container.sandbox(&container.state()?) {
+            Err(StateError::NotFound(id)) => return Err(BringUpError::NoSandbox(id)),
+            found => found?,
+        };
         let peers = match &bundle.role {
             Role::Alone | Role::Sandbox => {
                 storage::prepare(dir.path())?;

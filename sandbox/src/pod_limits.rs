@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use serde::Deserialize;
 
 use crate::sizing::{SizeError, limit_mib};
 
@@ -11,14 +12,61 @@ const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const POD_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const POD_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
+/// CRI-O's, by its younger name and its older one: CRI's message as JSON, or `null`.
+const POD_RESOURCES: [&str; 2] = [
+    "pod-linux-resources.crio.io",
+    "io.kubernetes.cri-o.PodLinuxResources",
+];
+
 /// These.
-pub const ANNOTATIONS: [&str; 3] = [POD_MEMORY, POD_CPU_QUOTA, POD_CPU_PERIOD];
+pub const ANNOTATIONS: [&str; 5] = [
+    POD_MEMORY,
+    POD_CPU_QUOTA,
+    POD_CPU_PERIOD,
+    POD_RESOURCES[0],
+    POD_RESOURCES[1],
+];
+
+/// What is of interest in CRI's `LinuxContainerResources`: bytes and microseconds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodResources {
+    memory_limit_in_bytes: i64,
+    cpu_quota: i64,
+    cpu_period: i64,
+}
 
 /// What all containers of a pod may use together, in the annotations of its first, where kubelet knows
-/// it beforehand: containerd's keys, in bytes and microseconds; 0 says that there is no limit.
+/// it beforehand, as containerd or CRI-O hand it on; 0 says that there is no limit.
 pub fn annotated(
     annotations: &HashMap<String, String>,
 ) -> Result<Option<LinuxResources>, SizeError> {
+    let crio = POD_RESOURCES
+        .iter()
+        .find_map(|key| Some((*key, annotations.get(*key)?)));
+    let PodResources {
+        memory_limit_in_bytes: bytes,
+        cpu_quota: quota,
+        cpu_period: period,
+    } = match crio {
+        Some((key, text)) => serde_json::from_str::<Option<PodResources>>(text)
+            .map_err(|_| SizeError::Resources(key, text.clone()))?
+            .unwrap_or_default(),
+        None => by_containerd(annotations)?,
+    };
+    if bytes <= 0 && quota <= 0 {
+        return Ok(None);
+    }
+    let period = u64::try_from(period).unwrap_or(0);
+    let (mut memory, mut cpu) = (LinuxMemory::default(), LinuxCpu::default());
+    memory.set_limit(Some(bytes));
+    cpu.set_quota(Some(quota)).set_period(Some(period));
+    let mut resources = LinuxResources::default();
+    resources.set_memory(Some(memory)).set_cpu(Some(cpu));
+    Ok(Some(resources))
+}
+
+fn by_containerd(annotations: &HashMap<String, String>) -> Result<PodResources, SizeError> {
     let number = |key: &'static str| match annotations.get(key) {
         None => Ok(0),
         Some(text) => text
@@ -26,17 +74,11 @@ pub fn annotated(
             .parse::<i64>()
             .map_err(|_| SizeError::Annotation(key, text.clone())),
     };
-    let (bytes, quota) = (number(POD_MEMORY)?, number(POD_CPU_QUOTA)?);
-    let period = u64::try_from(number(POD_CPU_PERIOD)?).unwrap_or(0);
-    if bytes <= 0 && quota <= 0 {
-        return Ok(None);
-    }
-    let (mut memory, mut cpu) = (LinuxMemory::default(), LinuxCpu::default());
-    memory.set_limit(Some(bytes));
-    cpu.set_quota(Some(quota)).set_period(Some(period));
-    let mut resources = LinuxResources::default();
-    resources.set_memory(Some(memory)).set_cpu(Some(cpu));
-    Ok(Some(resources))
+    Ok(PodResources {
+        memory_limit_in_bytes: number(POD_MEMORY)?,
+        cpu_quota: number(POD_CPU_QUOTA)?,
+        cpu_period: number(POD_CPU_PERIOD)?,
+    })
 }
 
 /// What containers may use together of one machine: without a limit if one of them has none.
@@ -93,6 +135,16 @@ mod tests {
         assert_eq!(both["cpu"], json!({ "quota": 350_000, "period": 100_000 }));
         assert_eq!(limits(&[(POD_MEMORY, "0"), (POD_CPU_QUOTA, "0")]), Ok(None));
         assert!(limits(&[(POD_MEMORY, "much")]).is_err());
+        for key in POD_RESOURCES {
+            let text = r#"{"cpu_period":100000,"cpu_quota":350000,"cpu_shares":102,
+                "memory_limit_in_bytes":268435456,"oom_score_adj":3,"unified":{"a":"b"}}"#;
+            let of_crio = limits(&[(key, text)]).unwrap().unwrap();
+            assert_eq!(serde_json::to_value(of_crio).unwrap(), both);
+            assert_eq!(limits(&[(key, "{}")]), Ok(None));
+            assert_eq!(limits(&[(key, "null")]), Ok(None));
+            let error = limits(&[(key, "wrong")]).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("wrong"), "{error}");
+        }
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub enum SizeError {
     /// Not a number.
     #[error("config.json: annotations[{0:?}] is no number: {1:?}")]
     Annotation(&'static str, String),
+    /// Not CRI-O's JSON.
+    #[error("config.json: annotations[{0:?}] does not hold the limits of a pod: {1:?}")]
+    Resources(&'static str, String),
     /// More than a machine can have.
     #[error(
         "config.json: linux.resources.memory.limit of {0} MiB is more than a machine can have \

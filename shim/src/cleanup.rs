@@ -18,6 +18,7 @@ use crate::container;
 use crate::flags::Flags;
 use crate::launch::{ADDRESS_FILE, socket_path};
 use crate::rootfs;
+use crate::sandbox_files;
 
 /// Removes a container whose daemon is gone, and says how it ended.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -30,6 +31,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         None => None,
     };
     rootfs::unmount_all(&bundle)?;
+    sandbox_files::unmount(&bundle)?;
     remove_socket(&bundle);
     let status = state.as_ref().and_then(|state| state.exit_status);
     let response = DeleteResponse {

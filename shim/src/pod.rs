@@ -14,9 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
 use rvm_sandbox::bring_up::{Site, take_network};
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
@@ -34,8 +32,10 @@ use crate::container::{Container, Execs, Output, claim, remember_state, stopped}
 use crate::error::{ShimError, chain};
 use crate::events::{Event, Publisher};
 use crate::flags::Flags;
+use crate::machine;
 use crate::options::Options;
 use crate::process::{Ended, Process};
+use crate::remains;
 use crate::rootfs;
 use crate::sandbox_files;
 use crate::stdio::{self, Uris};
@@ -106,6 +106,11 @@ impl Pod {
 
     fn sandbox(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
         self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is a machine that nobody has asked to end.
+    pub fn has_sandbox(&self) -> bool {
+        self.sandbox().is_some()
     }
 
     /// From now on containers get the files in a directory; see [`sandbox_files`].
@@ -193,7 +198,7 @@ impl Pod {
         let bundle = Bundle::load(dir)?;
         let root = options.root.unwrap_or_else(|| ROOT.into());
         let store = Store::new(root.join(&self.namespace));
-        let record = Arc::new(lifecycle::prepare(&store, &request.id, &bundle)?);
+        let record = Arc::new(remains::prepare(&store, &request.id, &bundle).await?);
         let made = self.bring_up(request, &config, &bundle, &record).await;
         if made.is_err() {
             lifecycle::delete(&record, true).await?;
@@ -245,11 +250,8 @@ impl Pod {
         let owns_sandbox = !matches!(bundle.role, Role::Member(_));
         if owns_sandbox {
             *self.sandbox() = Some(Arc::clone(&sandbox));
-            self.watch_memory(&sandbox);
-            serve(&sandbox);
-            if bundle.role == Role::Sandbox {
-                serve_ports(&sandbox);
-            }
+            machine::attend(self, &sandbox, &bundle.role);
+            remains::sweep(record.store());
         }
         let init = Arc::new(Process::first(uris, stand_in));
         init.keep_stdin(opened.keeper);
@@ -359,31 +361,6 @@ impl Pod {
         );
     }
 
-    /// Tells of processes that the guest's kernel kills for want of memory.
-    fn watch_memory(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let (pod, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
-        tokio::spawn(async move {
-            let mut events = match sandbox.agent().events().await {
-                Ok(events) => events,
-                Err(error) => {
-                    tracing::warn!("no end for want of memory will be told: {error}");
-                    return;
-                }
-            };
-            while let Ok(Some(event)) = events.next().await {
-                if event.has_oom()
-                    && let Ok(container) = pod.container(&event.oom().container_id)
-                {
-                    let event = TaskOOM {
-                        container_id: container.id().to_owned(),
-                        ..Default::default()
-                    };
-                    pod.tell(&container, &event);
-                }
-            }
-        });
-    }
-
     /// Deletes a container that has ended, or was never started; says how it ended.
     pub async fn delete(&self, container: &Container) -> Result<Ended, ShimError> {
         let ended = match (container.init.ended(), container.record.state()?.status) {
@@ -435,26 +412,6 @@ impl Pod {
             tracing::warn!("the machine cannot be ended: {error}");
         }
     }
-}
-
-/// Does for the sandbox what its owner has to: answers what others ask of it, and follows its network.
-/// Starting a container waits for that.
-fn serve(sandbox: &Arc<Sandbox>) {
-    let sandbox = Arc::clone(sandbox);
-    tokio::spawn(async move {
-        let error = sandbox.serve().await;
-        tracing::debug!("the sandbox is served no more: {}", chain(&error));
-    });
-}
-
-/// Lets whoever forwards a port of the pod's find the programs in the guest.
-fn serve_ports(sandbox: &Arc<Sandbox>) {
-    let sandbox = Arc::clone(sandbox);
-    tokio::spawn(async move {
-        if let Err(error) = sandbox.serve_ports().await {
-            tracing::warn!("ports of the pod's cannot be forwarded: {}", chain(&error));
-        }
-    });
 }
 
 /// Waits until a process's output has been passed on, but not forever; then the rest is passed on

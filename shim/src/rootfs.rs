@@ -24,7 +24,7 @@ const MAX_DATA: usize = 4095;
 
 /// A mount failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} the container's root file system at {}", path.display())]
+#[error("cannot {action} {}", path.display())]
 pub struct RootfsError {
     action: String,
     path: PathBuf,
@@ -50,7 +50,7 @@ pub fn mount_all(bundle: &Path, mounts: &[Mount]) -> Result<(), RootfsError> {
         return Ok(());
     }
     let rootfs = bundle.join(ROOTFS);
-    fs::create_dir_all(&rootfs).map_err(failed("create a directory for", &rootfs))?;
+    fs::create_dir_all(&rootfs).map_err(failed("create", &rootfs))?;
     let mounted = mounts.iter().try_for_each(|wanted| {
         let place = rootfs.join(wanted.target.trim_start_matches('/'));
         mount_one(wanted, &place)
@@ -64,12 +64,16 @@ pub fn mount_all(bundle: &Path, mounts: &[Mount]) -> Result<(), RootfsError> {
 
 /// Unmounts whatever is mounted on a bundle's root. Nothing is no error.
 pub fn unmount_all(bundle: &Path) -> Result<(), RootfsError> {
-    let rootfs = bundle.join(ROOTFS);
+    unmount_path(&bundle.join(ROOTFS))
+}
+
+/// Unmounts whatever is mounted on a path. Nothing is no error.
+pub fn unmount_path(path: &Path) -> Result<(), RootfsError> {
     loop {
-        match unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(failed("unmount", &rootfs)(errno)),
+            Err(errno) => return Err(failed("unmount", path)(errno)),
         }
     }
 }
@@ -155,7 +159,7 @@ const PROPAGATIONS: &[(&str, MountPropagationFlags)] = &[
 
 fn mount_one(wanted: &Mount, place: &Path) -> Result<(), RootfsError> {
     let options = Options::parse(&wanted.options);
-    let what = format!("mount {} as", wanted.type_);
+    let what = format!("mount {} as the root file system at", wanted.type_);
     let mounted = match (wanted.type_.as_str(), options.bind) {
         ("bind" | "rbind", recursive) => {
             let recursive = recursive.unwrap_or(wanted.type_ == "rbind");

@@ -19,6 +19,7 @@ use crate::error::{ShimError, chain};
 use crate::metrics;
 use crate::pod::{Announce, Pod};
 use crate::rootfs;
+use crate::sandbox_files;
 use crate::sandbox_spec;
 
 /// What CRI calls the states of a sandbox.
@@ -215,8 +216,10 @@ impl Service for SandboxApi {
         if let Ok(container) = self.container(&request.sandbox_id) {
             self.stop(&container, STOP_LIMIT).await?;
             self.pod.delete(&container).await?;
-        } else if let Ok(made) = self.made(&request.sandbox_id)
+        }
+        if let Ok(made) = self.made(&request.sandbox_id)
             && let Err(error) = rootfs::unmount_all(&made.bundle)
+                .and_then(|()| sandbox_files::unmount(&made.bundle))
         {
             tracing::warn!("{}", chain(&error));
         }

@@ -1,14 +1,17 @@
-//! The files that tell a pod's containers of names: /etc/hostname, /etc/hosts and /etc/resolv.conf.
-//! containerd's CRI makes them where it makes the sandbox itself. Where it has the shim make the
-//! sandbox, it leaves them to the shim, and containers come without.
+//! What a pod's containers have together: the files that tell them of names, /etc/hostname, /etc/hosts
+//! and /etc/resolv.conf, and the memory at /dev/shm. containerd's CRI makes them where it makes the
+//! sandbox itself. Where it has the shim make the sandbox, it leaves them to the shim, and containers
+//! come without, or with memory of their own.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
 use crate::cri::{DNSConfig, PodSandboxConfig};
+use crate::rootfs::{self, RootfsError};
 
 /// Where they are in the sandbox's bundle, and where in its containers.
 const FILES: [(&str, &str); 3] = [
@@ -19,6 +22,10 @@ const FILES: [(&str, &str); 3] = [
 
 /// The directory of a sandbox's bundle that holds them.
 const DIR: &str = "files";
+
+/// The pod's memory, there and in its containers, of the size that containerd gives it.
+const MEMORY: (&str, &str) = ("shm", "/dev/shm");
+const MEMORY_OPTIONS: &std::ffi::CStr = c"mode=1777,size=65536k";
 
 /// Makes the files of a sandbox; returns where.
 pub fn write(bundle: &Path, config: &PodSandboxConfig) -> io::Result<PathBuf> {
@@ -39,7 +46,16 @@ pub fn write(bundle: &Path, config: &PodSandboxConfig) -> io::Result<PathBuf> {
     for ((name, _), text) in FILES.iter().zip(texts) {
         fs::write(dir.join(name), text)?;
     }
+    let memory = dir.join(MEMORY.0);
+    fs::create_dir_all(&memory)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("shm", &memory, "tmpfs", flags, Some(MEMORY_OPTIONS))?;
     Ok(dir)
+}
+
+/// Takes away what is mounted among the files of a bundle. Nothing is no error.
+pub fn unmount(bundle: &Path) -> Result<(), RootfsError> {
+    rootfs::unmount_path(&bundle.join(DIR).join(MEMORY.0))
 }
 
 fn of_host(path: &str) -> io::Result<String> {
@@ -65,7 +81,8 @@ fn resolver(dns: &DNSConfig) -> String {
     text
 }
 
-/// Adds the files to the configuration of a container, where it has none of its own.
+/// Adds the files and the memory to the configuration of a container, where it has none that somebody
+/// asked for.
 pub fn add(dir: &Path, bundle: &Path) -> io::Result<()> {
     let path = bundle.join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
@@ -77,6 +94,14 @@ pub fn add(dir: &Path, bundle: &Path) -> io::Result<()> {
         // What is wrong with it is told when the container is made.
         return Ok(());
     };
+    let (memory, place) = MEMORY;
+    let is_own = |mount: &&mut Value| mount["destination"] == place && mount["type"] == "tmpfs";
+    for mount in mounts.iter_mut().filter(is_own) {
+        *mount = json!({
+            "destination": place, "type": "bind", "source": dir.join(memory),
+            "options": ["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"],
+        });
+    }
     for (name, destination) in FILES {
         if !mounts
             .iter()
@@ -106,14 +131,33 @@ mod tests {
         let dir = write(bundle.path(), &config).unwrap();
         let text = fs::read_to_string(dir.join("resolv.conf")).unwrap();
         assert_eq!(text, "nameserver 10.0.0.1\noptions ndots:5 edns0\n");
-        let own = json!({ "mounts": [{ "destination": "/etc/hosts", "source": "/own" }] });
+        let own = json!({ "mounts": [
+            { "destination": "/etc/hosts", "source": "/own" },
+            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm" },
+        ] });
         fs::write(bundle.path().join("config.json"), own.to_string()).unwrap();
         add(&dir, bundle.path()).unwrap();
         let text = fs::read(bundle.path().join("config.json")).unwrap();
         let config: Value = serde_json::from_slice(&text).unwrap();
         let mounts = config["mounts"].as_array().unwrap();
-        assert_eq!(mounts.len(), 3);
+        assert_eq!(mounts.len(), 4);
         assert_eq!(mounts[0]["source"], "/own");
-        assert_eq!(mounts[1]["source"], dir.join("hostname").to_str().unwrap());
+        assert_eq!(mounts[1]["source"], dir.join("shm").to_str().unwrap());
+        assert_eq!(mounts[2]["source"], dir.join("hostname").to_str().unwrap());
+        unmount(bundle.path()).unwrap();
+        unmount(bundle.path()).unwrap();
+    }
+
+    #[test]
+    fn memory_that_somebody_asked_for_is_the_containers() {
+        let bundle = tempfile::tempdir().unwrap();
+        let own = json!({ "mounts": [
+            { "destination": "/dev/shm", "type": "bind", "source": "/volume" },
+        ] });
+        fs::write(bundle.path().join("config.json"), own.to_string()).unwrap();
+        add(Path::new("/files"), bundle.path()).unwrap();
+        let text = fs::read(bundle.path().join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(config["mounts"][0]["source"], "/volume");
     }
 }

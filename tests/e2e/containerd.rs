@@ -293,6 +293,29 @@ fn a_shim_that_is_killed_leaves_nothing_and_its_container_is_told_dead() {
 }
 
 #[test]
+fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
+    let containerd = Containerd::new();
+    let remains = |id: &str| containerd.state().join(id).join("state.json").exists();
+    containerd.start_container(&[], "box", WAITS);
+    containerd.start_container(&[], "other", WAITS);
+    containerd.world().kill_all();
+    containerd.kill();
+    // As if after a cleaning by hand, containerd knows of no task that there ever was.
+    let run = containerd.world().path("run");
+    rvm_tests::leaks::unmount_below(&run);
+    fs::remove_dir_all(&run).unwrap();
+    containerd.start();
+    assert!(remains("box") && remains("other"));
+    for id in ["box", "other"] {
+        containerd.ok(&["container", "delete", id]);
+    }
+    containerd.start_container(&[], "box", WAITS);
+    eventually("the other is gone", || !remains("other"));
+    assert_eq!(containerd.exec("box", "one", "echo on").stdout, "on\n");
+    containerd.remove("box");
+}
+
+#[test]
 fn a_machine_that_is_killed_ends_its_container() {
     let containerd = Containerd::new();
     containerd.start_container(&[], "box", WAITS);

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rvm_tests::command::{eventually, signal};
-use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, Sandboxer, api, sandboxer};
+use rvm_tests::command::{self, eventually, signal};
+use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, api};
 
 /// A container that runs until it is told to stop, and then goes at once.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -121,9 +121,7 @@ fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
         eventually("it listens", || connect().stdout == "hello\n");
     }
     two.shell("echo shared > /dev/shm/file");
-    if sandboxer() == Sandboxer::Cri {
-        assert_eq!(one.shell("cat /dev/shm/file"), "shared\n");
-    }
+    assert_eq!(one.shell("cat /dev/shm/file"), "shared\n");
     assert_eq!(
         fs::read_to_string(path("termination")).unwrap(),
         "the end\n"
@@ -220,6 +218,8 @@ fn a_container_is_measured_limited_and_started_again() {
     let most = std::thread::available_parallelism().unwrap().get();
     assert_eq!(box_.shell("nproc"), format!("{}\n", most.min(2)));
 
+    grows(&cri, &box_);
+
     let stats = box_.stats();
     assert!(stats.memory.working_set_bytes.value > 100_000, "{stats:?}");
     assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
@@ -253,6 +253,37 @@ fn a_container_is_measured_limited_and_started_again() {
     let status = hungry.ended();
     assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
     pod.remove();
+}
+
+/// A container's limit comes to be more than the pod's machine has: rvm's own grows, QEMU's cannot, and
+/// nothing is changed then. On the host the machine is in the pod's cgroup, whose limits are kubelet's.
+fn grows(cri: &Cri, box_: &Container<'_>) {
+    let own = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max";
+    let seen = || -> Vec<u64> {
+        let text = box_.shell(&format!(
+            "cat {own}; awk '/MemTotal/ {{ print $2 }}' /proc/meminfo"
+        ));
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    };
+    let to = |mib: i64| box_.try_update(|resources| resources.memory_limit_in_bytes = mib << 20);
+    let before = seen();
+    let grown = to(500);
+    if rvm_tests::engine() == "kvm" {
+        grown.unwrap();
+        let [limit, total] = seen()[..] else { panic!() };
+        assert_eq!(limit, 500 << 20);
+        assert!((460 << 10..580 << 10).contains(&total), "{total} kB");
+        to(48).unwrap();
+        assert_eq!(seen()[0], before[0]);
+    } else {
+        let message = grown.unwrap_err().message;
+        assert!(message.contains("qemu engine"), "{message}");
+        assert_eq!(seen(), before);
+    }
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", machine(cri))).unwrap();
+    let is_memorys = |line: &&str| line.contains(":memory:") || line.starts_with("0::");
+    let group = groups.lines().find(is_memorys).unwrap();
+    assert!(group.contains(&command::world().unwrap()), "{groups}");
 }
 
 #[test]
@@ -422,6 +453,87 @@ fn twenty_pods_run_side_by_side_and_leave_nothing() {
         "{PODS} pods were up after {up:.1?} and gone after {:.1?} more",
         start.elapsed()
     );
+}
+
+#[test]
+fn a_guest_whose_kernel_panics_is_told_dead_and_leaves_nothing() {
+    let cri = Cri::new();
+    let volume = tempfile::tempdir().unwrap();
+    let mut config = small(&cri, "panic");
+    let linux = config.linux.mut_or_insert_default();
+    linux.security_context.mut_or_insert_default().privileged = true;
+    let pod = cri.run_pod(config).unwrap();
+    let other = pod.start("other", WAITS, |_| {});
+    // It keeps the last line, which never ends, and the kernel would rather panic than kill it.
+    let script = "echo 2 >/proc/sys/vm/panic_on_oom || exit 9; \
+                  while ! [ -e /go/now ]; do sleep 0.1; done; tail /dev/zero";
+    let box_ = pod.start("box", script, |config| {
+        mount(config, volume.path(), "/go", true);
+        let linux = config.linux.mut_or_insert_default();
+        linux
+            .resources
+            .mut_or_insert_default()
+            .memory_limit_in_bytes = 16 << 20;
+        linux.security_context.mut_or_insert_default().privileged = true;
+    });
+    let events = cri.containerd().events();
+    fs::write(volume.path().join("now"), "").unwrap();
+    let start = Instant::now();
+    let mut told: Vec<String> = Vec::new();
+    for container in [&box_, &other] {
+        let exit = |line: &String| line.contains(&container.id) && line.contains(":137");
+        while !told.iter().any(exit) {
+            told.extend(events.until("/tasks/exit"));
+        }
+    }
+    let told_after = start.elapsed();
+    for container in [&box_, &other] {
+        assert_eq!(container.ended().exit_code, 137);
+    }
+    assert!(
+        !told.iter().any(|line| line.starts_with("/tasks/oom")),
+        "{told:#?}"
+    );
+    eventually("the pod is not ready", || {
+        pod.status().state == api::PodSandboxState::SANDBOX_NOTREADY.into()
+    });
+    println!(
+        "told after {told_after:?}, not ready after {:?}",
+        start.elapsed()
+    );
+    // Filling the memory and the panic itself take their time on a software CPU.
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(cri.containerd().log().contains("the guest crashed"));
+    pod.remove();
+}
+
+#[test]
+fn what_is_killed_all_at_once_is_removed_when_containerd_is_back() {
+    let cri = Cri::new();
+    let pod = cri.run_pod(small(&cri, "all")).unwrap();
+    let box_ = pod.start("box", WAITS, |_| {});
+    let ended = pod.start("ended", "exit 7", |_| {});
+    assert_eq!(ended.ended().exit_code, 7);
+    let sockets = cri.containerd().shim_sockets();
+    assert!(!sockets.is_empty());
+    cri.kill_all();
+    cri.start();
+    eventually("the pod is not ready", || {
+        pod.status().state == api::PodSandboxState::SANDBOX_NOTREADY.into()
+    });
+    let code = box_.ended().exit_code;
+    assert!([137, 255].contains(&code), "{code}");
+    assert_eq!(ended.ended().exit_code, 7);
+    // Of the dead nothing stands in the way of others.
+    let next = cri.run_pod(small(&cri, "next")).unwrap();
+    assert_eq!(next.start("box", WAITS, |_| {}).shell("echo on"), "on\n");
+    next.remove();
+    pod.remove();
+    assert!(!sockets.iter().any(|socket| socket.exists()), "{sockets:?}");
 }
 
 /// A process that runs a pod's machine.

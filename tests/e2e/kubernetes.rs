@@ -190,6 +190,10 @@ fn cri_o_gets_a_file_of_its_own() {
     node.ok("install");
     let text = node.read("node/etc/crio/crio.conf.d/99-rvm.conf");
     assert!(text.contains("[crio.runtime.runtimes.rvm]\nruntime_path = \"/opt/rvm/bin/rvm\""));
+    assert!(
+        text.contains("[crio.runtime]\ndrop_infra_ctr = false\n"),
+        "{text}"
+    );
     assert!(node.read("fake/calls").contains("systemctl restart crio"));
     node.ok("remove");
     assert_eq!(node.tree(), clean);

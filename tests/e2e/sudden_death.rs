@@ -366,6 +366,19 @@ fn when_a_process_of_the_machine_is_killed_rvm_run_says_so() {
     }
 }
 
+#[test]
+fn when_all_are_killed_at_once_a_deletion_leaves_nothing() {
+    for stage in [Sharing, Booting, Running] {
+        let mut start = Start::new("create", stage);
+        start.reach(stage);
+        start.rvm.kill_all();
+        start.caller.wait().unwrap();
+        start.wait_for_the_rest();
+        assert_eq!(start.rvm.status("box"), "stopped");
+        start.delete();
+    }
+}
+
 /// Moments between the stages, counted from one of them.
 fn moments() -> impl Iterator<Item = Duration> {
     let count = std::env::var("RVM_TEST_MOMENTS")

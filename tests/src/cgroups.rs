@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::command::signal;
+use crate::leftovers;
 
 /// A directory in every hierarchy.
 pub struct Cgroups {
@@ -26,17 +27,34 @@ pub struct Cgroups {
 const COMMANDS: &str = "commands";
 
 impl Cgroups {
-    /// New ones.
-    pub fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let cgroups = Self {
-            name: format!("rvm-test-{}-{count}", std::process::id()),
+    /// Those by this name, which need not be there. They are removed with the value.
+    fn named(name: String) -> Self {
+        Self {
+            name,
             unified: mounted(&["cgroup2"])
                 .pop()
                 .expect("the tests need cgroup version 2 to be mounted somewhere"),
             hierarchies: mounted(&["cgroup", "cgroup2"]),
-        };
+        }
+    }
+
+    /// Ends the processes of worlds by their names, and removes the worlds.
+    pub fn kill_those(is_wanted: impl Fn(&str) -> bool) {
+        let unified = mounted(&["cgroup2"]).pop().into_iter();
+        let entries = unified.flat_map(|root| fs::read_dir(root).unwrap().flatten());
+        for entry in entries {
+            let name = entry.file_name().into_string().unwrap();
+            if is_wanted(&name) {
+                Self::named(name).kill();
+            }
+        }
+    }
+
+    /// New ones.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let cgroups = Self::named(format!("{}{count}", leftovers::prefix()));
         for world in cgroups.worlds() {
             fs::create_dir(&world).unwrap();
         }
@@ -65,8 +83,9 @@ impl Cgroups {
         members
     }
 
-    /// Ends them.
+    /// Ends them, all at once where the kernel can (Linux 5.14).
     pub fn kill(&self) {
+        let _ = fs::write(self.unified_world().join("cgroup.kill"), "1");
         let mut members = self.members();
         while !members.is_empty() {
             members.iter().for_each(|pid| signal(*pid, libc::SIGKILL));

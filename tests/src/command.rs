@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cgroups::Cgroups;
+use crate::leftovers;
 use crate::network::Network;
 
 /// How long a command may take. A guest boots in seconds even on a software CPU; this is for one
@@ -59,8 +60,12 @@ impl Default for Rvm {
 impl Rvm {
     /// An empty state root.
     pub fn new() -> Self {
+        leftovers::remove();
+        let name = tempfile::Builder::new()
+            .prefix(&leftovers::prefix())
+            .tempdir();
         let rvm = Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: name.unwrap(),
             cgroups: Cgroups::new(),
             network: Arc::new(Network::new()),
             engine: crate::engine(),
@@ -181,6 +186,11 @@ impl Rvm {
     /// The processes that were started with this and are still there.
     pub fn processes(&self) -> Vec<i32> {
         self.cgroups.members()
+    }
+
+    /// Kills them, all at once.
+    pub fn kill_all(&self) {
+        self.cgroups.kill();
     }
 
     /// The network namespace of this world.

@@ -1,6 +1,7 @@
 //! containerd, in a world of its own: root, state, socket and namespace are this test's alone. Its
 //! shim is the one that is tested.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,13 +11,13 @@ use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::command::{self, Finished, Rvm, eventually};
-use crate::image;
+use crate::{image, leftovers};
 
 /// The runtime, as containerd names it.
 pub(crate) const RUNTIME: &str = "io.containerd.rvm.v2";
 
 /// Where shims keep the state of containers.
-const STATE: &str = "/run/containerd/rvm";
+pub(crate) const STATE: &str = "/run/containerd/rvm";
 
 /// containerd with an image of busybox. When it is dropped, everything that was started with it must
 /// be gone, or the test fails.
@@ -44,7 +45,7 @@ impl Containerd {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let world = Rvm::new().configured(&format!("engine = \"{}\"", crate::engine()));
-        let namespace = format!("rvm-test-{}-{count}", std::process::id());
+        let namespace = format!("{}{count}", leftovers::prefix());
         let containerd = Self::start_in(world, namespace, "");
         containerd.import(image::NAME, &["sh"]);
         containerd
@@ -266,12 +267,27 @@ impl Containerd {
         self.world.processes().into_iter().filter(is_shim).collect()
     }
 
+    /// The sockets of shims, as the bundles name them.
+    pub fn shim_sockets(&self) -> BTreeSet<PathBuf> {
+        let parts = ["runtime.v2.task", "sandbox.controller.v1.shim"];
+        let dirs = parts.map(|part| format!("run/io.containerd.{part}/{}", self.namespace));
+        let bundles = dirs
+            .iter()
+            .flat_map(|dir| fs::read_dir(self.world.path(dir)));
+        let address = |bundle: fs::DirEntry| fs::read_to_string(bundle.path().join("address")).ok();
+        let addresses = bundles.flatten().flatten().filter_map(address);
+        addresses
+            .map(|address| address.trim_start_matches("unix://").into())
+            .collect()
+    }
+
     /// What the daemon and its shims have logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.world.path("containerd.log")).unwrap_or_default()
     }
 
-    fn state(&self) -> PathBuf {
+    /// Where the shims keep the state of its containers.
+    pub fn state(&self) -> PathBuf {
         state_of(&self.namespace)
     }
 }
@@ -339,9 +355,8 @@ impl Drop for Containerd {
         if std::thread::panicking() {
             eprintln!("containerd's log:\n{}", self.log());
             self.kill();
-            for shim in self.shims() {
-                command::signal(shim, libc::SIGKILL);
-            }
+            self.world.kill_all();
+            leftovers::delete_containers(&self.state(), &self.world.path(""));
         } else {
             eventually("the shims have ended", || self.shims().is_empty());
             self.kill();

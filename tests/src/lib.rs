@@ -12,7 +12,9 @@ pub mod cri;
 pub mod engine;
 pub mod image;
 pub mod leaks;
+pub mod leftovers;
 pub mod network;
+pub mod shim;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};

@@ -79,10 +79,15 @@ impl State {
     /// Where the container's life stands. Without its monitor there is no container, whatever was
     /// written down last.
     pub fn status(&self) -> Status {
-        match self.monitor {
-            Some(monitor) if monitor.is_alive() => self.status,
-            _ => Status::Stopped,
+        match self.is_orphan() {
+            true => Status::Stopped,
+            false => self.status,
         }
+    }
+
+    /// Nobody answers for it any more, wherever its life stood.
+    pub fn is_orphan(&self) -> bool {
+        !self.monitor.is_some_and(ProcessId::is_alive)
     }
 
     /// The pid to show: 0 when there is none, as runc does.

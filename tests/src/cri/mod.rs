@@ -106,6 +106,12 @@ impl Cri {
         self.containerd.kill();
     }
 
+    /// Kills the daemon and all that it ran.
+    pub fn kill_all(&self) {
+        self.world().kill_all();
+        self.containerd.kill();
+    }
+
     /// Starts it anew.
     pub fn start(&self) {
         self.containerd.start();
@@ -232,7 +238,8 @@ fn config(world: &Rvm) -> String {
         "{images}netns_mounts_under_state_dir = true\n\
          [{plugin}.cni]\n{programs}\nconf_dir = \"{}\"\n\
          [{plugin}.containerd]\n{snapshotter}default_runtime_name = \"rvm\"\n\
-         [{runtime}]\nruntime_type = \"{}\"\npod_annotations = [\"*\"]\n",
+         [{runtime}]\nruntime_type = \"{}\"\npod_annotations = [\"*\"]\n\
+         privileged_without_host_devices = true\n",
         path("cni"),
         containerd::RUNTIME,
     );

@@ -246,11 +246,21 @@ impl Container<'_> {
 
     /// Changes its limits.
     pub fn update(&self, change: impl FnOnce(&mut api::LinuxContainerResources)) {
+        let updated = self.try_update(change);
+        updated.unwrap_or_else(|status| panic!("UpdateContainerResources: {status:?}"));
+    }
+
+    /// Changes its limits, if that can be.
+    pub fn try_update(
+        &self,
+        change: impl FnOnce(&mut api::LinuxContainerResources),
+    ) -> Result<(), Status> {
         let mut request = api::UpdateContainerResourcesRequest::new();
         request.container_id.clone_from(&self.id);
         change(request.linux.mut_or_insert_default());
-        let _: api::UpdateContainerResourcesResponse =
-            self.cri.ok("UpdateContainerResources", &request);
+        let updated: Result<api::UpdateContainerResourcesResponse, Status> =
+            self.cri.call("UpdateContainerResources", &request);
+        updated.map(|_| ())
     }
 
     /// Stops it: SIGTERM, and SIGKILL after these seconds.

@@ -1,0 +1,84 @@
+//! What earlier runs of the tests have left that were killed before they could clean up: it is taken
+//! away before the first test of another run.
+//!
+//! Directories and cgroups are called after the process that made them. A process by that number that is
+//! gone needs nothing of them any more.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+
+use serde_json::Value;
+
+use crate::cgroups::Cgroups;
+use crate::command::mentions;
+use crate::{containerd, leaks};
+
+/// What the names of directories and cgroups begin with; the process's number follows.
+const PREFIX: &str = "rvm-test-";
+
+/// What the names of this process's begin with.
+pub fn prefix() -> String {
+    format!("{PREFIX}{}-", std::process::id())
+}
+
+/// Takes away what processes have left that are gone, once in the life of this one.
+pub fn remove() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        Cgroups::kill_those(is_left);
+        for dir in names_in(&std::env::temp_dir()) {
+            if is_left(&dir) {
+                remove_world(&std::env::temp_dir().join(dir));
+            }
+        }
+    });
+}
+
+/// Whether a name says that it was given by a process of the tests that is gone.
+fn is_left(name: &str) -> bool {
+    let number = name
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.split('-').next());
+    let pid = number.and_then(|number| number.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}
+
+fn remove_world(dir: &Path) {
+    delete_containers(&dir.join("state"), Path::new("/"));
+    for namespace in names_in(containerd::STATE.as_ref()) {
+        delete_containers(&containerd::state_of(&namespace), dir);
+    }
+    leaks::unmount_below(dir);
+    // What is still mounted there may be the host's files.
+    if mentions("/proc/self/mountinfo", dir) == 0 {
+        let _ = fs::remove_dir_all(dir);
+    }
+}
+
+/// Has the containers of a state root deleted whose bundles are below a directory.
+pub fn delete_containers(root: &Path, bundles: &Path) {
+    for id in names_in(root) {
+        let state = fs::read(root.join(&id).join("state.json")).unwrap_or_default();
+        let state: Value = serde_json::from_slice(&state).unwrap_or_default();
+        let bundle = PathBuf::from(state["bundle"].as_str().unwrap_or("/"));
+        if bundle.starts_with(bundles) {
+            let mut delete = Command::new(crate::dist().join("bin/rvm"));
+            delete
+                .arg("--root")
+                .arg(root)
+                .args(["delete", "--force", &id]);
+            let _ = delete.status();
+        }
+    }
+    // If it is empty.
+    let _ = fs::remove_dir(root);
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}

@@ -1,0 +1,206 @@
+//! The shim without containerd: started by its command line, driven by its ttrpc services, and heard by a
+//! socket for events that can be taken away.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{Empty, ForwardRequest};
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::{Client, Events, TaskClient, create_events};
+use protobuf::well_known_types::any::Any;
+use protobuf::{CodedOutputStream, Message};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::r#async::{Server, TtrpcContext};
+use ttrpc::context::{self, Context};
+
+use crate::command::{self, Rvm, eventually};
+use crate::{containerd, leaks, leftovers};
+
+/// How long a call may take; a container's creation boots a machine.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// A shim, and the socket that it tells events to. What it made must be gone when it is dropped.
+pub struct Shim {
+    /// The pod's tasks.
+    pub tasks: TaskClient,
+    /// The pod.
+    pub sandboxes: SandboxClient,
+    world: Rvm,
+    namespace: String,
+    address: PathBuf,
+    heard: Arc<Heard>,
+    server: Mutex<Option<Server>>,
+    runtime: Runtime,
+}
+
+/// What was told.
+#[derive(Default)]
+struct Heard(Mutex<Vec<Envelope>>);
+
+#[async_trait]
+impl Events for Heard {
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+        self.0.lock().unwrap().push(request.envelope.unwrap());
+        Ok(Empty::default())
+    }
+}
+
+impl Shim {
+    /// Starts one for a container or a sandbox whose bundle is there.
+    pub fn start(id: &str, bundle: &Path) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let world = Rvm::new().configured(&format!("engine = \"{}\"", crate::engine()));
+        let namespace = format!("{}shim-{count}", leftovers::prefix());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let address = launch(&world, &namespace, id, bundle);
+        let client = runtime.block_on(async {
+            let stream = UnixStream::connect(&address).await.unwrap();
+            Client::new(Socket::new(stream))
+        });
+        let shim = Self {
+            tasks: TaskClient::new(client.clone()),
+            sandboxes: SandboxClient::new(client),
+            world,
+            namespace,
+            address,
+            heard: Arc::default(),
+            server: Mutex::default(),
+            runtime,
+        };
+        shim.listen();
+        shim
+    }
+
+    /// Where it runs.
+    pub fn world(&self) -> &Rvm {
+        &self.world
+    }
+
+    /// Waits for the answer to a call.
+    pub fn call<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> ttrpc::Result<T> {
+        self.runtime.block_on(call)
+    }
+
+    /// Waits for the answer to a call that must succeed.
+    pub fn ok<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> T {
+        self.call(call).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// From now on events are heard.
+    pub fn listen(&self) {
+        let address = format!("unix://{}", events_socket(&self.world).display());
+        let heard = self.heard.clone();
+        let service = create_events(heard);
+        let server = self.runtime.block_on(async {
+            let mut server = Server::new().bind(&address)?.register_service(service);
+            server.start().await.map(|()| server)
+        });
+        *self.server.lock().unwrap() = Some(server.unwrap());
+    }
+
+    /// Cuts the connection for events, and takes no other.
+    pub fn cut(&self) {
+        if let Some(mut server) = self.server.lock().unwrap().take() {
+            self.runtime.block_on(server.shutdown()).unwrap();
+        }
+        fs::remove_file(events_socket(&self.world)).unwrap();
+    }
+
+    /// The events so far.
+    pub fn events(&self) -> Vec<Envelope> {
+        self.heard.0.lock().unwrap().clone()
+    }
+
+    /// Their topics.
+    pub fn topics(&self) -> Vec<String> {
+        let topic = |envelope: Envelope| envelope.topic;
+        self.events().into_iter().map(topic).collect()
+    }
+}
+
+/// How long a call may take.
+pub fn limit() -> Context {
+    context::with_duration(LIMIT)
+}
+
+fn events_socket(world: &Rvm) -> PathBuf {
+    world.path("events.sock")
+}
+
+/// Runs the program as containerd does; returns the path of the socket that it answers with.
+fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> PathBuf {
+    let options = world.path("options");
+    fs::write(&options, runtime_options(&world.path("config.toml"))).unwrap();
+    let program = fs::canonicalize(crate::dist().join("bin/containerd-shim-rvm-v2")).unwrap();
+    let mut start = Command::new(program);
+    start
+        .args([
+            "-namespace",
+            namespace,
+            "-id",
+            id,
+            "-address",
+            "/nonexistent",
+        ])
+        .args(["-debug", "start"])
+        .current_dir(bundle)
+        .env("TTRPC_ADDRESS", events_socket(world))
+        .stdin(fs::File::open(&options).unwrap())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    world.adopt(&mut start);
+    let finished = command::Finished::from(command::wait(start.spawn().unwrap()));
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    finished.stdout.trim_start_matches("unix://").into()
+}
+
+/// `runtimeoptions.v1.Options` with nothing but the path of rvm's configuration.
+fn runtime_options(config: &Path) -> Vec<u8> {
+    const CONFIG_PATH: u32 = 2;
+    let mut value = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut value);
+    out.write_string(CONFIG_PATH, config.to_str().unwrap())
+        .unwrap();
+    out.flush().unwrap();
+    drop(out);
+    let any = Any {
+        type_url: "runtimeoptions.v1.Options".to_owned(),
+        value,
+        ..Default::default()
+    };
+    any.write_to_bytes().unwrap()
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        let state = containerd::state_of(&self.namespace);
+        if std::thread::panicking() {
+            self.world.kill_all();
+            leftovers::delete_containers(&state, Path::new("/"));
+            return;
+        }
+        eventually("the shim has ended", || {
+            let lines = self.world.processes().into_iter().map(leaks::command_line);
+            !lines
+                .into_iter()
+                .any(|line| line.starts_with("containerd-shim"))
+        });
+        let left: Vec<_> = fs::read_dir(&state).into_iter().flatten().collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        assert!(!self.address.exists(), "{}", self.address.display());
+        let _ = fs::remove_dir(state);
+    }
+}
