@@ -64,10 +64,10 @@ fn remove_container(path: &Path) -> anyhow::Result<Option<State>> {
     Ok(state)
 }
 
-/// Removes the daemon's socket, unless somebody serves it: another container's `delete` may come
-/// while the daemon lives.
-fn remove_socket(bundle: &Path) {
-    if let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE)) {
+/// Removes the daemon's socket whose address is in a directory, unless somebody serves it: another
+/// container's `delete` may come while the daemon lives.
+pub fn remove_socket(dir: &Path) {
+    if let Ok(address) = fs::read_to_string(dir.join(ADDRESS_FILE)) {
         let path = socket_path(&address);
         if UnixStream::connect(&path).is_err() {
             let _ = fs::remove_file(path);

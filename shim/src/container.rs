@@ -19,6 +19,7 @@ use rvm_sandbox::stdio::Relay;
 use rvm_sandbox::update;
 
 use crate::error::{ShimError, chain};
+use crate::launch::ADDRESS_FILE;
 use crate::logger::Logger;
 use crate::pod::Announce;
 use crate::process::{Ended, Process};
@@ -283,8 +284,12 @@ impl Container {
 /// The file in a bundle that says where the container's state is.
 const STATE_FILE: &str = "rvm-state";
 
-/// Writes down where a container's state is, for `delete` to find.
+/// Writes down where a container's state is, for `delete` to find, and there where its shim's socket is,
+/// for those to find that have no bundle.
 pub fn remember_state(bundle: &Path, record: &state::Container) -> std::io::Result<()> {
+    if let Ok(address) = std::fs::read(bundle.join(ADDRESS_FILE)) {
+        std::fs::write(record.path().join(ADDRESS_FILE), address)?;
+    }
     let path = record.path().to_string_lossy().into_owned();
     std::fs::write(bundle.join(STATE_FILE), path)
 }

@@ -27,7 +27,8 @@ use crate::options::Options;
 /// Where sockets are made, if containerd does not say; their addresses must be short.
 const SOCKETS: &str = "/run/containerd/s";
 
-/// The file in a bundle that holds the socket's address. containerd 1.x reads it after a restart.
+/// The file in a bundle that holds the socket's address. containerd 1.x reads it after a restart. A copy is
+/// with the container's state.
 pub const ADDRESS_FILE: &str = "address";
 
 /// The part of containerd's that has shims make sandboxes, as its directory is called.

@@ -7,6 +7,7 @@ use rvm_sandbox::lifecycle::{self, LifecycleError};
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::{Container, State, StateError, Store};
 
+use crate::cleanup::remove_socket;
 use crate::error::chain;
 
 /// Makes the directory of a new container. Another by its id whose shim is dead is taken away first:
@@ -56,6 +57,7 @@ async fn remove_if(
     match container.state() {
         Ok(state) if state.is_orphan() && is_right(&state) => {
             tracing::info!("container {id} has outlived its shim and is removed");
+            remove_socket(container.path());
             lifecycle::delete(&container, true).await
         }
         // Another shim's, or about to be, or damaged, and then whoever looks after the host should see it.

@@ -298,6 +298,8 @@ fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
     let remains = |id: &str| containerd.state().join(id).join("state.json").exists();
     containerd.start_container(&[], "box", WAITS);
     containerd.start_container(&[], "other", WAITS);
+    let sockets = containerd.shim_sockets();
+    assert_eq!(sockets.len(), 2);
     containerd.world().kill_all();
     containerd.kill();
     // As if after a cleaning by hand, containerd knows of no task that there ever was.
@@ -311,6 +313,7 @@ fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
     }
     containerd.start_container(&[], "box", WAITS);
     eventually("the other is gone", || !remains("other"));
+    assert!(!sockets.iter().any(|socket| socket.exists()), "{sockets:?}");
     assert_eq!(containerd.exec("box", "one", "echo on").stdout, "on\n");
     containerd.remove("box");
 }

@@ -38,16 +38,15 @@ impl Cgroups {
         }
     }
 
-    /// Ends the processes of worlds by their names, and removes the worlds.
-    pub fn kill_those(is_wanted: impl Fn(&str) -> bool) {
+    /// Those that there are, by their names.
+    pub fn existing(is_wanted: impl Fn(&str) -> bool) -> Vec<Self> {
         let unified = mounted(&["cgroup2"]).pop().into_iter();
         let entries = unified.flat_map(|root| fs::read_dir(root).unwrap().flatten());
-        for entry in entries {
-            let name = entry.file_name().into_string().unwrap();
-            if is_wanted(&name) {
-                Self::named(name).kill();
-            }
-        }
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| is_wanted(name))
+            .map(Self::named)
+            .collect()
     }
 
     /// New ones.

@@ -356,6 +356,9 @@ impl Drop for Containerd {
             eprintln!("containerd's log:\n{}", self.log());
             self.kill();
             self.world.kill_all();
+            for socket in self.shim_sockets() {
+                let _ = fs::remove_file(socket);
+            }
             leftovers::delete_containers(&self.state(), &self.world.path(""));
         } else {
             eventually("the shims have ended", || self.shims().is_empty());

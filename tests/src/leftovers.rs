@@ -27,12 +27,15 @@ pub fn prefix() -> String {
 pub fn remove() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        Cgroups::kill_those(is_left);
+        let groups = Cgroups::existing(is_left);
+        groups.iter().for_each(Cgroups::kill);
         for dir in names_in(&std::env::temp_dir()) {
             if is_left(&dir) {
                 remove_world(&std::env::temp_dir().join(dir));
             }
         }
+        // Empty by now, they go.
+        drop(groups);
     });
 }
 

@@ -189,6 +189,7 @@ impl Drop for Shim {
         let state = containerd::state_of(&self.namespace);
         if std::thread::panicking() {
             self.world.kill_all();
+            let _ = fs::remove_file(&self.address);
             leftovers::delete_containers(&state, Path::new("/"));
             return;
         }
