@@ -400,12 +400,13 @@ impl Pod {
             Slot::Creating => false,
         });
         if others_run {
-            let shutdown = sandbox.agent().shut_down();
-            if !matches!(
-                tokio::time::timeout(SHUTDOWN_LIMIT, shutdown).await,
-                Ok(Ok(()))
-            ) {
-                tracing::warn!("the machine did not shut down and is ended");
+            let shutdown = tokio::time::timeout(SHUTDOWN_LIMIT, sandbox.agent().shut_down());
+            tokio::select! {
+                biased;
+                _ = sandbox.ended() => {}
+                done = shutdown => if !matches!(done, Ok(Ok(()))) {
+                    tracing::warn!("the machine did not shut down and is ended");
+                },
             }
         }
         if let Err(error) = sandbox.end().await {

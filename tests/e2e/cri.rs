@@ -507,7 +507,8 @@ fn a_guest_whose_kernel_panics_is_told_dead_and_leaves_nothing() {
         "{:?}",
         start.elapsed()
     );
-    assert!(cri.containerd().log().contains("the guest crashed"));
+    let log = cri.containerd().log();
+    assert!(log.contains("the guest crashed") && log.contains("Kernel panic - not syncing"));
     pod.remove();
 }
 

@@ -1,6 +1,7 @@
 //! Several containers in one machine, as engines ask for by annotations.
 
 use rvm_tests::command::{eventually, signal};
+use rvm_tests::network::Network;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
@@ -149,5 +150,50 @@ fn what_is_no_pod_is_refused_by_name() {
         "{}",
         refused.stderr
     );
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
+/// A container of a pod as CRI-O configures it: with its own annotations, and namespaces that it has
+/// pinned before there is any container.
+fn by_cri_o(kind: &str, script: &str, network: &Network) -> Bundle {
+    Bundle::shell(script).with(|config| {
+        config["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": kind,
+            "io.kubernetes.cri-o.SandboxID": "pod",
+            "io.kubernetes.cri-o.PodLinuxOverhead": "null",
+            "io.kubernetes.cri-o.PodLinuxResources": r#"{"cpu_period":100000,"cpu_quota":50000,
+                "cpu_shares":512,"memory_limit_in_bytes":134217728}"#,
+        });
+        if kind == "container" {
+            config.as_object_mut().unwrap().remove("hostname");
+        }
+        config["linux"]["namespaces"] = json!([
+            { "type": "pid" }, { "type": "mount" },
+            { "type": "network", "path": network.path() },
+            { "type": "ipc", "path": "/var/run/ipcns/pod" },
+            { "type": "uts", "path": "/var/run/utsns/pod" },
+        ]);
+    })
+}
+
+#[test]
+fn a_pod_of_cri_os_has_the_size_of_its_containers_and_needs_its_first() {
+    let rvm = Rvm::new();
+    let network = Network::new();
+    let script = "hostname; nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
+    let member = by_cri_o("container", script, &network);
+    let alone = rvm.run(&member, "one");
+    assert_eq!(alone.code, 1);
+    for part in ["there is no sandbox pod", "drop_infra_ctr = false"] {
+        assert!(alone.stderr.contains(part), "{}", alone.stderr);
+    }
+    let first = by_cri_o("sandbox", "sleep 1000", &network);
+    rvm.create(&first, "pod");
+    rvm.ok(&["start", "pod"]);
+    let run = rvm.run(&member, "one");
+    let lines: Vec<&str> = run.stdout.lines().collect();
+    assert_eq!(lines[..2], ["box", "1"], "{run:?}");
+    let memory: u64 = lines[2].parse().unwrap();
+    assert!((120..180).contains(&memory), "{memory} MiB");
     rvm.ok(&["delete", "--force", "pod"]);
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use crate::engine::MachineEnd;
 
-/// How much of the console is shown when a guest fails: its last lines, and of those not more than
-/// so many bytes.
+/// How much of the console is shown when a guest fails: its last lines, or more if that is where its kernel
+/// says why it panics, which stands before a long trace; not more than so many bytes.
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: u64 = 4096;
+const PANIC: &str = "Kernel panic";
 
 /// A guest that ended, or was not heard of in time, before it had done what was asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +78,10 @@ fn read_tail(path: &Path) -> io::Result<String> {
         .filter(|line| !line.is_empty())
         .map(|line| format!("  {line}"))
         .collect();
-    Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
+    let panic = lines.iter().rposition(|line| line.contains(PANIC));
+    let last = lines.len().saturating_sub(TAIL_LINES);
+    let first = panic.map_or(last, |panic| panic.min(last));
+    Ok(lines[first..].join("\n"))
 }
 
 #[cfg(test)]
@@ -99,6 +103,14 @@ mod tests {
         let tail = tail_of(&text);
         assert_eq!(tail.lines().count(), TAIL_LINES);
         assert!(tail.ends_with("line 99") && !tail.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn the_tail_begins_with_the_panic_however_long_the_trace() {
+        let trace = "trace\n".repeat(2 * TAIL_LINES);
+        let tail = tail_of(&format!("before\nKernel panic - not syncing\n{trace}"));
+        assert!(tail.starts_with("  Kernel panic - not syncing\n"), "{tail}");
+        assert!(tail.len() as u64 <= 2 * TAIL_BYTES);
     }
 
     #[test]

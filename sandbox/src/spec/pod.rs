@@ -273,6 +273,30 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_that_cri_o_has_pinned_for_a_pod_are_those_of_its_first_container() {
+        let pinned = json!([
+            { "type": "network", "path": "/var/run/netns/uuid" },
+            { "type": "ipc", "path": "/var/run/ipcns/uuid" },
+            { "type": "uts", "path": "/var/run/utsns/uuid" },
+        ]);
+        let first: Spec = serde_json::from_value(json!({
+            "ociVersion": "1.0.0", "linux": { "namespaces": pinned },
+        }))
+        .unwrap();
+        let first = Peer {
+            host_pid: 4000,
+            guest_pid: 7,
+            namespaces: Peer::paths(&first),
+        };
+        let joined = joined_namespaces(&namespaces(pinned), &[first]).unwrap();
+        let wanted = json!([
+            { "type": "ipc", "path": "/proc/7/ns/ipc" },
+            { "type": "uts", "path": "/proc/7/ns/uts" },
+        ]);
+        assert_eq!(joined, namespaces(wanted));
+    }
+
+    #[test]
     fn a_namespace_of_somebody_else_is_refused() {
         for (kind, path) in [
             ("network", "/run/netns/b"),
