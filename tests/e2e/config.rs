@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
+use rvm_tests::command::eventually;
 use rvm_tests::{Bundle, Finished, Rvm};
 use serde_json::{Value, json};
 
@@ -281,6 +282,75 @@ fn what_the_host_mounts_later_reaches_a_volume_that_follows_it() {
     for path in [volume.join("later"), volume] {
         rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
     }
+}
+
+#[test]
+fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (file, tool, log) = (
+        dir.path().join("f"),
+        dir.path().join("t"),
+        dir.path().join("log"),
+    );
+    fs::write(&file, "").unwrap();
+    fs::write(&log, "").unwrap();
+    fs::copy("/bin/busybox", &tool).unwrap();
+    let bundle = with_mount(
+        "exec tail -f /d/log >/d/seen",
+        bind(&file, "/etc/file", &["rbind"]),
+    )
+    .with(|config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.push(bind(&tool, "/opt/busybox", &["rbind", "ro"]));
+        mounts.push(bind(dir.path(), "/d", &["rbind"]));
+    });
+    rvm.create(&bundle, "box");
+    let shell = |script: &str| output(rvm.call(&["exec", "box", "sh", "-c", script]));
+    // As Podman does it. Then shorter, of the same length at once, and longer.
+    for text in [
+        "192.0.2.1 box\n",
+        "short\n",
+        "other\n",
+        "and longer again\n",
+    ] {
+        fs::write(&file, text).unwrap();
+        if text.starts_with("192") {
+            rvm.ok(&["start", "box"]);
+        }
+        // At once on qemu, and on kvm within SHARED_CACHE_TIMEOUT.
+        eventually(&format!("{text:?} is read"), || {
+            shell("cat /etc/file") == text
+        });
+        let length = format!("{}\n", text.len());
+        assert_eq!(shell("stat -c %s /etc/file"), length);
+    }
+    let append = |path: &Path, text: &str| {
+        let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    };
+    // Both write, and nothing is lost. A program is mapped, and is so after it has changed.
+    shell("echo guest >>/etc/file");
+    append(&file, "host\n");
+    let whole = "and longer again\nguest\nhost\n";
+    eventually("what both wrote is read", || {
+        shell("cat /etc/file") == whole
+    });
+    assert_eq!(shell("/opt/busybox echo runs"), "runs\n");
+    append(&tool, "more");
+    let length = fs::metadata(&tool).unwrap().len();
+    let run = "/opt/busybox echo runs; wc -c </opt/busybox";
+    eventually("it is longer", || shell(run) == format!("runs\n{length}\n"));
+    // Nobody opens it any more.
+    let mut told = String::new();
+    for line in ["first\n", "second\n"] {
+        append(&log, line);
+        told += line;
+        eventually(&format!("{line:?} is told"), || {
+            fs::read_to_string(dir.path().join("seen")).is_ok_and(|seen| seen == told)
+        });
+    }
+    rvm.ok(&["delete", "--force", "box"]);
 }
 
 #[test]

@@ -100,7 +100,9 @@ fn make_directory(path: &str) -> Result<(), OsError> {
 /// is its own, and the guest's kernel does the checking, so that its root may act as anyone.
 /// `cache=mmap` is the weakest mode that can run programs and map files writable; what a process
 /// wrote is on its way to the host when it has closed the file, and there after syncfs(2) (see
-/// [`write_back_shared`]). QEMU takes an `msize` of this size without complaint.
+/// [`start_writing_back`]). What the host changes is seen by whoever looks a name up, opens a file or asks
+/// for its size: the guest's kernel is patched for files that stay open or are mounted themselves. QEMU
+/// takes an `msize` of this size without complaint.
 fn mount_shared(shared: Shared) -> Result<(), OsError> {
     make_directory(SHARED_DIR)?;
     let (kind, data) = match shared {
