@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::hooks::{self, HookError, Moment};
 use crate::network::{Namespace, Network, NetworkError, Wanted};
 use crate::sandbox::{Sandbox, SandboxError};
+use crate::shown_processes;
 use crate::sizing::{Size, SizeError};
 use crate::spec::pod::Role;
 use crate::spec::translate::translate;
@@ -160,7 +161,9 @@ impl Site<'_> {
         let (relay, pid) = created.await.map_err(plain)?;
         let view = View::of(&translation.spec, &sandbox.dir().shared(), container.id());
         let shown = self.stand_in.have(move || view.enter());
-        shown.map_err(BringUpError::StandIn)??;
+        if let Some(processes) = shown.map_err(BringUpError::StandIn)?? {
+            shown_processes::show(processes, container.id(), &sandbox, self.stand_in.left());
+        }
         if let Some(volumes) = volumes {
             volumes.follow(Arc::clone(&sandbox));
         }

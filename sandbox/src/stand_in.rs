@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::sync::watch;
 
 use crate::network::Namespace;
 use crate::signals;
@@ -26,6 +27,7 @@ type Order = Box<dyn FnOnce() + Send>;
 pub struct StandIn {
     pid: i32,
     orders: mpsc::Sender<Order>,
+    has_left: watch::Sender<bool>,
 }
 
 impl StandIn {
@@ -35,7 +37,7 @@ impl StandIn {
         signals::mask()?;
         let (orders, received) = mpsc::channel();
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let stand_in = Self { pid, orders };
+        let stand_in = Self::of(pid, orders);
         thread::scope(|scope| {
             let worker = thread::Builder::new()
                 .name("monitor".to_owned())
@@ -62,7 +64,15 @@ impl StandIn {
             .stack_size(STACK)
             .spawn(wait)?;
         let pid = told.recv().map_err(io::Error::other)?;
-        Ok(Self { pid, orders })
+        Ok(Self::of(pid, orders))
+    }
+
+    fn of(pid: i32, orders: mpsc::Sender<Order>) -> Self {
+        Self {
+            pid,
+            orders,
+            has_left: watch::channel(false).0,
+        }
     }
 
     /// Its number.
@@ -79,9 +89,19 @@ impl StandIn {
     /// Moves it back to the calling thread's files, so that it keeps none of the container's from being
     /// unmounted.
     pub fn leave_view(&self) -> io::Result<()> {
+        self.has_left.send_replace(true);
         let mounts = File::open("/proc/thread-self/ns/mnt")?;
         let kind = Some(LinkNameSpaceType::Mount);
         Ok(self.have(move || move_into_link_name_space(mounts.as_fd(), kind))??)
+    }
+
+    /// What is done when it has left the container's files, or ended.
+    pub fn left(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut has_left = self.has_left.subscribe();
+        async move {
+            // An error is its end.
+            let _ = has_left.wait_for(|has_left| *has_left).await;
+        }
     }
 
     /// Has it do something, and waits until it is done.

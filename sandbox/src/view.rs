@@ -4,9 +4,10 @@
 //! Podman copies files to and from a container that runs in the mount namespace of its pid, and others
 //! look below `/proc/PID/root`. Both must find the container's files there and nothing of the host's. The
 //! view has the root and the volumes that the guest has, at the same places. What the guest alone has,
-//! such as a tmpfs or `/proc`, is an empty directory that cannot be written, so that nothing is put
-//! where the container never sees it. Whoever looks for processes in its `/proc`, as `podman top` does,
-//! meets an error, which is better than finding none.
+//! such as a tmpfs or `/dev`, is an empty directory that cannot be written, so that nothing is put
+//! where the container never sees it. So is `/proc`, which [`crate::shown_processes`] fills when somebody
+//! looks into it. Where it cannot, whoever looks for processes there meets an error, which is better than
+//! finding none.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,13 +17,14 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
-    mount_move, unmount,
+    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind_recursive,
+    mount_change, mount_move, open_tree, unmount,
 };
 use rustix::thread::UnshareFlags;
 use rvm_protocol::SHARED_DIR;
 
 use crate::read_only::make_read_only;
+use crate::shown_processes;
 use crate::storage::ROOT;
 
 /// The view could not be made.
@@ -89,8 +91,9 @@ impl View {
     }
 
     /// Moves the calling thread into a new mount namespace that shows it. The mount points are there:
-    /// the guest has made them.
-    pub fn enter(&self) -> Result<(), ViewError> {
+    /// the guest has made them. Returns a writable mount of its `/proc`, if it has one and the host's
+    /// kernel is not older than Linux 5.2.
+    pub fn enter(&self) -> Result<Option<OwnedFd>, ViewError> {
         let here = Path::new("/");
         at("make a mount namespace from", here, unshare())?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -98,8 +101,9 @@ impl View {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&self.root, flags, Mode::empty());
         let root = at("open", &self.root, root)?;
+        let mut processes = None;
         for place in &self.mounts {
-            self.mount(&root, place)?;
+            processes = self.mount(&root, place)?.or(processes);
         }
         if self.read_only {
             at(
@@ -108,42 +112,61 @@ impl View {
                 make_read_only(&self.root, false),
             )?;
         }
-        at("change the root to", &self.root, pivot(&root))
+        at("change the root to", &self.root, pivot(&root))?;
+        Ok(processes)
     }
 
-    fn mount(&self, root: &OwnedFd, place: &Place) -> Result<(), ViewError> {
+    fn mount(&self, root: &OwnedFd, place: &Place) -> Result<Option<OwnedFd>, ViewError> {
         let path = &place.destination;
         let found = match open_in(root, path) {
             // Below something that is the guest's.
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             found => at("find", path, found)?,
         };
         let point = format!("/proc/thread-self/fd/{}", found.as_raw_fd());
         match &place.source {
-            Some(source) => at("show", path, mount_bind_recursive(source, &point)),
+            Some(source) => {
+                at("show", path, mount_bind_recursive(source, &point))?;
+                Ok(None)
+            }
             None => {
                 let stat = at("examine", path, rustix::fs::fstat(&found))?;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => at("cover", path, cover(root, place, &point)),
-                    _ => Ok(()),
+                    _ => Ok(None),
                 }
             }
         }
     }
 }
 
-/// Mounts an empty directory that cannot be written.
-fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<()> {
+/// Mounts an empty directory that cannot be written. Returns, of a place for processes, a mount of it
+/// that can.
+fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<Option<OwnedFd>> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("rvm", point, "tmpfs", flags, Some(c"mode=755,size=4k"))?;
+    let limits = match place.is_proc {
+        true => shown_processes::LIMITS,
+        false => c"mode=755,size=4k",
+    };
+    mount("rvm", point, "tmpfs", flags, Some(limits))?;
     // `point` still leads below it.
     let top = open_in(root, &place.destination)?;
+    let mut writable = None;
     if place.is_proc {
         // The first process is nowhere to be found: a link to itself.
         rustix::fs::symlinkat("1", &top, "1")?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        writable = open_tree(&top, "", flags).ok();
+    }
+    if place.destination == Path::new("/dev") {
+        // Terminals are looked for there, and it is an error if it is not there.
+        rustix::fs::mkdirat(&top, "pts", Mode::from_raw_mode(0o755))?;
     }
     let point = format!("/proc/thread-self/fd/{}", top.as_raw_fd());
-    make_read_only(Path::new(&point), false)
+    make_read_only(Path::new(&point), false)?;
+    Ok(writable)
 }
 
 /// Opens a path in a root. Links in the image lead nowhere but into the image.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::param::page_size;
 use rustix::time::{ClockId, clock_gettime};
 use rvm_protocol::agent as api;
 
@@ -81,14 +82,34 @@ fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let stat = Stat::parse(&stat)?;
+    let status = Status(&status);
+    let uids: Vec<u32> = status.numbers("Uid:", 10);
+    let capability_sets = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
     Some(api::ProcessInfo {
         pid: pid.unsigned_abs(),
         ppid: stat.ppid,
-        uid: effective_user(&status).unwrap_or(0),
+        uid: uids.get(1).copied().unwrap_or(0),
         started_at_ns: nanoseconds(clock.booted + clock.duration(stat.started)),
         cpu_ns: nanoseconds(clock.duration(stat.cpu)),
         terminal: terminal(stat.terminal),
         command: command(&arguments).unwrap_or_else(|| format!("[{}]", stat.name)),
+        pids: status.numbers("NSpid:", 10),
+        process_groups: status.numbers("NSpgid:", 10),
+        sessions: status.numbers("NSsid:", 10),
+        name: stat.name.to_owned(),
+        state: stat.state.to_owned(),
+        nice: stat.nice,
+        threads: stat.threads,
+        virtual_bytes: stat.virtual_bytes,
+        resident_bytes: stat.resident_pages.saturating_mul(page_size() as u64),
+        uids,
+        gids: status.numbers("Gid:", 10),
+        groups: status.numbers("Groups:", 10),
+        capabilities: capability_sets
+            .iter()
+            .flat_map(|key| status.numbers(key, 16))
+            .collect(),
+        seccomp: status.numbers("Seccomp:", 10).first().copied().unwrap_or(0),
         ..Default::default()
     })
 }
@@ -96,10 +117,15 @@ fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
 /// What is wanted of /proc/pid/stat.
 struct Stat<'a> {
     name: &'a str,
+    state: &'a str,
     ppid: u32,
     terminal: u64,
     cpu: u64,
+    nice: i32,
+    threads: u32,
     started: u64,
+    virtual_bytes: u64,
+    resident_pages: u64,
 }
 
 impl<'a> Stat<'a> {
@@ -112,18 +138,31 @@ impl<'a> Stat<'a> {
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {
             name,
+            state: fields.first()?,
             ppid: u32::try_from(field(4)?).ok()?,
             terminal: field(7)?,
             cpu: field(14)? + field(15)?,
+            nice: fields.get(19 - 3)?.parse().ok()?,
+            threads: u32::try_from(field(20)?).ok()?,
             started: field(22)?,
+            virtual_bytes: field(23)?,
+            resident_pages: field(24)?,
         })
     }
 }
 
-/// The second number behind `Uid:`.
-fn effective_user(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+/// What /proc/pid/status says.
+struct Status<'a>(&'a str);
+
+impl Status<'_> {
+    /// The numbers behind a key.
+    fn numbers<T: TryFrom<u64>>(&self, key: &str, radix: u32) -> Vec<T> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(key));
+        let words = line.into_iter().flat_map(str::split_whitespace);
+        words
+            .filter_map(|word| T::try_from(u64::from_str_radix(word, radix).ok()?).ok())
+            .collect()
+    }
 }
 
 /// The name of a controlling terminal below /dev; nothing for none, or one that has no name in a
@@ -153,10 +192,12 @@ mod tests {
 
     #[test]
     fn a_name_with_spaces_and_parentheses_does_not_move_the_fields() {
-        let text = "7 (a) b (c) S 5 7 7 34817 7 0 0 0 0 0 30 12 0 0 20 0 1 0 4711 9 9";
+        let text = "7 (a) b (c) S 5 7 7 34817 7 0 0 0 0 0 30 12 0 0 20 -5 3 0 4711 9 8";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.name, stat.ppid), ("a) b (c", 5));
+        assert_eq!((stat.name, stat.state, stat.ppid), ("a) b (c", "S", 5));
         assert_eq!((stat.cpu, stat.started), (42, 4711));
+        assert_eq!((stat.nice, stat.threads), (-5, 3));
+        assert_eq!((stat.virtual_bytes, stat.resident_pages), (9, 8));
         assert_eq!(terminal(stat.terminal), "pts/1");
     }
 
@@ -167,8 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn the_user_is_the_effective_one() {
-        assert_eq!(effective_user("Name:\tsh\nUid:\t1\t2\t3\t4\n"), Some(2));
+    fn numbers_of_a_status_stand_behind_their_key() {
+        let status = Status("Name:\tUid:\nUid:\t1\t2\t3\t4\nNSpid:\t77\t1\nCapEff:\t000001ff\n");
+        assert_eq!(status.numbers::<u32>("Uid:", 10), [1, 2, 3, 4]);
+        assert_eq!(status.numbers::<u64>("CapEff:", 16), [0x1ff]);
+        assert_eq!(status.numbers::<u32>("NSpid:", 10), [77, 1]);
+        assert!(status.numbers::<u32>("Groups:", 10).is_empty());
     }
 
     #[test]
@@ -183,6 +228,9 @@ mod tests {
         let process = read(pid as i32, &Clock::read()).unwrap();
         assert_eq!(process.pid, pid);
         assert!(process.ppid > 0 && !process.command.is_empty());
+        assert!(process.pids[0] == pid && process.uids[1] == process.uid);
+        assert_eq!((process.gids.len(), process.capabilities.len()), (4, 5));
+        assert!(process.resident_bytes > 0 && process.threads > 0);
         let now = nanoseconds(Clock::read().now);
         assert!((now - 600_000_000_000..=now).contains(&process.started_at_ns));
     }

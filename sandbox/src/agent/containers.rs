@@ -22,6 +22,8 @@ impl Agent {
         for process in &mut answer.processes {
             process.terminal = clean(&process.terminal);
             process.command = clean(&process.command);
+            process.name = clean(&process.name);
+            process.state = clean(&process.state);
         }
         Ok(answer)
     }
