@@ -293,6 +293,25 @@ fn a_shim_that_is_killed_leaves_nothing_and_its_container_is_told_dead() {
 }
 
 #[test]
+fn a_shim_that_is_killed_while_it_makes_a_container_leaves_nothing() {
+    let containerd = Containerd::new();
+    let state = containerd.state().join("box");
+    // The host's files are being shared; the guest boots.
+    for stage in ["shared", "sandbox.json"] {
+        let mut run = containerd.run_command(&["--detach"], "box", WAITS);
+        let run = run.stderr(Stdio::piped()).spawn().unwrap();
+        eventually("it comes so far", || state.join(stage).exists());
+        let sockets = containerd.shim_sockets();
+        signal(containerd.shims()[0], libc::SIGKILL);
+        let finished = command::Finished::from(command::wait(run));
+        assert_ne!(finished.code, 0, "{}", finished.stderr);
+        eventually("nothing is left", || !state.exists());
+        assert!(!sockets.iter().any(|socket| socket.exists()), "{sockets:?}");
+        containerd.ctr(&["container", "delete", "box"]);
+    }
+}
+
+#[test]
 fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
     let containerd = Containerd::new();
     let remains = |id: &str| containerd.state().join(id).join("state.json").exists();
