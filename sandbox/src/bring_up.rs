@@ -161,7 +161,10 @@ impl Site<'_> {
         let (relay, pid) = created.await.map_err(plain)?;
         let view = View::of(&translation.spec, &sandbox.dir().shared(), container.id());
         let shown = self.stand_in.have(move || view.enter());
-        if let Some(processes) = shown.map_err(BringUpError::StandIn)?? {
+        let shown = shown.map_err(BringUpError::StandIn)??;
+        if let Some(processes) = shown
+            && shown_processes::are_looked_for(&bundle.spec)
+        {
             shown_processes::show(processes, container.id(), &sandbox, self.stand_in.left());
         }
         if let Some(volumes) = volumes {

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
@@ -40,6 +41,15 @@ const PAGE: u64 = 4096;
 const NEW: &str = "new";
 
 const TEXTS: [&str; 3] = ["stat", "status", "cmdline"];
+
+/// Whether somebody looks for a container's processes there. Nobody but Podman is known to, and each that is
+/// shown takes one of root's fanotify groups: a host has 128, unless fs.fanotify.max_user_groups says
+/// otherwise.
+pub fn are_looked_for(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    let manager = annotations.and_then(|all| all.get("io.container.manager"));
+    manager.is_some_and(|manager| manager == "libpod")
+}
 
 /// Shows the processes of the container `id` in a directory that is its alone, until `end`.
 pub fn show(

@@ -5,8 +5,8 @@
 //! look below `/proc/PID/root`. Both must find the container's files there and nothing of the host's. The
 //! view has the root and the volumes that the guest has, at the same places. What the guest alone has,
 //! such as a tmpfs or `/dev`, is an empty directory that cannot be written, so that nothing is put
-//! where the container never sees it. So is `/proc`, which [`crate::shown_processes`] fills when somebody
-//! looks into it. Where it cannot, whoever looks for processes there meets an error, which is better than
+//! where the container never sees it. So is `/proc`, which [`crate::shown_processes`] fills for Podman when
+//! somebody looks into it. Where it cannot, whoever looks for processes there meets an error, which is better than
 //! finding none.
 
 use std::io;
