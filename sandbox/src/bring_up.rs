@@ -146,7 +146,10 @@ impl Site<'_> {
         let sandbox = match (network, owned) {
             (Some(network), _) => {
                 let size = Size::for_bundle(&bundle.spec, config)?;
-                Arc::new(Sandbox::start(dir, size, network, config, timings).await?)
+                let sandbox = Sandbox::start(dir, size, network, config, timings).await?;
+                self.enter_groups(&sandbox)?;
+                sandbox.come_up(timings).await?;
+                Arc::new(sandbox)
             }
             (None, Some(owned)) => owned,
             (None, None) => Arc::new(Sandbox::join(dir, config)?),
@@ -154,7 +157,7 @@ impl Site<'_> {
         if !matches!(bundle.role, Role::Member(_)) {
             self.set_oom_score(&sandbox);
         }
-        self.limit(&sandbox)?;
+        cgroup::limit(container, bundle, sandbox.record().engine)?;
         sandbox.find_names_for(&bundle.spec).await?;
         let volumes = Volumes::send(container.id(), translation.volumes, &sandbox).await?;
         let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
@@ -176,15 +179,14 @@ impl Site<'_> {
         Ok((sandbox, relay))
     }
 
-    /// Holds the processes that run the machine to the container's limits. A program that is not in
-    /// the container's groups itself has them made for the machine.
-    fn limit(&self, sandbox: &Sandbox) -> Result<(), BringUpError> {
-        let (container, bundle) = (self.container, self.bundle);
-        if container.state()?.cgroup.is_none() && !matches!(bundle.role, Role::Member(_)) {
+    /// Puts the processes that run the machine into the container's groups, where this program is not in
+    /// them itself: before the guest boots, because what a process has used is never moved with it.
+    fn enter_groups(&self, sandbox: &Sandbox) -> Result<(), BringUpError> {
+        if self.container.state()?.cgroup.is_none() {
             let machine: Vec<i32> = sandbox.record().machine.iter().map(|id| id.pid).collect();
-            cgroup::enter(container, bundle, self.driver, &machine)?;
+            cgroup::enter(self.container, self.bundle, self.driver, &machine)?;
         }
-        Ok(cgroup::limit(container, bundle, sandbox.record().engine)?)
+        Ok(())
     }
 
     /// Has the host's OOM killer treat the machine as it would treat the container.

@@ -421,7 +421,8 @@ fn small(cri: &Cri, name: &str) -> api::PodSandboxConfig {
 #[test]
 fn twenty_pods_run_side_by_side_and_leave_nothing() {
     const PODS: usize = 20;
-    let cri = Cri::new();
+    // All at once they take their time where a software CPU runs them.
+    let cri = Cri::configured("start_timeout_seconds = 200");
     let start = Instant::now();
     let live = |(number, config): (usize, api::PodSandboxConfig)| {
         let pod = cri.run_pod(config).unwrap();

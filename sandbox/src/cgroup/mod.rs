@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
+use rustix::io::Errno;
 use rvm_protocol::agent::StatsResponse;
 use serde::{Deserialize, Serialize};
 
@@ -210,7 +211,11 @@ impl Cgroup {
     pub fn add(&self, process: i32) -> Result<(), CgroupError> {
         for dir in &self.dirs {
             let procs = dir.path.join("cgroup.procs");
-            std::fs::write(&procs, process.to_string()).map_err(failed("enter", &dir.path))?;
+            match std::fs::write(&procs, process.to_string()) {
+                // It has ended already, which is told elsewhere.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
+                entered => entered.map_err(failed("enter", &dir.path))?,
+            }
         }
         Ok(())
     }

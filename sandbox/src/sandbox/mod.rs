@@ -137,8 +137,8 @@ enum Life {
 }
 
 impl Sandbox {
-    /// Starts a machine of this size with this network and waits until its agent answers. What the
-    /// directory shares must have been prepared.
+    /// Starts the processes of a machine of this size with this network; see [`Sandbox::come_up`]. What
+    /// the directory shares must have been prepared.
     pub async fn start(
         dir: SandboxDir,
         size: Size,
@@ -176,7 +176,7 @@ impl Sandbox {
             },
         };
         let control = dir.listen_as_owner().map_err(SandboxError::Sockets)?;
-        let sandbox = Self {
+        Ok(Self {
             agent,
             watch,
             control: Some(control),
@@ -190,10 +190,13 @@ impl Sandbox {
             },
             processes,
             end: OnceCell::new(),
-        };
-        sandbox.boot(timings).await?;
-        sandbox.set_network_up(timings).await?;
-        Ok(sandbox)
+        })
+    }
+
+    /// Waits until the agent of a machine that was started answers, and has its network.
+    pub async fn come_up(&self, timings: &mut Timings) -> Result<(), SandboxError> {
+        self.boot(timings).await?;
+        self.set_network_up(timings).await
     }
 
     /// Joins the sandbox that another process owns.
