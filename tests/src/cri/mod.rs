@@ -238,6 +238,7 @@ fn config(world: &Rvm) -> String {
         "{images}netns_mounts_under_state_dir = true\n\
          [{plugin}.cni]\n{programs}\nconf_dir = \"{}\"\n\
          [{plugin}.containerd]\n{snapshotter}default_runtime_name = \"rvm\"\n\
+         [{plugin}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
          [{runtime}]\nruntime_type = \"{}\"\npod_annotations = [\"*\"]\n\
          privileged_without_host_devices = true\n",
         path("cni"),

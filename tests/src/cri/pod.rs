@@ -66,8 +66,18 @@ impl Cri {
 
     /// Runs a pod of this configuration.
     pub fn run_pod(&self, config: api::PodSandboxConfig) -> Result<Pod<'_>, Status> {
+        self.run_pod_by("", config)
+    }
+
+    /// Runs a pod by `rvm` or `runc`; rvm is the default.
+    pub fn run_pod_by(
+        &self,
+        runtime: &str,
+        config: api::PodSandboxConfig,
+    ) -> Result<Pod<'_>, Status> {
         let mut request = api::RunPodSandboxRequest::new();
         request.config = Some(config.clone()).into();
+        runtime.clone_into(&mut request.runtime_handler);
         let answer: api::RunPodSandboxResponse = self.call("RunPodSandbox", &request)?;
         self.remember(&answer.pod_sandbox_id);
         Ok(Pod {
