@@ -234,8 +234,9 @@ fn config(world: &Rvm) -> String {
         ),
     };
     let runtime = format!("{plugin}.containerd.runtimes.rvm");
+    // A host that lets nobody lower an OOM score could run no pod of runc's.
     let mut text = format!(
-        "{images}netns_mounts_under_state_dir = true\n\
+        "{images}netns_mounts_under_state_dir = true\nrestrict_oom_score_adj = true\n\
          [{plugin}.cni]\n{programs}\nconf_dir = \"{}\"\n\
          [{plugin}.containerd]\n{snapshotter}default_runtime_name = \"rvm\"\n\
          [{plugin}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
