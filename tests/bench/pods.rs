@@ -29,7 +29,10 @@ fn main() {
     let all = start.elapsed().as_secs_f64();
     let mut processes = cri.world().processes();
     processes.retain(|pid| !before.contains(pid));
-    println!("{}", json!({ "one": one, "all": all, "processes": processes }));
+    println!(
+        "{}",
+        json!({ "one": one, "all": all, "processes": processes })
+    );
 
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     let start = Instant::now();
