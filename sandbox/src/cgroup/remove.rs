@@ -13,8 +13,8 @@ use crate::process::ProcessId;
 /// How long the processes of a group may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the kernel may hold on to a group whose processes have ended.
-const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+/// How long the kernel may hold on to groups whose processes have ended. On a busy host that is seconds.
+const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Between two looks at what tells nobody when it changes.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -26,12 +26,20 @@ pub fn remove(cgroup: &Cgroup) -> Result<(), CgroupError> {
     if let Some((_, unit)) = &cgroup.scope {
         systemd::stop(unit)?;
     }
+    let start = Instant::now();
+    // One that stays keeps no other.
+    let mut removed = Ok(());
     for dir in &cgroup.dirs {
-        for group in files::tree(&dir.path)? {
-            remove_group(&group)?;
-        }
+        removed = removed.and(remove_tree(&dir.path, start));
     }
-    Ok(())
+    removed
+}
+
+fn remove_tree(path: &Path, start: Instant) -> Result<(), CgroupError> {
+    let groups = files::tree(path)?;
+    groups
+        .iter()
+        .try_for_each(|group| remove_group(group, start))
 }
 
 /// With version 1 a frozen process does not even die.
@@ -72,8 +80,7 @@ fn end(pid: i32) -> io::Result<()> {
     process.wait(KILL_LIMIT).map(drop)
 }
 
-fn remove_group(group: &Path) -> Result<(), CgroupError> {
-    let start = Instant::now();
+fn remove_group(group: &Path, start: Instant) -> Result<(), CgroupError> {
     loop {
         match fs::remove_dir(group) {
             Err(error) if files::is_gone(&error) => return Ok(()),
