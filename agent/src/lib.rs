@@ -7,6 +7,7 @@ pub mod boot;
 pub mod container;
 pub mod error;
 pub mod events;
+mod host_dirs;
 mod host_only;
 pub mod init;
 pub mod logging;

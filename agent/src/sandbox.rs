@@ -11,6 +11,7 @@ use crate::boot;
 use crate::container::{self, Container};
 use crate::error::AgentError;
 use crate::events::Events;
+use crate::host_dirs::HostDirs;
 use crate::names::Names;
 use crate::network::Network;
 use crate::reaper::Reaper;
@@ -41,6 +42,8 @@ pub struct Sandbox {
     pub names: Names,
     /// Copies of volumes.
     pub volumes: Volumes,
+    /// Volumes that are the host's own directories.
+    pub host_dirs: HostDirs,
     containers: Arc<Mutex<HashMap<String, Slot>>>,
     /// When containers were removed whose files the kernel may still know by their names.
     removed: Arc<Mutex<HashMap<String, Instant>>>,
@@ -65,6 +68,7 @@ impl Sandbox {
             events: Events::default(),
             names: Names::default(),
             volumes: Volumes::default(),
+            host_dirs: HostDirs::default(),
             containers: Arc::default(),
             removed: Arc::default(),
         })

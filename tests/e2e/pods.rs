@@ -1,5 +1,7 @@
 //! Several containers in one machine, as engines ask for by annotations.
 
+use std::path::Path;
+
 use rvm_tests::command::{eventually, signal};
 use rvm_tests::network::Network;
 use rvm_tests::{Bundle, Rvm};
@@ -7,6 +9,9 @@ use serde_json::{Value, json};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// The program of tests/inside.
+const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
 
 /// The first container of a pod.
 fn sandbox(rvm: &Rvm) -> Bundle {
@@ -98,6 +103,34 @@ fn members_come_and_go_and_leave_nothing_in_the_machine() {
     rvm.ok(&["delete", "killed"]);
     let left = rvm.run(&member(&rvm, "ps", &["net", "pid"]), "look");
     assert_eq!(left.stdout.matches("sleep").count(), 1, "{}", left.stdout);
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
+#[test]
+fn a_socket_in_a_volume_leads_from_one_member_to_another() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let volume = tempfile::tempdir().unwrap();
+    let with_volume = |script: &str| {
+        member(&rvm, script, POD).with(|config| {
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            for (source, place) in [(volume.path(), "/data"), (Path::new(INSIDE), "/inside")] {
+                mounts.push(json!({
+                    "destination": place, "type": "bind", "options": ["bind"], "source": source,
+                }));
+            }
+        })
+    };
+    let bundle = with_volume("/inside listen /data/socket");
+    rvm.create(&bundle, "server");
+    rvm.ok(&["start", "server"]);
+    // It is there before anybody listens.
+    let script = "for n in $(seq 100); do \
+                      /inside connect /data/socket 2>/tmp/why && exit; sleep 0.1; \
+                  done; cat /tmp/why >&2";
+    let seen = rvm.run(&with_volume(script), "client");
+    assert_eq!(seen.stdout, "hello\n", "{}", seen.stderr);
+    rvm.ok(&["delete", "--force", "server"]);
     rvm.ok(&["delete", "--force", "pod"]);
 }
 

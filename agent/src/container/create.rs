@@ -16,8 +16,9 @@ use super::spec::{self, ContainerSpec, Namespaces, UserNamespace};
 use super::state::State;
 use super::{Container, devices, seccomp, supervise};
 use crate::error::AgentError;
+use crate::host_dirs::HostDir;
 use crate::init::create::write_sysctls;
-use crate::init::plan::{Plan, ProcessPlan, Role};
+use crate::init::plan::{MountPlan, MountSource, Plan, ProcessPlan, Role};
 use crate::process::Process;
 use crate::reaper::Exit;
 use crate::sandbox::Sandbox;
@@ -73,6 +74,7 @@ struct Launched {
     namespaces: Namespaces,
     filter: Option<OwnedFd>,
     oom_score_adj: i32,
+    host_dirs: Vec<Arc<HostDir>>,
 }
 
 async fn launch(
@@ -85,6 +87,7 @@ async fn launch(
     cgroup.apply(spec.resources.as_ref())?;
     delegate_cgroup(cgroup, &spec.namespaces)?;
     let (waiting, control) = Preparing::new().map_err(LaunchError::from)?;
+    let host_dirs = mount_host_dirs(sandbox, &spec.container.mounts);
     let (pid, pidfd) = make_process(sandbox, &spec, filter.as_ref(), cgroup, ends, &control)
         .map_err(LaunchError::from)?;
     let exit = sandbox.reaper.expect(pid);
@@ -104,7 +107,18 @@ async fn launch(
         namespaces: spec.namespaces,
         filter,
         oom_score_adj: spec.oom_score_adj,
+        host_dirs,
     })
+}
+
+fn mount_host_dirs(sandbox: &Sandbox, mounts: &[MountPlan]) -> Vec<Arc<HostDir>> {
+    let paths = mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Bind { path, .. } => Some(path),
+        _ => None,
+    });
+    paths
+        .filter_map(|path| sandbox.host_dirs.mount(path))
+        .collect()
 }
 
 fn make_process(
@@ -219,7 +233,8 @@ fn finish(
         defaults,
         namespaces,
         filter,
-        ..
+        oom_score_adj,
+        host_dirs,
     } = launched;
     match terminal {
         Some(master) => process.set_terminal(streams.start_terminal(master)?),
@@ -246,7 +261,8 @@ fn finish(
         waiting: Mutex::new(Some(waiting)),
         defaults,
         filter,
-        oom_score_adj: launched.oom_score_adj,
+        oom_score_adj,
+        _host_dirs: host_dirs,
         namespaces: all & !pid_flag,
         has_pid_namespace: all & pid_flag != 0,
         has_user_namespace: namespaces.user.is_own(),

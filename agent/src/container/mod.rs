@@ -29,6 +29,7 @@ pub use spec::SpecError;
 pub use state::{Operation, State, StateError};
 
 use crate::error::AgentError;
+use crate::host_dirs::HostDir;
 use crate::init::plan::ProcessPlan;
 use crate::process::{Process, check_signal};
 use cgroup::Cgroup;
@@ -62,6 +63,8 @@ pub struct Container {
     has_user_namespace: bool,
     /// Whether the kernel ends every process with the first.
     owns_pid_namespace: bool,
+    /// They stay mounted for it.
+    _host_dirs: Vec<Arc<HostDir>>,
 }
 
 impl Container {
