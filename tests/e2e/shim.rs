@@ -114,6 +114,17 @@ fn wait(shim: &Shim, id: &str, exec_id: &str) -> u32 {
     shim.ok(shim.tasks.wait(limit(), &request)).exit_status
 }
 
+/// Kills a container's first process; returns its exit code.
+fn kill(shim: &Shim, id: &str) -> u32 {
+    let request = api::KillRequest {
+        id: id.to_owned(),
+        signal: 9,
+        ..Default::default()
+    };
+    shim.ok(shim.tasks.kill(limit(), &request));
+    wait(shim, id, "")
+}
+
 fn delete(shim: &Shim, id: &str, exec_id: &str) {
     let request = api::DeleteRequest {
         id: id.to_owned(),
@@ -232,13 +243,7 @@ fn containers_share_memory(shim: &Shim, pid: u32, network: &Network) {
     }
     assert_eq!(wait(shim, "two", ""), 7);
     delete(shim, "two", "");
-    let kill = api::KillRequest {
-        id: "one".to_owned(),
-        signal: 9,
-        ..Default::default()
-    };
-    shim.ok(shim.tasks.kill(limit(), &kill));
-    assert_eq!(wait(shim, "one", ""), 137);
+    assert_eq!(kill(shim, "one"), 137);
     delete(shim, "one", "");
 }
 
@@ -251,6 +256,24 @@ fn last<T: MessageFull>(shim: &Shim) -> T {
         .filter(|envelope| envelope.event.type_url == name);
     T::parse_from_bytes(&found.next_back().unwrap().event.value).unwrap()
 }
+
+/// What is told in the life of a container with two added processes, of which one is killed for want of
+/// memory.
+const WANTED: [&str; 13] = [
+    "create",
+    "start",
+    "exec-added",
+    "exec-started",
+    "exit",
+    "paused",
+    "resumed",
+    "exec-added",
+    "exec-started",
+    "oom",
+    "exit",
+    "exit",
+    "delete",
+];
 
 #[test]
 fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
@@ -295,13 +318,7 @@ fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
     eventually("what was missed is told", || shim.topics().len() >= 11);
 
     shim.cut();
-    let kill = api::KillRequest {
-        id: "box".to_owned(),
-        signal: 9,
-        ..Default::default()
-    };
-    shim.ok(shim.tasks.kill(limit(), &kill));
-    assert_eq!(wait(&shim, "box", ""), 137);
+    assert_eq!(kill(&shim, "box"), 137);
     delete(&shim, "box", "");
     // The last words wait for containerd, too.
     shim.ok(shim
@@ -309,22 +326,7 @@ fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
         .shutdown(limit(), &api::ShutdownRequest::default()));
     shim.listen();
     eventually("the rest is told", || shim.topics().len() >= 13);
-    let wanted = [
-        "create",
-        "start",
-        "exec-added",
-        "exec-started",
-        "exit",
-        "paused",
-        "resumed",
-        "exec-added",
-        "exec-started",
-        "oom",
-        "exit",
-        "exit",
-        "delete",
-    ];
-    assert_eq!(shim.topics(), wanted.map(|topic| format!("/tasks/{topic}")));
+    assert_eq!(shim.topics(), WANTED.map(|topic| format!("/tasks/{topic}")));
     assert_eq!(last::<events::TaskOOM>(&shim).container_id, "box");
     let exit = last::<events::TaskExit>(&shim);
     assert_eq!((&*exit.id, exit.exit_status), ("box", 137));
