@@ -197,7 +197,7 @@ impl Vcpu {
                     "KVM cannot enter the guest: {reason:#x} on CPU {cpu}"
                 )));
             }
-            VcpuExit::InternalError => return Ok(Some(internal_error(&mut self.fd))),
+            VcpuExit::InternalError => return Ok(self.internal_error()),
             other => {
                 return Ok(failed(format!(
                     "the guest did what KVM cannot do: {other:?}"
@@ -210,7 +210,14 @@ impl Vcpu {
     /// What a reset has to say: a kernel that panicked has told more on its console, and one that could
     /// not (an exception in an exception in an exception) has told nothing.
     fn guest_reset(&self) -> StopReason {
-        let place = match (self.fd.get_regs(), self.fd.get_sregs()) {
+        StopReason::GuestReset {
+            place: self.place(),
+        }
+    }
+
+    /// Where the guest stands, for who looks for a mistake.
+    fn place(&self) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
             (Ok(regs), Ok(sregs)) => format!(
                 "CPU {} at {:#x}, code segment at {:#x}, stack at {:#x}, CR0 {:#x}, CR2 {:#x}, \
                  CR3 {:#x}, CR4 {:#x}, EFER {:#x}",
@@ -225,28 +232,43 @@ impl Vcpu {
                 sregs.efer
             ),
             _ => format!("CPU {}", self.number),
+        }
+    }
+
+    /// KVM could not go on. What a program did in the guest's user mode ends nothing: the CPU without
+    /// the means to skip an instruction (SVM's nRIP) makes KVM read it, which fails if the guest's kernel
+    /// has just unmapped it; done once more, the instruction faults, and that kernel maps it again.
+    #[expect(unsafe_code, reason = "kvm_run is a union")]
+    fn internal_error(&mut self) -> Option<StopReason> {
+        // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM wrote; its
+        // fields are plain numbers.
+        let error = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let what = match error.suberror {
+            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
+                "cannot emulate an instruction of the guest"
+            }
+            kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => {
+                "cannot deliver an exception to the guest"
+            }
+            _ => "gave up",
         };
-        StopReason::GuestReset { place }
+        let is_emulation = error.suberror == kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+        if is_emulation && self.fd.get_sregs().is_ok_and(|sregs| sregs.ss.dpl == 3) {
+            return None;
+        }
+        let known = error.data.iter().take(error.ndata as usize);
+        let known: Vec<_> = known.map(|word| format!("{word:#x}")).collect();
+        failed(format!(
+            "KVM {what} (internal error {}: {}), {}",
+            error.suberror,
+            known.join(" "),
+            self.place()
+        ))
     }
 }
 
 fn failed(reason: String) -> Option<StopReason> {
     Some(StopReason::Failed { reason })
-}
-
-#[expect(unsafe_code, reason = "kvm_run is a union")]
-fn internal_error(vcpu: &mut VcpuFd) -> StopReason {
-    // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM wrote; its
-    // fields are plain numbers.
-    let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
-    let what = match suberror {
-        kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => "cannot emulate an instruction of the guest",
-        kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => "cannot deliver an exception to the guest",
-        _ => "gave up",
-    };
-    StopReason::Failed {
-        reason: format!("KVM {what} (internal error {suberror})"),
-    }
 }
 
 #[expect(unsafe_code, reason = "signal sets")]
