@@ -14,9 +14,13 @@ use crate::engine::EngineKind;
 use crate::pod_limits;
 
 /// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
-/// kernel's image and page structures, the agent, and what both cache. The page structures take
-/// 1/64 of all memory; see [`Size::of`].
-const GUEST_OVERHEAD_MIB: u64 = 48;
+/// kernel's image, the agent, buffers of devices, and some that is kept free. A container must meet its
+/// own limit before the guest is out of memory.
+const GUEST_OVERHEAD_MIB: u64 = 56;
+
+/// The part of memory that the guest needs besides: half of it for page structures, the rest for tables
+/// that grow with the memory and for what the kernel keeps free.
+const GUEST_OVERHEAD_PART: u64 = 32;
 
 /// The least memory a guest boots with, in MiB.
 const MIN_MEMORY_MIB: u64 = 96;
@@ -178,7 +182,8 @@ pub fn limit_mib(bytes: i64) -> Option<u64> {
 
 /// The memory of a machine whose container may use so much, in MiB.
 pub fn machine_mib(container_mib: u64) -> u64 {
-    let memory_mib = container_mib + container_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
+    let memory_mib =
+        container_mib + container_mib.div_ceil(GUEST_OVERHEAD_PART) + GUEST_OVERHEAD_MIB;
     memory_mib.max(MIN_MEMORY_MIB)
 }
 
@@ -265,7 +270,7 @@ mod tests {
             size,
             Size {
                 vcpus: 2,
-                memory_mib: 512 + 8 + GUEST_OVERHEAD_MIB
+                memory_mib: 512 + 16 + GUEST_OVERHEAD_MIB
             }
         );
     }
@@ -300,7 +305,7 @@ mod tests {
     #[test]
     fn memory_is_the_limit_and_what_the_guest_needs() {
         let size = Size::of(Some(&memory(256 << 20)), &BOUNDS).unwrap();
-        assert_eq!(size.memory_mib, 256 + 4 + GUEST_OVERHEAD_MIB);
+        assert_eq!(size.memory_mib, 256 + 8 + GUEST_OVERHEAD_MIB);
         let odd = Size::of(Some(&memory((256 << 20) + 1)), &BOUNDS).unwrap();
         assert!(odd.memory_mib > size.memory_mib);
     }

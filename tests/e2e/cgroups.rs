@@ -211,6 +211,24 @@ fn a_container_may_use_what_it_was_given_and_no_more() {
     assert!(!finished.stdout.starts_with("0\n"), "{}", finished.stdout);
 }
 
+#[test]
+fn the_guest_has_memory_left_when_its_containers_have_none() {
+    let rvm = Rvm::new().configured("memory_mib = 64");
+    let script = "tail /dev/zero; echo $?; cat /groups/memory.events";
+    for (limit, oom) in [(-1, 0), (64 << 20, 1)] {
+        let bundle = Bundle::shell(script).with(|config| {
+            config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit });
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            mounts.push(json!({ "destination": "/groups", "type": "cgroup", "source": "cgroup" }));
+        });
+        let finished = rvm.run(&bundle, "box");
+        // Its own limit was met, or that of all containers; never that of the guest.
+        let events = format!("oom {oom}\noom_kill 1\n");
+        assert!(finished.stdout.starts_with("137\n"), "{finished:?}");
+        assert!(finished.stdout.contains(&events), "{limit}: {finished:?}");
+    }
+}
+
 /// The number of a CPU that this may run on, and never the nested machine's first, which enters no guest.
 fn one_cpu() -> String {
     let last = std::thread::available_parallelism().unwrap().get() - 1;

@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::container::cgroup;
+use crate::container::cgroup::parent;
 use crate::sys::{Doing as _, OsError};
 
 /// Hard limit of open files that containers inherit: what engines ask for at most, in practice.
@@ -25,8 +25,24 @@ const SYSCTLS: [(&str, &str); 5] = [
     ("vm/max_map_count", "1048576"),
 ];
 
-/// Applies them, the resource limits, the agent's own protection from the OOM killer, and makes
-/// every cgroup controller available to containers.
+/// What the kernel keeps free, in KiB, for allocations that cannot wait: its own measure. With huge pages
+/// it keeps a good deal more, so that they stay easy to find, at the expense of what containers may use.
+fn free_kib(total_kib: u64) -> u64 {
+    (16 * total_kib).isqrt()
+}
+
+fn keep_less_free() -> Result<(), OsError> {
+    let path = "/proc/sys/vm/min_free_kbytes";
+    let wanted = free_kib(rustix::system::sysinfo().totalram as u64 >> 10);
+    let now = std::fs::read_to_string(path).doing(|| format!("read {path}"))?;
+    if now.trim().parse().is_ok_and(|now: u64| now > wanted) {
+        std::fs::write(path, wanted.to_string()).doing(|| format!("write {wanted} to {path}"))?;
+    }
+    Ok(())
+}
+
+/// Applies them, the resource limits, the agent's own protection from the OOM killer, and makes the
+/// cgroup for containers.
 pub fn apply() -> Result<(), OsError> {
     for (name, value) in SYSCTLS {
         let path = format!("/proc/sys/{name}");
@@ -48,5 +64,7 @@ pub fn apply() -> Result<(), OsError> {
     };
     setrlimit(Resource::Nproc, unlimited).doing(|| "raise the limit of processes")?;
     rustix::system::sethostname(b"rvm").doing(|| "set the host name")?;
-    cgroup::enable_controllers()
+    keep_less_free()?;
+    parent::prepare()?;
+    parent::limit_memory()
 }

@@ -3,6 +3,7 @@
 use oci_spec::runtime::LinuxResources;
 
 use super::Container;
+use super::cgroup::{CgroupError, parent};
 use super::spec::SpecError;
 use super::state::{self, Operation};
 use crate::error::AgentError;
@@ -13,6 +14,8 @@ impl Container {
         state::permit(*self.lock_state(), Operation::Update)?;
         let resources: LinuxResources = serde_json::from_slice(resources)
             .map_err(|error| SpecError::Malformed(format!("linux.resources: {error}")))?;
+        // The machine grows before what is in it.
+        parent::limit_memory().map_err(CgroupError::from)?;
         Ok(self.cgroup.set_limits(&resources)?)
     }
 }

@@ -45,14 +45,14 @@ mod tests {
     #[test]
     fn a_larger_pod_and_a_slower_engine_cost_more() {
         let small = describe(EngineKind::Kvm, 512);
-        let expected = "overhead:\n  podFixed:\n    memory: 108Mi\n    cpu: 100m\n";
+        let expected = "overhead:\n  podFixed:\n    memory: 124Mi\n    cpu: 100m\n";
         assert!(small.ends_with(expected), "{small}");
         let large = describe(EngineKind::Kvm, 4096);
-        assert!(large.contains("memory: 192Mi"), "{large}");
+        assert!(large.contains("memory: 265Mi"), "{large}");
         let class = include_str!("../../../deploy/kubernetes/runtimeclass.yaml");
         let (_, stated) = large.split_once('\n').unwrap();
         assert!(class.contains(stated), "{class}");
         let slow = describe(EngineKind::Qemu, 512);
-        assert!(slow.contains("memory: 444Mi"), "{slow}");
+        assert!(slow.contains("memory: 460Mi"), "{slow}");
     }
 }

@@ -27,7 +27,7 @@ use crate::spawn::Vmm;
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
 /// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
-     tsc=reliable no_timer_check noreplace-smp \
+     tsc=reliable no_timer_check noreplace-smp swiotlb=noforce \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// How many network cards can be plugged in while the machine runs. Each costs every start a few

@@ -40,7 +40,7 @@ impl Fd {
 /// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it. The
 /// machine adds its virtio-mmio devices itself.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
-     tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
+     tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 swiotlb=noforce \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// The most network cards. microvm has eight slots, three of which carry what no guest can be
@@ -110,7 +110,7 @@ pub fn arguments(
             format!("socket,id=console,mux=on,fd={}", fd(Fd::Console)),
         ),
         ("-serial", "chardev:console".to_owned()),
-        ("-device", "virtio-serial-device".to_owned()),
+        ("-device", "virtio-serial-device,max_ports=1".to_owned()),
         ("-device", "virtconsole,chardev=console".to_owned()),
         ("-chardev", format!("socket,id=vsock,fd={}", fd(Fd::Vsock))),
         (

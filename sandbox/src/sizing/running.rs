@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_running_machine_follows_the_limits_up_and_down() {
-        for (mib, machine) in [(128, 178), (1024, 1088)] {
+        for (mib, machine) in [(128, 188), (1024, 1112)] {
             let change = change(memory(mib << 20));
             let size = RUNNING.size_for(&change, &BOUNDS).unwrap();
             assert_eq!(size.memory_mib, machine);

@@ -1,11 +1,12 @@
 //! A container's control group.
 //!
 //! The guest has cgroup v2 only. The agent stays in the root group; each container has one group
-//! right below it, of which its cgroup namespace makes a root.
+//! right below that of all containers ([`parent`]), of which its cgroup namespace makes a root.
 
 mod bpf;
 mod convert;
 mod device_rules;
+pub mod parent;
 mod watch;
 
 use std::collections::HashMap;
@@ -18,13 +19,13 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, unli
 use rustix::io::Errno;
 
 pub use convert::ResourceError;
+use parent::PARENT;
 pub use watch::Watch;
 
 use crate::sys::bpf::{Hook, attach};
 use crate::sys::{Doing as _, OsError, signal};
 
-const ROOT: &str = "/sys/fs/cgroup";
-/// Keeps container ids apart from the interface files that share the root directory with them.
+/// Keeps container ids apart from the interface files that share the parent's directory with them.
 const PREFIX: &str = "rvm-";
 /// How long the kernel may take to end all processes of a group after it was told to.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,21 +62,6 @@ pub enum CgroupError {
     StillPopulated,
 }
 
-/// Lets child groups of the root use every controller there is.
-pub fn enable_controllers() -> Result<(), OsError> {
-    let path = format!("{ROOT}/cgroup.controllers");
-    let controllers = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-    let enable: Vec<_> = controllers
-        .split_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
-    if enable.is_empty() {
-        return Ok(());
-    }
-    let path = format!("{ROOT}/cgroup.subtree_control");
-    std::fs::write(&path, enable.join(" ")).doing(|| format!("write {path}"))
-}
-
 /// One container's group.
 pub struct Cgroup {
     name: String,
@@ -87,8 +73,9 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes the group for a container.
     pub fn create(container_id: &str) -> Result<Self, CgroupError> {
+        parent::limit_memory()?;
         let name = format!("{PREFIX}{container_id}");
-        let path = format!("{ROOT}/{name}");
+        let path = format!("{PARENT}/{name}");
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
             .doing(|| format!("make cgroup {path}"))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -311,7 +298,7 @@ impl Cgroup {
 
     /// This group's directory and all below, parents first.
     fn tree(&self) -> Result<Vec<std::path::PathBuf>, CgroupError> {
-        let mut found = vec![Path::new(ROOT).join(&self.name)];
+        let mut found = vec![Path::new(PARENT).join(&self.name)];
         let mut next = 0;
         while let Some(directory) = found.get(next).cloned() {
             next += 1;
