@@ -1,10 +1,13 @@
 //! virtio-fs: a directory of the host as a file system of the guest.
 //!
-//! The file system is virtiofsd's; this is its device. Requests are carried out one after the other
+//! The file system is virtiofsd's, below a layer that lets the guest keep what it has cached; this is its
+//! device. Requests are carried out one after the other
 //! on the device's own thread, which may block and which takes on the identity of the guest's
 //! process while it creates a file.
 
+mod close_to_open;
 pub mod spec;
+mod versions;
 
 use std::fs::File;
 use std::io;
@@ -15,6 +18,7 @@ use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
+use self::close_to_open::CloseToOpen;
 use self::spec::{CONFIG_BYTES, TAG_BYTES};
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
@@ -36,7 +40,7 @@ pub struct Shared {
 /// The device.
 pub struct Fs {
     config: [u8; CONFIG_BYTES],
-    server: Server<PassthroughFs>,
+    server: Server<CloseToOpen>,
     /// The thread has a working directory and a umask of its own.
     prepared: bool,
 }
@@ -67,7 +71,7 @@ impl Fs {
         config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
         Ok(Self {
             config,
-            server: Server::new(fs),
+            server: Server::new(CloseToOpen::new(fs)),
             prepared: false,
         })
     }

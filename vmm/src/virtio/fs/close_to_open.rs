@@ -1,0 +1,330 @@
+//! The file system that the device serves: virtiofsd's, with close-to-open consistency that does not
+//! cost the guest its page cache at every open.
+//!
+//! virtiofsd answers opens in one of two ways. Without KEEP_CACHE the guest's kernel drops the file's
+//! pages, those that running programs have mapped among them, and reads them again: each exec of a shell
+//! pays for the shells that run. With it, a change that shows in neither mtime nor size is never seen. Here
+//! the answer depends on the file, as with libfuse's `auto_cache`; `versions.rs` decides.
+
+use std::ffi::CStr;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use virtiofsd::filesystem::{
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+};
+use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::passthrough::PassthroughFs;
+
+use super::versions::{Version, Versions};
+
+type Inode = <PassthroughFs as FileSystem>::Inode;
+type Handle = <PassthroughFs as FileSystem>::Handle;
+
+/// The file system.
+pub struct CloseToOpen {
+    inner: PassthroughFs,
+    versions: Mutex<Versions>,
+    /// Seconds since 1970.
+    clock: fn() -> u64,
+}
+
+impl CloseToOpen {
+    /// `inner` must answer opens without KEEP_CACHE.
+    pub fn new(inner: PassthroughFs) -> Self {
+        Self {
+            inner,
+            versions: Mutex::default(),
+            clock: seconds_since_1970,
+        }
+    }
+
+    fn versions(&self) -> MutexGuard<'_, Versions> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an open of the file may leave the guest what it has cached. Of a file whose attributes
+    /// cannot be had, nothing is left.
+    fn may_keep(&self, context: Context, inode: Inode, handle: Option<Handle>) -> bool {
+        let Ok((attributes, _)) = self.inner.getattr(context, inode, handle) else {
+            return false;
+        };
+        attributes.mode & libc::S_IFMT == libc::S_IFREG
+            && (self.versions()).may_keep(inode, Version::of(&attributes), (self.clock)())
+    }
+
+    /// Gives up what is remembered of those that the guest holds no longer: the guest may have forgotten
+    /// one of several names.
+    fn give_up(&self, context: Context, inodes: impl Iterator<Item = Inode>) {
+        let mut versions = self.versions();
+        for inode in inodes {
+            if versions.knows(inode) && self.inner.getattr(context, inode, None).is_err() {
+                versions.forget(inode);
+            }
+        }
+    }
+}
+
+fn seconds_since_1970() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    elapsed.map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Methods that are the inner file system's.
+macro_rules! inner {
+    ($(fn $name:ident$(<$stream:ident: $bound:path>)?(
+        &self $(, $argument:ident: $type:ty)* $(,)?
+    ) $(-> $answer:ty)?;)*) => {
+        $(fn $name$(<$stream: $bound>)?(&self $(, $argument: $type)*) $(-> $answer)? {
+            self.inner.$name($($argument),*)
+        })*
+    };
+}
+
+impl FileSystem for CloseToOpen {
+    type Inode = Inode;
+    type Handle = Handle;
+    type DirIter = <PassthroughFs as FileSystem>::DirIter;
+
+    /// The file has been opened when its version is asked for: what is read from it is not older.
+    fn open(
+        &self,
+        context: Context,
+        inode: Inode,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<(Option<Handle>, OpenOptions)> {
+        let (handle, mut options) = self.inner.open(context, inode, kill_priv, flags)?;
+        options.set(
+            OpenOptions::KEEP_CACHE,
+            self.may_keep(context, inode, handle),
+        );
+        Ok((handle, options))
+    }
+
+    fn forget(&self, context: Context, inode: Inode, count: u64) {
+        self.inner.forget(context, inode, count);
+        self.give_up(context, std::iter::once(inode));
+    }
+
+    fn batch_forget(&self, context: Context, requests: Vec<(Inode, u64)>) {
+        let inodes: Vec<Inode> = requests.iter().map(|(inode, _)| *inode).collect();
+        self.inner.batch_forget(context, requests);
+        self.give_up(context, inodes.into_iter());
+    }
+
+    /// A guest that begins anew has no inode of before.
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        *self.versions() = Versions::default();
+        self.inner.init(capable)
+    }
+
+    fn destroy(&self) {
+        *self.versions() = Versions::default();
+        self.inner.destroy();
+    }
+
+    inner! {
+        fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
+        fn getattr(&self, context: Context, inode: Inode, handle: Option<Handle>)
+            -> io::Result<(Attr, Duration)>;
+        fn setattr(&self, context: Context, inode: Inode, attributes: SetattrIn,
+            handle: Option<Handle>, valid: SetattrValid) -> io::Result<(Attr, Duration)>;
+        fn access(&self, context: Context, inode: Inode, mask: u32) -> io::Result<()>;
+        fn statfs(&self, context: Context, inode: Inode) -> io::Result<libc::statvfs64>;
+        fn syncfs(&self, context: Context, inode: Inode) -> io::Result<()>;
+
+        fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32, kill_priv: bool,
+            flags: u32, umask: u32, extensions: Extensions)
+            -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
+        fn mknod(&self, context: Context, parent: Inode, name: &CStr, mode: u32, device: u32,
+            umask: u32, extensions: Extensions) -> io::Result<Entry>;
+        fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
+            extensions: Extensions) -> io::Result<Entry>;
+        fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
+            extensions: Extensions) -> io::Result<Entry>;
+        fn link(&self, context: Context, inode: Inode, parent: Inode, name: &CStr)
+            -> io::Result<Entry>;
+        fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
+        fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
+            flags: u32) -> io::Result<()>;
+        fn unlink(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
+        fn rmdir(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
+
+        fn read<W: ZeroCopyWriter>(&self, context: Context, inode: Inode, handle: Handle, to: W,
+            size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
+        fn write<R: ZeroCopyReader>(&self, context: Context, inode: Inode, handle: Handle, from: R,
+            size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool, kill_priv: bool,
+            flags: u32) -> io::Result<usize>;
+        fn copyfilerange(&self, context: Context, from: Inode, from_handle: Handle, from_offset: u64,
+            to: Inode, to_handle: Handle, to_offset: u64, length: u64, flags: u64)
+            -> io::Result<usize>;
+        fn fallocate(&self, context: Context, inode: Inode, handle: Handle, mode: u32, offset: u64,
+            length: u64) -> io::Result<()>;
+        fn lseek(&self, context: Context, inode: Inode, handle: Handle, offset: u64, whence: u32)
+            -> io::Result<u64>;
+        fn flush(&self, context: Context, inode: Inode, handle: Handle, lock_owner: u64)
+            -> io::Result<()>;
+        fn fsync(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
+            -> io::Result<()>;
+        fn release(&self, context: Context, inode: Inode, flags: u32, handle: Handle, flush: bool,
+            unlock: bool, lock_owner: Option<u64>) -> io::Result<()>;
+
+        fn opendir(&self, context: Context, inode: Inode, flags: u32)
+            -> io::Result<(Option<Handle>, OpenOptions)>;
+        fn readdir(&self, context: Context, inode: Inode, handle: Handle, size: u32, offset: u64)
+            -> io::Result<Self::DirIter>;
+        fn fsyncdir(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
+            -> io::Result<()>;
+        fn releasedir(&self, context: Context, inode: Inode, flags: u32, handle: Handle)
+            -> io::Result<()>;
+
+        fn getxattr(&self, context: Context, inode: Inode, name: &CStr, size: u32)
+            -> io::Result<GetxattrReply>;
+        fn listxattr(&self, context: Context, inode: Inode, size: u32)
+            -> io::Result<ListxattrReply>;
+        fn setxattr(&self, context: Context, inode: Inode, name: &CStr, value: &[u8], flags: u32,
+            more_flags: SetxattrFlags) -> io::Result<()>;
+        fn removexattr(&self, context: Context, inode: Inode, name: &CStr) -> io::Result<()>;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+    use std::path::Path;
+
+    use virtiofsd::filesystem::ROOT_ID;
+    use virtiofsd::passthrough::Config;
+
+    use super::*;
+
+    /// A directory with a file in it, served by a machine whose clock is ten seconds ahead: all that
+    /// happens in the test is old.
+    struct Served {
+        fs: CloseToOpen,
+        dir: tempfile::TempDir,
+        inode: Inode,
+    }
+
+    fn context() -> Context {
+        Context {
+            uid: 0.into(),
+            gid: 0.into(),
+            pid: 1,
+        }
+    }
+
+    impl Served {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("file"), "text").unwrap();
+            let inner = PassthroughFs::new(Config {
+                root_dir: dir.path().to_str().unwrap().to_owned(),
+                ..Config::default()
+            })
+            .unwrap();
+            inner.open_root_node().unwrap();
+            let fs = CloseToOpen {
+                clock: || seconds_since_1970() + 10,
+                ..CloseToOpen::new(inner)
+            };
+            let inode = fs.lookup(context(), ROOT_ID, c"file").unwrap().inode;
+            Self { fs, dir, inode }
+        }
+
+        fn file(&self) -> std::path::PathBuf {
+            self.dir.path().join("file")
+        }
+
+        fn cache_is_kept(&self, flags: libc::c_int) -> bool {
+            let opened = self
+                .fs
+                .open(context(), self.inode, false, flags.cast_unsigned());
+            let (handle, options) = opened.unwrap();
+            let (inode, handle) = (self.inode, handle.unwrap());
+            self.fs
+                .release(context(), inode, 0, handle, false, false, None)
+                .unwrap();
+            options.contains(OpenOptions::KEEP_CACHE)
+        }
+
+        fn is_known(&self) -> bool {
+            self.fs.versions().knows(self.inode)
+        }
+    }
+
+    fn set_mtime(path: &Path, mtime: SystemTime) {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_times(FileTimes::new().set_modified(mtime))
+            .unwrap();
+    }
+
+    #[test]
+    fn a_file_that_stays_as_it_was_keeps_its_pages_from_the_second_open_on() {
+        let served = Served::new();
+        let kept: Vec<bool> = (0..3)
+            .map(|_| served.cache_is_kept(libc::O_RDONLY))
+            .collect();
+        assert_eq!(kept, [false, true, true]);
+    }
+
+    #[test]
+    fn a_file_that_has_just_changed_never_keeps_its_pages() {
+        let mut served = Served::new();
+        served.fs.clock = seconds_since_1970;
+        assert!((0..3).all(|_| !served.cache_is_kept(libc::O_RDONLY)));
+        assert!(!served.is_known());
+    }
+
+    #[test]
+    fn a_change_that_leaves_length_and_mtime_drops_the_pages() {
+        let served = Served::new();
+        let mtime = fs::metadata(served.file()).unwrap().modified().unwrap();
+        assert!(!served.cache_is_kept(libc::O_RDONLY));
+        assert!(served.cache_is_kept(libc::O_RDONLY));
+        // Past the tick of the clock in which the file was made.
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(served.file(), "TEXT").unwrap();
+        set_mtime(&served.file(), mtime);
+        assert!(!served.cache_is_kept(libc::O_RDONLY));
+    }
+
+    #[test]
+    fn truncation_by_an_open_drops_the_pages() {
+        let served = Served::new();
+        assert!(!served.cache_is_kept(libc::O_RDONLY));
+        assert!(!served.cache_is_kept(libc::O_WRONLY | libc::O_TRUNC));
+        assert!(served.cache_is_kept(libc::O_RDONLY));
+    }
+
+    #[test]
+    fn a_directory_is_not_remembered() {
+        let mut served = Served::new();
+        served.inode = ROOT_ID;
+        assert!((0..2).all(|_| !served.cache_is_kept(libc::O_DIRECTORY)));
+        assert!(!served.is_known());
+    }
+
+    #[test]
+    fn what_the_guest_forgets_is_forgotten_with_its_last_name() {
+        let served = Served::new();
+        served.fs.lookup(context(), ROOT_ID, c"file").unwrap();
+        served.cache_is_kept(libc::O_RDONLY);
+        served.fs.forget(context(), served.inode, 1);
+        assert!(served.cache_is_kept(libc::O_RDONLY));
+        served.fs.batch_forget(context(), vec![(served.inode, 1)]);
+        assert!(!served.is_known());
+    }
+
+    #[test]
+    fn a_guest_that_begins_anew_is_a_new_guest() {
+        let served = Served::new();
+        served.cache_is_kept(libc::O_RDONLY);
+        assert!(served.is_known());
+        served.fs.init(FsOptions::empty()).unwrap();
+        assert!(!served.is_known());
+    }
+}
