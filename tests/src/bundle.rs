@@ -53,6 +53,11 @@ impl Bundle {
         self
     }
 
+    /// Adds a mount.
+    pub fn mount(self, mount: Value) -> Self {
+        self.with(|config| config["mounts"].as_array_mut().unwrap().push(mount))
+    }
+
     /// The directory, with the configuration in it. A container that asks for no cgroup gets one in
     /// the world of the test.
     pub fn write(&self) -> &Path {
@@ -76,6 +81,13 @@ impl Bundle {
     pub fn rootfs(&self, path: &str) -> PathBuf {
         self.dir.path().join("rootfs").join(path)
     }
+}
+
+/// A bind mount of config.json.
+pub fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
+    json!({
+        "destination": destination, "type": "bind", "source": source, "options": options,
+    })
 }
 
 /// What `runc spec` writes, without a terminal.

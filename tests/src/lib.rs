@@ -19,7 +19,7 @@ pub mod terminal;
 
 use std::path::{Path, PathBuf};
 
-pub use bundle::Bundle;
+pub use bundle::{Bundle, bind};
 pub use command::{Finished, Rvm};
 pub use containerd::Containerd;
 

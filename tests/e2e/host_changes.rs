@@ -1,0 +1,184 @@
+//! What the host does to the files of a container while it runs.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rvm_tests::command::eventually;
+use rvm_tests::{Bundle, Finished, Rvm, bind};
+use serde_json::json;
+
+/// A change that long ago shows in the file's times.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// What a program said that must have succeeded.
+fn output(finished: Finished) -> String {
+    assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
+    finished.stdout
+}
+
+#[test]
+fn what_the_host_mounts_later_reaches_a_volume_that_follows_it() {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir_all(volume.join("later")).unwrap();
+    let flags = rustix::mount::MountPropagationFlags::SHARED;
+    rustix::mount::mount_bind(&volume, &volume).unwrap();
+    rustix::mount::mount_change(&volume, flags).unwrap();
+    let command = "until [ -e /v/later/file ]; do sleep 0.1; done; cat /v/later/file";
+    let bundle = Bundle::shell(command).mount(bind(&volume, "/v", &["rbind", "rslave"]));
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("later", volume.join("later"), "tmpfs", none, None).unwrap();
+    fs::write(volume.join("later/file"), "text\n").unwrap();
+    rvm.wait_for_status("box", "stopped");
+    rvm.ok(&["delete", "box"]);
+    for path in [volume.join("later"), volume] {
+        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (file, tool, log) = (
+        dir.path().join("f"),
+        dir.path().join("t"),
+        dir.path().join("log"),
+    );
+    fs::write(&file, "").unwrap();
+    fs::write(&log, "").unwrap();
+    fs::copy("/bin/busybox", &tool).unwrap();
+    let bundle = Bundle::shell("exec tail -f /d/log >/d/seen")
+        .mount(bind(&file, "/etc/file", &["rbind"]))
+        .mount(bind(&tool, "/opt/busybox", &["rbind", "ro"]))
+        .mount(bind(dir.path(), "/d", &["rbind"]));
+    rvm.create(&bundle, "box");
+    let shell = |script: &str| output(rvm.call(&["exec", "box", "sh", "-c", script]));
+    // As Podman does it. Then shorter, of the same length at once, and longer.
+    for text in [
+        "192.0.2.1 box\n",
+        "short\n",
+        "other\n",
+        "and longer again\n",
+    ] {
+        fs::write(&file, text).unwrap();
+        if text.starts_with("192") {
+            rvm.ok(&["start", "box"]);
+        }
+        // At once on qemu, and on kvm within SHARED_CACHE_TIMEOUT.
+        eventually(&format!("{text:?} is read"), || {
+            shell("cat /etc/file") == text
+        });
+        let length = format!("{}\n", text.len());
+        assert_eq!(shell("stat -c %s /etc/file"), length);
+    }
+    let append = |path: &Path, text: &str| {
+        let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    };
+    // Both write, and nothing is lost. A program is mapped, and is so after it has changed.
+    shell("echo guest >>/etc/file");
+    append(&file, "host\n");
+    let whole = "and longer again\nguest\nhost\n";
+    eventually("what both wrote is read", || {
+        shell("cat /etc/file") == whole
+    });
+    assert_eq!(shell("/opt/busybox echo runs"), "runs\n");
+    append(&tool, "more");
+    let length = fs::metadata(&tool).unwrap().len();
+    let run = "/opt/busybox echo runs; wc -c </opt/busybox";
+    eventually("it is longer", || shell(run) == format!("runs\n{length}\n"));
+    // Nobody opens it any more.
+    let mut told = String::new();
+    for line in ["first\n", "second\n"] {
+        append(&log, line);
+        told += line;
+        eventually(&format!("{line:?} is told"), || {
+            shell("cat /d/seen") == told
+        });
+    }
+    rvm.ok(&["delete", "--force", "box"]);
+}
+
+/// Of files that were read before and are long unchanged, which on kvm the guest need not read again.
+#[test]
+fn what_the_host_writes_is_read_by_the_next_open() {
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (file, twin) = (dir.path().join("f"), dir.path().join("g"));
+    fs::write(&file, "text 0\n").unwrap();
+    fs::write(&twin, "text 0\n").unwrap();
+    let bundle = Bundle::shell("sleep 1000")
+        .mount(bind(dir.path(), "/d", &["rbind"]))
+        .mount(bind(&twin, "/etc/file", &["rbind"]));
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let read = || {
+        let script = "cat /d/f /etc/file; cat /d/f /etc/file";
+        output(rvm.call(&["exec", "box", "sh", "-c", script]))
+    };
+    std::thread::sleep(SETTLED);
+    assert_eq!(read(), "text 0\n".repeat(4));
+    // At once, of the same length, and soon after another.
+    for text in ["text 1\n", "text 2\n"] {
+        rewrite(&file, text);
+        rewrite(&twin, text);
+        assert_eq!(read(), text.repeat(4));
+    }
+    rvm.ok(&["delete", "--force", "box"]);
+}
+
+/// On kvm a namespace that comes upon a mount of the host's first has pages of its own of the files there.
+#[test]
+fn what_the_host_writes_is_read_in_every_mount_namespace() {
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir(path("mount")).unwrap();
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("inner", path("mount"), "tmpfs", none, None).unwrap();
+    fs::write(path("mount/f"), "text 0\n").unwrap();
+    let other = "cat mount/f; : >read; until [ -e go ]; do sleep 0.1; done; cat mount/f";
+    let command = format!("cd /d; unshare -m sh -c '{other}' >said; true");
+    let bundle = Bundle::shell(&command)
+        .mount(bind(dir.path(), "/d", &["rbind"]))
+        .with(|config| {
+            for set in ["bounding", "permitted", "effective"] {
+                config["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+            }
+        });
+    std::thread::sleep(SETTLED);
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    eventually("the other has read", || path("read").exists());
+    let read = || {
+        let script = "cat /d/mount/f; cat /d/mount/f";
+        output(rvm.call(&["exec", "box", "sh", "-c", script]))
+    };
+    assert_eq!(read(), "text 0\n".repeat(2));
+    rewrite(&path("mount/f"), "text 1\n");
+    std::thread::sleep(SETTLED);
+    assert_eq!(read(), "text 1\n".repeat(2));
+    fs::write(path("go"), "").unwrap();
+    rvm.wait_for_status("box", "stopped");
+    assert_eq!(
+        fs::read_to_string(path("said")).unwrap(),
+        "text 0\ntext 1\n"
+    );
+    rvm.ok(&["delete", "box"]);
+    rustix::mount::unmount(path("mount"), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+/// Replaces what is in a file and, where that does not hide the change, puts its mtime back: a version on
+/// 9p is the second of mtime, and the length.
+fn rewrite(path: &Path, text: &str) {
+    let mtime = fs::metadata(path).unwrap().modified().unwrap();
+    fs::write(path, text).unwrap();
+    if rvm_tests::engine() == "kvm" {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(mtime).unwrap();
+    }
+}
