@@ -25,7 +25,7 @@ class Rvm:
         directory = os.path.join(self.bundle, "rootfs/bin")
         os.makedirs(directory)
         shutil.copy(shutil.which("busybox"), directory)
-        for applet in ("true", "echo", "cat", "sleep"):
+        for applet in ("true", "echo", "cat", "sleep", "sh"):
             os.symlink("busybox", os.path.join(directory, applet))
 
     def configure(self, *args, network=None):

@@ -32,7 +32,7 @@ pub struct CloseToOpen {
 }
 
 impl CloseToOpen {
-    /// `inner` must answer opens without KEEP_CACHE.
+    /// What `inner` says of KEEP_CACHE does not count.
     pub fn new(inner: PassthroughFs) -> Self {
         Self {
             inner,

@@ -1,23 +1,23 @@
 //! Which version of a file the guest's page cache is at least as new as.
 //!
-//! An open that is answered without KEEP_CACHE empties the cache of the file in the guest, so what is
-//! there afterwards is not older than the version that the file had at that open, and as long as it has
-//! that version, the next opens may leave the cache alone. A version is the size, mtime, and ctime,
-//! which changes with every write and cannot be set back. A file that was changed moments ago may change again
-//! and keep all three; it is not remembered.
+//! An open that is answered without KEEP_CACHE empties the guest's cache of the file. What is in it
+//! afterwards is not older than the version that the file had at that open, and as long as it has that
+//! version, the next opens may leave the cache alone. A version is the size, mtime and ctime, which
+//! changes with every write and cannot be set back. A file that was changed moments ago may change
+//! again and keep all three; it is not remembered.
 //!
-//! That holds for one inode of the guest. The guest may have two for one of ours: every mount namespace
-//! mounts a submount that it comes upon (`fuse_dentry_automount`), and file systems of one connection share
-//! inode numbers and not pages. Two processes may also open one inode at a time, and the second be
-//! answered before the guest has done what the first one's answer says. In both cases the guest's own rule
-//! holds: whenever its attributes change in mtime or size, the inode's pages are dropped
-//! (AUTO_INVAL_DATA), and at an open by name and at a read(2) they are no older than
-//! [`SHARED_CACHE_TIMEOUT`], which is less than [`SETTLED_SECONDS`]: of a remembered version the guest
-//! has heard. It cannot hear of a change that leaves mtime and size (cp -p, touch -r), so a
-//! file that was changed so is not kept again as long as the guest holds it.
+//! That holds for one inode of the guest's kernel, and opens one after the other. There may be two for one of
+//! ours: every mount namespace mounts a mount of the host's that it comes upon (`fuse_dentry_automount`),
+//! and such file systems of one connection share inode numbers and not pages. And a second open may be
+//! answered before the guest has done what the answer to the first one says. For these, the guest's own
+//! rule holds: it drops an inode's pages whenever it hears of another mtime or size (AUTO_INVAL_DATA),
+//! and what it knows at an open by name, and at a read(2), is no older than [`SHARED_CACHE_TIMEOUT`]: of a
+//! version that is remembered, it has heard. It cannot hear of a change that leaves mtime and size (touch -r,
+//! cp -p), so a file that was seen to change so is not kept again as long as the guest holds it.
 //!
-//! As with NFS, a program of the host that writes through a shared mapping is seen only when the host's
-//! kernel has written the page back and sets mtime at the next write.
+//! The times do not tell of everything: a program of the host that writes through a shared mapping sets
+//! mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is emptied from time
+//! to time whatever they say.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +30,10 @@ use virtiofsd::fuse::Attr;
 const SETTLED_SECONDS: u64 = 3;
 
 const _: () = assert!(SHARED_CACHE_TIMEOUT.as_secs() < SETTLED_SECONDS);
+
+/// For so long a cache is kept without being emptied. It is the time within which Linux commonly writes
+/// back what was changed through a mapping.
+const KEPT_SECONDS: u64 = 30;
 
 /// Seconds since 1970, and nanoseconds. Earlier times look like ones far ahead, which count as now.
 type Time = (u64, u32);
@@ -71,6 +75,8 @@ pub struct Versions(BTreeMap<u64, Remembered>);
 
 struct Remembered {
     version: Version,
+    /// When the cache was emptied last.
+    emptied: u64,
     /// There was a change of which the guest cannot hear.
     changed_unheard: bool,
 }
@@ -82,15 +88,21 @@ impl Versions {
         if !present.is_settled(now) {
             return false;
         }
-        let known = self.0.get(&inode);
-        if let Some(known) = known.filter(|known| known.version == present) {
-            return !known.changed_unheard;
-        }
-        let changed_unheard = known.is_some_and(|known| {
-            known.changed_unheard || known.version.looks_the_same_to_the_guest(&present)
-        });
+        let changed_unheard = match self.0.get(&inode) {
+            Some(known) if known.version == present => {
+                if !known.changed_unheard && now < known.emptied + KEPT_SECONDS {
+                    return true;
+                }
+                known.changed_unheard
+            }
+            Some(known) => {
+                known.changed_unheard || known.version.looks_the_same_to_the_guest(&present)
+            }
+            None => false,
+        };
         let remembered = Remembered {
             version: present,
+            emptied: now,
             changed_unheard,
         };
         self.0.insert(inode, remembered);
@@ -127,10 +139,20 @@ mod tests {
     fn a_version_is_kept_once_it_has_been_seen_settled() {
         let mut versions = Versions::default();
         let present = version(1, 10, NOW);
-        let kept: Vec<bool> = [0, SETTLED_SECONDS, SETTLED_SECONDS + 1, 60, 3600]
+        let kept: Vec<bool> = [0, SETTLED_SECONDS, SETTLED_SECONDS + 1, 10, 20]
             .map(|later| versions.may_keep(FILE, present, NOW + later))
             .into();
         assert_eq!(kept, [false, false, false, true, true]);
+    }
+
+    #[test]
+    fn a_cache_is_emptied_from_time_to_time() {
+        let mut versions = Versions::default();
+        let present = version(1, 10, 10);
+        let kept: Vec<bool> = [0, KEPT_SECONDS - 1, KEPT_SECONDS, KEPT_SECONDS + 1]
+            .map(|later| versions.may_keep(FILE, present, NOW + later))
+            .into();
+        assert_eq!(kept, [false, true, false, true]);
     }
 
     #[test]
