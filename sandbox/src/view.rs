@@ -169,10 +169,21 @@ fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<Option<OwnedF
     Ok(writable)
 }
 
+/// How often a path is tried whose `..` the kernel is not sure of, because something was mounted or renamed
+/// meanwhile, anywhere: openat2(2) says that such a call may be made again.
+const TRIES: usize = 128;
+
 /// Opens a path in a root. Links in the image lead nowhere but into the image.
 fn open_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+    let open = || rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    for _ in 1..TRIES {
+        match open() {
+            Err(Errno::AGAIN) => {}
+            result => return result,
+        }
+    }
+    open()
 }
 
 fn pivot(root: &OwnedFd) -> Result<(), Errno> {

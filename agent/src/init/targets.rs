@@ -28,13 +28,27 @@ pub enum Kind {
 
 /// Opens a path to refer to it; links are followed within the root.
 pub fn open(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
-    openat2(
-        root,
-        relative(path),
-        PATH_ONLY,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )
+    resolve(root, relative(path), PATH_ONLY, ResolveFlags::IN_ROOT)
+}
+
+/// How often a path is tried whose `..` the kernel is not sure of, because something was mounted or renamed
+/// meanwhile, anywhere: openat2(2) says that such a call may be made again.
+const TRIES: usize = 128;
+
+fn resolve(
+    root: BorrowedFd<'_>,
+    path: impl AsRef<Path>,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let path = path.as_ref();
+    for _ in 1..TRIES {
+        match openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            result => return result,
+        }
+    }
+    openat2(root, path, flags, Mode::empty(), resolve)
 }
 
 /// Opens a path in which there must be no link at all.
@@ -43,14 +57,8 @@ pub fn open_without_links(
     path: &str,
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    openat2(
-        root,
-        relative(path),
-        flags | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    resolve(root, relative(path), flags | OFlags::CLOEXEC, how)
 }
 
 /// Opens a path, and makes what is missing of it. Links that lead nowhere are followed to where
@@ -85,7 +93,7 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> rustix::io::Result<Owne
     while let Some(name) = rest.pop() {
         let next = resolved.join(&name);
         let is_last = rest.is_empty();
-        match openat2(root, &next, PATH_ONLY, Mode::empty(), ResolveFlags::IN_ROOT) {
+        match resolve(root, &next, PATH_ONLY, ResolveFlags::IN_ROOT) {
             Ok(opened) => {
                 parent = opened;
                 resolved = next;
