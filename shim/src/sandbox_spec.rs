@@ -202,6 +202,7 @@ mod tests {
         resources.cpu_period = 100_000;
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), &request(&config)).unwrap();
+        sandbox_files::unmount(dir.path()).unwrap();
         let text = fs::read(dir.path().join("config.json")).unwrap();
         let spec: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(spec["hostname"], "web");
