@@ -216,10 +216,9 @@ fn the_guest_has_memory_left_when_its_containers_have_none() {
     let rvm = Rvm::new().configured("memory_mib = 64");
     let script = "tail /dev/zero; echo $?; cat /groups/memory.events";
     for (limit, oom) in [(-1, 0), (64 << 20, 1)] {
-        let bundle = Bundle::shell(script).with(|config| {
+        let groups = json!({ "destination": "/groups", "type": "cgroup", "source": "cgroup" });
+        let bundle = Bundle::shell(script).mount(groups).with(|config| {
             config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit });
-            let mounts = config["mounts"].as_array_mut().unwrap();
-            mounts.push(json!({ "destination": "/groups", "type": "cgroup", "source": "cgroup" }));
         });
         let finished = rvm.run(&bundle, "box");
         // Its own limit was met, or that of all containers; never that of the guest.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rvm_tests::command::{eventually, signal};
 use rvm_tests::network::Network;
-use rvm_tests::{Bundle, Rvm};
+use rvm_tests::{Bundle, Rvm, bind};
 use serde_json::{Value, json};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
@@ -112,14 +112,9 @@ fn a_socket_in_a_volume_leads_from_one_member_to_another() {
     let _pod = sandbox(&rvm);
     let volume = tempfile::tempdir().unwrap();
     let with_volume = |script: &str| {
-        member(&rvm, script, POD).with(|config| {
-            let mounts = config["mounts"].as_array_mut().unwrap();
-            for (source, place) in [(volume.path(), "/data"), (Path::new(INSIDE), "/inside")] {
-                mounts.push(json!({
-                    "destination": place, "type": "bind", "options": ["bind"], "source": source,
-                }));
-            }
-        })
+        member(&rvm, script, POD)
+            .mount(bind(volume.path(), "/data", &["bind"]))
+            .mount(bind(Path::new(INSIDE), "/inside", &["bind"]))
     };
     let bundle = with_volume("/inside listen /data/socket");
     rvm.create(&bundle, "server");

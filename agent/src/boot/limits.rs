@@ -41,8 +41,8 @@ fn keep_less_free() -> Result<(), OsError> {
     Ok(())
 }
 
-/// Applies them, the resource limits, the agent's own protection from the OOM killer, and makes the
-/// cgroup for containers.
+/// Applies the settings, the resource limits and the agent's own protection from the OOM killer, and
+/// makes the cgroup for containers.
 pub fn apply() -> Result<(), OsError> {
     for (name, value) in SYSCTLS {
         let path = format!("/proc/sys/{name}");
