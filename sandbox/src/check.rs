@@ -8,7 +8,8 @@ use std::process::Command;
 use rvm_protocol::vmm::ProbeReport;
 
 use crate::config::Config;
-use crate::engine::{available_memory_mib, choice, probe};
+use crate::engine::{choice, probe};
+use crate::host::memory::available_memory_mib;
 
 /// What was looked at.
 #[derive(Debug)]
@@ -92,8 +93,8 @@ fn verdict(config: &Config, kvm: bool, qemu: bool, lines: &[Line]) -> Result<Str
     }
     let choice = choice::choose(config).map_err(|error| error.to_string())?;
     let missing = match choice.kind {
-        crate::engine::EngineKind::Kvm => !kvm,
-        crate::engine::EngineKind::Qemu => !qemu,
+        crate::config::EngineKind::Kvm => !kvm,
+        crate::config::EngineKind::Qemu => !qemu,
     };
     let chosen = format!(
         "{} engine ({}): {}",

@@ -1,11 +1,12 @@
 //! rvm's own configuration: /etc/rvm/config.toml. Every value has a default, so there need be none.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the configuration lies if nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/rvm/config.toml";
@@ -44,6 +45,25 @@ pub enum ConfigError {
     },
 }
 
+/// An engine by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// Our VMM on KVM.
+    Kvm,
+    /// QEMU.
+    Qemu,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
 /// What runs the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -57,8 +77,8 @@ pub enum EngineChoice {
     Qemu,
 }
 
-impl std::fmt::Display for EngineChoice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Kvm => "kvm",

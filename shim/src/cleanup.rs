@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message as _;
 use protobuf::well_known_types::timestamp::Timestamp;
-use rvm_sandbox::lifecycle;
+use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
 use rvm_sandbox::state::{State, StateError, Store};
 

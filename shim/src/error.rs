@@ -1,16 +1,16 @@
 //! What a request may fail with, and the one place where that becomes a code of ttrpc's. containerd
 //! acts on some of them: what is not found is taken to be gone already.
 
-use rvm_sandbox::agent::AgentError;
-use rvm_sandbox::bring_up::BringUpError;
 use rvm_sandbox::config::ConfigError;
-pub use rvm_sandbox::error_chain::chain;
-use rvm_sandbox::lifecycle::LifecycleError;
+use rvm_sandbox::container::lifecycle::LifecycleError;
+use rvm_sandbox::container::start::BringUpError;
+use rvm_sandbox::container::update::UpdateError;
+use rvm_sandbox::guest::agent::AgentError;
+use rvm_sandbox::guest::stdio::StdioError;
+pub use rvm_sandbox::host::error_chain::chain;
 use rvm_sandbox::network::NetworkError;
 use rvm_sandbox::spec::SpecError;
 use rvm_sandbox::state::StateError;
-use rvm_sandbox::stdio::StdioError;
-use rvm_sandbox::update::UpdateError;
 use ttrpc::Code;
 
 use crate::options::OptionsError;

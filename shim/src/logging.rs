@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use rvm_sandbox::log_lines::{self, Format};
+use rvm_sandbox::host::log_lines::{self, Format};
 use tracing::Level;
 
 use crate::flags::Flags;

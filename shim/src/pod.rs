@@ -15,17 +15,17 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
-use rvm_sandbox::bring_up::{Site, take_network};
+use rvm_sandbox::anchor::StandIn;
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
-use rvm_sandbox::lifecycle;
+use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::container::start::{Site, take_network};
+use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::network::Namespace;
 use rvm_sandbox::sandbox::Sandbox;
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::spec::pod::Role;
-use rvm_sandbox::stand_in::StandIn;
 use rvm_sandbox::state::{self, Status, Store};
-use rvm_sandbox::timings::Timings;
 use tokio::sync::Notify;
 
 use crate::container::{Container, Execs, Output, claim, remember_state, stopped};

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use oci_spec::runtime::Process as Program;
 use protobuf::well_known_types::timestamp::Timestamp;
+use rvm_sandbox::anchor::StandIn;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
-use rvm_sandbox::stand_in::StandIn;
 use tokio::sync::watch;
 
 use crate::stdio::Uris;

@@ -3,7 +3,7 @@
 //! containerd asks for the removal of whatever has a bundle, however late. Where the bundle is gone too,
 //! or the id has been given to another container, nobody will ask any more.
 
-use rvm_sandbox::lifecycle::{self, LifecycleError};
+use rvm_sandbox::container::lifecycle::{self, LifecycleError};
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::{Container, State, StateError, Store};
 

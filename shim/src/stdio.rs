@@ -11,8 +11,8 @@ use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
-use rvm_sandbox::stdio::HostStdio;
-use rvm_sandbox::terminal::WindowSize;
+use rvm_sandbox::guest::stdio::HostStdio;
+use rvm_sandbox::host::terminal::WindowSize;
 
 use crate::logger::Logger;
 use crate::uri::{self, Uri};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use rvm_sandbox::lifecycle;
+use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::Container;
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rvm_sandbox::lifecycle;
+use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::state::StateError;
 
 use super::block_on;

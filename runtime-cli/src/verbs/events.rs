@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use rvm_protocol::agent::event::Kind;
-use rvm_sandbox::lifecycle::LifecycleError;
-use rvm_sandbox::running::Observed;
+use rvm_sandbox::container::lifecycle::LifecycleError;
+use rvm_sandbox::container::running::Observed;
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 

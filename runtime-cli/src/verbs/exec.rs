@@ -7,10 +7,11 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::Process;
 use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
-use rvm_sandbox::exec::{self, Order};
+use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::Mode;
+use rvm_sandbox::monitor::exec::{self, Order};
 use rvm_sandbox::spec::process::{self, Changes};
-use rvm_sandbox::{descriptors, lifecycle};
 
 use super::{block_on, create};
 use crate::cli::{ExecArgs, ExecMonitorArgs, Global};

@@ -5,9 +5,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rvm_sandbox::exec::{self, Order};
+use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::Mode;
-use rvm_sandbox::{descriptors, lifecycle};
+use rvm_sandbox::monitor::exec::{self, Order};
 
 use super::block_on;
 use crate::cli::{ExecMonitorArgs, Global};

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
-use rvm_sandbox::lifecycle;
+use rvm_sandbox::container::lifecycle;
 
 use super::block_on;
 use crate::cli::{Global, KillArgs};

@@ -4,11 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use rvm_sandbox::anchor::StandIn;
+use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::guest::descriptors;
+use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::monitor::{self, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
-use rvm_sandbox::stand_in::StandIn;
-use rvm_sandbox::timings::Timings;
-use rvm_sandbox::{descriptors, lifecycle};
 
 use super::block_on;
 use crate::cli::{Global, MonitorArgs};

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rvm_sandbox::cgroup::overhead;
-use rvm_sandbox::engine::{EngineKind, choice};
+use rvm_sandbox::config::EngineKind;
+use rvm_sandbox::engine::choice;
 use rvm_sandbox::sizing;
 
 use super::update::bytes;

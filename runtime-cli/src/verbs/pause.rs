@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rvm_sandbox::running;
+use rvm_sandbox::container::running;
 
 use super::block_on;
 use crate::cli::{Global, IdArgs};

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
-use rvm_sandbox::local_time::LocalTime;
-use rvm_sandbox::running;
-use rvm_sandbox::users::UserNames;
+use rvm_sandbox::container::running;
+use rvm_sandbox::host::local_time::LocalTime;
+use rvm_sandbox::host::users::UserNames;
 
 use super::block_on;
 use crate::cli::{Format, Global, PsArgs};

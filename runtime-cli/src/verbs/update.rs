@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::LinuxResources;
-use rvm_sandbox::update;
+use rvm_sandbox::container::update;
 use serde_json::{Map, Value, json};
 
 use super::block_on;

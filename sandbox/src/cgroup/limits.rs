@@ -13,7 +13,7 @@
 
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
-use crate::engine::EngineKind;
+use crate::config::EngineKind;
 use crate::sizing;
 
 /// Threads of the processes that run a machine and of its monitor: a vCPU each, and those of devices

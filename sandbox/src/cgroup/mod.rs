@@ -5,7 +5,6 @@
 //! The rules of config.json's device list are not applied here: the machine's processes have no
 //! device but the descriptors that they were handed, and the container's devices are the guest's.
 
-mod container;
 mod files;
 mod hierarchy;
 mod limits;
@@ -25,11 +24,9 @@ use rustix::io::Errno;
 use rvm_protocol::agent::StatsResponse;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::EngineKind;
-use crate::state::StateError;
+use crate::config::EngineKind;
 use hierarchy::Host;
 
-pub use container::{enter, limit, update};
 pub use hierarchy::Version;
 pub use limits::{LimitError, Overhead, overhead};
 pub use place::Driver;
@@ -72,9 +69,6 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// The container's state.
-    #[error(transparent)]
-    State(#[from] StateError),
     /// A limit that this host cannot have.
     #[error(transparent)]
     Limit(#[from] LimitError),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::{Cgroup, CgroupError, failed, files, systemd};
-use crate::process::ProcessId;
+use crate::host::process::ProcessId;
 
 /// How long the processes of a group may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDevice};
 
 use super::limits::{self, LimitError, Setting};
-use crate::engine::EngineKind;
+use crate::config::EngineKind;
 
 /// Everything but where the machine may be placed.
 pub fn settings(

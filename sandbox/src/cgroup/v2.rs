@@ -4,7 +4,7 @@
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDevice};
 
 use super::limits::{self, LimitError, Setting};
-use crate::engine::EngineKind;
+use crate::config::EngineKind;
 
 /// The kernel's own period, in microseconds.
 pub const CPU_PERIOD: u64 = 100_000;

@@ -18,11 +18,11 @@ use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
     io_failed, open_initramfs, open_kernel,
 };
+use crate::engine::spawn::Vmm;
+use crate::host::process::ProcessId;
+use crate::host::readable::Readable;
 use crate::network::{Mac, NetCard, Room};
-use crate::process::ProcessId;
-use crate::readable::Readable;
 use crate::sizing::Size;
-use crate::spawn::Vmm;
 
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
 /// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.

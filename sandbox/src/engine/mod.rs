@@ -7,6 +7,7 @@ pub mod qemu;
 pub mod qemu_args;
 mod qmp;
 pub mod remembered;
+pub mod spawn;
 pub mod tsc;
 
 use std::fmt;
@@ -17,32 +18,13 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rvm_protocol::vmm::{ChannelError, StartTimes};
-use serde::{Deserialize, Serialize};
-
+use crate::config::EngineKind;
+use crate::engine::spawn::SpawnError;
+use crate::host::memory::available_memory_mib;
+use crate::host::process::ProcessId;
 use crate::network::{Mac, NetCard, Room};
-use crate::process::ProcessId;
 use crate::sizing::Size;
-use crate::spawn::SpawnError;
-
-/// An engine by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineKind {
-    /// Our VMM on KVM.
-    Kvm,
-    /// QEMU.
-    Qemu,
-}
-
-impl fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kvm => "kvm",
-            Self::Qemu => "qemu",
-        })
-    }
-}
+use rvm_protocol::vmm::{ChannelError, StartTimes};
 
 /// A machine could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -263,25 +245,4 @@ pub fn check_host_memory(needed: u64) -> Result<(), EngineError> {
         Some(available) if needed > available => Err(EngineError::HostMemory { needed, available }),
         _ => Ok(()),
     }
-}
-
-/// MemAvailable and SwapFree of /proc/meminfo, in MiB.
-pub fn available_memory_mib() -> Option<u64> {
-    meminfo_mib(["MemAvailable:", "SwapFree:"])
-}
-
-/// All of the host's memory, in MiB.
-pub fn total_memory_mib() -> Option<u64> {
-    meminfo_mib(["MemTotal:"])
-}
-
-/// The sum of these lines of /proc/meminfo.
-fn meminfo_mib<const N: usize>(names: [&str; N]) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_end_matches("kB").trim().parse().ok()
-    };
-    let sum: Option<u64> = names.into_iter().map(kib).sum();
-    Some(sum? >> 10)
 }

@@ -20,12 +20,12 @@ use super::{
     Engine, EngineError, EngineKind, Machine, MachineEnd, Plan, check_host_memory, create_console,
     io_failed, open_initramfs, open_kernel, tsc,
 };
+use crate::engine::spawn::Vmm;
+use crate::host::process::ProcessId;
+use crate::host::readable::Readable;
 use crate::network::{Mac, NetCard, Room};
-use crate::process::ProcessId;
-use crate::readable::Readable;
+use crate::share::STAGE;
 use crate::sizing::Size;
-use crate::spawn::Vmm;
-use crate::storage::STAGE;
 
 /// QEMU's exit status after the guest wrote its byte to the isa-debug-exit device.
 const EXIT_POWER_OFF: i32 = 2 * POWER_OFF_BYTE as i32 + 1;

@@ -4,7 +4,6 @@
 //! Those of the container's own namespaces are the guest's to run; see [`guest`] for what can be
 //! run there.
 
-pub mod guest;
 mod process;
 
 use std::collections::HashMap;
@@ -14,7 +13,7 @@ use std::path::Path;
 use oci_spec::runtime::{Hook, Hooks};
 use serde::Serialize;
 
-use crate::error_chain::chain;
+use crate::host::error_chain::chain;
 use crate::network::Namespace;
 use crate::state::{State, Status};
 use process::{End, Running};
@@ -59,19 +58,6 @@ impl Moment {
         };
         list.as_deref().unwrap_or_default()
     }
-}
-
-/// All lists of hooks with their names.
-pub fn lists(hooks: &Hooks) -> [(&'static str, &[Hook]); 6] {
-    [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ]
-    .map(|(name, list)| (name, list.as_deref().unwrap_or_default()))
 }
 
 /// A hook that failed.

@@ -14,7 +14,7 @@ use oci_spec::runtime::Hook;
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::readable::Readable;
+use crate::host::readable::Readable;
 
 /// How much of a hook's output ends up in a message, in bytes.
 const MAX_OUTPUT: u64 = 4096;

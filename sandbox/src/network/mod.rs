@@ -28,7 +28,7 @@ pub use found::{Found, Link, Mac};
 pub use namespace::{Namespace, Wanted};
 pub use settings::add_defaults;
 
-use crate::readable::Readable;
+use crate::host::readable::Readable;
 use cards::Card;
 use netlink::Netlink;
 

@@ -3,10 +3,11 @@
 //! One process owns it: the machine's processes are its children, and end with it. Others may join
 //! it by its directory; they talk to the same agent, and hear of the machine's end.
 
-pub mod control;
-pub mod dir;
+mod loopback;
+mod names;
 mod network;
 pub mod size;
+pub mod volumes;
 pub mod watch;
 
 use std::io;
@@ -18,21 +19,23 @@ use oci_spec::runtime::Spec;
 use rustix::process::Signal;
 use tokio::sync::{Mutex, OnceCell, RwLock};
 
-use crate::agent::{Agent, AgentError, Exit};
 use crate::config::Config;
+use crate::config::EngineKind;
+use crate::dir::{Record, SandboxDir};
 use crate::engine::choice::{self, Choice, NoEngine};
-use crate::engine::{self, Engine, EngineError, EngineKind, Machine, MachineEnd, Plan};
+use crate::engine::{Engine, EngineError, Machine, MachineEnd, Plan};
+use crate::guest::agent::{Agent, AgentError, Exit};
+use crate::guest::stdio::{HostStdio, Relay, StdioError};
+use crate::host::memory::total_memory_mib;
+use crate::host::process::Process;
+use crate::host::readable::Readable;
+use crate::host::timings::Timings;
 use crate::network::{NetCard, Network, NetworkError};
-use crate::process::Process;
-use crate::readable::Readable;
 use crate::sizing::{Bounds, Running, Size};
-use crate::stdio::{HostStdio, Relay, StdioError};
-use crate::timings::Timings;
 
 use network::Live;
 use size::LiveSize;
 
-pub use dir::{Record, SandboxDir};
 pub use watch::{GuestFailure, GuestWatch};
 
 /// How long the agent of a machine that is up may take to make or start a container of somebody
@@ -109,9 +112,9 @@ pub enum SandboxError {
 
 /// A machine whose agent answers.
 pub struct Sandbox {
-    dir: SandboxDir,
+    pub(crate) dir: SandboxDir,
     record: Record,
-    agent: Agent,
+    pub(crate) agent: Agent,
     watch: GuestWatch,
     life: Life,
     /// The processes that run the machine.
@@ -119,9 +122,9 @@ pub struct Sandbox {
     /// How the machine ended; asked for by whoever waits first.
     end: OnceCell<MachineEnd>,
     /// Where others ask the owner.
-    control: Option<UnixListener>,
+    pub(crate) control: Option<UnixListener>,
     /// Read while one of them is answered.
-    answering: RwLock<()>,
+    pub(crate) answering: RwLock<()>,
 }
 
 /// What tells of the machine's end.
@@ -369,7 +372,7 @@ impl Sandbox {
 /// What a machine that starts with this size can become.
 fn running(engine: &dyn Engine, size: Size, config: &Config) -> Running {
     let memory_mib = match engine.grows_memory() {
-        true => engine::total_memory_mib().unwrap_or(0),
+        true => total_memory_mib().unwrap_or(0),
         false => 0,
     };
     Running {

@@ -10,15 +10,16 @@ use oci_spec::runtime::Spec;
 use rvm_protocol::agent::ConfigureNetworkRequest;
 use tokio::sync::Mutex;
 
-use super::{Life, Sandbox, SandboxDir, SandboxError};
-use crate::agent::Agent;
+use super::loopback::Loopback;
+use super::names;
+use super::{Life, Sandbox, SandboxError};
+use crate::dir::SandboxDir;
 use crate::engine::Machine;
-use crate::error_chain::chain;
-use crate::loopback::Loopback;
-use crate::names;
+use crate::guest::agent::Agent;
+use crate::guest::stdio::open_stream;
+use crate::host::error_chain::chain;
+use crate::host::timings::Timings;
 use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
-use crate::stdio::open_stream;
-use crate::timings::Timings;
 
 /// The network, and what the guest knows of it.
 pub(super) struct Live {
@@ -210,7 +211,7 @@ impl Sandbox {
     }
 
     /// Follows the changes in the namespace.
-    pub(super) async fn follow_network(&self) -> Result<Infallible, SandboxError> {
+    pub(crate) async fn follow_network(&self) -> Result<Infallible, SandboxError> {
         let Life::Owned { network, .. } = &self.life else {
             return std::future::pending().await;
         };

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::control::Memory;
 use super::{Life, Sandbox};
-use crate::agent::{Agent, AgentError};
 use crate::engine::{EngineError, Machine, MachineEnd, check_host_memory};
+use crate::guest::agent::{Agent, AgentError};
 use crate::sizing::{Bounds, Change, Running, Size, SizeError};
 
 /// How long a guest may take to plug memory. Each 128 MiB take it some ten milliseconds, and on a
@@ -16,6 +15,15 @@ const GROW_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long it is waited for a guest that gives memory back. It goes on after that.
 const SHRINK_LIMIT: Duration = Duration::from_secs(5);
+
+/// What has become of the machine's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// It is what it was to be.
+    AsAsked,
+    /// The guest has not given back all that it was to.
+    Kept,
+}
 
 /// The size could not be changed.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 use super::{Bounds, Size, SizeError, asked_memory, asked_vcpus, bounded, machine_mib};
-use crate::engine::EngineKind;
+use crate::config::EngineKind;
 
 /// What a machine is to be changed for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

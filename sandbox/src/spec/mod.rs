@@ -1,5 +1,6 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
+pub mod hooks;
 pub mod mounts;
 pub mod pod;
 pub mod process;
@@ -23,8 +24,7 @@ use pod::Role;
 use sources::Source;
 use validate::Problem;
 
-/// The name of the configuration in a bundle.
-pub const CONFIG_FILE: &str = "config.json";
+pub use crate::share::CONFIG_FILE;
 
 /// The largest config.json that is read, in bytes. The agent's RPC carries no more than 4 MiB.
 const MAX_CONFIG: u64 = 2 << 20;
@@ -114,7 +114,7 @@ impl Bundle {
         let sources =
             sources::find(&dir, &spec, &role).map_err(|problem| problem.within(path.clone()))?;
         if let Some(hooks) = spec.hooks() {
-            crate::hooks::guest::check(hooks).map_err(|(field, reason)| SpecError::Field {
+            hooks::check(hooks).map_err(|(field, reason)| SpecError::Field {
                 path,
                 field,
                 reason,

@@ -7,9 +7,8 @@ use rvm_protocol::{SHARED_DIR, VOLUMES_DIR};
 
 use super::pod::Role;
 use super::sources::Source;
-use super::translate::SharedMount;
-use crate::idmap::IdMap;
-use crate::storage::{self, VOLUMES};
+use crate::host::idmap::IdMap;
+use crate::share::{self, SharedMount, VOLUMES};
 
 /// Whether a mount makes a part of the host's file system visible.
 pub fn is_bind(mount: &Mount) -> bool {
@@ -67,7 +66,7 @@ pub fn translate(
                 let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
                 let mut files = share(&mut mount, path, place, &maps);
                 if let Role::Member(_) = role {
-                    storage::hold(&mut files, id);
+                    share::hold(&mut files, id);
                 }
                 _ = mount.set_source(Some(Path::new(SHARED_DIR).join(&files.place)));
                 shared.push(files);

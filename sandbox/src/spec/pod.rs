@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::validate::Problem;
-use crate::pod_limits;
+use crate::sizing::pod_limits;
 
 /// A container's part in a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use oci_spec::runtime::{Mount, Spec};
 use super::mounts::{is_bind, is_read_only, maps_ids};
 use super::pod::Role;
 use super::validate::Problem;
-use crate::volumes;
+use crate::share;
 
 /// `TMPFS_MAGIC` of `<linux/magic.h>`.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -78,7 +78,7 @@ fn find_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
 
 /// What the container could write to must be the volume itself.
 fn is_copied(path: &Path, mount: &Mount) -> bool {
-    is_read_only(mount) && !maps_ids(mount) && volumes::is_volume(path)
+    is_read_only(mount) && !maps_ids(mount) && share::is_volume(path)
 }
 
 /// The device by its numbers, as sysfs has it.

@@ -12,28 +12,7 @@ use rvm_protocol::SHARED_DIR;
 
 use super::pod::{Peer, Role, joined_namespaces, own_namespaces};
 use super::{Bundle, SpecError, mounts, resources};
-use crate::idmap::IdMap;
-use crate::storage::ROOT;
-
-/// A directory or file of the host that the guest must be able to see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SharedMount {
-    /// Where it is on the host.
-    pub source: PathBuf,
-    /// Where it goes, below the shared directory.
-    pub place: PathBuf,
-    /// With what is mounted below it.
-    pub recursive: bool,
-    /// The guest may not change it, whatever it does.
-    pub read_only: bool,
-    /// What the host mounts below the source later appears too.
-    pub follows_host: bool,
-    /// How owners are mapped.
-    pub idmap: Option<IdMap>,
-    /// Containers of a pod have one place for the same files, so that they are the same files in the
-    /// guest, too. Here, below the shared directory, is noted that this one has it.
-    pub held: Option<PathBuf>,
-}
+use crate::share::{ROOT, SharedMount};
 
 /// What the guest is told, and what it will look for.
 #[derive(Clone, Debug, PartialEq)]

@@ -141,7 +141,7 @@ fn namespaces(spec: &Spec, role: &Role) -> Result<(), Problem> {
 
 /// What can be said of hooks without looking at the programs.
 fn hooks(hooks: &Hooks) -> Result<(), Problem> {
-    for (name, list) in crate::hooks::lists(hooks) {
+    for (name, list) in super::hooks::lists(hooks) {
         for (index, hook) in list.iter().enumerate() {
             let field = format!("hooks.{name}[{index}]");
             if !hook.path().is_absolute() {

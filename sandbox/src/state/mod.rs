@@ -19,8 +19,8 @@ pub use status::Status;
 pub use store::{Container, Locked, StateError, Store};
 
 use crate::cgroup::Cgroup;
-use crate::process::ProcessId;
-use crate::users::UserNames;
+use crate::host::process::ProcessId;
+use crate::host::users::UserNames;
 
 /// What is remembered of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

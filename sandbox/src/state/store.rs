@@ -11,8 +11,8 @@ use rvm_protocol::MAX_CONTAINER_ID;
 
 use super::{State, Status};
 use crate::cgroup::Cgroup;
-use crate::process::ProcessId;
-use crate::sandbox::SandboxDir;
+use crate::dir::SandboxDir;
+use crate::host::process::ProcessId;
 use crate::state::status::IllegalStep;
 
 const STATE_FILE: &str = "state.json";

@@ -14,7 +14,7 @@ use wire::{Body, Value};
 
 use super::hierarchy::Version;
 use super::{CgroupError, limits, v2};
-use crate::engine::EngineKind;
+use crate::config::EngineKind;
 
 const MANAGER: Object = Object {
     destination: "org.freedesktop.systemd1",

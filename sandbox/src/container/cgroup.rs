@@ -1,0 +1,74 @@
+//! A container's groups, from its configuration to its state.
+
+use oci_spec::runtime::LinuxResources;
+
+use crate::cgroup::{Cgroup, CgroupError, Driver};
+use crate::config::EngineKind;
+use crate::spec::Bundle;
+use crate::spec::pod::Role;
+use crate::state::{Container, StateError};
+
+/// A container's groups could not be made, written down or limited.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerCgroupError {
+    /// The groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The container's state.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Makes a container's groups, writes them down, and puts processes into them.
+pub fn enter(
+    container: &Container,
+    bundle: &Bundle,
+    driver: Driver,
+    processes: &[i32],
+) -> Result<(), ContainerCgroupError> {
+    let linux = bundle.spec.linux().as_ref();
+    let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let resources = resources(bundle);
+    if let Some(resources) = resources {
+        Cgroup::check(resources)?;
+    }
+    let cgroup = Cgroup::find(driver, path, container.id())?;
+    // Before anything is made, so that whoever deletes the container finds it.
+    container.lock()?.remember_cgroup(&cgroup)?;
+    Ok(cgroup.create(processes, resources)?)
+}
+
+/// Holds the machine to the container's limits, once its guest is up.
+pub fn limit(
+    container: &Container,
+    bundle: &Bundle,
+    engine: EngineKind,
+) -> Result<(), ContainerCgroupError> {
+    match (container.state()?.cgroup, resources(bundle)) {
+        (Some(cgroup), Some(resources)) => Ok(cgroup.limit(resources, engine)?),
+        _ => Ok(()),
+    }
+}
+
+/// Changes the limits of a container that runs; nothing where it has no groups.
+pub fn update(
+    container: &Container,
+    resources: &LinuxResources,
+    engine: EngineKind,
+) -> Result<(), ContainerCgroupError> {
+    match container.state()?.cgroup {
+        Some(cgroup) => Ok(cgroup.update(resources, engine)?),
+        None => Ok(()),
+    }
+}
+
+/// The limits that the container's processes on the host are held to.
+///
+/// The sandbox of a pod has its machine in the group of its first container, whose own limits are
+/// meant for a program that does nothing: there the group above, the pod's, is what limits.
+fn resources(bundle: &Bundle) -> Option<&LinuxResources> {
+    match bundle.role {
+        Role::Sandbox => None,
+        Role::Alone | Role::Member(_) => bundle.spec.linux().as_ref()?.resources().as_ref(),
+    }
+}

@@ -1,0 +1,419 @@
+//! What can be done to a container from outside: each function is a verb of the command line.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::io::FdFlags;
+use rustix::process::Signal;
+
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::container::running::{connect, gone};
+use crate::control::{self, ControlError};
+use crate::dir::SandboxDir;
+use crate::guest::agent::{Agent, AgentError};
+use crate::guest::descriptors;
+use crate::hooks::{self, Moment};
+use crate::host::error_chain::chain;
+use crate::host::process::ProcessId;
+use crate::network;
+use crate::share::{self, StorageError};
+use crate::spec::pod::{Peer, Role};
+use crate::spec::{Bundle, SpecError};
+use crate::state::{Container, State, StateError, Status, Store, timestamp};
+
+/// What a monitor sends when its container is created. Anything else it sends is why it is not.
+pub const READY: &[u8] = b"ready\n";
+
+/// The longest explanation a monitor gives.
+const MAX_EXPLANATION: u64 = 64 * 1024;
+
+/// How long a process may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a monitor may take to exit once its container has ended.
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
+
+/// A verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// The bundle.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The shared directory.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The sandbox's owner.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The monitor's explanation.
+    #[error("{0}")]
+    Monitor(String),
+    /// The monitor ended without one.
+    #[error("the container's monitor ended before the container was created")]
+    MonitorGone,
+    /// A file or a process.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The container is not where the verb needs it to be.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> LifecycleError {
+    let action = action.into();
+    move |source| LifecycleError::Io { action, source }
+}
+
+/// Makes the container's directory and its first state.
+pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, LifecycleError> {
+    let container = store.create(id)?;
+    let process = bundle.spec.process().as_ref();
+    let own = ProcessId::own().map_err(failed("find out the own pid"))?;
+    let state = State {
+        oci_version: bundle.spec.version().clone(),
+        id: id.to_owned(),
+        status: Status::Creating,
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: timestamp(),
+        owner: rustix::process::getuid().as_raw(),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        hooks: bundle.spec.hooks().clone(),
+        resources: bundle
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().clone()),
+        kept_memory: None,
+        terminal: process
+            .and_then(|process| process.terminal())
+            .unwrap_or(false),
+        monitor: Some(own),
+        stand_in: None,
+        sandbox: match &bundle.role {
+            Role::Alone | Role::Sandbox => None,
+            Role::Member(id) => Some(id.clone()),
+        },
+        guest_pid: None,
+        namespaces: Peer::paths(&bundle.spec),
+        cgroup: None,
+        exit_status: None,
+    };
+    let saved = container.lock().and_then(|locked| locked.save(&state));
+    if let Err(error) = saved {
+        remove(&container)?;
+        return Err(error.into());
+    }
+    Ok(container)
+}
+
+/// Starts a container's monitor and waits until the container is created. `arguments` are those with
+/// which this program becomes the monitor; the number of its descriptor is added to them.
+pub async fn start_monitor(
+    container: &Container,
+    arguments: &[OsString],
+    pid_file: Option<&Path>,
+) -> Result<(), LifecycleError> {
+    let created = spawn_monitor(arguments).and_then(|(pid, ready)| {
+        await_ready(ready)?;
+        pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
+    });
+    if created.is_err() {
+        delete(container, true).await?;
+    }
+    created
+}
+
+/// Starts the process that will stand for an exec'd one, and waits until that runs. `arguments` as
+/// for [`start_monitor`].
+pub fn start_exec_monitor(arguments: &[OsString]) -> Result<(), LifecycleError> {
+    let (_, ready) = spawn_monitor(arguments)?;
+    await_ready(ready)
+}
+
+fn await_ready(mut ready: UnixStream) -> Result<(), LifecycleError> {
+    let mut message = Vec::new();
+    (&mut ready)
+        .take(MAX_EXPLANATION)
+        .read_to_end(&mut message)
+        .map_err(failed("wait for the container's monitor"))?;
+    match message.as_slice() {
+        READY => Ok(()),
+        [] => Err(LifecycleError::MonitorGone),
+        reason => Err(LifecycleError::Monitor(
+            String::from_utf8_lossy(reason).into_owned(),
+        )),
+    }
+}
+
+fn spawn_monitor(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleError> {
+    let action = "start the container's monitor";
+    let (ours, theirs) = UnixStream::pair().map_err(failed(action))?;
+    // The child inherits exactly this one.
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| failed(action)(e.into()))?;
+    let child = Command::new("/proc/self/exe")
+        .arg0("rvm")
+        .args(arguments)
+        .arg(theirs.as_raw_fd().to_string())
+        .stdin(Stdio::inherit())
+        .spawn()
+        .map_err(failed(action))?;
+    Ok((child.id(), ours))
+}
+
+/// Takes the descriptor that [`start_monitor`] passed on.
+pub fn inherited_socket(number: RawFd) -> io::Result<UnixStream> {
+    Ok(descriptors::take(number)?.into())
+}
+
+/// Writes a pid file in one step, as runc does: whoever waits for it never reads half of it.
+pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}"));
+    fs::write(&new, pid.to_string())
+        .and_then(|()| fs::rename(&new, path))
+        .map_err(failed(format!("write the pid file {}", path.display())))
+}
+
+/// Starts a created container.
+pub async fn start(container: &Container) -> Result<(), LifecycleError> {
+    let state = container.state()?;
+    match state.status() {
+        Status::Created => {}
+        Status::Stopped => {
+            return Err(LifecycleError::Unfit(
+                "cannot start a container that has stopped".to_owned(),
+            ));
+        }
+        Status::Creating => {
+            return Err(LifecycleError::Unfit(
+                "cannot start a container that is still being created".to_owned(),
+            ));
+        }
+        Status::Running | Status::Paused => {
+            return Err(LifecycleError::Unfit(
+                "cannot start an already running container".to_owned(),
+            ));
+        }
+    }
+    let sandbox = container.sandbox(&state)?;
+    let id = container.id().to_owned();
+    control::ask(&sandbox, control::Request::Start { id }).await?;
+    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state, None).await;
+    Ok(())
+}
+
+/// Signals a container's first process, or all of its processes.
+pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
+    let state = container.state()?;
+    match state.status() {
+        Status::Created | Status::Running | Status::Paused => {}
+        Status::Stopped if all => return Ok(()),
+        status @ (Status::Creating | Status::Stopped) => {
+            return Err(LifecycleError::Unfit(format!(
+                "container not running: it is {status}"
+            )));
+        }
+    }
+    let agent = match connect(container, &state) {
+        Err(LifecycleError::Unfit(_)) if all => return Ok(()),
+        other => other?,
+    };
+    match agent.signal(container.id(), signal, all).await {
+        // Every process has been signalled that there is.
+        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) if all => Ok(()),
+        other => other.map_err(gone),
+    }
+}
+
+/// Removes a container and everything that belongs to it. A running one only with `force`, which
+/// also removes what is damaged or half made.
+pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
+    let state = match condemn(container, force) {
+        // Damaged, half made, or somebody else was faster.
+        Err(LifecycleError::State(_)) if force => None,
+        other => Some(other?),
+    };
+    if let Some(state) = &state {
+        // The monitor first, so that it cannot mistake the end of its machine for an accident.
+        end_monitor(state)?;
+        leave(container, state).await?;
+    }
+    if container.is_gone() {
+        return Ok(());
+    }
+    end_machine(container)?;
+    if let Some(state) = &state {
+        restore_network(state);
+    }
+    if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
+        remove_cgroup(cgroup, force)?;
+    }
+    // Of several who delete it, one tells of it.
+    let removed = remove(container)?;
+    if let Some(state) = state.as_ref().filter(|_| removed) {
+        hooks::run_and_warn(Moment::Poststop, state.hooks.as_ref(), state, None).await;
+    }
+    Ok(())
+}
+
+/// Gives the namespace that a sandbox was given back as it was. A monitor that has lived to write down
+/// how its container ended has done it.
+fn restore_network(state: &State) {
+    if state.exit_status.is_some() || state.sandbox.is_some() {
+        return;
+    }
+    let mut given = state.namespaces.iter();
+    let network = given.find(|(kind, _)| *kind == LinuxNamespaceType::Network);
+    if let Some((_, path)) = network
+        && let Err(error) = network::restore(path)
+    {
+        // Gone, most likely, with all that was in it.
+        tracing::debug!("{}", chain(&error));
+    }
+}
+
+/// Writes down that the container has stopped, so that whoever starts it at this moment finds out
+/// and gives up. Returns the state it was in.
+fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> {
+    let locked = container.lock()?;
+    let state = locked.load()?;
+    let status = state.status();
+    let removable = matches!(status, Status::Stopped | Status::Created);
+    if !removable && !force {
+        return Err(LifecycleError::Unfit(format!(
+            "cannot delete container {} that is not stopped: {status}",
+            container.id()
+        )));
+    }
+    let mut stopped = state.clone();
+    stopped.status = Status::Stopped;
+    match locked.save(&stopped) {
+        // A full disk must not keep what fills it.
+        Err(_) if force => {}
+        other => other?,
+    }
+    Ok(state)
+}
+
+fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
+    match cgroup.remove() {
+        // The container goes whatever stays.
+        Err(error) if force => {
+            tracing::warn!("{}", chain(&error));
+            Ok(())
+        }
+        removed => Ok(removed?),
+    }
+}
+
+/// Takes a container out of the sandbox that it has joined, if that still is there.
+pub async fn leave(container: &Container, state: &State) -> Result<(), LifecycleError> {
+    if state.sandbox.is_none() {
+        return Ok(());
+    }
+    let sandbox = match container.sandbox(state) {
+        Err(StateError::NotFound(_)) => return Ok(()),
+        other => other?,
+    };
+    let removed = match Agent::connect(&sandbox) {
+        Ok(agent) => agent.remove_container(container.id()).await,
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(()) | Err(AgentError::NotFound(_)) => {}
+        // Its machine has ended, most likely, and the container with it.
+        Err(error) => tracing::debug!("container {}: {error}", container.id()),
+    }
+    Ok(sandbox.unshare(container.id())?)
+}
+
+fn end_monitor(state: &State) -> Result<(), LifecycleError> {
+    // A monitor that has written down the container's end is about to report it to its parent.
+    let grace = if state.status == Status::Stopped {
+        EXIT_LIMIT
+    } else {
+        Duration::ZERO
+    };
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let monitor = state.monitor.filter(|id| id.pid != own);
+    monitor.map_or(Ok(()), |id| end_process(id, grace))
+}
+
+/// Ends the machine that was started for a container.
+fn end_machine(container: &Container) -> Result<(), LifecycleError> {
+    let action = || {
+        format!(
+            "find the machine's processes in {}",
+            container.path().display()
+        )
+    };
+    let record = match SandboxDir::open(container.path()).and_then(|dir| dir.record()) {
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => other.map_err(failed(action()))?,
+    };
+    let mut machine = record.into_iter().flat_map(|record| record.machine);
+    machine.try_for_each(|id| end_process(id, Duration::ZERO))
+}
+
+fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
+    let Some(process) = id.open() else {
+        return Ok(());
+    };
+    let end = || {
+        if process.wait(grace)? {
+            return Ok(());
+        }
+        process.signal(Signal::KILL)?;
+        match process.wait(KILL_LIMIT)? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
+    };
+    end().map_err(failed(format!("end the container's process {}", id.pid)))
+}
+
+/// Removes a container's directory. Only what rvm makes is ever in it, and nothing is followed: the
+/// shared directory is unmounted, not emptied. Says whether it was there: others may do the same at the
+/// same time.
+fn remove(container: &Container) -> Result<bool, LifecycleError> {
+    // Whoever waits to write to it finds it gone.
+    let _locked = match container.lock() {
+        Err(StateError::NotFound(_)) => return Ok(false),
+        other => other?,
+    };
+    share::remove(container.path())?;
+    let path = container.path();
+    let removed = || {
+        for entry in fs::read_dir(path)? {
+            fs::remove_file(entry?.path())?;
+        }
+        fs::remove_dir(path)
+    };
+    removed().map_err(failed(format!("remove {}", path.display())))?;
+    Ok(true)
+}

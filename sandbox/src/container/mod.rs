@@ -1,0 +1,7 @@
+//! A container from the host's side: its start, what the verbs do to it, and its control groups.
+
+pub mod cgroup;
+pub mod lifecycle;
+pub mod running;
+pub mod start;
+pub mod update;

@@ -1,0 +1,324 @@
+//! Changing the limits of a container that is there.
+
+use std::io;
+
+use oci_spec::runtime::LinuxResources;
+use serde_json::Value;
+
+use super::cgroup::{self, ContainerCgroupError};
+use crate::container::lifecycle::LifecycleError;
+use crate::container::running::{connect, gone};
+use crate::control::{self, ControlError, Request};
+use crate::sandbox::size::Memory;
+use crate::sizing::Change;
+use crate::sizing::pod_limits::together;
+use crate::spec::pod::Role;
+use crate::spec::{self, unsupported, validate::Problem};
+use crate::state::{Container, State, StateError, Status};
+
+/// Where 0 is a setting. Elsewhere it stands for "as it is", as with runc.
+const ZERO_COUNTS: [&str; 2] = ["idle", "burst"];
+
+/// A container's limits could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The container cannot be reached.
+    #[error(transparent)]
+    Container(#[from] LifecycleError),
+    /// State.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The host's groups.
+    #[error(transparent)]
+    Cgroup(#[from] ContainerCgroupError),
+    /// A limit that neither the guest nor the host has.
+    #[error("{} {}", .0.field, .0.reason)]
+    Unsupported(Problem),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] ControlError),
+    /// What is written down of the sandbox.
+    #[error("cannot find out which engine runs the sandbox")]
+    Record(#[source] io::Error),
+    /// The limits, old and new, do not go together.
+    #[error("cannot put the old limits and the new ones together")]
+    Merge(#[source] serde_json::Error),
+    /// The processes have more memory than they may have.
+    #[error("cannot set the memory limit to {limit} bytes: {used} are used")]
+    InUse {
+        /// What was asked for.
+        limit: u64,
+        /// What is there.
+        used: u64,
+    },
+}
+
+/// Changes the limits that `change` names, and leaves the others. Its device rules are not looked
+/// at, as with runc.
+pub async fn update(container: &Container, change: &LinuxResources) -> Result<(), UpdateError> {
+    let state = container.state()?;
+    if matches!(state.status(), Status::Stopped | Status::Creating) {
+        let words = "container not running".to_owned();
+        return Err(LifecycleError::Unfit(words).into());
+    }
+    let old = state.resources.clone().unwrap_or_default();
+    let new = merge(&old, change).map_err(UpdateError::Merge)?;
+    if let Some(problem) = unsupported::resources(change) {
+        return Err(UpdateError::Unsupported(problem));
+    }
+    if change
+        .memory()
+        .and_then(|memory| memory.check_before_update())
+        == Some(true)
+    {
+        check_usage(container, &state, &new).await?;
+    }
+    let memory = apply(container, &state, &old, &new).await?;
+    let locked = container.lock()?;
+    let mut state = locked.load()?;
+    state.kept_memory = match memory {
+        Memory::AsAsked => None,
+        Memory::Kept => state.kept_memory.or(Some(memory_limit(&old))),
+    };
+    state.resources = Some(new);
+    Ok(locked.save(&state)?)
+}
+
+/// Has the limits enforced by all who do. What the container may have, the machine must have, and
+/// what that has, the host must have room for: they grow from outside in, and shrink from inside
+/// out, so that nothing is killed.
+async fn apply(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
+    let host_limit = state.kept_memory.unwrap_or(memory_limit(old));
+    // The reason is the first refusal; there is nothing better to be done about another.
+    if memory_limit(new) <= host_limit {
+        let applied = from_inside(container, state, old, new).await;
+        if applied.is_err() {
+            // The host's groups come last.
+            let _ = on_machine(container, state, new, old).await;
+            let _ = on_guest(container, state, old).await;
+        }
+        applied
+    } else {
+        let applied = from_outside(container, state, old, new).await;
+        if applied.is_err() {
+            let _ = from_inside(container, state, new, old).await;
+        }
+        applied
+    }
+}
+
+async fn from_inside(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
+    on_guest(container, state, new).await?;
+    let memory = on_machine(container, state, old, new).await?;
+    match memory {
+        Memory::AsAsked => on_host(container, state, new)?,
+        // The host would kill the machine rather than have it keep what it has.
+        Memory::Kept => on_host(container, state, &without_memory(new))?,
+    }
+    Ok(memory)
+}
+
+async fn from_outside(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
+    on_host(container, state, new)?;
+    on_machine(container, state, old, new).await?;
+    on_guest(container, state, new).await?;
+    Ok(Memory::AsAsked)
+}
+
+/// Has the machine follow the limits. That of a pod's first container, which does nothing, does not.
+async fn on_machine(
+    container: &Container,
+    state: &State,
+    old: &LinuxResources,
+    new: &LinuxResources,
+) -> Result<Memory, UpdateError> {
+    if let Ok(Role::Sandbox) = Role::from_annotations(&state.annotations) {
+        return Ok(Memory::AsAsked);
+    }
+    let change = match &state.sandbox {
+        None => Change::new(old, new, false),
+        Some(sandbox) => {
+            let others = container
+                .store()
+                .limits_of_others(sandbox, container.id())?;
+            let with = |own: &LinuxResources| together(others.iter().chain([own]));
+            Change::new(&with(old), &with(new), true)
+        }
+    };
+    let request = Request::Resize(Box::new(change));
+    Ok(control::ask(&container.sandbox(state)?, request).await?)
+}
+
+fn without_memory(resources: &LinuxResources) -> LinuxResources {
+    let mut others = resources.clone();
+    others.set_memory(None);
+    others
+}
+
+async fn on_guest(
+    container: &Container,
+    state: &State,
+    resources: &LinuxResources,
+) -> Result<(), UpdateError> {
+    let agent = connect(container, state)?;
+    let mut inside = resources.clone();
+    spec::resources::for_guest(&mut inside);
+    let updated = agent.update(container.id(), &inside).await;
+    Ok(updated.map_err(gone)?)
+}
+
+fn on_host(
+    container: &Container,
+    state: &State,
+    resources: &LinuxResources,
+) -> Result<(), UpdateError> {
+    match container.sandbox(state)?.record() {
+        Ok(Some(record)) => Ok(cgroup::update(container, resources, record.engine)?),
+        Ok(None) => Ok(()),
+        Err(error) => Err(UpdateError::Record(error)),
+    }
+}
+
+/// In bytes; without one, there is no end.
+fn memory_limit(resources: &LinuxResources) -> u64 {
+    let limit = resources.memory().and_then(|memory| memory.limit());
+    let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+    limit.filter(|limit| *limit != 0).unwrap_or(u64::MAX)
+}
+
+async fn check_usage(
+    container: &Container,
+    state: &State,
+    new: &LinuxResources,
+) -> Result<(), UpdateError> {
+    let limit = new.memory().and_then(|memory| memory.limit());
+    let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()) else {
+        return Ok(());
+    };
+    let stats = connect(container, state)?.stats(container.id()).await;
+    let used = stats.map_err(gone)?.memory.current;
+    if used > limit {
+        return Err(UpdateError::InUse { limit, used });
+    }
+    Ok(())
+}
+
+/// The old limits with the new ones over them.
+///
+/// Some depend on others, such as those of memory and of memory and swap together, so all of them
+/// are set each time.
+fn merge(
+    old: &LinuxResources,
+    change: &LinuxResources,
+) -> Result<LinuxResources, serde_json::Error> {
+    let mut merged = serde_json::to_value(old)?;
+    let mut change = serde_json::to_value(change)?;
+    if let Some(change) = change.as_object_mut() {
+        change.remove("devices");
+    }
+    lift_swap_with_memory(&mut change);
+    lay_over(&mut merged, change);
+    serde_json::from_value(merged)
+}
+
+/// As in cgroup v1, lifting the limit of memory lifts that of memory and swap together.
+fn lift_swap_with_memory(change: &mut Value) {
+    if let Some(memory) = change.get_mut("memory").and_then(Value::as_object_mut)
+        && memory.get("limit") == Some(&Value::from(-1))
+    {
+        memory.entry("swap").or_insert(Value::from(-1));
+    }
+}
+
+fn lay_over(old: &mut Value, new: Value) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for (key, value) in new {
+                let is_unchanged = value == 0 && !ZERO_COUNTS.contains(&key.as_str());
+                if !is_unchanged {
+                    lay_over(old.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        // A null that came from a missing key must not turn an object's zeros into settings.
+        (old @ Value::Null, new @ Value::Object(_)) => {
+            *old = Value::Object(serde_json::Map::new());
+            lay_over(old, new);
+        }
+        (old, new) => *old = new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn merged(old: Value, change: Value) -> Value {
+        let read = |value| serde_json::from_value::<LinuxResources>(value).unwrap();
+        serde_json::to_value(merge(&read(old), &read(change)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_named_stays() {
+        let old = json!({ "memory": { "limit": 10, "swap": 20 }, "pids": { "limit": 5 },
+                          "unified": { "a.b": "1" } });
+        let change = json!({ "memory": { "limit": 15 }, "unified": { "c.d": "2" } });
+        let expected = json!({ "memory": { "limit": 15, "swap": 20 }, "pids": { "limit": 5 },
+                               "unified": { "a.b": "1", "c.d": "2" } });
+        assert_eq!(merged(old, change), expected);
+    }
+
+    #[test]
+    fn zero_leaves_things_as_they_are_but_for_idle() {
+        let old = json!({ "cpu": { "quota": 7, "idle": 1 }, "pids": { "limit": 5 } });
+        let change =
+            json!({ "cpu": { "quota": 0, "idle": 0, "period": 0 }, "pids": { "limit": 0 } });
+        let expected = json!({ "cpu": { "quota": 7, "idle": 0 }, "pids": { "limit": 5 } });
+        assert_eq!(merged(old, change), expected);
+        assert_eq!(
+            merged(json!({}), json!({ "cpu": { "quota": 0 } })),
+            json!({ "cpu": {} })
+        );
+    }
+
+    #[test]
+    fn no_limit_is_more_than_any() {
+        let limit = |memory: Value| {
+            let resources = json!({ "memory": memory });
+            memory_limit(&serde_json::from_value(resources).unwrap())
+        };
+        assert_eq!(limit(json!({ "limit": 5 })), 5);
+        assert_eq!(limit(json!({ "limit": -1 })), u64::MAX);
+        assert_eq!(limit(json!({})), u64::MAX);
+    }
+
+    #[test]
+    fn devices_are_not_an_updates_affair() {
+        let rules = json!([{ "allow": false, "access": "rwm" }]);
+        let old = json!({ "devices": rules });
+        assert_eq!(merged(old.clone(), json!({ "devices": [] })), old);
+    }
+
+    #[test]
+    fn lifting_the_memory_limit_lifts_that_of_swap() {
+        let old = json!({ "memory": { "limit": 10, "swap": 20 } });
+        let lifted = json!({ "memory": { "limit": -1, "swap": -1 } });
+        assert_eq!(merged(old, json!({ "memory": { "limit": -1 } })), lifted);
+    }
+}

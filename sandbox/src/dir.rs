@@ -1,0 +1,174 @@
+//! A sandbox's directory: the sockets that lead to its guest, what it shares with the guest, its
+//! console, and the record of the processes that run it.
+//!
+//! It is the state directory of the container that the sandbox was made for. Containers that join
+//! have state directories of their own, and come here for the guest.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags};
+use rvm_protocol::{AGENT_PORT, STREAM_PORT};
+use serde::{Deserialize, Serialize};
+
+use crate::config::EngineKind;
+use crate::host::process::ProcessId;
+use crate::share::{self, SHARED, SharedMount, StorageError};
+
+/// The Unix socket that leads to a guest port, by its name in the directory.
+const SOCKETS: [(u32, &str); 2] = [(AGENT_PORT, "agent.sock"), (STREAM_PORT, "streams.sock")];
+
+/// The socket of the process that owns the sandbox.
+const CONTROL_SOCKET: &str = "control.sock";
+
+/// The guest's console.
+const CONSOLE_LOG: &str = "console.log";
+
+const RECORD: &str = "sandbox.json";
+
+/// What whoever finds a sandbox must know of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Record {
+    /// The processes that run its machine.
+    pub machine: Vec<ProcessId>,
+    /// The engine that they belong to.
+    pub engine: EngineKind,
+}
+
+/// A sandbox's directory.
+#[derive(Debug)]
+pub struct SandboxDir {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl SandboxDir {
+    /// Opens the directory; it need not hold a sandbox yet.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Self {
+            path: path.to_owned(),
+            dir: rustix::fs::open(path, flags, Mode::empty())?,
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that the guest's console goes to.
+    pub fn console(&self) -> PathBuf {
+        self.path.join(CONSOLE_LOG)
+    }
+
+    /// Connects to a port of the guest. The connection waits for the guest; this does not.
+    pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let socket = SOCKETS.iter().find(|(of, _)| *of == port);
+        let (_, name) = socket.ok_or(io::ErrorKind::NotFound)?;
+        UnixStream::connect(self.short_path(name))
+    }
+
+    /// Makes the sockets that lead to the guest, each with the port that it leads to.
+    pub fn listen(&self) -> io::Result<Vec<(u32, UnixListener)>> {
+        SOCKETS
+            .iter()
+            .map(|&(port, name)| Ok((port, UnixListener::bind(self.short_path(name))?)))
+            .collect()
+    }
+
+    /// Makes the socket at which the sandbox's owner can be asked.
+    pub fn listen_as_owner(&self) -> io::Result<UnixListener> {
+        UnixListener::bind(self.short_path(CONTROL_SOCKET))
+    }
+
+    /// Connects to that socket.
+    pub fn connect_to_owner(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(self.short_path(CONTROL_SOCKET))
+    }
+
+    /// A path to `name` in the directory that is short enough for a socket's address, whose limit
+    /// is 107 bytes. It is good for this process while this value lives.
+    fn short_path(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
+    }
+
+    /// The shared directory.
+    pub fn shared(&self) -> PathBuf {
+        self.path.join(SHARED)
+    }
+
+    /// Makes what a container needs of the host visible in the guest: `mounts`, and `spec`, which is
+    /// the configuration for the agent, where hooks in the guest may read it.
+    pub fn share(&self, id: &str, mounts: &[SharedMount], spec: &Spec) -> Result<(), StorageError> {
+        let shared = self.shared();
+        for mount in mounts {
+            share::share(&shared, mount)?;
+        }
+        if spec.hooks().is_some() {
+            share::write_bundle(&shared, id, spec)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what was shared for a container. What is not there is no error.
+    pub fn unshare(&self, container_id: &str) -> Result<(), StorageError> {
+        share::unshare(&self.shared(), container_id)
+    }
+
+    /// Writes down which processes run the machine, so that others find them even if this process
+    /// is gone.
+    pub fn write_record(&self, record: &Record) -> io::Result<()> {
+        let (path, new) = (self.path.join(RECORD), self.path.join("sandbox.json.new"));
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options
+            .open(&new)?
+            .write_all(&serde_json::to_vec(record)?)?;
+        fs::rename(new, path)
+    }
+
+    /// Reads which processes run the machine. None if no machine was ever started here.
+    pub fn record(&self) -> io::Result<Option<Record>> {
+        match fs::read(self.path.join(RECORD)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_work_however_long_the_path_is() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("x".repeat(200));
+        fs::create_dir(&path).unwrap();
+        let dir = SandboxDir::open(&path).unwrap();
+        let _listeners = dir.listen().unwrap();
+        dir.connect(AGENT_PORT).unwrap();
+        assert_eq!(dir.connect(7).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_record_is_read_by_others() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SandboxDir::open(root.path()).unwrap();
+        assert_eq!(dir.record().unwrap(), None);
+        let record = Record {
+            machine: vec![ProcessId::own().unwrap()],
+            engine: EngineKind::Qemu,
+        };
+        dir.write_record(&record).unwrap();
+        assert_eq!(dir.record().unwrap(), Some(record));
+    }
+}

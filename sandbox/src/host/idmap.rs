@@ -1,0 +1,168 @@
+//! Bind mounts whose owners are mapped (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+//!
+//! It is done here because the file systems that reach the guest cannot: the machine reads and writes
+//! through the mapped mount, and the guest sees the mapped owners.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::host::mount_attributes::MountAttributes;
+
+/// How owners are mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap {
+    /// Lines of `on disk, in the mount, count`, as in /proc/pid/uid_map.
+    pub uids: String,
+    /// Likewise, of groups.
+    pub gids: String,
+    /// Of the mounts below, too.
+    pub recursive: bool,
+}
+
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+
+/// Mounts `source`, with what is mounted below if `recursive`, on `place`.
+pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) -> io::Result<()> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let mount = open_tree(source, "", flags)?;
+    let userns = user_namespace(map)?;
+    let mapped = MountAttributes {
+        set: MOUNT_ATTR_IDMAP,
+        userns: u64::from(userns.as_raw_fd().unsigned_abs()),
+        ..Default::default()
+    };
+    mapped.apply(mount.as_fd(), map.recursive)?;
+    let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&mount, "", CWD, place, from)?)
+}
+
+/// A user namespace with this map. It needs a process only until it is opened.
+fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
+    if map.uids.is_empty() || map.gids.is_empty() {
+        // The kernel takes an empty write, and maps nothing.
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the map is empty",
+        ));
+    }
+    let (mut ours, theirs) = UnixStream::pair()?;
+    let pid = fork_into_namespace(&theirs)?;
+    drop(theirs);
+    // Its word that it is in the namespace, or the end.
+    let opened = ours.read_exact(&mut [0]).and_then(|()| {
+        let dir = format!("/proc/{}", pid.as_raw_nonzero());
+        fs::write(format!("{dir}/uid_map"), with_root(&map.uids))?;
+        fs::write(format!("{dir}/gid_map"), with_root(&map.gids))?;
+        fs::File::open(format!("{dir}/ns/user")).map(OwnedFd::from)
+    });
+    // It waits for this.
+    let _ = ours.write_all(&[0]);
+    waitpid(Some(pid), WaitOptions::empty())?;
+    opened
+}
+
+/// The owner on disk of what root makes through a mount whose map leaves root out: the last id that
+/// there is, which nobody has.
+///
+/// QEMU makes a file as root before it gives it to whoever asked for it, and the kernel lets nobody
+/// make files whom the map leaves out.
+const ROOT_ON_DISK: u32 = u32::MAX - 1;
+
+fn with_root(lines: &str) -> String {
+    let parse = |line: &str| -> Option<[u64; 3]> {
+        let mut fields = line.split_whitespace().map(str::parse);
+        Some([
+            fields.next()?.ok()?,
+            fields.next()?.ok()?,
+            fields.next()?.ok()?,
+        ])
+    };
+    let taken = lines.lines().filter_map(parse).any(|[disk, mount, count]| {
+        mount == 0 || (disk..disk.saturating_add(count)).contains(&u64::from(ROOT_ON_DISK))
+    });
+    match taken {
+        true => lines.to_owned(),
+        false => format!("{lines}{ROOT_ON_DISK} 0 1\n"),
+    }
+}
+
+/// Forks a process that makes a user namespace, says so, and ends with the other end of the socket
+/// or when it is told to.
+#[expect(unsafe_code, reason = "fork")]
+fn fork_into_namespace(socket: &UnixStream) -> io::Result<Pid> {
+    let fd = socket.as_raw_fd();
+    // SAFETY: the child makes system calls alone, and ends in this function.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let byte = [0_u8];
+            // SAFETY: the byte lives on this stack, and the calls take nothing else.
+            unsafe {
+                if libc::unshare(libc::CLONE_NEWUSER) == 0 {
+                    libc::write(fd, byte.as_ptr().cast(), 1);
+                    let mut answer = [0_u8];
+                    libc::read(fd, answer.as_mut_ptr().cast(), 1);
+                }
+                libc::_exit(0)
+            }
+        }
+        pid => Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags};
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    #[test]
+    fn owners_are_mapped_both_ways() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, place) = (dir.path().join("source"), dir.path().join("place"));
+        fs::create_dir_all(&source).unwrap();
+        fs::create_dir_all(&place).unwrap();
+        mount("test", &source, "tmpfs", MountFlags::empty(), None).unwrap();
+        fs::write(source.join("file"), "").unwrap();
+        chown(source.join("file"), Some(7), Some(8)).unwrap();
+        let map = IdMap {
+            uids: "0 1000 100\n".to_owned(),
+            gids: "0 2000 100\n".to_owned(),
+            recursive: false,
+        };
+        let fd = rustix::fs::open(&source, OFlags::PATH, Mode::empty()).unwrap();
+        bind(fd.as_fd(), &place, false, &map).unwrap();
+        let status = fs::metadata(place.join("file")).unwrap();
+        assert_eq!((status.uid(), status.gid()), (1007, 2008));
+        chown(place.join("file"), Some(1009), Some(2000)).unwrap();
+        let status = fs::metadata(source.join("file")).unwrap();
+        assert_eq!((status.uid(), status.gid()), (9, 0));
+        for path in [&place, &source] {
+            unmount(path, UnmountFlags::DETACH).unwrap();
+        }
+    }
+
+    #[test]
+    fn root_can_make_files_whatever_the_map() {
+        assert_eq!(with_root("0 1000 10\n"), "0 1000 10\n4294967294 0 1\n");
+        assert_eq!(with_root("7 0 10\n"), "7 0 10\n");
+        assert_eq!(with_root("0 1 4294967295\n"), "0 1 4294967295\n");
+    }
+
+    #[test]
+    fn a_map_that_is_none_is_refused() {
+        let map = IdMap::default();
+        assert!(user_namespace(&map).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! Processes that are remembered across program runs, and so may have been replaced by others.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use crate::host::terminal;
+
+/// A process by its pid and the time it started, which together name no other process until the
+/// host reboots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The pid.
+    pub pid: i32,
+    /// The time it started after boot, in clock ticks: field 22 of /proc/pid/stat.
+    pub start_time: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start_time = start_time(&stat)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/pid/stat"))?;
+        Ok(Self { pid, start_time })
+    }
+
+    /// The calling process.
+    pub fn own() -> io::Result<Self> {
+        Self::of(rustix::process::getpid().as_raw_nonzero().get())
+    }
+
+    /// Holds on to the process if it still is there.
+    pub fn open(self) -> Option<Process> {
+        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // The pidfd keeps the pid from being given away, so what is read now is about it.
+        let same = Self::of(self.pid).is_ok_and(|now| now == self);
+        let process = Process(pidfd);
+        (same && !process.ended()).then_some(process)
+    }
+
+    /// The process is still there, and no zombie.
+    pub fn is_alive(self) -> bool {
+        self.open().is_some()
+    }
+}
+
+/// Connects to a socket and sends a pidfd of the calling process, as runc does for
+/// `--pidfd-socket`.
+pub fn send_own_pidfd(socket: &Path) -> io::Result<()> {
+    let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    terminal::send(socket, &pidfd, b"pidfd")
+}
+
+/// Field 22 of /proc/pid/stat. The second field is the program's name, which may hold anything.
+fn start_time(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A process that was there when it was opened.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// Sends a signal; sending one to a process that has ended is no error.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.0, signal) {
+            Err(Errno::SRCH) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Waits until the process has ended. False if it had not after `limit`.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        loop {
+            match poll(&mut fds, Some(&limit)) {
+                Err(Errno::INTR) => {}
+                other => return Ok(other? > 0),
+            }
+        }
+    }
+
+    fn ended(&self) -> bool {
+        self.wait(Duration::ZERO).unwrap_or(false)
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_does_not_move_the_fields() {
+        let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!(start_time(stat), Some(4711));
+    }
+
+    #[test]
+    fn a_process_is_alive_until_it_ends() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let id = ProcessId::of(child.id() as i32).unwrap();
+        let process = id.open().unwrap();
+        assert!(!process.wait(Duration::ZERO).unwrap());
+        process.signal(Signal::KILL).unwrap();
+        assert!(process.wait(Duration::from_secs(10)).unwrap());
+        assert!(!id.is_alive(), "a zombie is not alive");
+        child.wait().unwrap();
+        assert!(!id.is_alive());
+        process.signal(Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn another_process_with_the_same_pid_is_not_the_one() {
+        let mut id = ProcessId::own().unwrap();
+        id.start_time += 1;
+        assert!(!id.is_alive());
+    }
+}

@@ -1,0 +1,56 @@
+//! Making mounts read-only.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount_remount};
+
+use crate::host::mount_attributes::MountAttributes;
+
+const MOUNT_ATTR_RDONLY: u64 = 1;
+
+/// Makes the mount at `place` read-only, and with `recursive` all that are mounted below it.
+///
+/// Kernels before Linux 5.12 can do it to one mount only; what is below is then left as it is, and
+/// a line in the log says so.
+pub fn make_read_only(place: &Path, recursive: bool) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mount = rustix::fs::open(place, flags, Mode::empty())?;
+    let read_only = MountAttributes {
+        set: MOUNT_ATTR_RDONLY,
+        ..Default::default()
+    };
+    match read_only.apply(mount.as_fd(), recursive) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOSYS) => {
+            if recursive {
+                tracing::warn!(
+                    "{}: mounts below it are read-only in the guest alone; the host's kernel is \
+                     older than Linux 5.12",
+                    place.display()
+                );
+            }
+            remount(place)
+        }
+        other => other,
+    }
+}
+
+/// Adds "read-only" to what the mount already is.
+fn remount(path: &Path) -> io::Result<()> {
+    let now = rustix::fs::statvfs(path)?.f_flag;
+    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    for (is, keep) in [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ] {
+        flags.set(keep, now.contains(is));
+    }
+    Ok(mount_remount(path, flags, "")?)
+}

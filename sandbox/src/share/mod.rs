@@ -1,0 +1,476 @@
+//! The shared directory: what the guest can see of the host.
+//!
+//! It is a small file system of its own below the sandbox's directory, with a bind mount for every
+//! root and volume: `<container id>/rootfs` and `<container id>/mounts/<n>`. The guest cannot write
+//! to it, only to what is mounted in it, so that nothing but what is made here is ever found. Its mounts are shared, in the sense of mount_namespaces(7), so that the
+//! jailed machine, whose mount namespace is a slave, sees what is mounted later; and each bind
+//! mount is a slave of its source or private, so that taking it away takes nothing from the host.
+
+mod copied_volume;
+mod place;
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock, statx,
+};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+    mount_change, unmount,
+};
+
+use oci_spec::runtime::Spec;
+
+use crate::host::idmap;
+use crate::host::read_only::make_read_only;
+
+pub use copied_volume::{DATA, is_volume, read_volume};
+pub use place::{CONFIG_FILE, ROOT, SHARED, STAGE, SharedMount, VOLUMES};
+
+/// What containers of a pod have of the host together. No container's id has such a name.
+const TOGETHER: &str = "@together";
+
+/// In a container's part, the names of what it has of that.
+const HELD: &str = "held";
+
+/// Preparing or removing the shared directory failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}", path.display())]
+pub struct StorageError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn at<T, E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+    result: Result<T, E>,
+) -> Result<T, StorageError> {
+    result.map_err(|source| StorageError {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// Makes the shared directory and the stage below `sandbox`, both empty.
+pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
+    let shared = sandbox.join(SHARED);
+    make_dir(&shared)?;
+    make_dir(&sandbox.join(STAGE))?;
+    // Nothing but mount points is ever in it.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    at(
+        "mount tmpfs on",
+        &shared,
+        mount("rvm", &shared, "tmpfs", flags, Some(c"mode=755,size=1m")),
+    )?;
+    propagate(&shared, MountPropagationFlags::PRIVATE)?;
+    propagate(&shared, MountPropagationFlags::SHARED)?;
+    Ok(shared)
+}
+
+/// Makes a directory or file of the host visible in the shared directory.
+pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
+    let source = open_source(&wanted.source)?;
+    let place = shared.join(&wanted.place);
+    let _lock = wanted.held.is_some().then(|| lock(shared)).transpose()?;
+    if let Some(held) = wanted.held.as_ref().map(|held| shared.join(held)) {
+        held.parent().map_or(Ok(()), make_dir)?;
+        at("create", &held, fs::File::create(&held))?;
+        if is_mount_point(&place) {
+            return Ok(());
+        }
+    }
+    make_mount_point(&source, &wanted.source, &place)?;
+    bind(&source, &place, wanted)?;
+    let inherit = match wanted.follows_host {
+        true => MountPropagationFlags::DOWNSTREAM,
+        false => MountPropagationFlags::PRIVATE,
+    };
+    propagate(&place, inherit | MountPropagationFlags::REC)?;
+    propagate(
+        &place,
+        MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+    )?;
+    if wanted.read_only {
+        let made = make_read_only(&place, wanted.recursive);
+        at("make read-only", &place, made)?;
+    }
+    Ok(())
+}
+
+fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
+    if let Some(map) = &wanted.idmap {
+        let bound = idmap::bind(source.as_fd(), place, wanted.recursive, map);
+        return at("map the ids of", &wanted.source, bound);
+    }
+    let from = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let bound = match wanted.recursive {
+        true => mount_bind_recursive(&from, place),
+        false => mount_bind(&from, place),
+    };
+    at("bind", &wanted.source, bound)
+}
+
+/// Has a container of a pod share the place of files that others have in the same way.
+pub fn hold(wanted: &mut SharedMount, id: &str) {
+    // What cannot be examined cannot be shared either, and that says why.
+    let Ok(found) = fs::metadata(&wanted.source) else {
+        return;
+    };
+    let mut hasher = DefaultHasher::new();
+    (found.dev(), found.ino(), &wanted.source).hash(&mut hasher);
+    (wanted.recursive, wanted.read_only, wanted.follows_host).hash(&mut hasher);
+    format!("{:?}", wanted.idmap).hash(&mut hasher);
+    let name = format!("{:016x}", hasher.finish());
+    wanted.place = Path::new(TOGETHER).join(&name);
+    wanted.held = Some(Path::new(id).join(HELD).join(name));
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    statx(CWD, path, flags, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Puts the guest's configuration beside the container's root: together they are the bundle that a
+/// hook in the guest is told of.
+pub fn write_bundle(shared: &Path, id: &str, spec: &Spec) -> Result<(), StorageError> {
+    let path = shared.join(id).join(CONFIG_FILE);
+    let text = serde_json::to_vec(spec).map_err(io::Error::from);
+    at("write", &path, text.and_then(|text| fs::write(&path, text)))
+}
+
+/// Takes away what was shared for one container. Whatever of it is not there is no error.
+pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
+    let container = shared.join(container_id);
+    if !container.exists() {
+        return Ok(());
+    }
+    let device = match fs::symlink_metadata(shared) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        found => at("examine", shared, found)?.dev(),
+    };
+    let _lock = lock(shared)?;
+    let held = names_in(&container.join(HELD));
+    let cleared = clear(&container, device).and_then(|()| {
+        let unused = |name: &&String| !is_held(shared, name);
+        let mut places = held.iter().filter(unused);
+        places.try_for_each(|name| clear(&shared.join(TOGETHER).join(name), device))
+    });
+    match cleared {
+        // The whole sandbox is being taken away at the same time.
+        Err(error) if is_gone(&error.source) => Ok(()),
+        cleared => cleared,
+    }
+}
+
+/// Keeps others from sharing or taking away what containers have together.
+fn lock(shared: &Path) -> Result<OwnedFd, StorageError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = at(
+        "open",
+        shared,
+        rustix::fs::open(shared, flags, Mode::empty()),
+    )?;
+    at("lock", shared, flock(&dir, FlockOperation::LockExclusive))?;
+    Ok(dir)
+}
+
+fn is_held(shared: &Path, name: &str) -> bool {
+    let containers = names_in(shared);
+    containers
+        .iter()
+        .any(|id| shared.join(id).join(HELD).join(name).exists())
+}
+
+/// What is in a directory; nothing if it is not there.
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// Unmounts and removes what [`share`] has made. The device is the shared directory's own: nothing
+/// that lies on another, and so is the host's, is ever removed.
+fn clear(path: &Path, device: u64) -> Result<(), StorageError> {
+    unmount_all(path)?;
+    let found = at("examine", path, fs::symlink_metadata(path))?;
+    if found.dev() != device {
+        return at("unmount", path, Err(Errno::BUSY));
+    }
+    if !found.is_dir() {
+        return at("remove", path, fs::remove_file(path));
+    }
+    for entry in at("list", path, fs::read_dir(path))? {
+        clear(&at("list", path, entry)?.path(), device)?;
+    }
+    remove_dir(path)
+}
+
+/// Takes everything away again. Whatever of it is not there is no error.
+pub fn remove(sandbox: &Path) -> Result<(), StorageError> {
+    let shared = sandbox.join(SHARED);
+    unmount_all(&shared)?;
+    [shared, sandbox.join(STAGE)]
+        .iter()
+        .try_for_each(|dir| remove_dir(dir))
+}
+
+/// Unmounts what is mounted on `path`, with all that is mounted below.
+fn unmount_all(path: &Path) -> Result<(), StorageError> {
+    loop {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            // No mount point any more, or never one.
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return at("unmount", path, Err(error)),
+        }
+    }
+}
+
+fn remove_dir(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => at("remove", path, other),
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), StorageError> {
+    let mut builder = fs::DirBuilder::new();
+    at(
+        "create",
+        path,
+        builder.mode(0o711).recursive(true).create(path),
+    )
+}
+
+fn open_source(path: &Path) -> Result<OwnedFd, StorageError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    at("bind", path, rustix::fs::open(path, flags, Mode::empty()))
+}
+
+fn make_mount_point(source: &OwnedFd, path: &Path, place: &Path) -> Result<(), StorageError> {
+    let stat = at("bind", path, rustix::fs::fstat(source))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => make_dir(place),
+        FileType::RegularFile => {
+            place.parent().map_or(Ok(()), make_dir)?;
+            at("create", place, fs::File::create(place))?;
+            Ok(())
+        }
+        kind => {
+            let reason = format!("a {} of the host cannot be shared with a guest", name(kind));
+            at(
+                "bind",
+                path,
+                Err(io::Error::new(io::ErrorKind::Unsupported, reason)),
+            )
+        }
+    }
+}
+
+fn name(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Socket => "socket",
+        FileType::Fifo => "FIFO",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        _ => "file of this kind",
+    }
+}
+
+fn propagate(path: &Path, flags: MountPropagationFlags) -> Result<(), StorageError> {
+    at("set the propagation of", path, mount_change(path, flags))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sandbox {
+        dir: tempfile::TempDir,
+        shared: PathBuf,
+    }
+
+    impl Sandbox {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let shared = prepare(dir.path()).unwrap();
+            Self { dir, shared }
+        }
+
+        fn share(&self, source: &Path, change: impl FnOnce(&mut SharedMount)) -> PathBuf {
+            let mut wanted = SharedMount {
+                source: source.to_owned(),
+                place: "c/mounts/0".into(),
+                recursive: true,
+                read_only: false,
+                follows_host: false,
+                idmap: None,
+                held: None,
+            };
+            change(&mut wanted);
+            share(&self.shared, &wanted).unwrap();
+            self.shared.join("c/mounts/0")
+        }
+    }
+
+    impl Drop for Sandbox {
+        fn drop(&mut self) {
+            remove(self.dir.path()).unwrap();
+        }
+    }
+
+    fn mounts_below(path: &Path) -> usize {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.matches(path.to_str().unwrap()).count()
+    }
+
+    fn source() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "contents").unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_directory_is_shared_and_written_through() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let place = sandbox.share(source.path(), |_| {});
+        assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "contents");
+        fs::write(place.join("file"), "changed").unwrap();
+        assert_eq!(
+            fs::read_to_string(source.path().join("file")).unwrap(),
+            "changed"
+        );
+    }
+
+    #[test]
+    fn a_file_is_shared_as_a_file() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let place = sandbox.share(&source.path().join("file"), |_| {});
+        assert_eq!(fs::read_to_string(place).unwrap(), "contents");
+    }
+
+    #[test]
+    fn a_read_only_share_cannot_be_written() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
+        let error = fs::write(place.join("file"), "").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn a_recursive_read_only_share_cannot_be_written_below_either() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let inner = source.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        mount("rvm-test", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+        let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
+        let error = fs::write(place.join("inner/file"), "").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        fs::write(inner.join("file"), "the host's own mount is as it was").unwrap();
+        unmount(&inner, UnmountFlags::DETACH).unwrap();
+    }
+
+    #[test]
+    fn removal_leaves_the_hosts_mounts_and_files_alone() {
+        let source = source();
+        let inner = source.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        mount("rvm-test", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+        propagate(&inner, MountPropagationFlags::SHARED).unwrap();
+        fs::write(inner.join("kept"), "").unwrap();
+        let dir = {
+            let sandbox = Sandbox::new();
+            let place = sandbox.share(source.path(), |wanted| wanted.follows_host = true);
+            assert!(place.join("inner/kept").exists());
+            sandbox.dir.path().to_owned()
+        };
+        assert_eq!(mounts_below(&dir), 0);
+        assert!(
+            inner.join("kept").exists(),
+            "the host's mount is still there"
+        );
+        unmount(&inner, UnmountFlags::DETACH).unwrap();
+    }
+
+    #[test]
+    fn sockets_and_devices_are_refused_by_name() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let socket = source.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, kind) in [
+            (socket.as_path(), "socket"),
+            (Path::new("/dev/null"), "character"),
+        ] {
+            let wanted = SharedMount {
+                source: path.to_owned(),
+                place: "c/mounts/1".into(),
+                recursive: false,
+                read_only: false,
+                follows_host: false,
+                idmap: None,
+                held: None,
+            };
+            let error = share(&sandbox.shared, &wanted).unwrap_err();
+            assert!(error.to_string().contains(path.to_str().unwrap()));
+            assert!(error.source.to_string().contains(kind), "{}", error.source);
+        }
+    }
+
+    #[test]
+    fn what_is_shared_for_one_container_goes_and_the_rest_stays() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let kept = sandbox.share(source.path(), |_| {});
+        sandbox.share(source.path(), |wanted| wanted.place = "d/rootfs".into());
+        sandbox.share(source.path(), |wanted| wanted.place = "d/mounts/0".into());
+        sandbox.share(&source.path().join("file"), |wanted| {
+            wanted.place = "d/mounts/1".into();
+        });
+        unshare(&sandbox.shared, "d").unwrap();
+        unshare(&sandbox.shared, "d").unwrap();
+        assert!(!sandbox.shared.join("d").exists());
+        assert!(kept.join("file").exists() && source.path().join("file").exists());
+    }
+
+    #[test]
+    fn containers_of_a_pod_have_files_together_until_the_last_is_gone() {
+        let (sandbox, source) = (Sandbox::new(), source());
+        let shared = |id: &str| {
+            sandbox.share(source.path(), |wanted| hold(wanted, id));
+            fs::read_dir(sandbox.shared.join(TOGETHER)).unwrap().count()
+        };
+        assert_eq!((shared("c"), shared("d")), (1, 1));
+        let mounts = mounts_below(&sandbox.shared);
+        unshare(&sandbox.shared, "c").unwrap();
+        assert_eq!(mounts_below(&sandbox.shared), mounts);
+        unshare(&sandbox.shared, "d").unwrap();
+        assert_eq!(mounts_below(&sandbox.shared), mounts - 1);
+        assert!(source.path().join("file").exists());
+    }
+
+    #[test]
+    fn removing_twice_or_what_was_never_there_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        remove(dir.path()).unwrap();
+        prepare(dir.path()).unwrap();
+        remove(dir.path()).unwrap();
+        remove(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

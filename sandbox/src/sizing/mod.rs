@@ -1,0 +1,344 @@
+//! How large a sandbox's machine is. Pure; the host's size and the configuration come in.
+//!
+//! The machine is made as large as the container may become, so that what the container sees in
+//! /proc is its own limit and not some host's size.
+
+pub mod pod_limits;
+mod running;
+
+use oci_spec::runtime::{LinuxResources, Spec};
+
+pub use running::{Change, Running};
+
+use crate::config::Config;
+use crate::config::EngineKind;
+
+/// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
+/// kernel's image, the agent, buffers of devices, and some that is kept free. A container must meet its
+/// own limit before the guest is out of memory.
+const GUEST_OVERHEAD_MIB: u64 = 56;
+
+/// The part of memory that the guest needs besides: half of it for page structures, the rest for tables
+/// that grow with the memory and for what the kernel keeps free.
+const GUEST_OVERHEAD_PART: u64 = 32;
+
+/// The least memory a guest boots with, in MiB.
+const MIN_MEMORY_MIB: u64 = 96;
+
+/// The most memory of a machine, in MiB: what rvm-vmm takes.
+const MAX_MEMORY_MIB: u64 = 1 << 20;
+
+/// What QEMU's software CPU may keep of code that it has translated, in MiB.
+pub const QEMU_CODE_MIB: u64 = 256;
+
+/// The most vCPUs: APIC ids have 8 bits.
+const MAX_VCPUS: u64 = 253;
+
+/// A machine's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+}
+
+/// What the host has, and what the configuration gives a container that asks for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// CPUs that this process may run on.
+    pub host_cpus: u64,
+    /// vCPUs without a limit.
+    pub default_vcpus: u64,
+    /// Memory for the container without a limit, in MiB.
+    pub default_memory_mib: u64,
+    /// vCPUs that a running machine can be given, as far as it does not start with more.
+    pub max_vcpus: u64,
+}
+
+impl Bounds {
+    /// Those of this host and configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            host_cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
+            default_vcpus: config.vcpus,
+            default_memory_mib: config.memory_mib,
+            max_vcpus: config.max_vcpus,
+        }
+    }
+}
+
+/// A limit that no machine can honour.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Not a list of CPUs.
+    #[error("config.json: linux.resources.cpu.cpus is no list of CPUs: {0:?}")]
+    Cpuset(String),
+    /// Not a number.
+    #[error("config.json: annotations[{0:?}] is no number: {1:?}")]
+    Annotation(&'static str, String),
+    /// Not CRI-O's JSON.
+    #[error("config.json: annotations[{0:?}] does not hold the limits of a pod: {1:?}")]
+    Resources(&'static str, String),
+    /// More than a machine can have.
+    #[error(
+        "config.json: linux.resources.memory.limit of {0} MiB is more than a machine can have \
+         ({MAX_MEMORY_MIB} MiB)"
+    )]
+    Memory(u64),
+    /// More than this machine can be given.
+    #[error(
+        "linux.resources.cpu asks for {wanted} vCPUs, and the sandbox was started with room for \
+         {max}; max_vcpus in rvm's configuration gives those that are started later more room"
+    )]
+    NoRoomForVcpus {
+        /// How many there were to be.
+        wanted: u8,
+        /// How many there can be.
+        max: u8,
+    },
+    /// More than this machine can be given.
+    #[error(
+        "linux.resources.memory.limit asks for a machine of {wanted} MiB, and this one on the \
+         {engine} engine can have at most {max} MiB; a container that is started with the limit \
+         gets it"
+    )]
+    NoRoomForMemory {
+        /// What runs the machine.
+        engine: EngineKind,
+        /// How much there was to be, in MiB.
+        wanted: u64,
+        /// How much there can be, in MiB.
+        max: u64,
+    },
+}
+
+impl Size {
+    /// What a machine that starts with this size can be given: more vCPUs where the configuration
+    /// has room for them, and `memory_mib`.
+    pub fn with_room(self, bounds: &Bounds, memory_mib: u64) -> Self {
+        self.at_least(Self {
+            vcpus: bounded(bounds.max_vcpus, bounds),
+            memory_mib: memory_mib.min(MAX_MEMORY_MIB),
+        })
+    }
+
+    fn at_least(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.max(other.vcpus),
+            memory_mib: self.memory_mib.max(other.memory_mib),
+        }
+    }
+
+    /// The size for a sandbox that is made for this configuration.
+    pub fn for_bundle(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
+        let linux = spec.linux().as_ref();
+        let own = linux.and_then(|linux| linux.resources().as_ref());
+        let pods = spec
+            .annotations()
+            .as_ref()
+            .map_or(Ok(None), pod_limits::annotated)?;
+        Self::of(pods.as_ref().or(own), &Bounds::of(config))
+    }
+
+    /// The size for a container with these limits.
+    pub fn of(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<Self, SizeError> {
+        let vcpus = asked_vcpus(resources)?.unwrap_or(bounds.default_vcpus);
+        let container_mib = asked_memory(resources)?.unwrap_or(bounds.default_memory_mib);
+        check_memory(container_mib)?;
+        Ok(Self {
+            vcpus: bounded(vcpus, bounds),
+            memory_mib: machine_mib(container_mib),
+        })
+    }
+}
+
+/// The limit of memory in MiB, if there is one.
+fn asked_memory(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
+    let limit = resources
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(|memory| memory.limit())
+        .and_then(limit_mib);
+    limit.map_or(Ok(()), check_memory)?;
+    Ok(limit)
+}
+
+fn check_memory(container_mib: u64) -> Result<(), SizeError> {
+    match container_mib > MAX_MEMORY_MIB - MAX_MEMORY_MIB / 32 {
+        true => Err(SizeError::Memory(container_mib)),
+        false => Ok(()),
+    }
+}
+
+/// A limit of memory in MiB, rounded up. None if the number means that there is none.
+pub fn limit_mib(bytes: i64) -> Option<u64> {
+    // Some engines write a limit that is no limit: all but the sign bit, in pages.
+    u64::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes > 0)
+        .map(|bytes| bytes.div_ceil(1 << 20))
+        .filter(|mib| *mib < 1 << 40)
+}
+
+/// The memory of a machine whose container may use so much, in MiB.
+pub fn machine_mib(container_mib: u64) -> u64 {
+    let memory_mib =
+        container_mib + container_mib.div_ceil(GUEST_OVERHEAD_PART) + GUEST_OVERHEAD_MIB;
+    memory_mib.max(MIN_MEMORY_MIB)
+}
+
+/// How many CPUs the limits are worth, if there are limits.
+fn asked_vcpus(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let by_quota = cpu.and_then(|cpu| {
+        let quota = u64::try_from(cpu.quota()?)
+            .ok()
+            .filter(|quota| *quota > 0)?;
+        // The kernel's default period, in microseconds.
+        let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+        Some(quota.div_ceil(period))
+    });
+    let by_cpuset = match cpu.and_then(|cpu| cpu.cpus().as_deref()).map(str::trim) {
+        None | Some("") => None,
+        Some(list) => Some(count_cpus(list).ok_or_else(|| SizeError::Cpuset(list.to_owned()))?),
+    };
+    Ok(match (by_quota, by_cpuset) {
+        (Some(quota), Some(cpuset)) => Some(quota.min(cpuset)),
+        (one, other) => one.or(other),
+    })
+}
+
+/// More vCPUs than CPUs would only take turns.
+fn bounded(vcpus: u64, bounds: &Bounds) -> u8 {
+    let count = vcpus.min(bounds.host_cpus).clamp(1, MAX_VCPUS);
+    u8::try_from(count).unwrap_or(u8::MAX)
+}
+
+/// The number of CPUs in a list such as `0-2,7`, see cpuset(7).
+fn count_cpus(list: &str) -> Option<u64> {
+    let mut count: u64 = 0;
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
+
+    pub(super) const BOUNDS: Bounds = Bounds {
+        host_cpus: 8,
+        default_vcpus: 2,
+        default_memory_mib: 512,
+        max_vcpus: 4,
+    };
+
+    pub(super) fn cpu(quota: Option<i64>, period: Option<u64>, cpus: &str) -> LinuxResources {
+        let mut cpu = LinuxCpuBuilder::default().cpus(cpus);
+        if let Some(quota) = quota {
+            cpu = cpu.quota(quota);
+        }
+        if let Some(period) = period {
+            cpu = cpu.period(period);
+        }
+        LinuxResourcesBuilder::default()
+            .cpu(cpu.build().unwrap())
+            .build()
+            .unwrap()
+    }
+
+    pub(super) fn memory(limit: i64) -> LinuxResources {
+        let memory = LinuxMemoryBuilder::default().limit(limit).build().unwrap();
+        LinuxResourcesBuilder::default()
+            .memory(memory)
+            .build()
+            .unwrap()
+    }
+
+    fn vcpus_of(resources: LinuxResources) -> u8 {
+        Size::of(Some(&resources), &BOUNDS).unwrap().vcpus
+    }
+
+    #[test]
+    fn without_limits_the_defaults_hold() {
+        let size = Size::of(None, &BOUNDS).unwrap();
+        assert_eq!(
+            size,
+            Size {
+                vcpus: 2,
+                memory_mib: 512 + 16 + GUEST_OVERHEAD_MIB
+            }
+        );
+    }
+
+    #[test]
+    fn part_of_a_cpu_counts_as_one() {
+        assert_eq!(vcpus_of(cpu(Some(150_000), Some(100_000), "")), 2);
+        assert_eq!(vcpus_of(cpu(Some(10_000), None, "")), 1);
+        assert_eq!(vcpus_of(cpu(Some(-1), None, "")), 2, "no limit");
+    }
+
+    #[test]
+    fn the_smaller_of_quota_and_cpuset_counts() {
+        assert_eq!(vcpus_of(cpu(Some(400_000), Some(100_000), "0-2,5")), 4);
+        assert_eq!(vcpus_of(cpu(Some(400_000), Some(100_000), "3")), 1);
+    }
+
+    #[test]
+    fn there_are_never_more_vcpus_than_the_host_has() {
+        assert_eq!(vcpus_of(cpu(Some(6_400_000), Some(100_000), "")), 8);
+        assert_eq!(vcpus_of(cpu(None, None, "0-63")), 8);
+    }
+
+    #[test]
+    fn a_malformed_cpuset_is_refused() {
+        for list in ["a", "3-1", "1,,2", "-", "0-18446744073709551615"] {
+            let error = Size::of(Some(&cpu(None, None, list)), &BOUNDS).unwrap_err();
+            assert_eq!(error, SizeError::Cpuset(list.to_owned()));
+        }
+    }
+
+    #[test]
+    fn memory_is_the_limit_and_what_the_guest_needs() {
+        let size = Size::of(Some(&memory(256 << 20)), &BOUNDS).unwrap();
+        assert_eq!(size.memory_mib, 256 + 8 + GUEST_OVERHEAD_MIB);
+        let odd = Size::of(Some(&memory((256 << 20) + 1)), &BOUNDS).unwrap();
+        assert!(odd.memory_mib > size.memory_mib);
+    }
+
+    #[test]
+    fn no_limit_has_many_names() {
+        for limit in [-1, 0, i64::MAX, i64::MAX & !4095] {
+            let size = Size::of(Some(&memory(limit)), &BOUNDS).unwrap();
+            assert_eq!(size, Size::of(None, &BOUNDS).unwrap(), "{limit}");
+        }
+    }
+
+    #[test]
+    fn an_impossible_limit_is_refused() {
+        let error = Size::of(Some(&memory(2 << 40)), &BOUNDS).unwrap_err();
+        assert_eq!(error, SizeError::Memory(2 << 20));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_size_is_one_that_a_machine_can_have(
+            quota: i64, period: u64, limit: i64, host_cpus in 1_u64..1000,
+        ) {
+            let bounds = Bounds { host_cpus, ..BOUNDS };
+            let resources = LinuxResourcesBuilder::default()
+                .cpu(LinuxCpuBuilder::default().quota(quota).period(period).build().unwrap())
+                .memory(LinuxMemoryBuilder::default().limit(limit).build().unwrap())
+                .build()
+                .unwrap();
+            if let Ok(size) = Size::of(Some(&resources), &bounds) {
+                proptest::prop_assert!(size.vcpus >= 1 && u64::from(size.vcpus) <= host_cpus);
+                proptest::prop_assert!((MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&size.memory_mib));
+            }
+        }
+    }
+}
