@@ -3,12 +3,9 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use rvm_protocol::vmm::ProbeReport;
-
-use crate::config::Config;
-use crate::engine::{choice, probe};
+use crate::config::{Config, EngineKind};
+use crate::engine::{self, choice};
 use crate::host::memory::available_memory_mib;
 
 /// What was looked at.
@@ -45,25 +42,30 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at the host. The probe is not taken from memory.
+/// Looks at the host. Nothing is taken from the cache of an earlier look.
 pub fn run(config: &Config) -> Report {
-    let kvm = probe::run(&config.vmm);
-    let usable = matches!(kvm, ProbeReport::Usable { .. });
-    let qemu = qemu_version(&config.qemu);
-    let mut lines = vec![
-        Line {
-            what: "KVM",
-            fine: usable,
-            found: choice::describe(&kvm),
-        },
-        qemu_line(config, qemu.as_deref()),
+    let mut lines = Vec::new();
+    let mut working = Vec::new();
+    for kind in EngineKind::ALL {
+        let engine = engine::of(kind);
+        let verdict = (engine.check)(config);
+        if verdict.is_ok() {
+            working.push(kind);
+        }
+        lines.push(Line {
+            what: engine.title,
+            fine: verdict.is_ok(),
+            found: verdict.unwrap_or_else(|reason| reason),
+        });
+    }
+    lines.extend([
         installed("rvm-vmm", &config.vmm),
         installed("guest kernel", &config.kernel),
         installed("initramfs", &config.initramfs),
         namespaces(),
         cgroups(),
         memory(),
-    ];
+    ]);
     if rustix::process::geteuid().as_raw() != 0 {
         lines.push(Line {
             what: "user",
@@ -71,7 +73,7 @@ pub fn run(config: &Config) -> Report {
             found: "not root; rvm makes mounts and namespaces and must be run as root".to_owned(),
         });
     }
-    let verdict = verdict(config, usable, qemu.is_some(), &lines);
+    let verdict = verdict(config, &working, &lines);
     Report { lines, verdict }
 }
 
@@ -84,7 +86,7 @@ const NEEDED: &[&str] = &[
     "user",
 ];
 
-fn verdict(config: &Config, kvm: bool, qemu: bool, lines: &[Line]) -> Result<String, String> {
+fn verdict(config: &Config, working: &[EngineKind], lines: &[Line]) -> Result<String, String> {
     if let Some(line) = lines
         .iter()
         .find(|line| !line.fine && NEEDED.contains(&line.what))
@@ -92,18 +94,11 @@ fn verdict(config: &Config, kvm: bool, qemu: bool, lines: &[Line]) -> Result<Str
         return Err(format!("{}: {}", line.what, line.found));
     }
     let choice = choice::choose(config).map_err(|error| error.to_string())?;
-    let missing = match choice.kind {
-        crate::config::EngineKind::Kvm => !kvm,
-        crate::config::EngineKind::Qemu => !qemu,
-    };
-    let chosen = format!(
-        "{} engine ({}): {}",
-        choice.kind, config.engine, choice.reason
-    );
-    if missing {
-        Err(format!("the {chosen}, but it does not work"))
-    } else {
-        Ok(chosen)
+    let kind = choice.engine.kind;
+    let chosen = format!("{kind} engine ({}): {}", config.engine, choice.reason);
+    match working.contains(&kind) {
+        true => Ok(chosen),
+        false => Err(format!("the {chosen}, but it does not work")),
     }
 }
 
@@ -117,29 +112,6 @@ fn installed(what: &'static str, path: &Path) -> Line {
         ),
     };
     Line { what, fine, found }
-}
-
-fn qemu_line(config: &Config, version: Option<&str>) -> Line {
-    let found = match version {
-        Some(version) => format!("{version}, {}", config.qemu.display()),
-        None => format!(
-            "{} is missing; install qemu-system-x86 to run without hardware virtualization",
-            config.qemu.display()
-        ),
-    };
-    Line {
-        what: "QEMU",
-        fine: version.is_some(),
-        found,
-    }
-}
-
-/// The first line of what QEMU says of itself.
-fn qemu_version(path: &Path) -> Option<String> {
-    let output = Command::new(path).arg("--version").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().next()?;
-    Some(line.split(" (").next().unwrap_or(line).to_owned())
 }
 
 fn namespaces() -> Line {

@@ -45,7 +45,7 @@ pub enum ConfigError {
     },
 }
 
-/// An engine by name.
+/// An engine by name. What rvm knows of it is in its descriptor, [`crate::engine::Engine`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
@@ -64,26 +64,28 @@ impl fmt::Display for EngineKind {
     }
 }
 
-/// What runs the machine.
+impl EngineKind {
+    /// Every engine, in the order in which `auto` prefers them.
+    pub const ALL: [Self; 2] = [Self::Kvm, Self::Qemu];
+}
+
+/// What the configuration, or `--engine`, says about the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String")]
 pub enum EngineChoice {
-    /// `kvm` where the probe finds a KVM that kernels can run on, else `qemu`.
+    /// The first of [`EngineKind::ALL`] that works on this host.
     #[default]
     Auto,
-    /// Our VMM on KVM.
-    Kvm,
-    /// QEMU's software CPU.
-    Qemu,
+    /// This one, whether it works or not.
+    Only(EngineKind),
 }
 
 impl fmt::Display for EngineChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Kvm => "kvm",
-            Self::Qemu => "qemu",
-        })
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(kind) => kind.fmt(f),
+        }
     }
 }
 
@@ -91,12 +93,22 @@ impl std::str::FromStr for EngineChoice {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "kvm" => Ok(Self::Kvm),
-            "qemu" => Ok(Self::Qemu),
-            _ => Err(format!("unknown engine {name:?}: it is auto, kvm or qemu")),
+        if name == "auto" {
+            return Ok(Self::Auto);
         }
+        let kind = EngineKind::ALL
+            .into_iter()
+            .find(|kind| kind.to_string() == name);
+        kind.map(Self::Only)
+            .ok_or_else(|| format!("unknown engine {name:?}: it is auto, kvm or qemu"))
+    }
+}
+
+impl TryFrom<String> for EngineChoice {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        name.parse()
     }
 }
 
@@ -258,7 +270,7 @@ mod tests {
         let config =
             read("engine = \"qemu\"\nvcpus = 3\nkernel = \"/k\"\nstart_timeout_seconds = 7")
                 .unwrap();
-        assert_eq!(config.engine, EngineChoice::Qemu);
+        assert_eq!(config.engine, EngineChoice::Only(EngineKind::Qemu));
         assert_eq!(config.vcpus, 3);
         assert_eq!(config.kernel, Path::new("/k"));
         assert_eq!(config.start_timeout, Some(Duration::from_secs(7)));

@@ -10,11 +10,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::RwLock;
 
 use crate::dir::SandboxDir;
 use crate::host::error_chain::chain;
-use crate::sandbox::size::Memory;
-use crate::sandbox::{Sandbox, SandboxError};
+use crate::sandbox::{MemoryResult, Sandbox, SandboxError};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
 
@@ -70,11 +70,11 @@ enum StartError {
 }
 
 /// Has the owner of a sandbox do something, and waits until it is done.
-pub async fn ask(dir: &SandboxDir, request: Request) -> Result<Memory, ControlError> {
+pub async fn ask(dir: &SandboxDir, request: Request) -> Result<MemoryResult, ControlError> {
     let answer = exchange(dir, request).await.map_err(ControlError::Owner)?;
     match answer {
-        Answer::Done => Ok(Memory::AsAsked),
-        Answer::KeepsMemory => Ok(Memory::Kept),
+        Answer::Done => Ok(MemoryResult::AsAsked),
+        Answer::KeepsMemory => Ok(MemoryResult::Kept),
         Answer::Failed(reason) => Err(ControlError::Failed(reason)),
     }
 }
@@ -87,13 +87,27 @@ async fn exchange(dir: &SandboxDir, request: Request) -> io::Result<Answer> {
     read_line(&mut stream).await
 }
 
-impl Sandbox {
-    /// Does what the owner of a sandbox has to do while it runs: follows the network, and serves
-    /// those who ask. Returns when that has become impossible.
+/// Serves a sandbox for its owner: answers the requests of other processes, and follows the network.
+pub struct Server<'a> {
+    sandbox: &'a Sandbox,
+    /// Read while a request is carried out.
+    answering: RwLock<()>,
+}
+
+impl<'a> Server<'a> {
+    /// A server that does nothing until [`Self::serve`] is awaited.
+    pub fn new(sandbox: &'a Sandbox) -> Self {
+        Self {
+            sandbox,
+            answering: RwLock::default(),
+        }
+    }
+
+    /// Serves until that has become impossible.
     pub async fn serve(&self) -> SandboxError {
-        // Two, so that one who takes long does not keep the other waiting.
+        // Two, so that a request that takes long does not keep the next one waiting.
         let served = tokio::try_join!(
-            self.follow_network(),
+            self.sandbox.follow_network(),
             self.serve_requests(),
             self.serve_requests()
         );
@@ -103,17 +117,14 @@ impl Sandbox {
         }
     }
 
-    /// Waits until those have their answers whose requests are being carried out. Somebody must
-    /// [`Self::serve`] meanwhile.
+    /// Waits until the requests that are being carried out have their answers. [`Self::serve`] must be
+    /// awaited meanwhile.
     pub async fn all_answered(&self) {
         drop(self.answering.write().await);
     }
 
     async fn serve_requests(&self) -> Result<Infallible, SandboxError> {
-        let Some(listener) = &self.control else {
-            return std::future::pending().await;
-        };
-        let listener = listen(listener).map_err(SandboxError::Sockets)?;
+        let listener = listen(self.sandbox.control()).map_err(SandboxError::Sockets)?;
         loop {
             let (mut stream, _) = listener.accept().await.map_err(SandboxError::Sockets)?;
             let _answering = self.answering.read().await;
@@ -126,24 +137,25 @@ impl Sandbox {
     async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
         let request = tokio::time::timeout(PATIENCE, read_line(stream)).await??;
         let answer = match request {
-            Request::Start { id } => self.start_as_asked(&id).await.map_or_else(failed, done),
-            Request::Resize(change) => match self.resize(&change).await {
-                Ok(Memory::AsAsked) => Answer::Done,
-                Ok(Memory::Kept) => Answer::KeepsMemory,
+            Request::Start { id } => self.start(&id).await.map_or_else(failed, done),
+            Request::Resize(change) => match self.sandbox.resize(&change).await {
+                Ok(MemoryResult::AsAsked) => Answer::Done,
+                Ok(MemoryResult::Kept) => Answer::KeepsMemory,
                 Err(error) => failed(error),
             },
         };
         write_line(stream, &answer).await
     }
 
-    /// Starts a container and writes down that it runs. Done here, it is done to the end even if
-    /// whoever asked for it is killed meanwhile.
-    async fn start_as_asked(&self, id: &str) -> Result<(), StartError> {
-        let path = self.dir.path();
+    /// Starts a container and writes down that it runs. Done here, it is done to the end even if the
+    /// process that asked for it is killed meanwhile.
+    async fn start(&self, id: &str) -> Result<(), StartError> {
+        let guest = self.sandbox.guest();
+        let path = guest.dir().path();
         let container = Store::new(path.parent().unwrap_or(path).to_owned()).open(id)?;
         // An engine may have set the network up since the container was created.
-        self.sync_network().await?;
-        let started = self.agent.start_container(id).await;
+        self.sandbox.sync_network().await?;
+        let started = guest.agent().start_container(id).await;
         started.map_err(SandboxError::from)?;
         match container.lock()?.step(Status::Running, |_| {}) {
             // It has ended meanwhile; it did run.

@@ -15,7 +15,7 @@ use rvm_sandbox::container::update;
 use rvm_sandbox::guest::agent::{Agent, Exec};
 use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::host::process::ProcessId;
-use rvm_sandbox::sandbox::Sandbox;
+use rvm_sandbox::sandbox::Guest;
 use rvm_sandbox::state::{self, Status};
 
 use crate::error::{ShimError, chain};
@@ -43,7 +43,7 @@ pub struct Container {
     /// Its bundle.
     pub bundle: PathBuf,
     /// What it runs in.
-    pub sandbox: Arc<Sandbox>,
+    pub guest: Arc<Guest>,
     /// Whether the sandbox was made for it, and ends with it.
     pub owns_sandbox: bool,
     /// What containerd is told of it.
@@ -89,7 +89,7 @@ impl Container {
     }
 
     fn agent(&self) -> &Agent {
-        self.sandbox.agent()
+        self.guest.agent()
     }
 
     /// Finds a process: the first one for an empty id.
@@ -174,7 +174,7 @@ impl Container {
             return Err(ShimError::Unfit("process already started".to_owned()));
         }
         let opened = stdio::open(&process.uris, self.id(), namespace)?;
-        let (relay, stdio) = Relay::start(self.sandbox.dir(), opened.host)?;
+        let (relay, stdio) = Relay::start(self.guest.dir(), opened.host)?;
         let exec = Exec {
             container: self.id(),
             id: &process.id,

@@ -3,7 +3,7 @@
 
 use rvm_sandbox::config::ConfigError;
 use rvm_sandbox::container::lifecycle::LifecycleError;
-use rvm_sandbox::container::start::BringUpError;
+use rvm_sandbox::container::start::StartError;
 use rvm_sandbox::container::update::UpdateError;
 use rvm_sandbox::guest::agent::AgentError;
 use rvm_sandbox::guest::stdio::StdioError;
@@ -55,7 +55,7 @@ pub enum ShimError {
     Stdio(#[from] StdioError),
     /// The container's creation.
     #[error(transparent)]
-    BringUp(#[from] BringUpError),
+    BringUp(#[from] StartError),
     /// What was done to it later.
     #[error(transparent)]
     Lifecycle(#[from] LifecycleError),
@@ -100,8 +100,8 @@ impl ShimError {
             Self::Invalid(_) | Self::Options(_) | Self::Spec(_) => Code::INVALID_ARGUMENT,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::BringUp(error) => match error {
-                BringUpError::Spec(_) | BringUpError::Size(_) => Code::INVALID_ARGUMENT,
-                BringUpError::State(error) => state_code(error),
+                StartError::Spec(_) | StartError::Size(_) => Code::INVALID_ARGUMENT,
+                StartError::State(error) => state_code(error),
                 _ => Code::UNKNOWN,
             },
             Self::Lifecycle(error) | Self::Update(UpdateError::Container(error)) => {

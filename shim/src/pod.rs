@@ -19,7 +19,7 @@ use rvm_sandbox::anchor::StandIn;
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
-use rvm_sandbox::container::start::{Site, take_network};
+use rvm_sandbox::container::start::{Place, Placement, Start, take_network};
 use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::network::Namespace;
 use rvm_sandbox::sandbox::Sandbox;
@@ -222,7 +222,7 @@ impl Pod {
         let own = |action| move |source| ShimError::Own { action, source };
         remember_state(&bundle.dir, record).map_err(own("write into the bundle"))?;
         let outside = Namespace::own().map_err(own("find the host's network namespace"))?;
-        let (namespace, network) = take_network(bundle)?;
+        let (namespace, placement) = take_network(bundle)?;
         let stand_in = StandIn::spawn().map_err(own("make a thread"))?;
         let entered = stand_in.enter(&namespace);
         entered.map_err(own("enter the container's network namespace"))?;
@@ -234,7 +234,7 @@ impl Pod {
             terminal: request.terminal,
         };
         let opened = stdio::open(&uris, &request.id, &self.namespace)?;
-        let site = Site {
+        let start = Start {
             container: record,
             bundle,
             config,
@@ -242,15 +242,18 @@ impl Pod {
             outside: &outside,
             stand_in: &stand_in,
         };
-        let owned = self.sandbox().clone();
+        let placement = match (placement, self.sandbox().clone()) {
+            (Placement::Joined, Some(sandbox)) => Placement::Owned(sandbox),
+            (placement, _) => placement,
+        };
         let mut timings = Timings::default();
-        let (sandbox, relay) = site
-            .bring_up(owned, network, opened.host, &mut timings)
-            .await?;
+        let (place, relay) = start.create(placement, opened.host, &mut timings).await?;
         let owns_sandbox = !matches!(bundle.role, Role::Member(_));
-        if owns_sandbox {
-            *self.sandbox() = Some(Arc::clone(&sandbox));
-            machine::attend(self, &sandbox, &bundle.role);
+        if let Place::Owned(sandbox) = &place
+            && owns_sandbox
+        {
+            *self.sandbox() = Some(Arc::clone(sandbox));
+            machine::attend(self, sandbox, &bundle.role);
             remains::sweep(record.store());
         }
         let init = Arc::new(Process::first(uris, stand_in));
@@ -262,7 +265,7 @@ impl Pod {
         let container = Container {
             record: Arc::clone(record),
             bundle: bundle.dir.clone(),
-            sandbox,
+            guest: Arc::clone(place.guest()),
             owns_sandbox,
             announce: Announce::All,
             init,
@@ -324,7 +327,7 @@ impl Pod {
     ) {
         let (pod, container) = (Arc::clone(self), Arc::clone(container));
         tokio::spawn(async move {
-            let exit = container.sandbox.wait(container.id(), &process.id).await;
+            let exit = container.guest.wait(container.id(), &process.id).await;
             let ended = exit.map_or_else(|_| Ended::with_machine(), |exit| Ended::now(exit.status));
             drain(output).await;
             if process.id.is_empty() {
@@ -400,10 +403,11 @@ impl Pod {
             Slot::Creating => false,
         });
         if others_run {
-            let shutdown = tokio::time::timeout(SHUTDOWN_LIMIT, sandbox.agent().shut_down());
+            let shutdown =
+                tokio::time::timeout(SHUTDOWN_LIMIT, sandbox.guest().agent().shut_down());
             tokio::select! {
                 biased;
-                _ = sandbox.ended() => {}
+                _ = sandbox.guest().ended() => {}
                 done = shutdown => if !matches!(done, Ok(Ok(()))) {
                     tracing::warn!("the machine did not shut down and is ended");
                 },

@@ -203,7 +203,7 @@ impl Service for SandboxApi {
         request: api::PingRequest,
     ) -> ttrpc::Result<api::PingResponse> {
         let container = self.container(&request.sandbox_id)?;
-        let checked = container.sandbox.agent().check().await;
+        let checked = container.guest.agent().check().await;
         checked.map_err(ShimError::from)?;
         Ok(api::PingResponse::default())
     }

@@ -351,6 +351,7 @@ impl Global {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rvm_sandbox::config::EngineKind;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -405,6 +406,9 @@ mod tests {
         .concat();
         let again = Cli::try_parse_from(again).unwrap();
         assert_eq!(again.global.arguments(), cli.global.arguments());
-        assert_eq!(again.global.engine, Some(EngineChoice::Qemu));
+        assert_eq!(
+            again.global.engine,
+            Some(EngineChoice::Only(EngineKind::Qemu))
+        );
     }
 }

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rvm_sandbox::cgroup::overhead;
-use rvm_sandbox::config::EngineKind;
-use rvm_sandbox::engine::choice;
+use rvm_sandbox::engine::{Engine, choice};
 use rvm_sandbox::sizing;
 
 use super::update::bytes;
@@ -25,35 +24,37 @@ pub fn run(global: &Global, args: &OverheadArgs) -> anyhow::Result<ExitCode> {
             mib
         }
     };
-    let text = describe(choice::choose(&config)?.kind, memory_mib);
+    let text = describe(choice::choose(&config)?.engine, memory_mib);
     write!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(engine: EngineKind, memory_mib: u64) -> String {
-    let overhead = overhead(engine, memory_mib);
+fn describe(engine: &Engine, memory_mib: u64) -> String {
+    let overhead = overhead(engine.overhead, memory_mib);
     format!(
-        "# Of pods that use up to {memory_mib} MiB, on the {engine} engine.\n\
+        "# Of pods that use up to {memory_mib} MiB, on the {} engine.\n\
          overhead:\n  podFixed:\n    memory: {}Mi\n    cpu: {}m\n",
-        overhead.memory_mib, overhead.cpu_millis
+        engine.kind, overhead.memory_mib, overhead.cpu_millis
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rvm_sandbox::config::EngineKind;
+    use rvm_sandbox::engine::of;
 
     #[test]
     fn a_larger_pod_and_a_slower_engine_cost_more() {
-        let small = describe(EngineKind::Kvm, 512);
+        let small = describe(of(EngineKind::Kvm), 512);
         let expected = "overhead:\n  podFixed:\n    memory: 124Mi\n    cpu: 100m\n";
         assert!(small.ends_with(expected), "{small}");
-        let large = describe(EngineKind::Kvm, 4096);
+        let large = describe(of(EngineKind::Kvm), 4096);
         assert!(large.contains("memory: 265Mi"), "{large}");
         let class = include_str!("../../../deploy/kubernetes/runtimeclass.yaml");
         let (_, stated) = large.split_once('\n').unwrap();
         assert!(class.contains(stated), "{class}");
-        let slow = describe(EngineKind::Qemu, 512);
+        let slow = describe(of(EngineKind::Qemu), 512);
         assert!(slow.contains("memory: 460Mi"), "{slow}");
     }
 }

@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
 
 use crate::host::fanotify::Gate;
-use crate::sandbox::Sandbox;
+use crate::sandbox::Guest;
 
 /// What the file system may take of the host's memory: some 1,000 processes. A guest may say that it has
 /// as many as it likes.
@@ -55,17 +55,17 @@ pub fn are_looked_for(spec: &Spec) -> bool {
 pub fn show(
     dir: OwnedFd,
     id: &str,
-    sandbox: &Arc<Sandbox>,
+    guest: &Arc<Guest>,
     end: impl Future<Output = ()> + Send + 'static,
 ) {
     let gate = match Gate::before(dir.as_fd()) {
         Ok(gate) => gate,
         Err(error) => return tracing::info!("processes are not shown on the host: {error}"),
     };
-    let (id, sandbox) = (id.to_owned(), Arc::clone(sandbox));
+    let (id, guest) = (id.to_owned(), Arc::clone(guest));
     tokio::spawn(async move {
         tokio::select! {
-            error = receive(&gate, &dir, &id, &sandbox) => {
+            error = receive(&gate, &dir, &id, &guest) => {
                 tracing::warn!("processes are no longer shown on the host: {error}");
             }
             () = end => {}
@@ -74,14 +74,14 @@ pub fn show(
 }
 
 /// Lets visitors in, each to see what is now.
-async fn receive(gate: &Gate, dir: &OwnedFd, id: &str, sandbox: &Sandbox) -> io::Error {
+async fn receive(gate: &Gate, dir: &OwnedFd, id: &str, guest: &Guest) -> io::Error {
     let mut shown = Vec::new();
     loop {
         let visitor = match gate.visitor().await {
             Ok(visitor) => visitor,
             Err(error) => return error,
         };
-        let listed = tokio::time::timeout(PATIENCE, sandbox.agent().processes(id)).await;
+        let listed = tokio::time::timeout(PATIENCE, guest.agent().processes(id)).await;
         let written = match &listed {
             Ok(Ok(list)) => write(dir, list, &mut shown),
             Ok(Err(error)) => Err(io::Error::other(error.to_string())),

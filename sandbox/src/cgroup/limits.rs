@@ -13,7 +13,6 @@
 
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
-use crate::config::EngineKind;
 use crate::sizing;
 
 /// Threads of the processes that run a machine and of its monitor: a vCPU each, and those of devices
@@ -72,8 +71,8 @@ pub struct LimitError {
     pub reason: &'static str,
 }
 
-/// What a container's machine takes of the host beyond what the container may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a machine, or an engine's processes alone, take of the host beyond what the container may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overhead {
     /// Memory, in MiB. The host's limit is this much above the container's.
     pub memory_mib: u64,
@@ -82,24 +81,26 @@ pub struct Overhead {
     pub cpu_millis: u64,
 }
 
-/// The overhead of a container, or of a pod, that may use so much memory.
+/// The overhead of a container, or of a pod, that may use `container_mib` of memory, on an engine
+/// whose processes take `engine` for a machine of any size.
 ///
-/// The guest's kernel and agent are in it, see [`sizing::machine_mib`]. On `kvm` rvm-vmm and the
-/// monitor take some 15 MiB, and page tables on both sides of the virtualization a 512th of the
-/// guest's memory each. QEMU takes some 70 MiB, and its software CPU keeps code that it has
-/// translated, which `tb-size` bounds (see [`crate::engine::qemu_args`]). What the host caches of the
-/// container's files is counted too, but gives way.
-pub fn overhead(engine: EngineKind, container_mib: u64) -> Overhead {
-    let (fixed_mib, cpu_millis) = match engine {
-        EngineKind::Kvm => (48, 100),
-        EngineKind::Qemu => (128 + sizing::QEMU_CODE_MIB, 250),
-    };
+/// The guest's kernel and agent are in it, see [`sizing::machine_mib`], and page tables on both sides of
+/// the virtualization, a 512th of the guest's memory each. What the host caches of the container's
+/// files is counted too, but gives way.
+pub fn overhead(engine: Overhead, container_mib: u64) -> Overhead {
     let machine_mib = sizing::machine_mib(container_mib);
     Overhead {
-        memory_mib: machine_mib - container_mib + fixed_mib + machine_mib / 128,
-        cpu_millis,
+        memory_mib: machine_mib - container_mib + engine.memory_mib + machine_mib / 128,
+        cpu_millis: engine.cpu_millis,
     }
 }
+
+/// An engine for tests.
+#[cfg(test)]
+pub const ENGINE: Overhead = Overhead {
+    memory_mib: 48,
+    cpu_millis: 100,
+};
 
 /// Limits of memory in bytes; -1 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +127,7 @@ impl HostMemory {
 }
 
 /// The limits of memory for the processes that run a container's machine.
-pub fn memory(memory: &LinuxMemory, engine: EngineKind) -> HostMemory {
+pub fn memory(memory: &LinuxMemory, engine: Overhead) -> HostMemory {
     let set = |value: Option<i64>| value.filter(|bytes| *bytes != 0);
     let limit = set(memory.limit());
     let sized = limit.and_then(sizing::limit_mib).map(|mib| {
@@ -215,13 +216,13 @@ mod tests {
             .reservation(reservation)
             .build()
             .unwrap();
-        memory(&config, EngineKind::Kvm)
+        memory(&config, ENGINE)
     }
 
     #[test]
     fn a_limit_leaves_room_for_the_machine() {
         let host = host(256 * MIB, 512 * MIB, 128 * MIB);
-        let limit = (256 + overhead(EngineKind::Kvm, 256).memory_mib as i64) * MIB;
+        let limit = (256 + overhead(ENGINE, 256).memory_mib as i64) * MIB;
         assert!(limit > sizing::machine_mib(256) as i64 * MIB);
         assert_eq!(host.limit, Some(limit));
         assert_eq!(host.both, Some(limit + 256 * MIB), "the same swap");

@@ -24,7 +24,6 @@ use rustix::io::Errno;
 use rvm_protocol::agent::StatsResponse;
 use serde::{Deserialize, Serialize};
 
-use crate::config::EngineKind;
 use hierarchy::Host;
 
 pub use hierarchy::Version;
@@ -216,7 +215,7 @@ impl Cgroup {
 
     /// Holds the machine to a container's limits. Called when its guest is up: a share of a CPU
     /// that is enough for a program is too little to boot with.
-    pub fn limit(&self, resources: &LinuxResources, engine: EngineKind) -> Result<(), CgroupError> {
+    pub fn limit(&self, resources: &LinuxResources, engine: Overhead) -> Result<(), CgroupError> {
         let settings = self.settings(resources, engine)?;
         if let Some((_, unit)) = &self.scope {
             systemd::set_limits(unit, self.version, resources, engine)?;
@@ -225,11 +224,7 @@ impl Cgroup {
     }
 
     /// Changes the limits of a container that runs. What `resources` does not name stays.
-    pub fn update(
-        &self,
-        resources: &LinuxResources,
-        engine: EngineKind,
-    ) -> Result<(), CgroupError> {
+    pub fn update(&self, resources: &LinuxResources, engine: Overhead) -> Result<(), CgroupError> {
         files::apply(self, &limits::placement(resources))?;
         self.limit(resources, engine)
     }
@@ -256,8 +251,8 @@ impl Cgroup {
 
     /// Says what of `resources` this host cannot hold a container to.
     pub fn check(resources: &LinuxResources) -> Result<(), CgroupError> {
-        // The engine decides about numbers alone.
-        let engine = EngineKind::Kvm;
+        // What the engine takes changes numbers alone.
+        let engine = Overhead::default();
         match host()?.version {
             Version::One => v1::settings(resources, engine)?,
             Version::Two => v2::settings(resources, engine)?,
@@ -268,7 +263,7 @@ impl Cgroup {
     fn settings(
         &self,
         resources: &LinuxResources,
-        engine: EngineKind,
+        engine: Overhead,
     ) -> Result<Vec<limits::Setting>, CgroupError> {
         Ok(match self.version {
             Version::One => v1::settings(resources, engine)?,

@@ -5,6 +5,7 @@ use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder,
 };
 
+use super::limits::ENGINE;
 use super::*;
 
 /// Groups of this host's that nobody else has.
@@ -63,7 +64,7 @@ fn processes_are_held_to_limits_and_end_with_the_groups() {
     let resources = limits();
     let pid = child.id().cast_signed();
     group.0.create(&[pid], Some(&resources)).unwrap();
-    group.0.limit(&resources, EngineKind::Kvm).unwrap();
+    group.0.limit(&resources, ENGINE).unwrap();
     for dir in &group.0.dirs {
         assert!(files::processes(&dir.path).unwrap().contains(&pid));
     }
@@ -72,7 +73,7 @@ fn processes_are_held_to_limits_and_end_with_the_groups() {
         group.read("pids", "pids.max"),
         (100 + limits::THREADS).to_string()
     );
-    let memory = limits::memory(resources.memory().as_ref().unwrap(), EngineKind::Kvm);
+    let memory = limits::memory(resources.memory().as_ref().unwrap(), ENGINE);
     let expected = memory.limit.unwrap().to_string();
     match group.0.version {
         Version::One => {
@@ -105,10 +106,10 @@ fn limits_change_up_and_down_and_are_lifted() {
             .unwrap()
     };
     for mib in [64_i64, 256, 128] {
-        group.0.update(&with(mib << 20), EngineKind::Kvm).unwrap();
+        group.0.update(&with(mib << 20), ENGINE).unwrap();
         assert!(group.0.stats().memory.max >= (mib << 20) as u64);
     }
-    group.0.update(&with(-1), EngineKind::Kvm).unwrap();
+    group.0.update(&with(-1), ENGINE).unwrap();
     assert_eq!(group.0.stats().memory.max, u64::MAX);
 }
 
@@ -148,7 +149,7 @@ fn a_limit_that_the_host_cannot_set_names_its_field() {
     group.0.create(&[], None).unwrap();
     let cpu = LinuxCpuBuilder::default().cpus("4095").build().unwrap();
     let resources = LinuxResourcesBuilder::default().cpu(cpu).build().unwrap();
-    let error = group.0.update(&resources, EngineKind::Kvm).unwrap_err();
+    let error = group.0.update(&resources, ENGINE).unwrap_err();
     let error = error.to_string();
     assert!(
         error.contains("linux.resources.cpu.cpus") && error.contains("\"4095\""),

@@ -3,14 +3,10 @@
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDevice};
 
-use super::limits::{self, LimitError, Setting};
-use crate::config::EngineKind;
+use super::limits::{self, LimitError, Overhead, Setting};
 
 /// Everything but where the machine may be placed.
-pub fn settings(
-    resources: &LinuxResources,
-    engine: EngineKind,
-) -> Result<Vec<Setting>, LimitError> {
+pub fn settings(resources: &LinuxResources, engine: Overhead) -> Result<Vec<Setting>, LimitError> {
     let mut settings = Vec::new();
     if let Some(memory) = resources.memory() {
         let host = limits::memory(memory, engine);
@@ -143,12 +139,13 @@ fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::ENGINE;
     use super::*;
     use serde_json::{Value, json};
 
     fn written(resources: Value) -> Vec<String> {
         let resources = serde_json::from_value(resources).unwrap();
-        let settings = settings(&resources, EngineKind::Kvm).unwrap();
+        let settings = settings(&resources, ENGINE).unwrap();
         settings.iter().map(Setting::first_choice).collect()
     }
 
@@ -191,7 +188,7 @@ mod tests {
     fn a_file_of_the_hosts_version_two_is_refused_by_name() {
         let resources = json!({ "unified": { "io.max": "8:0 rbps=1", "memory.high": "1" } });
         let resources = serde_json::from_value(resources).unwrap();
-        let error = settings(&resources, EngineKind::Kvm).unwrap_err();
+        let error = settings(&resources, ENGINE).unwrap_err();
         assert!(error.to_string().contains("unified[\"io.max\"]"), "{error}");
     }
 }

@@ -3,17 +3,13 @@
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDevice};
 
-use super::limits::{self, LimitError, Setting};
-use crate::config::EngineKind;
+use super::limits::{self, LimitError, Overhead, Setting};
 
 /// The kernel's own period, in microseconds.
 pub const CPU_PERIOD: u64 = 100_000;
 
 /// Everything but where the machine may be placed.
-pub fn settings(
-    resources: &LinuxResources,
-    engine: EngineKind,
-) -> Result<Vec<Setting>, LimitError> {
+pub fn settings(resources: &LinuxResources, engine: Overhead) -> Result<Vec<Setting>, LimitError> {
     let mut settings = Vec::new();
     if let Some(memory) = resources.memory() {
         if memory.swappiness().is_some() {
@@ -154,12 +150,13 @@ fn io_weight(weight: u16) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::ENGINE;
     use super::*;
     use serde_json::{Value, json};
 
     fn written(resources: Value) -> Vec<String> {
         let resources = serde_json::from_value(resources).unwrap();
-        let settings = settings(&resources, EngineKind::Kvm).unwrap();
+        let settings = settings(&resources, ENGINE).unwrap();
         settings.iter().map(Setting::first_choice).collect()
     }
 
@@ -209,7 +206,7 @@ mod tests {
     #[test]
     fn swappiness_is_refused_by_name() {
         let resources = serde_json::from_value(json!({ "memory": { "swappiness": 0 } })).unwrap();
-        let error = settings(&resources, EngineKind::Kvm).unwrap_err();
+        let error = settings(&resources, ENGINE).unwrap_err();
         assert!(error.to_string().contains("memory.swappiness"), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::{Cgroup, CgroupError, Driver};
 use crate::config::EngineKind;
+use crate::engine;
 use crate::spec::Bundle;
 use crate::spec::pod::Role;
 use crate::state::{Container, StateError};
@@ -42,10 +43,10 @@ pub fn enter(
 pub fn limit(
     container: &Container,
     bundle: &Bundle,
-    engine: EngineKind,
+    kind: EngineKind,
 ) -> Result<(), ContainerCgroupError> {
     match (container.state()?.cgroup, resources(bundle)) {
-        (Some(cgroup), Some(resources)) => Ok(cgroup.limit(resources, engine)?),
+        (Some(cgroup), Some(resources)) => Ok(cgroup.limit(resources, engine::of(kind).overhead)?),
         _ => Ok(()),
     }
 }
@@ -54,10 +55,10 @@ pub fn limit(
 pub fn update(
     container: &Container,
     resources: &LinuxResources,
-    engine: EngineKind,
+    kind: EngineKind,
 ) -> Result<(), ContainerCgroupError> {
     match container.state()?.cgroup {
-        Some(cgroup) => Ok(cgroup.update(resources, engine)?),
+        Some(cgroup) => Ok(cgroup.update(resources, engine::of(kind).overhead)?),
         None => Ok(()),
     }
 }

@@ -9,29 +9,31 @@
 use std::io;
 use std::sync::Arc;
 
+use oci_spec::runtime::Spec;
+
 use super::cgroup::{self, ContainerCgroupError};
 use crate::anchor::StandIn;
 use crate::anchor::rootfs_view::{View, ViewError};
 use crate::anchor::synthetic_proc;
 use crate::cgroup::Driver;
 use crate::config::Config;
+use crate::dir::SandboxDir;
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::hooks::{self, HookError, Moment};
 use crate::host::timings::Timings;
 use crate::network::{Namespace, Network, NetworkError, Wanted};
-use crate::sandbox::volumes::{VolumeError, Volumes};
-use crate::sandbox::{Sandbox, SandboxError};
+use crate::sandbox::{Guest, Sandbox, SandboxError, VolumeError, Volumes};
 use crate::share::{self, StorageError};
 use crate::sizing::{Size, SizeError};
 use crate::spec::pod::Role;
-use crate::spec::translate::translate;
+use crate::spec::translate::{Translation, translate};
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, StateError, Status};
 
 /// A container could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum BringUpError {
+pub enum StartError {
     /// State.
     #[error(transparent)]
     State(#[from] StateError),
@@ -76,7 +78,7 @@ pub enum BringUpError {
     Container(String),
 }
 
-impl From<AgentError> for BringUpError {
+impl From<AgentError> for StartError {
     fn from(error: AgentError) -> Self {
         match error {
             AgentError::Refused(message) | AgentError::NotFound(message) => {
@@ -87,12 +89,48 @@ impl From<AgentError> for BringUpError {
     }
 }
 
-/// What is to be made.
+/// Where a container is to run.
+pub enum Placement {
+    /// In a sandbox of its own, with this network.
+    New(Network),
+    /// In a sandbox that this process owns.
+    Owned(Arc<Sandbox>),
+    /// In a sandbox that another process owns.
+    Joined,
+}
+
+/// Where a container was created.
+pub enum Place {
+    /// In a sandbox that this process owns.
+    Owned(Arc<Sandbox>),
+    /// In a sandbox that another process owns.
+    Joined(Arc<Guest>),
+}
+
+impl Place {
+    /// The guest that the container is in.
+    pub fn guest(&self) -> &Arc<Guest> {
+        match self {
+            Self::Owned(sandbox) => sandbox.guest(),
+            Self::Joined(guest) => guest,
+        }
+    }
+
+    /// The sandbox, if this process owns it.
+    pub fn sandbox(&self) -> Option<&Arc<Sandbox>> {
+        match self {
+            Self::Owned(sandbox) => Some(sandbox),
+            Self::Joined(_) => None,
+        }
+    }
+}
+
+/// The start of a container, for the process that stands for it on the host.
 #[derive(Clone, Copy)]
-pub struct Site<'a> {
+pub struct Start<'a> {
     /// The container, whose state is `Creating`.
     pub container: &'a Container,
-    /// What it is made of.
+    /// Its bundle, checked.
     pub bundle: &'a Bundle,
     /// rvm's configuration.
     pub config: &'a Config,
@@ -100,103 +138,126 @@ pub struct Site<'a> {
     pub driver: Driver,
     /// The host's network namespace, where hooks run.
     pub outside: &'a Namespace,
-    /// Whose number is the container's pid.
+    /// The thread whose number is the container's pid.
     pub stand_in: &'a StandIn,
 }
 
-/// Opens or makes the network namespace that a container is to be in. Whatever has its pid on the
-/// host must enter it before anything else happens: engines look for it there.
-///
-/// The network is for [`Site::bring_up`], of a container that gets a sandbox.
-pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Option<Network>), NetworkError> {
-    // The configuration was found to ask for one.
+/// Opens or makes the network namespace that a container is to be in, and says where the container is to
+/// run; a member of a pod is [`Placement::Joined`]. The thread whose number is the container's pid must
+/// enter the namespace before anything else happens: engines look for it there.
+pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Placement), NetworkError> {
+    // Reading the bundle has made sure that it asks for one.
     let wanted = Wanted::of(&bundle.spec).unwrap_or(Wanted::New);
     if let Role::Member(_) = bundle.role {
-        return Ok((Namespace::take(&wanted)?, None));
+        return Ok((Namespace::take(&wanted)?, Placement::Joined));
     }
     let network = Network::take(&wanted)?;
-    Ok((network.namespace()?, Some(network)))
+    Ok((network.namespace()?, Placement::New(network)))
 }
 
-impl Site<'_> {
-    /// Makes the container. One that joins a sandbox is given it if this process owns it; one that
-    /// does not is given the network of its own, see [`take_network`].
-    pub async fn bring_up(
+impl Start<'_> {
+    /// Creates the container, whose init process then waits for [`Self::start`].
+    pub async fn create(
         &self,
-        owned: Option<Arc<Sandbox>>,
-        network: Option<Network>,
+        placement: Placement,
         host: HostStdio,
         timings: &mut Timings,
-    ) -> Result<(Arc<Sandbox>, Relay), BringUpError> {
+    ) -> Result<(Place, Relay), StartError> {
         self.run_create_hooks(timings).await?;
-        let (container, bundle, config) = (self.container, self.bundle, self.config);
+        let (dir, translation) = self.share_files(timings)?;
+        let place = self.place(placement, dir, timings).await?;
+        let guest = place.guest();
+        cgroup::limit(self.container, self.bundle, guest.record().engine)?;
+        if let Some(sandbox) = place.sandbox() {
+            sandbox.relay_dns_of(&self.bundle.spec).await?;
+        }
+        let id = self.container.id();
+        let volumes = Volumes::send(id, translation.volumes, guest).await?;
+        let created = guest.create_container(id, &translation.spec, host, timings);
+        let (relay, pid) = created.await.map_err(plain)?;
+        self.show(&translation.spec, guest)?;
+        if let Some(volumes) = volumes {
+            volumes.follow(Arc::clone(guest));
+        }
+        self.container
+            .lock()?
+            .step(Status::Created, |state| state.guest_pid = Some(pid))?;
+        Ok((place, relay))
+    }
+
+    /// Makes the container's files visible to the guest of its sandbox, in the sandbox's directory.
+    fn share_files(&self, timings: &mut Timings) -> Result<(SandboxDir, Translation), StartError> {
+        let container = self.container;
         let dir = match container.sandbox(&container.state()?) {
-            Err(StateError::NotFound(id)) => return Err(BringUpError::NoSandbox(id)),
+            Err(StateError::NotFound(id)) => return Err(StartError::NoSandbox(id)),
             found => found?,
         };
-        let peers = match &bundle.role {
+        let peers = match &self.bundle.role {
             Role::Alone | Role::Sandbox => {
                 share::prepare(dir.path())?;
                 Vec::new()
             }
             Role::Member(id) => container.store().peers(id)?,
         };
-        let translation = translate(bundle, container.id(), &peers)?;
+        let translation = translate(self.bundle, container.id(), &peers)?;
         dir.share(container.id(), &translation.mounts, &translation.spec)?;
         timings.lap("share files");
-        let sandbox = match (network, owned) {
-            (Some(network), _) => {
-                let size = Size::for_bundle(&bundle.spec, config)?;
-                let sandbox = Sandbox::start(dir, size, network, config, timings).await?;
-                self.enter_groups(&sandbox)?;
-                sandbox.come_up(timings).await?;
-                Arc::new(sandbox)
+        Ok((dir, translation))
+    }
+
+    /// Starts the sandbox that the container is to have, or finds it.
+    async fn place(
+        &self,
+        placement: Placement,
+        dir: SandboxDir,
+        timings: &mut Timings,
+    ) -> Result<Place, StartError> {
+        let network = match placement {
+            Placement::New(network) => network,
+            Placement::Owned(sandbox) => return Ok(Place::Owned(sandbox)),
+            Placement::Joined => {
+                return Ok(Place::Joined(Arc::new(Guest::join(dir, self.config)?)));
             }
-            (None, Some(owned)) => owned,
-            (None, None) => Arc::new(Sandbox::join(dir, config)?),
         };
-        if !matches!(bundle.role, Role::Member(_)) {
-            self.set_oom_score(&sandbox);
-        }
-        cgroup::limit(container, bundle, sandbox.record().engine)?;
-        sandbox.find_names_for(&bundle.spec).await?;
-        let volumes = Volumes::send(container.id(), translation.volumes, &sandbox).await?;
-        let created = sandbox.create_container(container.id(), &translation.spec, host, timings);
-        let (relay, pid) = created.await.map_err(plain)?;
-        let view = View::of(&translation.spec, &sandbox.dir().shared(), container.id());
+        let size = Size::for_bundle(&self.bundle.spec, self.config)?;
+        let sandbox = Sandbox::start(dir, size, network, self.config, timings).await?;
+        self.enter_groups(sandbox.guest())?;
+        sandbox.boot(timings).await?;
+        self.set_oom_score(sandbox.guest());
+        Ok(Place::Owned(Arc::new(sandbox)))
+    }
+
+    /// Shows the container's files and processes to those who look behind its pid.
+    fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
+        let id = self.container.id();
+        let view = View::of(spec, &guest.dir().shared(), id);
         let shown = self.stand_in.have(move || view.enter());
-        let shown = shown.map_err(BringUpError::StandIn)??;
+        let shown = shown.map_err(StartError::StandIn)??;
         if let Some(processes) = shown
-            && synthetic_proc::are_looked_for(&bundle.spec)
+            && synthetic_proc::are_looked_for(&self.bundle.spec)
         {
-            synthetic_proc::show(processes, container.id(), &sandbox, self.stand_in.left());
+            synthetic_proc::show(processes, id, guest, self.stand_in.left());
         }
-        if let Some(volumes) = volumes {
-            volumes.follow(Arc::clone(&sandbox));
-        }
-        container
-            .lock()?
-            .step(Status::Created, |state| state.guest_pid = Some(pid))?;
-        Ok((sandbox, relay))
+        Ok(())
     }
 
     /// Puts the processes that run the machine into the container's groups, where this program is not in
     /// them itself: before the guest boots, because what a process has used is never moved with it.
-    fn enter_groups(&self, sandbox: &Sandbox) -> Result<(), BringUpError> {
+    fn enter_groups(&self, guest: &Guest) -> Result<(), StartError> {
         if self.container.state()?.cgroup.is_none() {
-            let machine: Vec<i32> = sandbox.record().machine.iter().map(|id| id.pid).collect();
+            let machine: Vec<i32> = guest.record().machine.iter().map(|id| id.pid).collect();
             cgroup::enter(self.container, self.bundle, self.driver, &machine)?;
         }
         Ok(())
     }
 
     /// Has the host's OOM killer treat the machine as it would treat the container.
-    fn set_oom_score(&self, sandbox: &Sandbox) {
+    fn set_oom_score(&self, guest: &Guest) {
         let process = self.bundle.spec.process().as_ref();
         let Some(score) = process.and_then(|process| process.oom_score_adj()) else {
             return;
         };
-        for machine in &sandbox.record().machine {
+        for machine in &guest.record().machine {
             let path = format!("/proc/{}/oom_score_adj", machine.pid);
             // Without it the container runs all the same.
             if let Err(error) = std::fs::write(&path, score.to_string()) {
@@ -205,13 +266,9 @@ impl Site<'_> {
         }
     }
 
-    /// Lets the container's first process execute its program.
-    pub async fn start(
-        &self,
-        sandbox: &Sandbox,
-        timings: &mut Timings,
-    ) -> Result<(), BringUpError> {
-        let started = sandbox.start_container(self.container.id(), timings);
+    /// Lets the container's init process execute its program.
+    pub async fn start(&self, guest: &Guest, timings: &mut Timings) -> Result<(), StartError> {
+        let started = guest.start_container(self.container.id(), timings);
         started.await.map_err(plain)?;
         let state = self.container.lock()?.step(Status::Running, |_| {})?;
         let (hooks, outside) = (state.hooks.as_ref(), Some(self.outside));
@@ -221,7 +278,7 @@ impl Site<'_> {
 
     /// The hooks that prepare the container from outside: what they do to the namespaces of the
     /// reported pid, which are this process's, is there when the machine is made.
-    async fn run_create_hooks(&self, timings: &mut Timings) -> Result<(), BringUpError> {
+    async fn run_create_hooks(&self, timings: &mut Timings) -> Result<(), StartError> {
         let state = self.container.state()?;
         let Some(hooks) = &state.hooks else {
             return Ok(());
@@ -235,7 +292,7 @@ impl Site<'_> {
 }
 
 /// What the agent refused is the container's fault, and is told without the machine around it.
-fn plain(error: SandboxError) -> BringUpError {
+fn plain(error: SandboxError) -> StartError {
     match error {
         SandboxError::Agent(error) => error.into(),
         other => other.into(),

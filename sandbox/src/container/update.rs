@@ -9,7 +9,7 @@ use super::cgroup::{self, ContainerCgroupError};
 use crate::container::lifecycle::LifecycleError;
 use crate::container::running::{connect, gone};
 use crate::control::{self, ControlError, Request};
-use crate::sandbox::size::Memory;
+use crate::sandbox::MemoryResult;
 use crate::sizing::Change;
 use crate::sizing::pod_limits::together;
 use crate::spec::pod::Role;
@@ -77,8 +77,8 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     let locked = container.lock()?;
     let mut state = locked.load()?;
     state.kept_memory = match memory {
-        Memory::AsAsked => None,
-        Memory::Kept => state.kept_memory.or(Some(memory_limit(&old))),
+        MemoryResult::AsAsked => None,
+        MemoryResult::Kept => state.kept_memory.or(Some(memory_limit(&old))),
     };
     state.resources = Some(new);
     Ok(locked.save(&state)?)
@@ -92,7 +92,7 @@ async fn apply(
     state: &State,
     old: &LinuxResources,
     new: &LinuxResources,
-) -> Result<Memory, UpdateError> {
+) -> Result<MemoryResult, UpdateError> {
     let host_limit = state.kept_memory.unwrap_or(memory_limit(old));
     // The reason is the first refusal; there is nothing better to be done about another.
     if memory_limit(new) <= host_limit {
@@ -117,13 +117,13 @@ async fn from_inside(
     state: &State,
     old: &LinuxResources,
     new: &LinuxResources,
-) -> Result<Memory, UpdateError> {
+) -> Result<MemoryResult, UpdateError> {
     on_guest(container, state, new).await?;
     let memory = on_machine(container, state, old, new).await?;
     match memory {
-        Memory::AsAsked => on_host(container, state, new)?,
+        MemoryResult::AsAsked => on_host(container, state, new)?,
         // The host would kill the machine rather than have it keep what it has.
-        Memory::Kept => on_host(container, state, &without_memory(new))?,
+        MemoryResult::Kept => on_host(container, state, &without_memory(new))?,
     }
     Ok(memory)
 }
@@ -133,11 +133,11 @@ async fn from_outside(
     state: &State,
     old: &LinuxResources,
     new: &LinuxResources,
-) -> Result<Memory, UpdateError> {
+) -> Result<MemoryResult, UpdateError> {
     on_host(container, state, new)?;
     on_machine(container, state, old, new).await?;
     on_guest(container, state, new).await?;
-    Ok(Memory::AsAsked)
+    Ok(MemoryResult::AsAsked)
 }
 
 /// Has the machine follow the limits. That of a pod's first container, which does nothing, does not.
@@ -146,9 +146,9 @@ async fn on_machine(
     state: &State,
     old: &LinuxResources,
     new: &LinuxResources,
-) -> Result<Memory, UpdateError> {
+) -> Result<MemoryResult, UpdateError> {
     if let Ok(Role::Sandbox) = Role::from_annotations(&state.annotations) {
-        return Ok(Memory::AsAsked);
+        return Ok(MemoryResult::AsAsked);
     }
     let change = match &state.sandbox {
         None => Change::new(old, new, false),

@@ -1,142 +1,107 @@
 //! Which engine is taken, and why.
 
-use rvm_protocol::vmm::ProbeReport;
+use std::fmt;
 
-use super::kvm::Kvm;
-use super::qemu::Qemu;
-use super::{Engine, EngineKind, probe};
-use crate::config::{Config, EngineChoice};
+use super::{Engine, Verdict, of};
+use crate::config::{Config, EngineChoice, EngineKind};
 
 /// No engine can run here.
 #[derive(Debug, thiserror::Error)]
-#[error("no engine can run machines here: kvm: {kvm}; qemu: {qemu}; `rvm check` says what to do")]
-pub struct NoEngine {
-    kvm: String,
-    qemu: String,
+#[error("no engine can run machines here: {0}; `rvm check` says what to do")]
+pub struct NoEngine(Reasons);
+
+/// Why each engine cannot run here.
+#[derive(Debug, Default)]
+struct Reasons(Vec<(EngineKind, String)>);
+
+impl fmt::Display for Reasons {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (kind, reason)) in self.0.iter().enumerate() {
+            let separator = if index > 0 { "; " } else { "" };
+            write!(f, "{separator}{kind}: {reason}")?;
+        }
+        Ok(())
+    }
 }
 
-/// An engine, and what speaks for it in one line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An engine, and the reason for it in one line.
 pub struct Choice {
-    /// Which one.
-    pub kind: EngineKind,
-    /// Why.
+    /// The engine.
+    pub engine: &'static Engine,
+    /// Why this one.
     pub reason: String,
 }
 
-/// Takes the engine that the configuration names, or finds one.
+/// Takes the engine that the configuration names, or the first that works.
 pub fn choose(config: &Config) -> Result<Choice, NoEngine> {
-    let configured = |kind| {
-        Ok(Choice {
-            kind,
-            reason: "the configuration asks for it".to_owned(),
-        })
-    };
     match config.engine {
-        EngineChoice::Kvm => configured(EngineKind::Kvm),
-        EngineChoice::Qemu => configured(EngineKind::Qemu),
-        EngineChoice::Auto => decide(&probe::cached(&config.vmm), config.qemu.exists(), config),
-    }
-}
-
-fn decide(report: &ProbeReport, has_qemu: bool, config: &Config) -> Result<Choice, NoEngine> {
-    let verdict = describe(report);
-    if let ProbeReport::Usable { .. } = report {
-        return Ok(Choice {
-            kind: EngineKind::Kvm,
-            reason: verdict,
-        });
-    }
-    if has_qemu {
-        return Ok(Choice {
-            kind: EngineKind::Qemu,
-            reason: verdict,
-        });
-    }
-    let qemu = format!("{} is not installed", config.qemu.display());
-    Err(NoEngine { kvm: verdict, qemu })
-}
-
-/// What the probe found, in one line.
-pub fn describe(report: &ProbeReport) -> String {
-    match report {
-        ProbeReport::Usable { nanoseconds, mips } => format!(
-            "KVM works at hardware speed ({mips} million instructions a second, probed in {} µs)",
-            nanoseconds / 1000
-        ),
-        ProbeReport::Slow { mips } => format!(
-            "KVM here emulates a guest's kernel code in software ({mips} million instructions a \
-             second), which is too slow for a kernel"
-        ),
-        ProbeReport::Wrong { reason } => format!(
-            "KVM here emulates a guest's kernel code in software and cannot do all of it: {reason}"
-        ),
-        ProbeReport::Unavailable { reason } => reason.clone(),
-    }
-}
-
-/// The engine of this name.
-pub fn engine(kind: EngineKind, config: &Config) -> Box<dyn Engine> {
-    match kind {
-        EngineKind::Kvm => Box::new(Kvm),
-        EngineKind::Qemu => Box::new(Qemu {
-            program: config.qemu.clone(),
+        EngineChoice::Only(kind) => Ok(Choice {
+            engine: of(kind),
+            reason: "the configuration asks for it".to_owned(),
         }),
+        EngineChoice::Auto => decide(
+            EngineKind::ALL
+                .into_iter()
+                .map(|kind| (kind, (of(kind).probe)(config))),
+        ),
     }
+}
+
+/// The first engine that works. An engine is preferred to those after it, so what speaks for one is why
+/// those before it do not work.
+fn decide(verdicts: impl Iterator<Item = (EngineKind, Verdict)>) -> Result<Choice, NoEngine> {
+    let mut refused = Reasons::default();
+    for (kind, verdict) in verdicts {
+        match verdict {
+            Ok(reason) => {
+                let earlier: Vec<String> = refused.0.into_iter().map(|(_, why)| why).collect();
+                return Ok(Choice {
+                    engine: of(kind),
+                    reason: match earlier.is_empty() {
+                        true => reason,
+                        false => earlier.join("; "),
+                    },
+                });
+            }
+            Err(reason) => refused.0.push((kind, reason)),
+        }
+    }
+    Err(NoEngine(refused))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config() -> Config {
-        Config::load(None).unwrap()
+    fn decided(kvm: Verdict, qemu: Verdict) -> Result<Choice, NoEngine> {
+        decide([(EngineKind::Kvm, kvm), (EngineKind::Qemu, qemu)].into_iter())
     }
 
     #[test]
-    fn a_kvm_at_hardware_speed_is_taken() {
-        let report = ProbeReport::Usable {
-            nanoseconds: 500_000,
-            mips: 3000,
-        };
+    fn an_engine_that_works_is_taken_before_those_after_it() {
+        let choice = decided(Ok("fast".to_owned()), Ok("there".to_owned()));
+        let choice = choice.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(choice.engine.kind, EngineKind::Kvm);
+        assert_eq!(choice.reason, "fast");
+    }
+
+    #[test]
+    fn a_later_engine_is_explained_by_what_the_earlier_ones_lack() {
+        let choice = decided(Err("there is no /dev/kvm".to_owned()), Ok(String::new()));
+        let choice = choice.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(choice.engine.kind, EngineKind::Qemu);
+        assert_eq!(choice.reason, "there is no /dev/kvm");
+    }
+
+    #[test]
+    fn without_any_every_reason_is_given() {
+        let kvm = Err("there is no /dev/kvm".to_owned());
+        let qemu = Err("/usr/bin/qemu-system-x86_64 is not installed".to_owned());
+        let message = decided(kvm, qemu).err().unwrap().to_string();
         assert_eq!(
-            decide(&report, true, &config()).unwrap().kind,
-            EngineKind::Kvm
-        );
-    }
-
-    #[test]
-    fn every_other_kvm_leads_to_qemu_and_the_reason_says_so() {
-        for (report, word) in [
-            (ProbeReport::Slow { mips: 1 }, "software"),
-            (
-                ProbeReport::Wrong {
-                    reason: "INT3".to_owned(),
-                },
-                "INT3",
-            ),
-            (
-                ProbeReport::Unavailable {
-                    reason: "there is no /dev/kvm".to_owned(),
-                },
-                "/dev/kvm",
-            ),
-        ] {
-            let choice = decide(&report, true, &config()).unwrap();
-            assert_eq!(choice.kind, EngineKind::Qemu);
-            assert!(choice.reason.contains(word), "{}", choice.reason);
-        }
-    }
-
-    #[test]
-    fn without_either_both_reasons_are_given() {
-        let report = ProbeReport::Unavailable {
-            reason: "there is no /dev/kvm".to_owned(),
-        };
-        let message = decide(&report, false, &config()).unwrap_err().to_string();
-        assert!(
-            message.contains("/dev/kvm") && message.contains("qemu-system-x86_64"),
-            "{message}"
+            message,
+            "no engine can run machines here: kvm: there is no /dev/kvm; qemu: \
+             /usr/bin/qemu-system-x86_64 is not installed; `rvm check` says what to do"
         );
     }
 }

@@ -1,118 +1,94 @@
-//! What runs a sandbox's machine: our VMM on KVM, or QEMU's software CPU.
+//! The engines that run a sandbox's machine: our VMM on KVM, or QEMU's software CPU.
+//!
+//! Everything that rvm knows of an engine stands in its descriptor, [`Engine`], which is the only thing
+//! of it that the rest of rvm looks at. Each engine is a folder here.
 
 pub mod choice;
-pub mod kvm;
-pub mod probe;
-pub mod qemu;
-pub mod qemu_args;
-mod qmp;
-pub mod remembered;
-pub mod spawn;
-pub mod tsc;
+mod exit;
+mod fds;
+mod files;
+mod host_cache;
+mod kvm;
+mod machine;
+mod qemu;
+mod spawn;
 
-use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::EngineKind;
-use crate::engine::spawn::SpawnError;
-use crate::host::memory::available_memory_mib;
-use crate::host::process::ProcessId;
-use crate::network::{Mac, NetCard, Room};
-use crate::sizing::Size;
-use rvm_protocol::vmm::{ChannelError, StartTimes};
+use rvm_protocol::vmm::ChannelError;
 
-/// A machine could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// A file the machine is made of.
-    #[error("cannot open {what} {}", path.display())]
-    Open {
-        /// What it is for.
-        what: &'static str,
-        /// Which path.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// A socket or a descriptor.
-    #[error("{action}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel is none.
-    #[error(
-        "the guest kernel {} is not an ELF file; guest-kernel/build makes one, and kernel in rvm's \
-         configuration names it", .0.display()
-    )]
-    Kernel(PathBuf),
-    /// rvm-vmm.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    /// rvm-vmm does not do what it is asked for.
-    #[error("rvm-vmm refuses to {action}: {reason}")]
-    Refused {
-        /// What was asked for.
-        action: &'static str,
-        /// Why not.
-        reason: String,
-    },
-    /// The control socket.
-    #[error("cannot {action}")]
-    Channel {
-        /// What was to be asked for.
-        action: &'static str,
-        /// The reason.
-        #[source]
-        source: ChannelError,
-    },
-    /// The machine has no room for another network card.
-    #[error(
-        "a machine of the qemu engine cannot get more network cards while it runs; connect the \
-         container to its networks before it is started"
-    )]
-    NoHotplug,
-    /// The host has too little memory.
-    #[error(
-        "the machine needs {needed} MiB of memory and the host has {available} MiB available; \
-         lower linux.resources.memory.limit in config.json or memory_mib in rvm's configuration"
-    )]
-    HostMemory {
-        /// In MiB.
-        needed: u64,
-        /// In MiB.
-        available: u64,
-    },
+use crate::cgroup::Overhead;
+use crate::config::{Config, EngineKind};
+use crate::network::{NetCard, Room};
+use crate::sizing::Size;
+
+pub use files::check_host_memory;
+pub use machine::{Machine, MachineEnd, MachineEnded, Vm};
+pub use spawn::SpawnError;
+
+/// An engine.
+pub struct Engine {
+    /// Its name in the configuration and in records.
+    pub kind: EngineKind,
+    /// Its name in the output of `rvm check`.
+    pub title: &'static str,
+    /// What its processes take of the host for a machine of any size.
+    pub overhead: Overhead,
+    /// How long a guest may take until its agent answers, if the configuration does not say.
+    pub start_timeout: Duration,
+    /// How many network cards a machine can have when it starts.
+    pub net_room: Room,
+    /// Whether network cards can be plugged into a running machine and unplugged.
+    pub net_hotplug: Support,
+    /// Whether a running machine can be given more memory than it started with.
+    pub memory_hotplug: bool,
+    /// Looks whether the engine works here. Cheap: every start does it where the configuration says
+    /// `auto`.
+    probe: fn(&Config) -> Verdict,
+    /// Looks more closely, for `rvm check`.
+    pub check: fn(&Config) -> Verdict,
+    /// Starts the processes of a machine. It may still fail to come up; see [`MachineEnded`].
+    /// Called within a tokio runtime, on a thread that lives as long as the machine.
+    start: fn(Plan<'_>) -> Result<Box<dyn Vm>, EngineError>,
+}
+
+/// Whether an engine can do something; if not, the words with which it is refused.
+pub type Support = Result<(), &'static str>;
+
+/// Whether an engine works on this host, and in one line why or why not.
+pub type Verdict = Result<String, String>;
+
+impl Engine {
+    /// Starts a machine.
+    pub fn start(&'static self, plan: Plan<'_>) -> Result<Machine, EngineError> {
+        Ok(Machine::drive(self, (self.start)(plan)?))
+    }
+}
+
+/// The engine of this name.
+pub fn of(kind: EngineKind) -> &'static Engine {
+    match kind {
+        EngineKind::Kvm => &kvm::ENGINE,
+        EngineKind::Qemu => &qemu::ENGINE,
+    }
 }
 
 /// What a machine is made of, whatever runs it.
 pub struct Plan<'a> {
-    /// Its size.
+    /// The size that it starts with.
     pub size: Size,
     /// The size that it can be given while it runs.
     pub max: Size,
-    /// The guest's kernel.
-    pub kernel: &'a Path,
-    /// The guest's initramfs.
-    pub initramfs: &'a Path,
-    /// More kernel parameters.
-    pub kernel_params: &'a str,
-    /// The rvm-vmm binary.
-    pub vmm: &'a Path,
+    /// The guest's kernel and initramfs, more kernel parameters, and the programs that run machines.
+    pub config: &'a Config,
     /// The sandbox's directory.
     pub dir: &'a Path,
     /// The shared directory.
     pub shared: &'a Path,
-    /// Where the guest's console goes.
+    /// The file that the guest's console goes to.
     pub console: &'a Path,
     /// Guest ports and the sockets that lead to them.
     pub ports: Vec<(u32, UnixListener)>,
@@ -120,129 +96,71 @@ pub struct Plan<'a> {
     pub nets: Vec<NetCard>,
 }
 
-/// Why a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MachineEnd {
-    /// The guest switched it off.
-    PowerOff,
-    /// The guest reset itself: its kernel panicked, or worse. With the place, where the engine tells.
-    GuestReset(Option<String>),
-    /// The process that ran it failed, or was killed. In one line.
-    Failed(String),
-}
-
-impl fmt::Display for MachineEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PowerOff => f.write_str("the guest switched its machine off"),
-            Self::GuestReset(None) => f.write_str("the guest crashed"),
-            Self::GuestReset(Some(place)) => write!(f, "the guest crashed ({place})"),
-            Self::Failed(reason) => f.write_str(reason),
-        }
-    }
-}
-
-/// A running machine. Dropping it ends it.
-#[async_trait::async_trait]
-pub trait Machine: Send + Sync {
-    /// The processes that run it.
-    fn processes(&self) -> io::Result<Vec<ProcessId>>;
-
-    /// Returns when the machine has ended. May be given up and called again, but only by one at a
-    /// time. What else the machine has to say arrives while somebody waits for this.
-    async fn ended(&self) -> MachineEnd;
-
-    /// Where the engine's own time went, where it tells.
-    fn start_times(&self) -> Option<StartTimes>;
-
-    /// Plugs a network card in. The guest has yet to look for it.
-    async fn plug_net(&self, card: NetCard) -> Result<(), EngineError>;
-
-    /// Takes out a network card that the guest has put away. False if this machine keeps its cards;
-    /// then it can be used again.
-    async fn unplug_net(&self, mac: Mac) -> Result<bool, EngineError>;
-
-    /// Begins to change the machine's size, within what its plan has room for. The guest has yet to
-    /// go along.
-    async fn resize(&self, size: Size) -> Result<(), EngineError>;
-
-    /// Waits until the guest has the memory that was asked for last, or for good if it never will.
-    /// False if this machine cannot have its guest give memory back.
-    async fn resized(&self, size: Size) -> bool;
-
-    /// Ends the machine at once and waits until its processes are gone.
-    fn kill(&self) -> io::Result<()>;
-}
-
-/// What runs machines.
-pub trait Engine: Send + Sync {
-    /// Its name.
-    fn kind(&self) -> EngineKind;
-
-    /// How long a guest may take until its agent answers, if the configuration does not say.
-    fn start_timeout(&self) -> Duration;
-
-    /// Whether a running machine can be given more memory.
-    fn grows_memory(&self) -> bool;
-
-    /// How many network cards a machine can have when it starts.
-    fn net_room(&self) -> Room;
-
-    /// Starts a machine. It may still fail to come up; see [`Machine::ended`].
-    fn start(&self, plan: Plan<'_>) -> Result<Box<dyn Machine>, EngineError>;
-}
-
-fn open(what: &'static str, path: &Path) -> Result<File, EngineError> {
-    File::open(path).map_err(|source| EngineError::Open {
-        what,
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Opens the kernel, and looks at its first bytes: a wrong file is easily configured, and what it
-/// does to a machine explains nothing.
-fn open_kernel(path: &Path) -> Result<File, EngineError> {
-    use std::os::unix::fs::FileExt;
-    let file = open("the guest kernel (kernel in rvm's configuration)", path)?;
-    let mut magic = [0; 4];
-    let read = file.read_at(&mut magic, 0).unwrap_or(0);
-    if read < magic.len() || magic != *b"\x7fELF" {
-        return Err(EngineError::Kernel(path.to_owned()));
-    }
-    Ok(file)
-}
-
-fn open_initramfs(path: &Path) -> Result<File, EngineError> {
-    open(
-        "the guest's initramfs (initramfs in rvm's configuration)",
-        path,
-    )
-}
-
-fn create_console(path: &Path) -> Result<File, EngineError> {
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| EngineError::Open {
-            what: "the console's log",
-            path: path.to_owned(),
-            source,
-        })
+/// A machine could not be started or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A file that the machine needs is missing or cannot be opened.
+    #[error("cannot open {what} {}", path.display())]
+    Open {
+        /// What the file is for.
+        what: &'static str,
+        /// Its path, as configured.
+        path: PathBuf,
+        /// From open(2).
+        #[source]
+        source: io::Error,
+    },
+    /// Making a socket or descriptor for the machine failed.
+    #[error("{action}")]
+    Io {
+        /// What was tried, as a sentence without its subject.
+        action: &'static str,
+        /// From the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// The file that the configuration names as the kernel is none.
+    #[error(
+        "the guest kernel {} is not an ELF file; guest-kernel/build makes one, and kernel in rvm's \
+         configuration names it", .0.display()
+    )]
+    Kernel(PathBuf),
+    /// rvm-vmm did not start.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// rvm-vmm refused a request, or ended before it answered.
+    #[error("rvm-vmm refuses to {action}: {reason}")]
+    Refused {
+        /// What was asked for, as an infinitive.
+        action: &'static str,
+        /// The words of rvm-vmm.
+        reason: String,
+    },
+    /// A request did not reach rvm-vmm.
+    #[error("cannot {action}")]
+    Channel {
+        /// What was to be asked for, as an infinitive.
+        action: &'static str,
+        /// From the control socket.
+        #[source]
+        source: ChannelError,
+    },
+    /// The engine cannot do this; the words are those of its descriptor.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The host has too little memory.
+    #[error(
+        "the machine needs {needed} MiB of memory and the host has {available} MiB available; \
+         lower linux.resources.memory.limit in config.json or memory_mib in rvm's configuration"
+    )]
+    HostMemory {
+        /// The machine's memory in MiB.
+        needed: u64,
+        /// MemAvailable and SwapFree of the host, in MiB.
+        available: u64,
+    },
 }
 
 fn io_failed(action: &'static str) -> impl FnOnce(io::Error) -> EngineError {
     move |source| EngineError::Io { action, source }
-}
-
-/// Refuses a machine that the host could only run by killing something else. Memory is given to a
-/// guest as it touches it, so one that fits may still meet the end of the host's memory later.
-pub fn check_host_memory(needed: u64) -> Result<(), EngineError> {
-    match available_memory_mib() {
-        Some(available) if needed > available => Err(EngineError::HostMemory { needed, available }),
-        _ => Ok(()),
-    }
 }

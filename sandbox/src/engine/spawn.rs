@@ -129,8 +129,8 @@ impl Vmm {
         self.child.try_wait()
     }
 
-    /// The last lines of what the process had to say. It has ended, so there is an end to wait for.
-    pub fn last_words(&mut self) -> Vec<String> {
+    /// The last lines that the process logged. It must have ended: this waits for the end of its log.
+    pub fn last_lines(&mut self) -> Vec<String> {
         if let Some(log) = self.log.take() {
             // It does not panic, and nothing is lost if it does.
             let _ = log.join();

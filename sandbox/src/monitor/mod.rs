@@ -15,7 +15,6 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::anchor::StandIn;
@@ -23,7 +22,8 @@ use crate::cgroup::{Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::container::cgroup::{self, ContainerCgroupError};
 use crate::container::lifecycle::leave;
-use crate::container::start::{BringUpError, Site, take_network};
+use crate::container::start::{Place, Placement, Start, StartError, take_network};
+use crate::control::Server;
 use crate::engine::MachineEnd;
 use crate::guest::agent::{Agent, AgentError};
 use crate::guest::descriptors::Extra;
@@ -34,8 +34,8 @@ use crate::host::readable::Readable;
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, Raw, TerminalError};
 use crate::host::timings::Timings;
-use crate::network::{Namespace, Network};
-use crate::sandbox::Sandbox;
+use crate::network::Namespace;
+use crate::sandbox::Guest;
 use crate::share;
 use crate::spec::Bundle;
 use crate::state::{Container, StateError, Status};
@@ -45,7 +45,7 @@ use crate::state::{Container, StateError, Status};
 pub const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
 
 /// How long a machine may outlive its agent's connection.
-const SILENCE: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A container could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ pub enum MonitorError {
     ContainerCgroup(#[from] ContainerCgroupError),
     /// The container or its sandbox.
     #[error(transparent)]
-    BringUp(#[from] BringUpError),
+    Start(#[from] StartError),
     /// A signal came before the container was ready.
     #[error("interrupted by signal {0} while the sandbox was starting")]
     Interrupted(i32),
@@ -155,12 +155,12 @@ async fn live(
     let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
     let host = host.with(extra);
     let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
-    let (namespace, network) = take_network(order.bundle).map_err(BringUpError::from)?;
+    let (namespace, placement) = take_network(order.bundle).map_err(StartError::from)?;
     let entered = namespace.enter();
     let entered = entered.and_then(|()| order.stand_in.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;
-    let (sandbox, relay) = tokio::select! {
-        started = bring_up(order, &outside, network, host, timings) => started?,
+    let (place, relay) = tokio::select! {
+        started = start(order, &outside, placement, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = abandoned(&order.mode) => return Err(MonitorError::Abandoned),
     };
@@ -168,7 +168,7 @@ async fn live(
         // It may have changed while nobody listened.
         let size = terminal.size();
         let id = order.container.id();
-        let _ = sandbox.agent().resize(id, size.rows, size.cols).await;
+        let _ = place.guest().agent().resize(id, size.rows, size.cols).await;
     }
     if let Some(socket) = &order.pidfd_socket {
         process::send_own_pidfd(socket).map_err(process_failed("send a pidfd to its socket"))?;
@@ -176,7 +176,7 @@ async fn live(
     if let Mode::Detached(parent) = &order.mode {
         report_ready(parent)?;
     }
-    let status = supervise(order.container.id(), &sandbox, signals, raw.as_ref()).await;
+    let status = supervise(order.container.id(), &place, signals, raw.as_ref()).await;
     timings.lap("run the container");
     // A reader that never reads keeps the output, and this process, as long as nobody ends it.
     tokio::select! {
@@ -186,15 +186,15 @@ async fn live(
     Ok(status)
 }
 
-/// Everything up to a container that runs, or for somebody else to start.
-async fn bring_up(
+/// Everything up to a container that runs, or that another process starts.
+async fn start(
     order: &Order<'_>,
     outside: &Namespace,
-    network: Option<Network>,
+    placement: Placement,
     host: HostStdio,
     timings: &mut Timings,
-) -> Result<(Arc<Sandbox>, Relay), MonitorError> {
-    let site = Site {
+) -> Result<(Place, Relay), MonitorError> {
+    let start = Start {
         container: order.container,
         bundle: order.bundle,
         config: order.config,
@@ -202,11 +202,11 @@ async fn bring_up(
         outside,
         stand_in: order.stand_in,
     };
-    let (sandbox, relay) = site.bring_up(None, network, host, timings).await?;
+    let (place, relay) = start.create(placement, host, timings).await?;
     if let Mode::Foreground = order.mode {
-        site.start(&sandbox, timings).await?;
+        start.start(place.guest(), timings).await?;
     }
-    Ok((sandbox, relay))
+    Ok((place, relay))
 }
 
 /// The host's ends of a process's streams. The second value keeps the terminal in raw mode.
@@ -286,44 +286,51 @@ pub(crate) fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> 
         .map_err(process_failed("report that the container is created"))
 }
 
-/// Passes signals on until the container's first process has ended; returns its exit code.
-async fn supervise(id: &str, sandbox: &Sandbox, signals: &Signals, terminal: Option<&Raw>) -> u8 {
-    let mut exit = std::pin::pin!(sandbox.agent().wait(id));
+/// Passes signals on until the container's init process has ended; returns its exit code. The owner of
+/// the sandbox serves it meanwhile.
+async fn supervise(id: &str, place: &Place, signals: &Signals, terminal: Option<&Raw>) -> u8 {
+    let guest = place.guest();
+    let server = place.sandbox().map(|sandbox| Server::new(sandbox));
     let service = async {
-        let error = sandbox.serve().await;
-        tracing::error!("{}", chain(&error));
+        if let Some(server) = &server {
+            let error = server.serve().await;
+            tracing::error!("{}", chain(&error));
+        }
         std::future::pending::<()>().await;
     };
     let mut service = std::pin::pin!(service);
+    let mut exit = std::pin::pin!(guest.agent().wait(id));
     let end = loop {
         tokio::select! {
             biased;
             exited = &mut exit => match exited {
                 Ok(status) => {
-                    // Whoever has started it may not know yet.
-                    let answered = tokio::time::timeout(SILENCE, sandbox.all_answered());
-                    tokio::select! { _ = answered => {}, () = &mut service => {} }
+                    if let Some(server) = &server {
+                        // The process that asked for the start may not have its answer yet.
+                        let answered = tokio::time::timeout(END_TIMEOUT, server.all_answered());
+                        tokio::select! { _ = answered => {}, () = &mut service => {} }
+                    }
                     return status;
                 }
-                Err(error) => break after_silence(sandbox, &error).await,
+                Err(error) => break after_silence(guest, &error).await,
             },
-            end = sandbox.ended() => break end.clone(),
-            signal = signals.next() => pass_on(sandbox.agent(), id, signal, terminal),
+            end = guest.ended() => break end,
+            signal = signals.next() => pass_on(guest.agent(), id, signal, terminal),
             () = &mut service => {}
         }
     };
     match end {
         // Switching the machine off is one way for a container to end.
         MachineEnd::PowerOff => tracing::info!("{end}"),
-        _ => tracing::error!("{}", sandbox.watch().obituary(&end)),
+        _ => tracing::error!("{}", guest.explain_end(&end)),
     }
     EXIT_MACHINE_GONE
 }
 
 /// The agent hung up. Its machine ends with it, unless the agent lies.
-async fn after_silence(sandbox: &Sandbox, error: &AgentError) -> MachineEnd {
-    match tokio::time::timeout(SILENCE, sandbox.ended()).await {
-        Ok(end) => end.clone(),
+async fn after_silence(guest: &Guest, error: &AgentError) -> MachineEnd {
+    match tokio::time::timeout(END_TIMEOUT, guest.ended()).await {
+        Ok(end) => end,
         Err(_) => MachineEnd::Failed(error.to_string()),
     }
 }

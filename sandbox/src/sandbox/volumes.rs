@@ -10,18 +10,18 @@ use std::time::Duration;
 use rustix::fs::inotify;
 use rvm_protocol::agent::UpdateVolumeRequest;
 
-use super::Sandbox;
+use super::Guest;
 use crate::host::error_chain::chain;
 use crate::host::readable::Readable;
 use crate::share::{DATA, read_volume};
 
-/// How long an update may be under way: links follow the exchange of the directory.
+/// How long an update may take: its owner moves the links after it has exchanged the directory.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// How often a volume is looked at that cannot be watched, because watches are few on a host.
+/// How often a volume is read that cannot be watched: a host has few inotify watches.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How often an update is read again that another overtook.
+/// How often an update is read again that another update overtook.
 const TRIES: u32 = 5;
 
 /// The volumes of a container, and what the guest has of them.
@@ -38,7 +38,7 @@ impl Volumes {
     pub async fn send(
         id: &str,
         paths: Vec<PathBuf>,
-        sandbox: &Sandbox,
+        guest: &Guest,
     ) -> Result<Option<Self>, VolumeError> {
         if paths.is_empty() {
             return Ok(None);
@@ -54,27 +54,27 @@ impl Volumes {
         };
         for number in 0..volumes.paths.len() {
             volumes.sent.push(UpdateVolumeRequest::new());
-            volumes.update(number, sandbox).await?;
+            volumes.update(number, guest).await?;
         }
         Ok(Some(volumes))
     }
 
     /// Passes on what happens to the volumes, until the container has ended.
-    pub fn follow(mut self, sandbox: Arc<Sandbox>) {
+    pub fn follow(mut self, guest: Arc<Guest>) {
         tokio::spawn(async move {
             let id = self.id.clone();
             tokio::select! {
-                () = self.pass_on(&sandbox) => {}
-                _ = sandbox.wait(&id, "") => {}
+                () = self.pass_on(&guest) => {}
+                _ = guest.wait(&id, "") => {}
             }
         });
     }
 
-    async fn pass_on(&mut self, sandbox: &Sandbox) {
+    async fn pass_on(&mut self, guest: &Guest) {
         loop {
             self.changed().await;
             for number in 0..self.paths.len() {
-                if let Err(error) = self.update(number, sandbox).await {
+                if let Err(error) = self.update(number, guest).await {
                     tracing::warn!("{}", chain(&error));
                 }
             }
@@ -95,7 +95,7 @@ impl Volumes {
         }
     }
 
-    async fn update(&mut self, number: usize, sandbox: &Sandbox) -> Result<(), VolumeError> {
+    async fn update(&mut self, number: usize, guest: &Guest) -> Result<(), VolumeError> {
         let path = &self.paths[number];
         let failed = |source: io::Error| VolumeError {
             path: path.clone(),
@@ -113,7 +113,7 @@ impl Volumes {
             .map_err(io::Error::other)
             .map_err(failed)?;
         if contents != self.sent[number] {
-            let sent = sandbox.agent().update_volume(&contents).await;
+            let sent = guest.agent().update_volume(&contents).await;
             sent.map_err(|error| failed(io::Error::other(error)))?;
             self.sent[number] = contents;
         }

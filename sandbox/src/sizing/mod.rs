@@ -28,9 +28,6 @@ const MIN_MEMORY_MIB: u64 = 96;
 /// The most memory of a machine, in MiB: what rvm-vmm takes.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
-/// What QEMU's software CPU may keep of code that it has translated, in MiB.
-pub const QEMU_CODE_MIB: u64 = 256;
-
 /// The most vCPUs: APIC ids have 8 bits.
 const MAX_VCPUS: u64 = 253;
 

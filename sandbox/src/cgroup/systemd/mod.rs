@@ -13,8 +13,7 @@ use bus::{Bus, Object};
 use wire::{Body, Value};
 
 use super::hierarchy::Version;
-use super::{CgroupError, limits, v2};
-use crate::config::EngineKind;
+use super::{CgroupError, Overhead, limits, v2};
 
 const MANAGER: Object = Object {
     destination: "org.freedesktop.systemd1",
@@ -69,7 +68,7 @@ pub fn set_limits(
     unit: &str,
     version: Version,
     resources: &LinuxResources,
-    engine: EngineKind,
+    engine: Overhead,
 ) -> Result<(), CgroupError> {
     let properties = properties(version, resources, engine);
     if properties.is_empty() {
@@ -150,7 +149,7 @@ fn job(bus: &mut Bus, member: &str, body: &Body) -> Result<(), SystemdError> {
 fn properties(
     version: Version,
     resources: &LinuxResources,
-    engine: EngineKind,
+    engine: Overhead,
 ) -> Vec<(&'static str, Value)> {
     let mut properties = Vec::new();
     let or_infinity = |limit: i64| Value::Number(u64::try_from(limit).unwrap_or(INFINITY));

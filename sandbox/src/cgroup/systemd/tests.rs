@@ -1,5 +1,6 @@
 use oci_spec::runtime::{LinuxCpuBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
 
+use super::super::limits::ENGINE;
 use super::*;
 
 fn resources(quota: i64) -> LinuxResources {
@@ -21,11 +22,11 @@ fn number(properties: &[(&str, Value)], name: &str) -> Option<u64> {
 
 #[test]
 fn limits_are_told_in_the_terms_of_each_version() {
-    let two = properties(Version::Two, &resources(15_000), EngineKind::Kvm);
+    let two = properties(Version::Two, &resources(15_000), ENGINE);
     assert_eq!(number(&two, "CPUWeight"), Some(39));
     assert_eq!(number(&two, "CPUQuotaPerSecUSec"), Some(150_000));
     assert_eq!(number(&two, "TasksMax"), Some(INFINITY));
-    let one = properties(Version::One, &resources(-1), EngineKind::Kvm);
+    let one = properties(Version::One, &resources(-1), ENGINE);
     assert_eq!(number(&one, "CPUShares"), Some(1024));
     assert_eq!(number(&one, "CPUQuotaPerSecUSec"), Some(INFINITY));
 }
@@ -53,11 +54,11 @@ fn systemd_knows_of_version_two_what_it_would_set_back() {
         "cpu": { "quota": 5_000, "period": 50_000, "cpus": "1" },
     }))
     .unwrap();
-    let two = properties(Version::Two, &resources, EngineKind::Kvm);
+    let two = properties(Version::Two, &resources, ENGINE);
     assert_eq!(number(&two, "MemorySwapMax"), Some(32 << 20));
     assert_eq!(number(&two, "CPUQuotaPeriodUSec"), Some(50_000));
     assert!(two.contains(&("AllowedCPUs", Value::Bytes(vec![2]))));
-    let one = properties(Version::One, &resources, EngineKind::Kvm);
+    let one = properties(Version::One, &resources, ENGINE);
     let names: Vec<_> = one.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["MemoryLimit", "CPUQuotaPerSecUSec"]);
 }

@@ -1,67 +1,63 @@
-//! What it takes to explain a guest's failure.
+//! How a guest's failure is explained: by stage, time, engine, reason and the end of its console.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use crate::config::EngineKind;
 use crate::engine::MachineEnd;
 
-/// How much of the console is shown when a guest fails: its last lines, or more if that is where its kernel
-/// says why it panics, which stands before a long trace; not more than so many bytes.
+/// How much of the console is shown when a guest fails: the last `TAIL_LINES` lines, or all from the
+/// kernel's panic message on, which a long trace follows; at most `TAIL_BYTES`.
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: u64 = 4096;
 const PANIC: &str = "Kernel panic";
 
-/// A guest that ended, or was not heard of in time, before it had done what was asked of it.
+/// A guest that ended, or whose agent did not answer in time.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest failed during {stage}, after {after:.1?}{engine}: {how}{console}")]
+#[error(
+    "the guest failed during {stage}, after {after:.1?} on the {engine} engine: {how}{console}"
+)]
 pub struct GuestFailure {
     stage: &'static str,
     after: Duration,
-    engine: String,
+    engine: EngineKind,
     how: String,
     console: String,
 }
 
-/// How a failure is explained.
-#[derive(Debug)]
-pub struct GuestWatch {
-    /// The console's log.
-    pub console: PathBuf,
-    /// The engine, where it is known: " on the … engine".
-    pub engine: String,
-    /// How long the agent may take to answer.
-    pub limit: Duration,
-}
-
-impl GuestWatch {
-    /// A guest failed during `stage`, and how it did.
-    pub fn failure(&self, stage: &'static str, after: Duration, how: String) -> Box<GuestFailure> {
-        Box::new(GuestFailure {
+impl GuestFailure {
+    /// A guest failed during `stage` in the way that `how` says. The end of `console` is read here.
+    pub(super) fn new(
+        stage: &'static str,
+        after: Duration,
+        engine: EngineKind,
+        how: String,
+        console: &Path,
+    ) -> Box<Self> {
+        Box::new(Self {
             stage,
             after,
-            engine: self.engine.clone(),
+            engine,
             how,
-            console: self.console_tail(),
+            console: console_tail(console),
         })
     }
+}
 
-    /// What a machine's end during a container's life says to a human.
-    pub fn obituary(&self, end: &MachineEnd) -> String {
-        format!(
-            "the sandbox ended unexpectedly: {end}{}",
-            self.console_tail()
-        )
-    }
+/// What the end of a machine during a container's life means, with the end of its console.
+pub(super) fn explain_end(end: &MachineEnd, console: &Path) -> String {
+    let console = console_tail(console);
+    format!("the sandbox ended unexpectedly: {end}{console}")
+}
 
-    /// The last lines of the guest's console, with a heading, or a note that there are none.
-    fn console_tail(&self) -> String {
-        match read_tail(&self.console) {
-            Ok(tail) if tail.is_empty() => "\nthe guest's console is empty".to_owned(),
-            Ok(tail) => format!("\nthe end of the guest's console:\n{tail}"),
-            Err(error) => format!("\nthe guest's console cannot be read: {error}"),
-        }
+/// The last lines of a guest's console, with a heading, or a note that there are none.
+fn console_tail(console: &Path) -> String {
+    match read_tail(console) {
+        Ok(tail) if tail.is_empty() => "\nthe guest's console is empty".to_owned(),
+        Ok(tail) => format!("\nthe end of the guest's console:\n{tail}"),
+        Err(error) => format!("\nthe guest's console cannot be read: {error}"),
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::remembered::{recall, remember};
+use crate::engine::host_cache::{recall, remember};
 
 /// Where a measured frequency is remembered.
 const CACHE: &str = "/run/rvm/tsc.json";

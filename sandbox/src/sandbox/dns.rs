@@ -1,6 +1,6 @@
-//! Names that Docker serves. Its name server listens at 127.0.0.11 in the container's network
-//! namespace, where the guest cannot reach it: the agent passes questions on, and they are asked here
-//! (see `rvm_protocol::names`).
+//! The DNS relay to Docker's name server. That listens at 127.0.0.11 in the container's network
+//! namespace, where the guest cannot reach it. The agent sends the guest's requests here over a stream
+//! (`rvm_protocol::names`), and this process makes them in the namespace.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -21,19 +21,19 @@ use tokio::time::timeout;
 
 use crate::spec::mounts::is_bind;
 
-/// Where containers look up who answers their questions.
+/// The file that names a container's DNS servers, resolv.conf(5).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// As much of it as is read: the library reads only the first three servers.
+/// The most that is read of it, in bytes: a resolver uses only the first three servers.
 const MAX_RESOLV_CONF: u64 = 64 * 1024;
 
-/// Questions that are asked at one time, so that a guest cannot fill the host with sockets.
-const MAX_ASKED: usize = 64;
+/// Requests under way at one time, so that a guest cannot fill the host with sockets.
+const MAX_REQUESTS: usize = 64;
 
-/// How long an answer may take. Docker gives the servers that it asks itself four seconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a response may take. Docker gives the servers behind its own four seconds.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The files of the host in which a container looks for name servers.
+/// The files of the host that are mounted as a container's resolv.conf.
 pub fn resolv_confs(spec: &Spec) -> Vec<PathBuf> {
     let mounts = spec.mounts().iter().flatten();
     let binds = mounts.filter(|mount| is_bind(mount));
@@ -43,8 +43,8 @@ pub fn resolv_confs(spec: &Spec) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether any of these files sends a container to Docker's name server.
-pub fn are_asked_of_docker(resolv_confs: &[PathBuf]) -> bool {
+/// Whether any of these files names Docker's name server.
+pub fn name_docker(resolv_confs: &[PathBuf]) -> bool {
     resolv_confs
         .iter()
         .any(|path| read(path).is_ok_and(|text| names_the_server(&text)))
@@ -67,8 +67,8 @@ fn names_the_server(text: &str) -> bool {
     })
 }
 
-/// Answers the questions that come on a stream from the guest, until it ends, in a thread of its own.
-/// The thread calls `enter` first, which takes it into the network namespace.
+/// Serves the requests on a stream from the guest until it ends, in a thread of its own. The thread first
+/// calls `enter`, which moves it into the network namespace.
 pub fn relay(
     stream: StdStream,
     enter: impl FnOnce() -> io::Result<()> + Send + 'static,
@@ -81,47 +81,47 @@ pub fn relay(
         let served = enter().and_then(|()| runtime.block_on(serve(stream)));
         match served {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                tracing::warn!("the names that Docker serves are no longer found: {error}");
+                tracing::warn!("the DNS relay to Docker's name server has failed: {error}");
             }
-            _ => tracing::debug!("names are no longer relayed"),
+            _ => tracing::debug!("the DNS relay has ended"),
         }
     };
-    let builder = thread::Builder::new().name("names".to_owned());
+    let builder = thread::Builder::new().name("dns".to_owned());
     builder.spawn(work).map(drop)
 }
 
 async fn serve(stream: StdStream) -> io::Result<()> {
-    let (questions, answers) = UnixStream::from_std(stream)?.into_split();
-    let (answer, answered) = mpsc::channel(MAX_ASKED);
+    let (requests, responses) = UnixStream::from_std(stream)?.into_split();
+    let (respond, pending) = mpsc::channel(MAX_REQUESTS);
     tokio::select! {
-        ended = ask_all(questions, answer) => ended,
-        ended = write_all(answers, answered) => ended,
+        ended = request_all(requests, respond) => ended,
+        ended = write_all(responses, pending) => ended,
     }
 }
 
-async fn ask_all(
+async fn request_all(
     mut from: OwnedReadHalf,
-    answer: mpsc::Sender<(Header, Vec<u8>)>,
+    respond: mpsc::Sender<(Header, Vec<u8>)>,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_ASKED));
+    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
         let mut header = [0; Header::SIZE];
         from.read_exact(&mut header).await?;
         let header = Header::from_bytes(header);
         let mut message = vec![0; usize::from(header.length)];
         from.read_exact(&mut message).await?;
-        // A guest that asks too much waits.
+        // A guest that makes too many requests waits.
         let place = places.clone().acquire_owned().await;
-        let answer = answer.clone();
+        let respond = respond.clone();
         tokio::spawn(async move {
-            let asked = timeout(PATIENCE, ask(header.transport, &message)).await;
-            let found = asked.map_err(io::Error::from).flatten();
-            let found = found.unwrap_or_else(|error| {
-                tracing::debug!("a question about a name was not answered: {error}");
+            let requested = timeout(RESPONSE_TIMEOUT, request(header.transport, &message)).await;
+            let response = requested.map_err(io::Error::from).flatten();
+            let response = response.unwrap_or_else(|error| {
+                tracing::debug!("a DNS request got no response: {error}");
                 Vec::new()
             });
             // Fails only when the guest is gone.
-            let _ = answer.send((header, found)).await;
+            let _ = respond.send((header, response)).await;
             drop(place);
         });
     }
@@ -129,9 +129,9 @@ async fn ask_all(
 
 async fn write_all(
     mut to: OwnedWriteHalf,
-    mut answered: mpsc::Receiver<(Header, Vec<u8>)>,
+    mut pending: mpsc::Receiver<(Header, Vec<u8>)>,
 ) -> io::Result<()> {
-    while let Some((header, message)) = answered.recv().await {
+    while let Some((header, message)) = pending.recv().await {
         let length = u16::try_from(message.len()).unwrap_or_default();
         let header = Header { length, ..header };
         to.write_all(&header.to_bytes()).await?;
@@ -140,14 +140,14 @@ async fn write_all(
     Ok(())
 }
 
-async fn ask(transport: Transport, question: &[u8]) -> io::Result<Vec<u8>> {
+async fn request(transport: Transport, message: &[u8]) -> io::Result<Vec<u8>> {
     match transport {
         Transport::Udp => {
-            // A new socket for each: the rule that leads to Docker's real port may be made only
-            // after the first question, and the kernel keeps to its first decision about a socket.
+            // A new socket for each: Docker may make the rule that leads to its real port only after the
+            // first request, and the kernel keeps its first decision about a socket.
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
             socket.connect((SERVER, PORT)).await?;
-            socket.send(question).await?;
+            socket.send(message).await?;
             let mut answer = vec![0; usize::from(u16::MAX)];
             let length = socket.recv(&mut answer).await?;
             answer.truncate(length);
@@ -155,9 +155,9 @@ async fn ask(transport: Transport, question: &[u8]) -> io::Result<Vec<u8>> {
         }
         Transport::Tcp => {
             let mut stream = TcpStream::connect((SERVER, PORT)).await?;
-            let length = u16::try_from(question.len()).map_err(io::Error::other)?;
+            let length = u16::try_from(message.len()).map_err(io::Error::other)?;
             stream.write_u16(length).await?;
-            stream.write_all(question).await?;
+            stream.write_all(message).await?;
             let mut answer = vec![0; usize::from(stream.read_u16().await?)];
             stream.read_exact(&mut answer).await?;
             Ok(answer)
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_answered_is_answered_with_nothing() {
+    fn a_request_without_a_response_gets_an_empty_one() {
         let (mut ours, theirs) = StdStream::pair().unwrap();
         relay(theirs, || Ok(())).unwrap();
         let header = Header {

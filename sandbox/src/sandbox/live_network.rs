@@ -1,5 +1,4 @@
-//! A sandbox's network while its machine runs: what changes in the namespace on the host changes in
-//! the guest.
+//! The network of a running machine: what changes in the namespace on the host changes in the guest.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -8,34 +7,33 @@ use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use rvm_protocol::agent::ConfigureNetworkRequest;
-use tokio::sync::Mutex;
 
-use super::loopback::Loopback;
-use super::names;
-use super::{Life, Sandbox, SandboxError};
+use super::dns;
+use super::port_forward::PortForward;
+use super::{Sandbox, SandboxError};
 use crate::dir::SandboxDir;
 use crate::engine::Machine;
 use crate::guest::agent::Agent;
 use crate::guest::stdio::open_stream;
 use crate::host::error_chain::chain;
 use crate::host::timings::Timings;
-use crate::network::{Changes, Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
+use crate::network::{Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
 
-/// The network, and what the guest knows of it.
-pub(super) struct Live {
+/// The network, and the guest's configuration of it.
+pub(super) struct LiveNetwork {
     network: Network,
-    /// None while the guest has cards that it was told nothing of.
-    told: Option<ConfigureNetworkRequest>,
-    /// The guest's network is what was found at the last look.
+    /// The configuration that the guest has; None before it has one for the cards of the start.
+    configured: Option<ConfigureNetworkRequest>,
+    /// The guest's network equals what the last look at the namespace found.
     is_settled: bool,
-    /// What was logged already.
+    /// Interfaces that the guest does not get, and that were logged.
     left: HashSet<String>,
-    /// The files in which containers look for name servers, until one is found to be Docker's.
+    /// The containers' resolv.conf files, until one names Docker's name server.
     resolv_confs: Vec<PathBuf>,
 }
 
-impl Live {
-    /// Gives the interfaces that are there cards in a machine that is about to start.
+impl LiveNetwork {
+    /// Makes network cards for the interfaces that are there, for a machine that is about to start.
     pub(super) fn first(
         mut network: Network,
         room: Room,
@@ -47,7 +45,7 @@ impl Live {
         let cards = network.first_cards(&found, room)?;
         let mut live = Self {
             network,
-            told: cards.is_empty().then(ConfigureNetworkRequest::default),
+            configured: cards.is_empty().then(ConfigureNetworkRequest::default),
             is_settled: cards.is_empty(),
             left: HashSet::new(),
             resolv_confs: Vec::new(),
@@ -56,8 +54,8 @@ impl Live {
         Ok((live, cards))
     }
 
-    /// Makes the guest's network what is found on the host.
-    async fn sync(&mut self, machine: &dyn Machine, agent: &Agent) -> Result<(), SandboxError> {
+    /// Makes the guest's network equal to that of the host's namespace.
+    async fn sync(&mut self, machine: &Machine, agent: &Agent) -> Result<(), SandboxError> {
         if !self.network.has_changed()? && self.is_settled {
             return Ok(());
         }
@@ -74,21 +72,22 @@ impl Live {
             }
         }
         let request = found.request(|index| self.network.card_of(index));
-        if self.told.as_ref() != Some(&request) {
+        if self.configured.as_ref() != Some(&request) {
             let mut whole = request.clone();
-            if let Some(told) = &self.told {
-                add_defaults(&mut whole, told);
+            if let Some(before) = &self.configured {
+                add_defaults(&mut whole, before);
             }
             agent.configure_network(&whole).await?;
             tracing::debug!("the guest has {} interfaces", request.interfaces.len());
-            self.told = Some(request);
+            self.configured = Some(request);
         }
         for mac in self.network.idle_cards() {
-            if machine
-                .unplug_net(mac)
-                .await
-                .map_err(SandboxError::Unplug)?
-            {
+            // Where it cannot be unplugged, the machine keeps it for the next interface.
+            if machine.engine().net_hotplug.is_ok() {
+                machine
+                    .unplug_net(mac)
+                    .await
+                    .map_err(SandboxError::Unplug)?;
                 self.network.remove_card(mac);
             }
         }
@@ -96,24 +95,24 @@ impl Live {
         plugged
     }
 
-    /// Relays what containers ask Docker's name server, once they are told to ask it. Docker may
-    /// tell them late.
-    async fn relay_names(&mut self, dir: &SandboxDir, agent: &Agent) -> Result<(), SandboxError> {
-        if !names::are_asked_of_docker(&self.resolv_confs) {
+    /// Relays DNS requests to Docker's name server, once a container's resolv.conf names it. Docker may
+    /// write that file late.
+    async fn relay_dns(&mut self, dir: &SandboxDir, agent: &Agent) -> Result<(), SandboxError> {
+        if !dns::name_docker(&self.resolv_confs) {
             return Ok(());
         }
         // Docker's name server asks others over the container's interface.
         self.network.let_host_ask()?;
         let namespace = self.network.namespace()?;
         let (id, stream) = open_stream(dir).map_err(SandboxError::Names)?;
-        names::relay(stream, move || namespace.enter()).map_err(SandboxError::Names)?;
+        dns::relay(stream, move || namespace.enter()).map_err(SandboxError::Names)?;
         agent.relay_names(id).await?;
-        tracing::debug!("the names that Docker serves are relayed");
+        tracing::debug!("DNS requests are relayed to Docker's name server");
         self.resolv_confs.clear();
         Ok(())
     }
 
-    async fn plug(&mut self, link: &Link, machine: &dyn Machine) -> Result<(), SandboxError> {
+    async fn plug(&mut self, link: &Link, machine: &Machine) -> Result<(), SandboxError> {
         tracing::info!(
             "the interface {} has come into the network namespace",
             link.name
@@ -148,8 +147,10 @@ impl Sandbox {
         match self.sync_network().await {
             Err(SandboxError::Ended(end)) => {
                 let stage = "the set-up of its network";
-                let how = end.to_string();
-                return Err(self.watch.failure(stage, timings.elapsed(), how).into());
+                let failure = self
+                    .guest()
+                    .failure(stage, timings.elapsed(), end.to_string());
+                return Err(failure.into());
             }
             other => other?,
         }
@@ -157,65 +158,51 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Makes the guest's network what is found in the namespace now.
+    /// Makes the guest's network equal to the namespace as it is now.
     pub async fn sync_network(&self) -> Result<(), SandboxError> {
-        let Life::Owned {
-            machine, network, ..
-        } = &self.life
-        else {
-            return Ok(());
-        };
-        let mut network = network.lock().await;
+        let (machine, guest) = (self.machine(), self.guest());
+        let mut network = self.network().lock().await;
         let sync = async {
-            network.sync(machine.as_ref(), &self.agent).await?;
-            network.relay_names(&self.dir, &self.agent).await
+            network.sync(machine, guest.agent()).await?;
+            network.relay_dns(guest.dir(), guest.agent()).await
         };
         tokio::select! {
             biased;
-            // Answers of the machine arrive only while somebody waits for its end.
-            end = self.ended() => Err(SandboxError::Ended(end.clone())),
+            end = guest.ended() => Err(SandboxError::Ended(end)),
             done = sync => done,
         }
     }
 
-    /// Sees to it that a container finds the names that it is told to ask Docker for, now or later.
-    pub async fn find_names_for(&self, spec: &Spec) -> Result<(), SandboxError> {
-        let Life::Owned { network, .. } = &self.life else {
-            return Ok(());
-        };
-        let mut network = network.lock().await;
-        network.resolv_confs.extend(names::resolv_confs(spec));
-        let relay = network.relay_names(&self.dir, &self.agent);
+    /// Relays the DNS requests of a container to Docker's name server, if its resolv.conf names that
+    /// now or later.
+    pub async fn relay_dns_of(&self, spec: &Spec) -> Result<(), SandboxError> {
+        let guest = self.guest();
+        let mut network = self.network().lock().await;
+        network.resolv_confs.extend(dns::resolv_confs(spec));
         tokio::select! {
             biased;
-            end = self.ended() => Err(SandboxError::Ended(end.clone())),
-            done = relay => done,
+            end = guest.ended() => Err(SandboxError::Ended(end)),
+            done = network.relay_dns(guest.dir(), guest.agent()) => done,
         }
     }
 
-    /// Lets the host reach the guest's ports, as it reaches those of a pod whose programs run on it:
-    /// at 127.0.0.1 in the pod's network namespace.
-    pub async fn serve_ports(self: Arc<Self>) -> Result<(), SandboxError> {
-        let Life::Owned { network, .. } = &self.life else {
-            return Ok(());
-        };
-        let namespace = network.lock().await.network.namespace()?;
-        let loopback = Loopback::listen(&namespace).map_err(SandboxError::Ports)?;
+    /// Forwards connections to 127.0.0.1 in the pod's network namespace on the host to the guest's
+    /// ports, until the machine ends.
+    pub async fn forward_ports(&self) -> Result<(), SandboxError> {
+        let namespace = self.network().lock().await.network.namespace()?;
+        let forward = PortForward::listen(&namespace).map_err(SandboxError::Ports)?;
         drop(namespace);
-        let ended = self.clone();
+        let guest = self.guest();
         tokio::select! {
-            () = loopback.serve(self.clone()) => {}
-            _ = ended.ended() => {}
+            () = forward.serve(Arc::clone(guest)) => {}
+            _ = guest.ended() => {}
         }
         Ok(())
     }
 
-    /// Follows the changes in the namespace.
-    pub(crate) async fn follow_network(&self) -> Result<Infallible, SandboxError> {
-        let Life::Owned { network, .. } = &self.life else {
-            return std::future::pending().await;
-        };
-        let changes = changes(network).await?;
+    /// Follows the changes in the namespace. Returns when that has become impossible.
+    pub async fn follow_network(&self) -> Result<Infallible, SandboxError> {
+        let changes = self.network().lock().await.network.changes()?;
         loop {
             changes.next().await.map_err(SandboxError::Watch)?;
             match self.sync_network().await {
@@ -228,8 +215,4 @@ impl Sandbox {
             }
         }
     }
-}
-
-async fn changes(network: &Mutex<Live>) -> Result<Changes, NetworkError> {
-    network.lock().await.network.changes()
 }

@@ -1,4 +1,5 @@
-//! What the host's KVM is good for, found out by rvm-vmm and remembered until the next boot.
+//! Whether the host's KVM can run kernels: rvm-vmm tries it, and the result is cached until the next
+//! boot.
 
 use std::fs;
 use std::io;
@@ -9,7 +10,8 @@ use std::process::{Command, Stdio};
 use rvm_protocol::vmm::ProbeReport;
 use serde::{Deserialize, Serialize};
 
-use super::remembered::{recall, remember};
+use crate::engine::Verdict;
+use crate::engine::host_cache::{recall, remember};
 
 /// Where the result is remembered.
 pub const CACHE: &str = "/run/rvm/probe.json";
@@ -74,4 +76,60 @@ fn kvm_identity() -> Option<(u64, u64)> {
 
 fn modified(vmm: &Path) -> i64 {
     fs::metadata(vmm).map_or(0, |metadata| metadata.mtime())
+}
+
+/// What the probe found, in one line.
+pub fn verdict(report: &ProbeReport) -> Verdict {
+    Err(match report {
+        ProbeReport::Usable { nanoseconds, mips } => {
+            return Ok(format!(
+                "KVM works at hardware speed ({mips} million instructions a second, probed in {} µs)",
+                nanoseconds / 1000
+            ));
+        }
+        ProbeReport::Slow { mips } => format!(
+            "KVM here emulates a guest's kernel code in software ({mips} million instructions a \
+             second), which is too slow for a kernel"
+        ),
+        ProbeReport::Wrong { reason } => format!(
+            "KVM here emulates a guest's kernel code in software and cannot do all of it: {reason}"
+        ),
+        ProbeReport::Unavailable { reason } => reason.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_at_hardware_speed_works() {
+        let report = ProbeReport::Usable {
+            nanoseconds: 500_000,
+            mips: 3000,
+        };
+        assert!(verdict(&report).unwrap().contains("500 µs"));
+    }
+
+    #[test]
+    fn every_other_kvm_does_not_and_the_reason_says_why() {
+        for (report, word) in [
+            (ProbeReport::Slow { mips: 1 }, "software"),
+            (
+                ProbeReport::Wrong {
+                    reason: "INT3".to_owned(),
+                },
+                "INT3",
+            ),
+            (
+                ProbeReport::Unavailable {
+                    reason: "there is no /dev/kvm".to_owned(),
+                },
+                "/dev/kvm",
+            ),
+        ] {
+            let reason = verdict(&report).unwrap_err();
+            assert!(reason.contains(word), "{reason}");
+        }
+    }
 }

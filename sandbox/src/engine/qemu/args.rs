@@ -4,7 +4,10 @@ use rvm_protocol::vmm::{QEMU_FIRST_FD, QEMU_SHARED_DIR};
 use rvm_protocol::{PARAM_SHARED, POWER_OFF_PORT, SHARED_TAG};
 
 use crate::network::Mac;
-use crate::sizing::{QEMU_CODE_MIB, Size};
+use crate::sizing::Size;
+
+/// The most that QEMU's software CPU keeps of code that it has translated, in MiB.
+pub const CODE_MIB: u64 = 256;
 
 /// The descriptors that QEMU inherits, by their place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +81,7 @@ pub fn arguments(
     let memory = format!("{}M", size.memory_mib);
     let list = [
         ("-M", format!("{MACHINE}{clocks}")),
-        (
-            "-accel",
-            format!("tcg,thread=multi,tb-size={QEMU_CODE_MIB}"),
-        ),
+        ("-accel", format!("tcg,thread=multi,tb-size={CODE_MIB}")),
         ("-cpu", "max".to_owned()),
         ("-smp", max_vcpus.to_string()),
         ("-m", memory.clone()),
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_ticks_are_those_of_the_kernel_that_is_built() {
-        let config = include_str!("../../../guest-kernel/config/10-boot.config");
+        let config = include_str!("../../../../guest-kernel/config/10-boot.config");
         assert!(config.contains(&format!("\nCONFIG_HZ_{HZ}=y\n")));
     }
 

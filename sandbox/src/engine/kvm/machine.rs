@@ -1,0 +1,170 @@
+//! A machine that rvm-vmm runs, over its control socket.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StartTimes, StopReason};
+use tokio::sync::{oneshot, watch};
+
+use crate::engine::exit::describe_exit;
+use crate::engine::spawn::Vmm;
+use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
+use crate::host::process::ProcessId;
+use crate::host::readable::Readable;
+use crate::network::{Mac, NetCard};
+use crate::sizing::Size;
+
+/// A machine that rvm-vmm runs.
+pub(super) struct KvmMachine {
+    /// The control socket, to wait on and to talk over.
+    control: Readable,
+    channel: Channel,
+    vmm: Mutex<Vmm>,
+    times: OnceLock<StartTimes>,
+    /// The memory that the guest last reported to have, in MiB; 0 while it changes.
+    reached: watch::Sender<u64>,
+    /// Where the answers to requests go, in the order of the requests.
+    waiting: Mutex<VecDeque<Answer>>,
+}
+
+/// Receives None when the request was carried out, else the reason why not.
+type Answer = oneshot::Sender<Option<String>>;
+
+impl KvmMachine {
+    pub(super) fn new(vmm: Vmm) -> Result<Self, EngineError> {
+        let fd = vmm.channel().as_fd();
+        rustix::io::ioctl_fionbio(fd, true)
+            .map_err(|e| io_failed("prepare the control socket")(e.into()))?;
+        let watch = io_failed("watch the control socket");
+        let own = fd.try_clone_to_owned().map_err(io_failed("dup"))?;
+        Ok(Self {
+            control: Readable::new(fd).map_err(watch)?,
+            channel: Channel::new(own),
+            vmm: Mutex::new(vmm),
+            times: OnceLock::new(),
+            reached: watch::Sender::new(0),
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// The next event of rvm-vmm. None once the control socket has closed, or holds no event.
+    async fn event(&self) -> Option<Event> {
+        let received = self.control.read(|_| match self.channel.receive() {
+            Err(ChannelError::Socket(error)) => Err(error),
+            other => Ok(other),
+        });
+        Some(received.await.ok()?.ok()?.0)
+    }
+
+    /// Sends a request and waits for its answer.
+    async fn request(
+        &self,
+        action: &'static str,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
+        let (answer, answered) = oneshot::channel();
+        {
+            // Held while sending, so that the answers queue in the order of the requests.
+            let mut waiting = lock(&self.waiting);
+            self.channel
+                .send(request, fds)
+                .map_err(|source| EngineError::Channel { action, source })?;
+            waiting.push_back(answer);
+        }
+        let reason = match answered.await {
+            Ok(None) => return Ok(()),
+            Ok(Some(reason)) => reason,
+            Err(_) => "it has ended".to_owned(),
+        };
+        Err(EngineError::Refused { action, reason })
+    }
+
+    fn answered(&self, answer: Option<String>) {
+        if let Some(waiting) = lock(&self.waiting).pop_front() {
+            // Fails if the caller has given up waiting.
+            let _ = waiting.send(answer);
+        }
+    }
+
+    /// Why rvm-vmm ended without a word.
+    fn post_mortem(&self) -> MachineEnd {
+        let mut vmm = lock(&self.vmm);
+        // The control socket has closed, so the process has ended or is about to.
+        let status = vmm.kill().and_then(|()| vmm.exit_status());
+        MachineEnd::Failed(describe_exit("rvm-vmm", &status, &vmm.last_lines()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait::async_trait]
+impl Vm for KvmMachine {
+    fn processes(&self) -> io::Result<Vec<ProcessId>> {
+        Ok(vec![lock(&self.vmm).id()?])
+    }
+
+    async fn drive(&self) -> MachineEnd {
+        let end = loop {
+            match self.event().await {
+                Some(Event::Started(times)) => _ = self.times.set(*times),
+                Some(Event::Done) => self.answered(None),
+                Some(Event::Resized { memory_mib }) => _ = self.reached.send_replace(memory_mib),
+                Some(Event::Refused { reason }) => self.answered(Some(reason)),
+                Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
+                Some(Event::Stopped(StopReason::GuestReset { place })) => {
+                    break MachineEnd::GuestReset(Some(place));
+                }
+                Some(Event::Stopped(StopReason::Failed { reason })) => {
+                    break MachineEnd::Failed(reason);
+                }
+                None => break self.post_mortem(),
+            }
+        };
+        // Nobody answers these any more.
+        lock(&self.waiting).clear();
+        end
+    }
+
+    fn start_times(&self) -> Option<StartTimes> {
+        self.times.get().cloned()
+    }
+
+    async fn plug_net(&self, card: NetCard) -> Result<(), EngineError> {
+        let request = Request::PlugNet { mac: card.mac };
+        self.request("plug a network card in", &request, &[card.tap.as_fd()])
+            .await
+    }
+
+    async fn unplug_net(&self, mac: Mac) -> Result<(), EngineError> {
+        let request = Request::UnplugNet { mac };
+        self.request("unplug a network card", &request, &[]).await
+    }
+
+    async fn resize(&self, size: Size) -> Result<(), EngineError> {
+        self.reached.send_replace(0);
+        let request = Request::Resize {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+        };
+        self.request("change the machine's size", &request, &[])
+            .await
+    }
+
+    async fn resized(&self, size: Size) -> bool {
+        let mut reached = self.reached.subscribe();
+        // It fails only if the machine is dropped.
+        reached
+            .wait_for(|mib| *mib == size.memory_mib)
+            .await
+            .is_ok()
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        lock(&self.vmm).kill()
+    }
+}

@@ -1,0 +1,178 @@
+//! The `qemu` engine: QEMU's software CPU, jailed by rvm-vmm, with rvm-vmm's vsock behind vhost-user.
+
+mod args;
+mod machine;
+mod qmp;
+mod tsc;
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rvm_protocol::vmm::{BackendConfig, QemuConfig};
+
+use super::fds::Fds;
+use super::files::{check_host_memory, create_console, open_failed, open_initramfs, open_kernel};
+use super::spawn::Vmm;
+use super::{Engine, EngineError, Plan, Verdict, Vm, io_failed};
+use crate::cgroup::Overhead;
+use crate::config::{Config, EngineKind};
+use crate::network::{Mac, Room};
+use crate::share::STAGE;
+use args::{CODE_MIB, Fd, MAX_NETS, arguments};
+use machine::QemuMachine;
+use qmp::Qmp;
+
+/// The socket at which rvm-vmm waits for QEMU, until it has come.
+const VHOST_USER_SOCKET: &str = "vhost-user.sock";
+
+/// Network cards for interfaces that come later: microvm has no hotplug. Each costs a start about
+/// ten milliseconds.
+const IDLE_NETS: usize = 2;
+
+/// The engine.
+pub(super) static ENGINE: Engine = Engine {
+    kind: EngineKind::Qemu,
+    title: "QEMU",
+    // QEMU takes some 70 MiB, and its software CPU keeps code that it has translated.
+    overhead: Overhead {
+        memory_mib: 128 + CODE_MIB,
+        cpu_millis: 250,
+    },
+    start_timeout: Duration::from_secs(180),
+    net_room: Room {
+        most: MAX_NETS,
+        idle: IDLE_NETS,
+    },
+    net_hotplug: Err(
+        "a machine of the qemu engine cannot get more network cards while it runs; connect the \
+         container to its networks before it is started",
+    ),
+    // Memory is plugged into machines with PCI or ACPI, and microvm has neither.
+    memory_hotplug: false,
+    probe,
+    check,
+    start,
+};
+
+fn probe(config: &Config) -> Verdict {
+    let path = config.qemu.display();
+    match config.qemu.exists() {
+        true => Ok(format!("{path} is installed")),
+        false => Err(format!("{path} is not installed")),
+    }
+}
+
+/// Runs QEMU for the first line of its version.
+fn check(config: &Config) -> Verdict {
+    let path = config.qemu.display();
+    let output = Command::new(&config.qemu).arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    match text.ok().as_deref().and_then(|text| text.lines().next()) {
+        Some(line) => {
+            let version = line.split(" (").next().unwrap_or(line);
+            Ok(format!("{version}, {path}"))
+        }
+        None => Err(format!(
+            "{path} is missing; install qemu-system-x86 to run without hardware virtualization"
+        )),
+    }
+}
+
+fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
+    check_host_memory(plan.size.memory_mib)?;
+    let config = plan.config;
+    let program = find_program(&config.qemu)?;
+    let (console, console_input) =
+        UnixStream::pair().map_err(io_failed("make the console's stream"))?;
+    let stage_dir = plan.dir.join(STAGE);
+    let (listener, connection) = vhost_user_pair(plan.dir)?;
+    let (monitor, monitor_qemu) = Qmp::pair().map_err(io_failed("make QEMU's monitor"))?;
+
+    let mut fds = Fds::default();
+    let backend = BackendConfig {
+        parent: std::process::id(),
+        vhost_user: fds.add(listener),
+        vsock: fds.add_ports(plan.ports),
+        console_input: fds.add(console_input),
+        console: fds.add(create_console(plan.console)?),
+        stage_dir: stage_dir.clone(),
+    };
+    let backend = Vmm::start(&config.vmm, "backend", &backend, &fds.borrow())?;
+
+    let mut fds = Fds::default();
+    for fd in Fd::ALL {
+        match fd {
+            Fd::Kernel => fds.add(open_kernel(&config.kernel)?),
+            Fd::Initramfs => fds.add(open_initramfs(&config.initramfs)?),
+            Fd::Console => fds.add(console.try_clone().map_err(io_failed("dup"))?),
+            Fd::Vsock => fds.add(connection.try_clone().map_err(io_failed("dup"))?),
+            Fd::Monitor => fds.add(monitor_qemu.try_clone().map_err(io_failed("dup"))?),
+        };
+    }
+    let macs: Vec<Mac> = plan.nets.iter().map(|card| card.mac).collect();
+    fds.add_nets(plan.nets);
+    let qemu = QemuConfig {
+        parent: std::process::id(),
+        program,
+        args: arguments(
+            plan.size,
+            plan.max.vcpus,
+            tsc::host_khz(),
+            &config.kernel_params,
+            &macs,
+        ),
+        shared_dir: plan.shared.to_owned(),
+        stage_dir,
+    };
+    let qemu = Vmm::start(&config.vmm, "qemu", &qemu, &fds.borrow())?;
+    let memory_mib = plan.size.memory_mib;
+    let machine = QemuMachine::new(qemu, backend, monitor, memory_mib)?;
+    Ok(Box::new(machine))
+}
+
+fn find_program(path: &Path) -> Result<PathBuf, EngineError> {
+    path.canonicalize().map_err(open_failed(
+        "QEMU (install qemu-system-x86, or set qemu in rvm's configuration)",
+        path,
+    ))
+}
+
+/// A listening socket and a connection that waits at it. Its name is gone when this returns.
+fn vhost_user_pair(dir: &Path) -> Result<(UnixListener, UnixStream), EngineError> {
+    let dir = fs::File::open(dir).map_err(io_failed("open the sandbox's directory"))?;
+    // A socket's address has room for 107 bytes, and a state root may be longer.
+    let path = PathBuf::from(format!(
+        "/proc/self/fd/{}/{VHOST_USER_SOCKET}",
+        dir.as_raw_fd()
+    ));
+    let pair = UnixListener::bind(&path)
+        .and_then(|listener| Ok((listener, UnixStream::connect(&path)?)))
+        .map_err(io_failed("make the vhost-user socket"))?;
+    fs::remove_file(&path).map_err(io_failed("remove the vhost-user socket"))?;
+    Ok(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_qemu_says_what_to_install() {
+        let error = find_program(Path::new("/nonexistent/qemu"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("qemu-system-x86") && error.contains("/nonexistent/qemu"));
+    }
+
+    #[test]
+    fn the_vhost_user_socket_leaves_no_name_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let (listener, _connection) = vhost_user_pair(dir.path()).unwrap();
+        listener.accept().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,182 @@
+//! What every process can ask of a sandbox's guest, whoever owns its machine.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+
+use super::SandboxError;
+use super::failure::GuestFailure;
+use crate::config::Config;
+use crate::dir::{Record, SandboxDir};
+use crate::engine::{MachineEnd, MachineEnded};
+use crate::guest::agent::{Agent, AgentError, Exit};
+use crate::guest::stdio::{HostStdio, Relay};
+use crate::host::readable::Readable;
+use crate::host::timings::Timings;
+
+/// How long the agent of another process's machine may take to create or start a container, if the
+/// configuration does not say. Hooks in the guest count.
+const JOINED_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long a machine may take to end once its agent has hung up.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A guest whose agent can be called.
+pub struct Guest {
+    dir: SandboxDir,
+    record: Record,
+    agent: Agent,
+    ended: MachineEnded,
+    /// How long a call may take that creates or starts a container.
+    limit: Duration,
+}
+
+impl Guest {
+    /// The guest of a machine. A call that creates or starts something in it may take `limit`.
+    pub(super) fn new(
+        dir: SandboxDir,
+        record: Record,
+        agent: Agent,
+        ended: MachineEnded,
+        limit: Duration,
+    ) -> Self {
+        Self {
+            dir,
+            record,
+            agent,
+            ended,
+            limit,
+        }
+    }
+
+    /// Finds the guest of a sandbox that another process owns. Called within a tokio runtime.
+    pub fn join(dir: SandboxDir, config: &Config) -> Result<Self, SandboxError> {
+        let gone = || SandboxError::Gone(dir.path().display().to_string());
+        let record = dir.record().map_err(SandboxError::Processes)?;
+        let record = record.ok_or_else(gone)?;
+        // The others end with the first.
+        let process = record.machine.first().and_then(|id| id.open());
+        let process = process.ok_or_else(gone)?;
+        let pidfd = Readable::new(process.as_fd()).map_err(SandboxError::Processes)?;
+        Ok(Self {
+            agent: Agent::connect(&dir)?,
+            ended: MachineEnded::of_process(pidfd),
+            limit: config.start_timeout.unwrap_or(JOINED_TIMEOUT),
+            record,
+            dir,
+        })
+    }
+
+    /// The sandbox's directory.
+    pub fn dir(&self) -> &SandboxDir {
+        &self.dir
+    }
+
+    /// The processes that run the machine, and their engine.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The agent, for calls that need no more than itself.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// Returns when the machine has ended. Any number of tasks may wait.
+    pub async fn ended(&self) -> MachineEnd {
+        self.ended.wait().await
+    }
+
+    /// Waits until a container's process has ended: its init process for an empty `exec_id`. The error
+    /// is how the machine ended before that.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, MachineEnd> {
+        let error = tokio::select! {
+            biased;
+            exit = self.agent.wait_process(id, exec_id) => match exit {
+                Ok(exit) => return Ok(exit),
+                Err(error) => error,
+            },
+            end = self.ended() => return Err(end),
+        };
+        // The agent hung up. Its machine ends with it, unless the agent lies.
+        Err(
+            match tokio::time::timeout(END_TIMEOUT, self.ended()).await {
+                Ok(end) => end,
+                Err(_) => MachineEnd::Failed(error.to_string()),
+            },
+        )
+    }
+
+    /// Explains a failure of the guest during `stage`, with the end of its console.
+    pub(super) fn failure(
+        &self,
+        stage: &'static str,
+        after: Duration,
+        how: String,
+    ) -> Box<GuestFailure> {
+        let engine = self.record.engine;
+        GuestFailure::new(stage, after, engine, how, &self.dir.console())
+    }
+
+    /// What the end of the machine during a container's life means, with the end of the console.
+    pub fn explain_end(&self, end: &MachineEnd) -> String {
+        super::failure::explain_end(end, &self.dir.console())
+    }
+
+    /// Creates a container, whose init process then waits for the start, and connects its streams. The
+    /// second value is the pid of that process in the guest.
+    pub async fn create_container(
+        &self,
+        id: &str,
+        spec: &Spec,
+        host: HostStdio,
+        timings: &mut Timings,
+    ) -> Result<(Relay, u32), SandboxError> {
+        let (relay, stdio) = Relay::start(&self.dir, host)?;
+        let created = self.agent.create_container(id, spec, stdio);
+        let stage = "the container's creation";
+        let pid = self.guarded(stage, timings, created).await?;
+        timings.lap("create the container");
+        Ok((relay, pid))
+    }
+
+    /// Lets a container's init process execute its program.
+    pub async fn start_container(
+        &self,
+        id: &str,
+        timings: &mut Timings,
+    ) -> Result<(), SandboxError> {
+        let started = self.agent.start_container(id);
+        let stage = "the container's start";
+        self.guarded(stage, timings, started).await?;
+        timings.lap("start the container");
+        Ok(())
+    }
+
+    /// Waits for a call to the agent, but no longer than the guest lives or may take.
+    pub(super) async fn guarded<T>(
+        &self,
+        stage: &'static str,
+        timings: &Timings,
+        call: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, SandboxError> {
+        let call = std::pin::pin!(call);
+        let limit = self.limit;
+        let how = tokio::select! {
+            biased;
+            end = self.ended() => end.to_string(),
+            answer = call => match answer {
+                // The connection broke: most likely because the machine is about to be gone.
+                Err(AgentError::Lost { .. }) => self.ended().await.to_string(),
+                other => return Ok(other?),
+            },
+            () = tokio::time::sleep(limit) => format!(
+                "its agent did not answer within {} s; start_timeout_seconds in rvm's \
+                 configuration allows for more",
+                limit.as_secs()
+            ),
+        };
+        Err(self.failure(stage, timings.elapsed(), how).into())
+    }
+}

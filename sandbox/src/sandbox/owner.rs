@@ -1,0 +1,191 @@
+//! What the one owner of a sandbox can do with its machine.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::sync::Mutex;
+
+use super::SandboxError;
+use super::failure::GuestFailure;
+use super::guest::Guest;
+use super::live_network::LiveNetwork;
+use super::resize::LiveSize;
+use crate::config::Config;
+use crate::dir::{Record, SandboxDir};
+use crate::engine::choice::{self, Choice};
+use crate::engine::{Engine, Machine, Plan};
+use crate::guest::agent::Agent;
+use crate::host::memory::total_memory_mib;
+use crate::host::process::Process;
+use crate::host::readable::Readable;
+use crate::host::timings::Timings;
+use crate::network::{NetCard, Network};
+use crate::sizing::{Bounds, Running, Size};
+
+/// How long a machine whose sockets have closed may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The stage until the agent answers.
+const BOOT: &str = "the boot of its kernel and agent";
+
+/// A machine that this process owns, and its guest. Dropping it ends the machine.
+pub struct Sandbox {
+    guest: Arc<Guest>,
+    // No task holds both of these locks.
+    network: Mutex<LiveNetwork>,
+    size: Mutex<LiveSize>,
+    machine: Machine,
+    processes: Vec<Process>,
+    control: UnixListener,
+}
+
+impl Sandbox {
+    /// Starts the processes of a machine of this size with this network; [`Sandbox::boot`] waits for
+    /// its guest. What the directory shares must have been prepared.
+    pub async fn start(
+        dir: SandboxDir,
+        size: Size,
+        network: Network,
+        config: &Config,
+        timings: &mut Timings,
+    ) -> Result<Self, SandboxError> {
+        let Choice { engine, reason } = choice::choose(config)?;
+        tracing::info!("engine {}: {reason}", engine.kind);
+        tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
+        let (network, nets) = LiveNetwork::first(network, engine.net_room)?;
+        timings.lap("prepare the network");
+        let running = running(engine, size, config);
+        let machine = start_machine(engine, &dir, running, nets, config)?;
+        let (record, processes) = record_processes(&dir, &machine)?;
+        timings.lap("start the machine's processes");
+
+        let agent = match Agent::connect(&dir) {
+            Ok(agent) => agent,
+            // Nobody listens at the socket any more: the machine's end explains more than this error.
+            Err(error) => {
+                let ended = machine.ended();
+                let Ok(end) = tokio::time::timeout(END_TIMEOUT, ended.wait()).await else {
+                    return Err(error.into());
+                };
+                let (after, console) = (timings.elapsed(), dir.console());
+                let failure =
+                    GuestFailure::new(BOOT, after, engine.kind, end.to_string(), &console);
+                return Err(failure.into());
+            }
+        };
+        let limit = config.start_timeout.unwrap_or(engine.start_timeout);
+        Ok(Self {
+            control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
+            network: Mutex::new(network),
+            size: Mutex::new(LiveSize::new(running, Bounds::of(config))),
+            guest: Arc::new(Guest::new(dir, record, agent, machine.ended(), limit)),
+            machine,
+            processes,
+        })
+    }
+
+    /// Waits until the agent of the machine that was started answers, and gives the guest its network.
+    pub async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
+        let check = self.guest.agent().check();
+        let check = self.guest.guarded(BOOT, timings, check).await?;
+        timings.lap("boot the guest");
+        if let Some(times) = self.machine.start_times() {
+            timings.part("enter the jail", times.jail_ns);
+            timings.part("make the machine", times.machine_ns);
+            timings.part("load the kernel", times.kernel_ns);
+            timings.part("start the threads", times.threads_ns);
+        }
+        timings.part("guest kernel", check.init_started_ns);
+        let agent_ns = check.ready_ns.saturating_sub(check.init_started_ns);
+        timings.part("guest agent", agent_ns);
+        self.set_network_up(timings).await
+    }
+
+    /// The guest, which anybody may be given.
+    pub fn guest(&self) -> &Arc<Guest> {
+        &self.guest
+    }
+
+    /// The socket at which other processes make requests of the owner.
+    pub fn control(&self) -> &UnixListener {
+        &self.control
+    }
+
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(super) fn network(&self) -> &Mutex<LiveNetwork> {
+        &self.network
+    }
+
+    pub(super) fn size(&self) -> &Mutex<LiveSize> {
+        &self.size
+    }
+
+    /// Ends the machine at once, and returns when its processes have ended.
+    pub async fn end(&self) -> io::Result<()> {
+        let kill = |process: &Process| process.signal(Signal::KILL);
+        self.processes.iter().try_for_each(kill)?;
+        for process in &self.processes {
+            Readable::new(process.as_fd())?.read(|_| Ok(())).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a machine that starts with this size can become.
+fn running(engine: &Engine, size: Size, config: &Config) -> Running {
+    let memory_mib = match engine.memory_hotplug {
+        true => total_memory_mib().unwrap_or(0),
+        false => 0,
+    };
+    Running {
+        engine: engine.kind,
+        now: size,
+        max: size.with_room(&Bounds::of(config), memory_mib),
+    }
+}
+
+fn start_machine(
+    engine: &'static Engine,
+    dir: &SandboxDir,
+    running: Running,
+    nets: Vec<NetCard>,
+    config: &Config,
+) -> Result<Machine, SandboxError> {
+    let plan = Plan {
+        size: running.now,
+        max: running.max,
+        config,
+        dir: dir.path(),
+        shared: &dir.shared(),
+        console: &dir.console(),
+        ports: dir.listen().map_err(SandboxError::Sockets)?,
+        nets,
+    };
+    engine.start(plan).map_err(|source| SandboxError::Engine {
+        engine: engine.kind,
+        source,
+    })
+}
+
+/// Writes down which processes run the machine, and opens them.
+fn record_processes(
+    dir: &SandboxDir,
+    machine: &Machine,
+) -> Result<(Record, Vec<Process>), SandboxError> {
+    let ids = machine.processes().map_err(SandboxError::Processes)?;
+    // The machine itself reports one that has ended already.
+    let processes = ids.iter().filter_map(|id| id.open()).collect();
+    let record = Record {
+        machine: ids,
+        engine: machine.engine().kind,
+    };
+    dir.write_record(&record).map_err(SandboxError::Processes)?;
+    Ok((record, processes))
+}
