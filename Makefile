@@ -16,7 +16,9 @@ build:
 	install -m 755 $(BUILT)/rvm $(BUILT)/containerd-shim-rvm-v2 $(DIST)/bin
 	install -m 755 $(BUILT)/rvm-vmm $(DIST)/libexec/rvm/rvm-vmm
 	guest-kernel/initramfs $(BUILT)/rvm-agent $(DIST)/share/rvm/initramfs
-	install -m 644 "$$(guest-kernel/build)" $(DIST)/share/rvm/vmlinux
+	kernel=$$(guest-kernel/vmlinux) \
+		&& install -m 644 "$$kernel" $(DIST)/share/rvm/vmlinux \
+		&& guest-kernel/reference "$$kernel" $(DIST)/share/doc/rvm/guest-kernel
 	$(BUILT)/examples/rvm-pages $(DIST)/share
 
 .PHONY: demo
@@ -43,11 +45,17 @@ test:
 install: build
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/rvm $(DIST)/bin/containerd-shim-rvm-v2
 	install -D -m 755 $(DIST)/libexec/rvm/rvm-vmm $(DESTDIR)$(PREFIX)/libexec/rvm/rvm-vmm
-	install -D -m 644 $(DIST)/share/rvm/initramfs $(DESTDIR)$(PREFIX)/share/rvm/initramfs
-	install -D -m 644 $(DIST)/share/rvm/vmlinux $(DESTDIR)$(PREFIX)/share/rvm/vmlinux
-	$(BUILT)/examples/rvm-pages $(DESTDIR)$(PREFIX)/share
+	mkdir -p $(DESTDIR)$(PREFIX)/share
+	cp -R --preserve=mode --remove-destination $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm README.md CHANGELOG.md LICENSE
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm/docs docs/*.md
+
+# Into dist/packages: a .deb, a tarball, and their checksums.
+.PHONY: package
+package:
+	scripts/setup package
+	@$(MAKE) --no-print-directory build
+	scripts/package $(DIST) $(DIST)/packages
 
 # Measures what was built; docs/performance.md says what the figures mean.
 .PHONY: bench
