@@ -1,7 +1,7 @@
 //! System calls that no thread has any use for: each must kill the process.
 use std::io;
 
-use rvm_vmm::jail::filter::ThreadKind;
+use rvm_vmm::jails::ThreadKind;
 
 use crate::{Report, outcome, syscall};
 

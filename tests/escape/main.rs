@@ -18,9 +18,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rvm_protocol::vmm::{BackendConfig, Channel, Event, MachineConfig, QemuConfig, StopReason};
-use rvm_vmm::jail::filter::ThreadKind;
-use rvm_vmm::{backend, machine, qemu};
+use rvm_protocol::vmm::{
+    BackendConfig, Channel, Event, Failure, FailureCode, MachineConfig, QemuConfig, StopReason,
+};
+use rvm_vmm::jails::{self, ThreadKind};
 use serde::de::DeserializeOwned;
 
 use attempts::Host;
@@ -48,8 +49,11 @@ fn main() {
         (true, "backend") => in_a_backend(&channel, &host),
         (true, _) => in_qemu(&channel, &host),
     };
-    let reason = serde_json::to_string(&report).unwrap();
-    let _ = channel.send(&Event::Stopped(StopReason::Failed { reason }), &[]);
+    let failure = Failure {
+        code: FailureCode::Internal,
+        message: serde_json::to_string(&report).unwrap(),
+    };
+    let _ = channel.send(&Event::Stopped(StopReason::Failed(failure)), &[]);
 }
 
 /// Until rvm ends it.
@@ -66,7 +70,7 @@ fn configuration<T: DeserializeOwned>(channel: &Channel) -> (T, Vec<OwnedFd>) {
 
 fn in_a_machine(channel: &Channel, host: &Host) -> Report {
     let (config, _fds) = configuration::<MachineConfig>(channel);
-    let _own_descriptors = machine::enter_jail(&config).unwrap();
+    let _own_descriptors = jails::enter_machine(&config).unwrap();
     let mut report = attempts::run(host, || {});
     for kind in [
         ThreadKind::Main,
@@ -82,7 +86,7 @@ fn in_a_machine(channel: &Channel, host: &Host) -> Report {
 
 fn in_a_backend(channel: &Channel, host: &Host) -> Report {
     let (config, _fds) = configuration::<BackendConfig>(channel);
-    backend::enter_jail(&config).unwrap();
+    jails::enter_backend(&config).unwrap();
     let mut report = attempts::run(host, || {});
     report.extend(calls::run(ThreadKind::VhostUser));
     report
@@ -90,7 +94,7 @@ fn in_a_backend(channel: &Channel, host: &Host) -> Report {
 
 fn in_qemu(channel: &Channel, host: &Host) -> Report {
     let (config, _fds) = configuration::<QemuConfig>(channel);
-    qemu::enter_jail(&config).unwrap();
+    jails::enter_qemu(&config).unwrap();
     attempts::run(host, || {})
 }
 

@@ -1,56 +1,67 @@
-//! What the program can be asked for on its command line.
+//! The modes of the program, which are its command line.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, bail};
-use rvm_protocol::vmm::{BackendConfig, Channel, Event, MachineConfig, QemuConfig, StopReason};
+use rvm_protocol::vmm::{
+    BackendConfig, Channel, ChannelError, Event, Failure, FailureCode, MachineConfig, QemuConfig,
+    StopReason,
+};
 use serde::de::DeserializeOwned;
 
-use crate::{backend, control, machine, probe, qemu, report};
+use crate::qemu::backend;
+use crate::{control, logging, machine, probe, qemu};
 
-/// Runs a machine.
+/// `rvm-vmm machine`: runs a machine on KVM.
 pub fn machine() -> anyhow::Result<()> {
-    let (channel, config, fds) = configuration::<MachineConfig>()?;
+    let (channel, config, fds) = receive_configuration::<MachineConfig>()?;
     let reason = match machine::start(&config, fds) {
         Ok(mut machine) => control::run(&mut machine, &channel)?,
-        Err(error) => StopReason::Failed {
-            reason: report::chain(&error),
-        },
+        Err(error) => StopReason::Failed(Failure {
+            code: error.code(),
+            message: logging::error_chain(&error),
+        }),
     };
-    // Nobody hears it if whoever started us is gone.
+    // This fails only if the host has closed its end.
     let _ = channel.send(&Event::Stopped(reason), &[]);
-    // The CPUs and devices are in the middle of something; what they hold goes with the process.
+    // vCPU and device threads still run; the kernel frees what they hold with the process.
     std::process::exit(0)
 }
 
-/// Becomes QEMU.
+/// `rvm-vmm qemu`: enters a jail and executes QEMU.
 pub fn qemu() -> anyhow::Result<()> {
-    let (channel, config, fds) = configuration::<QemuConfig>()?;
-    refuse(&channel, qemu::exec(&config, fds))
+    let (channel, config, fds) = receive_configuration::<QemuConfig>()?;
+    report_failure(&channel, qemu::exec(&config, fds))
 }
 
-/// Serves QEMU.
+/// `rvm-vmm backend`: serves one QEMU.
 pub fn backend() -> anyhow::Result<()> {
-    let (channel, config, fds) = configuration::<BackendConfig>()?;
-    refuse(&channel, backend::serve(&config, fds))
+    let (channel, config, fds) = receive_configuration::<BackendConfig>()?;
+    report_failure(&channel, backend::serve(&config, fds))
 }
 
-/// Standard input is the control socket, on which the configuration comes first.
-fn configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, Vec<OwnedFd>)> {
-    settle();
-    report::start(std::env::var_os("RVM_DEBUG").is_some());
+/// Receives the configuration, which is the first packet on standard input, the control socket.
+fn receive_configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, Vec<OwnedFd>)> {
+    reset_inherited_state();
+    logging::start(std::env::var_os("RVM_DEBUG").is_some());
     let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let (config, fds) = channel
-        .receive()
-        .context("no configuration on standard input; rvm-vmm is started by rvm, not by hand")?;
-    Ok((channel, config, fds))
+    match channel.receive() {
+        Ok((config, fds)) => Ok((channel, config, fds)),
+        Err(error @ ChannelError::Version(_)) => {
+            // A packet of this version lets the host print the same error.
+            report_failure(&channel, Err::<(), _>(&error))?;
+            Err(error.into())
+        }
+        Err(error) => Err(error)
+            .context("no configuration on standard input; rvm-vmm is started by rvm, not by hand"),
+    }
 }
 
-/// Undoes what was inherited, and keeps the C library from giving each thread a heap of its own: the
-/// threads allocate little, and a heap is half of a small thread's memory.
+/// Unblocks all signals, which the parent may have blocked, and keeps the C library from giving each
+/// thread a heap of its own: the threads allocate little, and a heap is half of a small thread's memory.
 #[expect(unsafe_code, reason = "process-wide settings of the C library")]
-fn settle() {
+fn reset_inherited_state() {
     // SAFETY: there is one thread. The set is initialized before it is used, and mallopt takes
     // numbers.
     unsafe {
@@ -61,23 +72,29 @@ fn settle() {
     }
 }
 
-/// Tells the host why there is nothing to serve.
-fn refuse<E: std::error::Error>(channel: &Channel, result: Result<(), E>) -> anyhow::Result<()> {
+/// Sends the host the error of a process that could not serve.
+fn report_failure<E: std::error::Error>(
+    channel: &Channel,
+    result: Result<(), E>,
+) -> anyhow::Result<()> {
     if let Err(error) = result {
-        let reason = report::chain(&error);
-        channel.send(&Event::Stopped(StopReason::Failed { reason }), &[])?;
+        let failure = Failure {
+            code: FailureCode::Internal,
+            message: logging::error_chain(&error),
+        };
+        channel.send(&Event::Stopped(StopReason::Failed(failure)), &[])?;
     }
     Ok(())
 }
 
-/// Prints what the host's KVM is good for.
+/// `rvm-vmm probe`: prints whether the host's KVM can run a kernel.
 pub fn probe() -> anyhow::Result<()> {
     let line = serde_json::to_string(&probe::run())?;
     writeln!(std::io::stdout(), "{line}")?;
     Ok(())
 }
 
-/// Prints the version.
+/// `rvm-vmm --version`
 pub fn version() -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "rvm-vmm {}", env!("CARGO_PKG_VERSION"))?;
     Ok(())
@@ -85,7 +102,7 @@ pub fn version() -> anyhow::Result<()> {
 
 /// Refuses an unknown mode.
 pub fn usage() -> anyhow::Result<()> {
-    report::start(false);
+    logging::start(false);
     bail!(
         "usage: rvm-vmm machine | qemu | backend | probe | --version; rvm starts it, nobody needs to by hand"
     )

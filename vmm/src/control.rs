@@ -4,21 +4,22 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
+use rvm_protocol::vmm::{Channel, ChannelError, Event, Failure, FailureCode, Request, StopReason};
 
-use crate::cpus::CpuError;
+use crate::fds::borrow_eventfd;
+use crate::hotplug::{HotplugMemoryError, MemorySizeError, NetError};
+use crate::logging::error_chain;
 use crate::machine::Machine;
-use crate::nets::NetError;
-use crate::size::SizeError;
-use crate::{fd, report};
+use crate::vcpus::VcpuError;
 
-/// Runs until the machine ends, whoever started it goes away, or asks for the end. Returns why.
+/// Serves the host until the machine ends, and returns why it ended. The error is
+/// [`ChannelError::Closed`] if the host closed the control socket.
 pub fn run(machine: &mut Machine, channel: &Channel) -> Result<StopReason, ChannelError> {
     channel.send(&Event::Started(Box::new(machine.times.clone())), &[])?;
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(machine.main_devices.fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(fd::borrow(machine.cpus.shared.ended()), PollFlags::IN),
+            PollFd::from_borrowed_fd(borrow_eventfd(machine.vcpus.state().ended()), PollFlags::IN),
             PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, None) {
@@ -29,79 +30,112 @@ pub fn run(machine: &mut Machine, channel: &Channel) -> Result<StopReason, Chann
         if devices {
             machine
                 .main_devices
-                .work(false)
+                .handle_pending()
                 .map_err(ChannelError::Socket)?;
-            tell_size(machine, channel)?;
+            send_reached_size(machine, channel)?;
         }
-        if ended && let Some(reason) = machine.cpus.shared.stop_reason() {
+        if ended && let Some(reason) = machine.vcpus.state().stop_reason() {
             return Ok(reason);
         }
-        if control && !serve(machine, channel)? {
-            return Ok(StopReason::PowerOff);
+        if control {
+            serve(machine, channel)?;
         }
     }
 }
 
-/// Carries out one request. False if it asks for the end.
-fn serve(machine: &mut Machine, channel: &Channel) -> Result<bool, ChannelError> {
+/// Receives one request, executes it and sends the answer.
+fn serve(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
     let answer = match channel.receive::<Request>() {
-        Ok((Request::Stop, _)) => return Ok(false),
-        Ok((request, mut fds)) => match carry_out(machine, request, fds.pop()) {
+        Ok((request, mut fds)) => match execute(machine, request, fds.pop()) {
             Ok(()) => Event::Done,
-            Err(error) => Event::Refused {
-                reason: report::chain(&error),
-            },
+            Err(error) => Event::Refused(Failure {
+                code: error.code(),
+                message: error_chain(&error),
+            }),
         },
-        Err(ChannelError::Malformed(error)) => Event::Refused {
-            reason: error.to_string(),
-        },
+        Err(ChannelError::Malformed(error)) => Event::Refused(Failure {
+            code: FailureCode::InvalidArgument,
+            message: error.to_string(),
+        }),
         Err(error) => return Err(error),
     };
     channel.send(&answer, &[])?;
-    // The guest may have had the size before it was asked for.
-    tell_size(machine, channel)?;
-    Ok(true)
+    // The guest may have the requested size already.
+    send_reached_size(machine, channel)
 }
 
-/// Tells the host when the guest has come to have the memory that it was to have.
-fn tell_size(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
-    match machine.memory.newly_reached(&machine.vm) {
+/// Sends [`Event::Resized`] once the guest has the memory that was requested.
+fn send_reached_size(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
+    match machine.memory.take_reached(&machine.vm) {
         Some(memory_mib) => channel.send(&Event::Resized { memory_mib }, &[]),
         None => Ok(()),
     }
 }
 
-/// A request cannot be carried out.
+/// A request could not be executed.
 #[derive(Debug, thiserror::Error)]
 enum RequestError {
-    /// Network cards.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// CPUs.
     #[error(transparent)]
-    Cpus(#[from] CpuError),
-    /// Memory.
+    Vcpus(#[from] VcpuError),
     #[error(transparent)]
-    Size(#[from] SizeError),
+    Memory(#[from] MemorySizeError),
 }
 
-fn carry_out(
+impl RequestError {
+    /// The code with which the error crosses the control socket.
+    fn code(&self) -> FailureCode {
+        match self {
+            Self::Net(NetError::UnknownCard) => FailureCode::NotFound,
+            Self::Net(NetError::NoTap) => FailureCode::InvalidArgument,
+            Self::Net(NetError::NoFreeSlot(_))
+            | Self::Vcpus(VcpuError::TooMany { .. })
+            | Self::Memory(MemorySizeError::TooMuch { .. }) => FailureCode::FailedPrecondition,
+            Self::Memory(MemorySizeError::Memory(HotplugMemoryError::Map(_))) => {
+                FailureCode::Unavailable
+            }
+            _ => FailureCode::Internal,
+        }
+    }
+}
+
+fn execute(
     machine: &mut Machine,
     request: Request,
     fd: Option<OwnedFd>,
 ) -> Result<(), RequestError> {
-    let (vm, bus) = (&machine.vm, machine.cpus.shared.bus());
+    let (vm, bus) = (&machine.vm, machine.vcpus.state().bus());
     match request {
-        Request::Pause => machine.cpus.pause(),
-        Request::Resume => machine.cpus.shared.resume(),
+        Request::Pause => machine.vcpus.pause(),
+        Request::Resume => machine.vcpus.resume(),
         Request::Resize { vcpus, memory_mib } => {
-            machine.memory.request(memory_mib, vm, bus)?;
-            machine.cpus.grow(vm, vcpus)?;
+            machine.memory.resize_to(memory_mib, vm, bus)?;
+            machine.vcpus.grow(vm, vcpus)?;
         }
         Request::PlugNet { mac } => machine.nets.plug(vm, bus, mac, fd)?,
         Request::UnplugNet { mac } => machine.nets.unplug(bus, mac)?,
-        // Ends the loop that this is called from.
-        Request::Stop => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_have_the_codes_that_the_host_acts_on() {
+        let too_many = VcpuError::TooMany { wanted: 9, max: 4 };
+        for (error, code) in [
+            (NetError::UnknownCard.into(), FailureCode::NotFound),
+            (NetError::NoTap.into(), FailureCode::InvalidArgument),
+            (
+                RequestError::from(NetError::NoFreeSlot(12)),
+                FailureCode::FailedPrecondition,
+            ),
+            (too_many.into(), FailureCode::FailedPrecondition),
+        ] {
+            assert_eq!(error.code(), code, "{error}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! rvm-vmm: one virtual machine, or what QEMU needs of us, in a jail.
+//! rvm-vmm: one virtual machine, or QEMU and its back end, in a jail.
 
 use std::process::ExitCode;
 

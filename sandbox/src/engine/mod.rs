@@ -18,7 +18,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rvm_protocol::vmm::ChannelError;
+use rvm_protocol::vmm::{ChannelError, Failure};
 
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
@@ -129,12 +129,12 @@ pub enum EngineError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// rvm-vmm refused a request, or ended before it answered.
-    #[error("rvm-vmm refuses to {action}: {reason}")]
+    #[error("rvm-vmm refuses to {action}: {failure}")]
     Refused {
         /// What was asked for, as an infinitive.
         action: &'static str,
-        /// The words of rvm-vmm.
-        reason: String,
+        /// Why not, with a code for the engine's callers.
+        failure: Failure,
     },
     /// A request did not reach rvm-vmm.
     #[error("cannot {action}")]

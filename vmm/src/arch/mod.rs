@@ -1,3 +1,3 @@
-//! What depends on the processor. There is one so far.
+//! What depends on the processor architecture. x86-64 is the only one so far.
 
 pub mod x86_64;

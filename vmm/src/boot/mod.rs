@@ -1,4 +1,4 @@
-//! Puts a Linux kernel into the guest's memory, by the 64-bit boot protocol of
+//! Loads a Linux kernel into guest memory, by the 64-bit boot protocol of the kernel's
 //! Documentation/arch/x86/boot.rst.
 
 use std::fs::File;
@@ -13,25 +13,19 @@ use vm_memory::{GuestMemoryRegion, VolatileMemoryError};
 use crate::arch::x86_64::layout;
 use crate::memory::{GuestMemory, LOW_MEMORY_END};
 
-/// Loading failed.
+/// The kernel or what goes with it could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// Not a kernel, or not one for this machine.
     #[error("the guest kernel is not a 64-bit ELF kernel for x86-64, or is cut short")]
     Kernel(#[source] LoaderError),
-    /// The file cannot be read.
     #[error("cannot read the initramfs")]
     ReadInitramfs(#[source] io::Error),
-    /// It is larger than what is left.
     #[error("the initramfs of {0} bytes does not fit the guest's memory beside the kernel")]
     InitramfsTooLarge(u64),
-    /// It was cut short meanwhile.
     #[error("cannot copy the initramfs")]
     CopyInitramfs(#[source] GuestMemoryError),
-    /// Longer than the kernel takes.
     #[error("the kernel command line of {0} bytes is longer than {max}", max = layout::CMDLINE_MAX - 1)]
     CmdlineTooLong(usize),
-    /// Not even the first MiB is there.
     #[error("cannot write the boot parameters")]
     Memory(#[from] GuestMemoryError),
 }
@@ -42,7 +36,7 @@ impl From<VolatileMemoryError> for BootError {
     }
 }
 
-/// Loads kernel, initramfs, command line and boot parameters; returns where the kernel starts.
+/// Loads kernel, initramfs, command line and boot parameters; returns the kernel's entry point.
 pub fn load(
     memory: &GuestMemory,
     kernel: &mut File,
@@ -57,8 +51,8 @@ pub fn load(
     Ok(loaded.kernel_load)
 }
 
-/// Copies the initramfs to the end of low memory, as far from the kernel as can be; returns where
-/// it lies.
+/// Copies the initramfs to the end of low memory, as far from the kernel as possible; returns its
+/// address and size.
 fn load_initramfs(
     memory: &GuestMemory,
     file: &mut File,
@@ -119,7 +113,7 @@ fn write_boot_params(
     Ok(())
 }
 
-/// The memory that the kernel may use, as (start, end).
+/// The ranges of memory that the kernel may use, as (start, end).
 fn usable(memory: &GuestMemory) -> Vec<(u64, u64)> {
     let mut ranges = vec![(0, layout::MP_TABLE)];
     for region in memory.iter() {
@@ -169,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn kernel_initramfs_and_command_line_are_where_the_parameters_say() {
+    fn kernel_initramfs_and_command_line_are_where_the_boot_parameters_point() {
         let memory = crate::memory::map(16).unwrap();
         let entry = load(&memory, &mut kernel(), &mut file(b"initramfs"), "quiet").unwrap();
         assert_eq!(entry, GuestAddress(layout::HIGH_MEMORY));
@@ -190,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_is_refused() {
+    fn a_file_that_is_no_kernel_is_refused() {
         let memory = crate::memory::map(16).unwrap();
         for contents in [b"".as_slice(), b"#!/bin/sh\n", &[0x7f; 100]] {
             let result = load(&memory, &mut file(contents), &mut file(b""), "");

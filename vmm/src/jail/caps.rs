@@ -1,4 +1,4 @@
-//! The capabilities a jailed process keeps, all of them only within its user namespace.
+//! The capabilities that a jailed process keeps, which hold only within its user namespace.
 
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
@@ -6,13 +6,11 @@ use rustix::thread::{
 
 use super::{JailError, step};
 
-/// Which capabilities are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caps {
-    /// What it takes to serve files as root serves them. CAP_MKNOD is among them for completeness:
-    /// the kernel grants device nodes to no user namespace.
+    /// The capabilities of a file server that serves files as root. CAP_MKNOD has no effect: the kernel
+    /// lets no user namespace create device nodes.
     FileServer,
-    /// None.
     None,
 }
 
@@ -34,10 +32,10 @@ impl Caps {
         }
     }
 
-    /// Gives up all others, for good.
+    /// Drops all other capabilities for good.
     pub(super) fn keep(self) -> Result<(), JailError> {
         let kept = self.set();
-        // SETPCAP is needed until the others are gone.
+        // CAP_SETPCAP is needed to drop the others.
         for capability in CapabilitySet::all() - kept - CapabilitySet::SETPCAP {
             drop_from_bounding_set(capability)?;
         }
@@ -50,13 +48,13 @@ impl Caps {
                 inheritable: CapabilitySet::empty(),
             },
         )
-        .map_err(step("give up capabilities"))
+        .map_err(step("drop capabilities"))
     }
 }
 
 fn drop_from_bounding_set(capability: CapabilitySet) -> Result<(), JailError> {
     match remove_capability_from_bounding_set(capability) {
-        // A capability that is newer than the kernel.
+        // The kernel does not know the capability.
         Err(rustix::io::Errno::INVAL) => Ok(()),
         other => other.map_err(step("drop a capability from the bounding set")),
     }

@@ -1,8 +1,8 @@
-//! The system calls that each kind of thread may make. Any other kills the process.
+//! The system calls that each kind of thread may make. Any other call kills the process.
 //!
-//! The lists were found by running every test with logging in place of killing, and each call's use
-//! is named. A thread applies its filter when everything is set up, so what happens before (thread
-//! creation, jail, ioctls that make the machine) is not in them.
+//! The lists were found by running every test with logging instead of killing; comments name what a
+//! call is for. A thread applies its filter after its setup, so the calls of the setup (creating
+//! threads, entering the jail, creating the machine) are not in them.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use seccompiler::{
 
 use super::JailError;
 
-/// A kind of thread.
+/// A kind of thread, by what it does after its setup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
     /// The control socket and the devices that do not block.
     Main,
-    /// The same, and it makes CPUs, whose threads inherit its filter.
-    MainAndMoreCpus,
-    /// Runs the guest.
+    /// As [`Self::Main`], and creates vCPUs, whose threads inherit its filter.
+    MainWithCpuHotplug,
+    /// Runs a vCPU.
     Vcpu,
     /// virtio-fs.
     Files,
@@ -28,17 +28,17 @@ pub enum ThreadKind {
     Disk,
     /// virtio-net.
     Network,
-    /// vsock over vhost-user.
+    /// vsock over vhost-user, and the threads of the library that serves it.
     VhostUser,
 }
 
-/// When a call is allowed.
+/// The arguments with which a call is allowed.
 #[derive(Clone, Copy)]
 enum When {
     Always,
-    /// Argument `.0` is one of these.
+    /// The argument with this index has one of these values.
     OneOf(u8, &'static [u64]),
-    /// Argument `.0` has none of these bits.
+    /// The argument with this index has none of these bits.
     Without(u8, u64),
 }
 
@@ -46,7 +46,7 @@ type Rules = &'static [(libc::c_long, When)];
 
 use When::{Always, OneOf, Without};
 
-/// Memory, locks, time and the end.
+/// Memory, locks, time and exit.
 const COMMON: Rules = &[
     (libc::SYS_brk, Always),
     (libc::SYS_mmap, Without(2, libc::PROT_EXEC as u64)),
@@ -57,21 +57,21 @@ const COMMON: Rules = &[
     (libc::SYS_futex, Always),
     (libc::SYS_sched_yield, Always),
     (libc::SYS_clock_gettime, Always),
-    // A signal that ends the process still runs through here; so does a debugger's stop.
+    // Returning from signal handlers, and from stops by a debugger.
     (libc::SYS_rt_sigreturn, Always),
     (libc::SYS_restart_syscall, Always),
     (libc::SYS_sigaltstack, Always),
-    // Sending a signal to a thread, and the end of one.
+    // pthread_kill(3), and the end of a thread.
     (libc::SYS_rt_sigprocmask, Always),
     (libc::SYS_exit, Always),
     (libc::SYS_exit_group, Always),
-    // Bells and interrupts, log lines.
+    // Doorbells, interrupts, log lines.
     (libc::SYS_read, Always),
     (libc::SYS_write, Always),
     (libc::SYS_close, Always),
-    // Debug builds look at a descriptor before they close it.
+    // Debug builds check a descriptor before they close it.
     (libc::SYS_fcntl, OneOf(1, &[libc::F_GETFD as u64])),
-    // Watches of host descriptors, also made and ended by the CPU that starts or resets a device.
+    // Watches of host descriptors. A vCPU that starts or resets a device changes them too.
     (libc::SYS_epoll_ctl, Always),
 ];
 
@@ -95,14 +95,14 @@ const MAIN: Rules = &[
     (libc::SYS_ftruncate, Always),
     // virtio-rng.
     (libc::SYS_getrandom, Always),
-    // A network card that is plugged in, and its end.
+    // Plugging and unplugging a network card.
     (
         libc::SYS_ioctl,
         OneOf(1, &[KVM_IRQFD, KVM_IOEVENTFD, libc::TUNSETOFFLOAD]),
     ),
-    // Memory that is plugged in.
+    // Plugging and unplugging memory.
     (libc::SYS_ioctl, OneOf(1, &[KVM_SET_USER_MEMORY_REGION])),
-    // Stopping CPUs.
+    // Kicking vCPUs.
     (libc::SYS_getpid, Always),
     (libc::SYS_tgkill, Always),
 ];
@@ -116,15 +116,15 @@ const VCPU: Rules = &[
         ),
     ),
     (libc::SYS_rt_sigtimedwait, Always),
-    // A device that the guest resets closes its streams; early console output.
+    // A device closes its streams when the guest resets it. Output to the serial port.
     (libc::SYS_shutdown, Always),
     (libc::SYS_lseek, Always),
     (libc::SYS_ftruncate, Always),
 ];
 
-/// Making a CPU and its thread, which applies a filter of its own.
-const MORE_CPUS: Rules = &[
-    (libc::SYS_ioctl, OneOf(1, CPU_IOCTLS)),
+/// Creating a vCPU and its thread, which applies a filter of its own.
+const CPU_HOTPLUG: Rules = &[
+    (libc::SYS_ioctl, OneOf(1, CREATE_VCPU_IOCTLS)),
     (libc::SYS_clone3, Always),
     (libc::SYS_set_robust_list, Always),
     (libc::SYS_rseq, Always),
@@ -140,8 +140,8 @@ const MORE_CPUS: Rules = &[
     (libc::SYS_seccomp, Always),
 ];
 
-/// What is asked of KVM to make a CPU; the numbers are those of the kernel's linux/kvm.h.
-const CPU_IOCTLS: &[u64] = &[
+/// The ioctls that create a vCPU; the numbers are those of the kernel's linux/kvm.h.
+const CREATE_VCPU_IOCTLS: &[u64] = &[
     0xae41,      // KVM_CREATE_VCPU
     0xae04,      // KVM_GET_VCPU_MMAP_SIZE
     0x4008_ae90, // KVM_SET_CPUID2
@@ -170,7 +170,7 @@ const KVM_IRQFD: u64 = 0x4020_ae76;
 /// _IOW(KVMIO, 0x79, struct kvm_ioeventfd)
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 
-/// What virtiofsd does. Paths are below the jail's root, or relative to a descriptor that is.
+/// The calls of virtiofsd. Paths are below the jail's root, or relative to a descriptor below it.
 const FILES: Rules = &[
     (libc::SYS_epoll_wait, Always),
     (libc::SYS_epoll_pwait, Always),
@@ -236,7 +236,7 @@ const FILES: Rules = &[
     (libc::SYS_fremovexattr, Always),
 ];
 
-/// Descriptors are duplicated, and their flags read and set.
+/// Duplicating descriptors, and reading and setting their flags.
 const FILE_FCNTLS: &[u64] = &[
     libc::F_DUPFD_CLOEXEC as u64,
     libc::F_SETFD as u64,
@@ -259,9 +259,9 @@ const NETWORK: Rules = &[
     (libc::SYS_writev, Always),
 ];
 
-/// The front end hands over memory and bells, so descriptors are received and memory is mapped.
+/// Beside [`MAIN`], which receives the memory and the doorbells of the front end.
 const VHOST_USER: Rules = &[
-    // Its threads are made by the library, after the filter was applied.
+    // The library creates its threads after the filter was applied.
     (libc::SYS_clone3, Always),
     (libc::SYS_epoll_create1, Always),
     (libc::SYS_rt_sigaction, Always),
@@ -285,7 +285,7 @@ impl ThreadKind {
     fn rules(self) -> Vec<Rules> {
         match self {
             Self::Main => vec![COMMON, MAIN],
-            Self::MainAndMoreCpus => vec![COMMON, MAIN, VCPU, MORE_CPUS],
+            Self::MainWithCpuHotplug => vec![COMMON, MAIN, VCPU, CPU_HOTPLUG],
             Self::Vcpu => vec![COMMON, VCPU],
             Self::Files => vec![COMMON, FILES],
             Self::Disk => vec![COMMON, DISK],
@@ -294,7 +294,7 @@ impl ThreadKind {
         }
     }
 
-    /// Applies the filter to the calling thread, and to the threads it will make.
+    /// Applies the filter to the calling thread, and to the threads that it creates later.
     pub fn apply(self) -> Result<(), JailError> {
         let program = self.compile().map_err(|e| JailError::Filter(e.into()))?;
         seccompiler::apply_filter(&program).map_err(JailError::Filter)
@@ -316,7 +316,7 @@ impl ThreadKind {
 }
 
 impl When {
-    /// No rule means always.
+    /// The rules of a call. A call without rules is always allowed.
     fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         let condition = |argument, operator, value| {
             let condition =
@@ -341,10 +341,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_thread_has_a_filter_that_the_kernel_takes() {
+    fn every_kind_of_thread_has_a_filter_that_the_kernel_accepts() {
         for kind in [
             ThreadKind::Main,
-            ThreadKind::MainAndMoreCpus,
+            ThreadKind::MainWithCpuHotplug,
             ThreadKind::Vcpu,
             ThreadKind::Files,
             ThreadKind::Disk,
@@ -362,7 +362,7 @@ mod tests {
     fn no_kind_of_thread_may_open_a_socket_or_run_a_program() {
         for kind in [
             ThreadKind::Main,
-            ThreadKind::MainAndMoreCpus,
+            ThreadKind::MainWithCpuHotplug,
             ThreadKind::Vcpu,
             ThreadKind::Files,
             ThreadKind::VhostUser,

@@ -1,4 +1,4 @@
-//! What a jailed process may have: many descriptors, no core dump, no user namespace.
+//! The limits of a jailed process: many descriptors, no core dump, no user namespaces.
 
 use std::os::fd::OwnedFd;
 
@@ -7,7 +7,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{JailError, step};
 
-/// As many descriptors as the host allows: the guest's open files are ours.
+/// Raises RLIMIT_NOFILE to its maximum, because each open file of the guest is a descriptor of this
+/// process, and forbids core dumps.
 pub fn set_resource_limits() -> Result<(), JailError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -22,21 +23,21 @@ pub fn set_resource_limits() -> Result<(), JailError> {
     setrlimit(Resource::Core, none).map_err(step("set RLIMIT_CORE"))
 }
 
-/// The limit on user namespaces below the one that the process will be in. In a namespace of its own a
-/// process has every capability again, and with them parts of the kernel that few have looked at.
+/// The limit on user namespaces within the one that the process will be in. In a namespace of its own a
+/// process would have every capability again, which opens parts of the kernel that are little tested.
 pub struct UserNamespaces(OwnedFd);
 
 impl UserNamespaces {
-    /// Holds on to the host's /proc/sys, which the new root does not have.
-    pub fn find() -> Result<Self, JailError> {
+    /// Opens the host's /proc/sys, which the jail lacks.
+    pub fn open() -> Result<Self, JailError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(CWD, "/proc/sys", flags, Mode::empty())
             .map(Self)
             .map_err(step("open /proc/sys"))
     }
 
-    /// Forbids them. The file is another one in each user namespace, so the caller is in the one that
-    /// is meant, with its capabilities.
+    /// Forbids user namespaces within the caller's. The file shows the limit of the caller's own user
+    /// namespace, so the caller must be in it already and still have its capabilities.
     pub fn forbid(self) -> Result<(), JailError> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         openat(&self.0, "user/max_user_namespaces", flags, Mode::empty())

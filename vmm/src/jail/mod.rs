@@ -1,21 +1,24 @@
-//! The jail: what is left of the host for a process that a guest may take over.
+//! The jail: what remains of the host for a process that a guest may take over.
 //!
-//! A process enters it on its own, with every descriptor open that it will ever need, in this order:
-//! a mount namespace whose root holds nothing but what the process serves; a user namespace that
-//! owns the ipc, uts and network namespaces made with it, but not the mount namespace, so that
-//! nothing can be mounted or unmounted, and below which there can be no other; an empty session
-//! keyring; no capability but those the file server needs, and these only within the user namespace;
-//! no new privileges. The pid namespace cannot be entered from
-//! within, so whoever starts the process makes it. The system call filters come last, one a thread;
-//! see [`filter`].
+//! A process enters the jail by itself, after it has opened every descriptor that it will need. The jail
+//! consists of, in this order:
+//! - a mount namespace whose root holds only what the process serves;
+//! - a user namespace, which owns the ipc, uts and network namespaces created with it but not the mount
+//!   namespace, so that the process can neither mount nor unmount, and which cannot have children;
+//! - an empty session keyring;
+//! - no capabilities but those of the file server, which hold only within the user namespace;
+//! - no new privileges;
+//! - a system call filter per thread, see [`filter`].
+//!
+//! The process cannot enter a pid namespace by itself, so rvm starts it in one.
 
-pub mod caps;
+mod caps;
 pub mod filter;
-pub mod keyring;
-pub mod limits;
+mod keyring;
+mod limits;
 pub mod qemu_filter;
-pub mod root;
-pub mod user;
+mod root;
+mod user;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -30,36 +33,28 @@ pub use caps::Caps;
 use limits::UserNamespaces;
 pub use root::Root;
 
-/// Entering the jail failed; the process must not go on.
+/// The jail could not be entered; the process must not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
-    /// The starter forgot the pid namespace.
-    #[error("not the first process of a pid namespace; rvm-vmm is started by rvm, not by hand")]
-    NotFirst,
+    #[error("not the init process of a pid namespace; rvm-vmm is started by rvm, not by hand")]
+    NotInit,
     /// A step that concerns no path.
     #[error("{action}")]
     Step {
-        /// What was tried.
         action: &'static str,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// Building or entering the new root.
+    /// A step of building or entering the new root.
     #[error("{action} {}", path.display())]
     Root {
-        /// What was tried.
         action: &'static str,
-        /// On which path.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// Nobody is left to serve.
-    #[error("the process that has started this one is gone")]
-    Orphaned,
-    /// The kernel does not take the filter.
+    #[error("the process that started this one has ended")]
+    ParentEnded,
     #[error("cannot filter system calls")]
     Filter(#[source] seccompiler::Error),
 }
@@ -71,14 +66,14 @@ fn step<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> JailError
     }
 }
 
-/// Enters the jail, and ends with `parent` from now on. The caller has one thread.
+/// Enters the jail. From then on the process is killed when `parent` ends. The caller has one thread.
 pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
-        return Err(JailError::NotFirst);
+        return Err(JailError::NotInit);
     }
     let own_status = File::open("/proc/self/status").map_err(step("open /proc/self/status"))?;
     limits::set_resource_limits()?;
-    let user_namespaces = UserNamespaces::find()?;
+    let user_namespaces = UserNamespaces::open()?;
     let mapper = user::Mapper::spawn()?;
     root.enter()?;
     unshare(
@@ -96,19 +91,19 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     keyring::leave_session()?;
     caps.keep()?;
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
-    // Changing identity clears it, so this comes late.
+    // A change of identity clears it (prctl(2)), so this comes late.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(step("set the parent death signal"))?;
-    // It is not sent for a death that came before. The kernel finds a new parent for a process first
-    // and looks at its wish for a signal then, so one that still has its parent will be told.
-    match parent_of(own_status).map_err(step("find out the parent"))? {
+    // The signal is not sent if the parent has ended already. The kernel reparents a process before it
+    // checks whether to send the signal, so a process that still has its parent here will receive it.
+    match parent_of(own_status).map_err(step("read the parent's pid"))? {
         Some(found) if found == parent => Ok(()),
-        _ => Err(JailError::Orphaned),
+        _ => Err(JailError::ParentEnded),
     }
 }
 
-/// The parent's pid, from a process's status in the host's /proc. getppid(2) answers in terms of a
-/// pid namespace that the parent is not in.
+/// The parent's pid, from the process's status in the host's /proc. getppid(2) returns 0, because the
+/// parent is in another pid namespace.
 fn parent_of(mut status: File) -> io::Result<Option<u32>> {
     let mut text = String::new();
     status.read_to_string(&mut text)?;
@@ -116,11 +111,11 @@ fn parent_of(mut status: File) -> io::Result<Option<u32>> {
     Ok(line.and_then(|pid| pid.trim().parse().ok()))
 }
 
-/// The directory of the process's own descriptors, for a file server that opens files anew by them.
-/// Called before the jail is entered, where there is no /proc.
+/// Opens /proc/self/fd, through which a file server reopens its own descriptors. The caller is not in
+/// the jail yet, which has no /proc.
 ///
-/// It is the root of a mount that is attached nowhere. From /proc/self/fd itself the way up would lead
-/// to the host's /proc/sys, where root's id alone suffices to write.
+/// The descriptor is the root of a detached mount: from /proc/self/fd itself `..` would lead to the
+/// host's /proc/sys, which root's uid alone may write to.
 pub fn own_descriptors() -> Result<File, JailError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let fd = open_tree(CWD, "/proc/self/fd", flags).map_err(step("open /proc/self/fd"))?;
@@ -140,7 +135,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn own_descriptors_can_be_opened_anew_and_lead_nowhere_else() {
+    fn own_descriptors_can_be_reopened_and_lead_nowhere_else() {
         let directory = own_descriptors().unwrap();
         let open = |path: &str| openat(&directory, path, OFlags::RDONLY, Mode::empty());
         let file = tempfile::tempfile().unwrap();

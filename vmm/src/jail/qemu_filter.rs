@@ -1,7 +1,7 @@
-//! The system calls that QEMU does without, on top of what its own filter forbids.
+//! The system calls that QEMU must not make, beyond those that its own filter forbids.
 //!
-//! What another version of QEMU may need is not known, so the rest is allowed, and what is listed fails
-//! in place of ending the process.
+//! The calls that other versions of QEMU need are not known, so this is a deny list, and a listed call
+//! fails with EPERM instead of killing the process.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_fsmount,
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
-    // Parts of the kernel that have been ways out before.
+    // Parts of the kernel with a history of privilege escalation.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_userfaultfd,
@@ -73,7 +73,7 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_setdomainname,
 ];
 
-/// A second number for every call, for programs with 32-bit pointers (__X32_SYSCALL_BIT).
+/// The bit that selects the x32 variant of a call (__X32_SYSCALL_BIT).
 const X32: libc::c_long = 0x4000_0000;
 
 /// Applies the filter to the calling thread, and to what it executes.
@@ -85,7 +85,7 @@ pub fn apply() -> Result<(), JailError> {
 fn compile() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for call in FORBIDDEN {
-        // No rule means always.
+        // A call without rules is always refused.
         rules.insert(*call, Vec::new());
         rules.insert(*call | X32, Vec::new());
     }
@@ -101,8 +101,8 @@ fn compile() -> Result<BpfProgram, seccompiler::BackendError> {
     .try_into()
 }
 
-/// No network namespace holds AF_VSOCK, which leads to the machine below the host; and of the others
-/// QEMU has no use for any.
+/// Matches every socket family but AF_UNIX. AF_VSOCK, which may lead to the hypervisor below the host,
+/// is in no network namespace, and QEMU needs none of the others.
 fn other_than_unix() -> Result<SeccompRule, seccompiler::BackendError> {
     let unix = libc::AF_UNIX as u64;
     let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix)?;
@@ -116,7 +116,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketType, socket};
 
     #[test]
-    fn what_is_forbidden_fails_and_the_rest_works() {
+    fn forbidden_calls_fail_and_others_work() {
         // A thread of its own keeps the filter from the other tests.
         let thread = std::thread::spawn(|| {
             apply().unwrap();

@@ -13,38 +13,36 @@ use rustix::thread::UnshareFlags;
 
 use super::{JailError, step};
 
-/// What a jailed process finds at its root.
+/// The content of a jailed process's root directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// This directory, read-only, with all that is mounted below it, now or later.
+    /// This directory, read-only, with everything that is mounted below it, now or later.
     Directory(PathBuf),
-    /// What a program from the host's distribution needs to run, read-only, and a directory as
-    /// /shared.
+    /// The libraries and data of the host's distribution, read-only, for a program of it.
     Program {
-        /// What becomes /shared.
+        /// The directory that becomes /shared.
         shared: PathBuf,
-        /// An empty directory in which the root is put together.
+        /// An empty directory in which the root is assembled.
         stage: PathBuf,
     },
-    /// Nothing. The directory is where an empty file system is mounted, out of anybody's sight.
+    /// Nothing. An empty file system is mounted over this directory, in the new mount namespace only.
     Empty(PathBuf),
 }
 
-/// What a program needs of the host: its libraries and its data. No configuration, no home, no
-/// state.
+/// The host's directories that a program needs: libraries and data. No configuration, no home, no state.
 const PROGRAM_DIRS: &[&str] = &["usr", "lib", "lib64"];
 
-/// Where the dynamic loader finds libraries that are not in a standard place.
+/// The dynamic loader's index of libraries outside the standard directories.
 const LOADER_CACHE: &str = "etc/ld.so.cache";
 
-/// Devices that libraries expect.
+/// Devices that libraries expect to find.
 const PROGRAM_DEVICES: &[&str] = &["dev/null", "dev/zero", "dev/urandom"];
 
 impl Root {
-    /// Makes it the root of the calling process, in a mount namespace of its own.
+    /// Makes this the root of the calling process, in a new mount namespace.
     ///
-    /// The namespace is a slave of the host's: what is mounted below a shared directory later
-    /// appears, what is unmounted goes, and nothing leaks out.
+    /// The namespace is a slave of the host's: later mounts and unmounts of the host below a shared
+    /// directory propagate into it, and none propagate out.
     pub(super) fn enter(&self) -> Result<(), JailError> {
         super::unshare(UnshareFlags::NEWNS).map_err(step("unshare the mount namespace"))?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -52,7 +50,7 @@ impl Root {
         let root = match self {
             Self::Directory(path) => {
                 at("bind", path, mount_bind_recursive(path, path))?;
-                seal(path)?;
+                make_read_only_for_guest(path)?;
                 path
             }
             Self::Program { shared, stage } => {
@@ -85,7 +83,7 @@ fn at<T, E: Into<io::Error>>(
     })
 }
 
-/// Mounts an empty file system and fills it with a program's needs.
+/// Mounts an empty file system on `stage` and fills it for [`Root::Program`].
 fn populate(stage: &Path, shared: &Path) -> Result<(), JailError> {
     mount_tmpfs(stage)?;
     for dir in PROGRAM_DIRS {
@@ -117,7 +115,7 @@ fn populate(stage: &Path, shared: &Path) -> Result<(), JailError> {
     let here = stage.join("shared");
     at("create", &here, fs::create_dir(&here))?;
     at("bind", shared, mount_bind_recursive(shared, &here))?;
-    seal(&here)?;
+    make_read_only_for_guest(&here)?;
     at(
         "make read-only",
         stage,
@@ -125,7 +123,7 @@ fn populate(stage: &Path, shared: &Path) -> Result<(), JailError> {
     )
 }
 
-/// Only the processes, none of the kernel's settings.
+/// Mount options of proc: only processes, not the kernel's settings.
 const SUBSET_PID: &CStr = c"subset=pid,hidepid=2";
 
 fn hardened() -> MountFlags {
@@ -147,14 +145,14 @@ fn remount_read_only(path: &Path, more: MountFlags) -> rustix::io::Result<()> {
     mount_remount(path, flags, "")
 }
 
-/// Makes the shared directory itself read-only for the guest, but not what is mounted in it: the host
-/// mounts there later, by path, and must find only what it has made.
-fn seal(shared: &Path) -> Result<(), JailError> {
+/// Makes the shared directory itself read-only for the guest, but not the mounts in it. The host mounts
+/// there later, by path, and must find only directories that it created itself.
+fn make_read_only_for_guest(shared: &Path) -> Result<(), JailError> {
     let flags = MountFlags::NODEV | MountFlags::NOEXEC;
     at("make read-only", shared, remount_read_only(shared, flags))
 }
 
-/// Binds what is at `host`, without what is mounted below it.
+/// Bind-mounts `host` without the mounts below it.
 fn bind_read_only(host: &Path, here: &Path, is_dir: bool) -> Result<(), JailError> {
     if is_dir {
         at("create", here, fs::create_dir(here))?;
@@ -169,13 +167,13 @@ fn bind_read_only(host: &Path, here: &Path, is_dir: bool) -> Result<(), JailErro
     )
 }
 
-/// Makes a mount point the root and lets go of the old one.
+/// Makes a mount point the root and detaches the old root.
 fn pivot(root: &Path) -> Result<(), JailError> {
     at("enter", root, rustix::process::chdir(root))?;
-    // The old root ends up mounted over the new one (pivot_root(2)), and goes at once.
+    // pivot_root(2): the old root is mounted over the new one, and detached at once.
     at("pivot to", root, rustix::process::pivot_root(c".", c"."))?;
     at(
-        "let go of the host's root from",
+        "detach the host's root from",
         root,
         unmount(c".", UnmountFlags::DETACH),
     )?;

@@ -1,8 +1,8 @@
-//! The user namespace's identity map.
+//! The identity map of the user namespace.
 //!
-//! Every id is mapped to itself, so that files keep their owners, and yet no capability reaches
-//! past the namespace. Only a process outside may write such a map, so one is forked before the
-//! namespace is left.
+//! Every id is mapped to itself, so that files keep their owners while capabilities hold only within the
+//! namespace. Only a process outside the namespace may write such a map, so a helper is forked before
+//! the process enters the namespace.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -14,17 +14,17 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{JailError, step};
 
-/// A process outside, waiting to write the maps.
+/// The helper process, which waits to write the maps.
 pub struct Mapper {
     pid: Pid,
     signal: UnixStream,
 }
 
 impl Mapper {
-    /// Forks it. The caller has one thread.
+    /// Forks the helper. The caller has one thread.
     #[expect(unsafe_code, reason = "fork")]
     pub fn spawn() -> Result<Self, JailError> {
-        // /proc/self is this process, also when the child opens files below it.
+        // The descriptor refers to this process even when the child opens files below it.
         let this = rustix::fs::open(
             "/proc/self",
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -42,13 +42,13 @@ impl Mapper {
                 unsafe { libc::_exit(code) }
             }
             pid => {
-                let pid = Pid::from_raw(pid).ok_or(JailError::NotFirst)?;
+                let pid = Pid::from_raw(pid).ok_or(JailError::NotInit)?;
                 Ok(Self { pid, signal })
             }
         }
     }
 
-    /// Has the maps of the caller's new namespace written.
+    /// Makes the helper write the maps of the caller's new namespace, and waits for it.
     pub fn map(mut self) -> Result<(), JailError> {
         const ACTION: &str = "map the ids of the user namespace";
         self.signal.write_all(&[1]).map_err(step(ACTION))?;
@@ -83,7 +83,7 @@ fn write_maps(mut wait: UnixStream, process: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The map that leaves every id as it is, for as many ids as there are where `ours` holds.
+/// The identity map of the ids of a namespace whose own map is `ours`.
 fn identity(ours: &str) -> String {
     ours.lines()
         .filter_map(|line| {
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hosts_map_gives_every_id_itself() {
+    fn the_hosts_map_maps_every_id_to_itself() {
         assert_eq!(
             identity("         0          0 4294967295\n"),
             "0 0 4294967295\n"
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_a_container_gives_what_it_has() {
+    fn a_host_that_is_a_container_maps_the_ids_that_it_has() {
         let map = "0 100000 1000\n1000 1000 1\n";
         assert_eq!(identity(map), "0 0 1000\n1000 1000 1\n");
     }

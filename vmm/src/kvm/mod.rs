@@ -1,6 +1,6 @@
-//! KVM: the virtual machine and its CPUs, before they run.
+//! KVM: a virtual machine, its memory slots, its interrupts, and vCPUs before they run.
 
-pub mod vcpu;
+mod memory_slots;
 
 use std::ops::Range;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -13,25 +13,23 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::arch::x86_64::{cpuid, layout};
-use crate::memory::GuestMemory;
-use crate::reserved::Reserved;
+use crate::memory::{GuestMemory, Reservation};
 
-/// Making a machine failed.
+pub use memory_slots::MemorySlot;
+
+/// KVM could not do what a machine needs.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
-    /// The host's KVM is too old.
     #[error("the host's KVM lacks {0}")]
     Missing(&'static str),
-    /// KVM refused.
     #[error("KVM: cannot {action}")]
     Refused {
-        /// What was tried.
         action: &'static str,
-        /// The reason.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// A CPU's registers.
+    #[error("memory in {0} regions; a machine boots with at most {max}", max = MemorySlot::BOOT.len())]
+    TooManyRegions(usize),
     #[error(transparent)]
     Registers(#[from] RegisterError),
 }
@@ -40,8 +38,8 @@ fn refused(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |source| KvmError::Refused { action, source }
 }
 
-/// What we cannot do without. All of it is in Linux 5.4 and later.
-const NEEDED: &[(Cap, &str)] = &[
+/// The extensions that the VMM needs. Linux 5.4 and later have all of them.
+const REQUIRED: &[(Cap, &str)] = &[
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
@@ -53,26 +51,27 @@ const NEEDED: &[(Cap, &str)] = &[
 /// A virtual machine.
 pub struct Vm {
     fd: VmFd,
-    /// What KVM says of CPUs.
-    supported: CpuId,
-    // Mapped as long as the machine may run in it.
+    /// KVM_GET_SUPPORTED_CPUID
+    supported_cpuid: CpuId,
+    // Keeps the memory mapped as long as the machine may run in it.
     _memory: Arc<GuestMemory>,
 }
 
-/// A piece of the guest's address space that is memory, or with no length, is not.
-struct MemorySlot {
-    number: u32,
+/// The contents of a memory slot. A slot of no bytes is deleted.
+#[derive(Default)]
+struct Mapping {
     guest: u64,
     bytes: u64,
-    /// Where it lies in this process, mapped as long as the machine may run in it.
+    /// The address in this process, where the memory stays mapped as long as the machine may run in
+    /// it.
     host: usize,
 }
 
 impl Vm {
-    /// A machine with this memory and the interrupt controllers of a PC.
+    /// Creates a machine with this memory and the interrupt controllers of a PC.
     pub fn new(kvm: OwnedFd, memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
         let kvm = take_kvm(kvm);
-        for (cap, name) in NEEDED {
+        for (cap, name) in REQUIRED {
             if !kvm.check_extension(*cap) {
                 return Err(KvmError::Missing(name));
             }
@@ -86,104 +85,107 @@ impl Vm {
             .map_err(refused("place the task state segment"))?;
         fd.create_irq_chip()
             .map_err(refused("create the interrupt controllers"))?;
-        let supported = kvm
+        let supported_cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("list CPU features"))?;
         let vm = Self {
             fd,
-            supported,
+            supported_cpuid,
             _memory: Arc::clone(&memory),
         };
-        for (number, region) in (0..).zip(memory.iter()) {
-            vm.set_slot(&MemorySlot {
-                number,
+        let regions = memory.num_regions();
+        if regions > MemorySlot::BOOT.len() {
+            return Err(KvmError::TooManyRegions(regions));
+        }
+        for (slot, region) in MemorySlot::BOOT.into_iter().zip(memory.iter()) {
+            let mapping = Mapping {
                 guest: region.start_addr().raw_value(),
                 bytes: region.len(),
                 host: region.as_ptr().expose_provenance(),
-            })?;
+            };
+            vm.set_memory_slot(slot, &mapping)?;
         }
         Ok(vm)
     }
 
-    /// The CPU that starts at the kernel's entry point, of `count` that there may be.
+    /// Creates the vCPU that starts at the kernel's entry point, in a machine of at most `count`.
     pub fn create_boot_vcpu(&self, count: u8, entry: GuestAddress) -> Result<VcpuFd, KvmError> {
         let vcpu = self.create_vcpu(0, count)?;
         registers::set_boot(&vcpu, entry)?;
         Ok(vcpu)
     }
 
-    /// A CPU that waits to be started by another, of `count` that there may be.
+    /// Creates a vCPU that waits for another to start it, in a machine of at most `count`.
     pub fn create_vcpu(&self, id: u8, count: u8) -> Result<VcpuFd, KvmError> {
         let vcpu = self
             .fd
             .create_vcpu(id.into())
             .map_err(refused("create a vCPU"))?;
-        vcpu.set_cpuid2(&cpuid::for_vcpu(&self.supported, id, count))
+        vcpu.set_cpuid2(&cpuid::for_vcpu(&self.supported_cpuid, id, count))
             .map_err(refused("set a vCPU's features"))?;
         registers::set_common(&vcpu)?;
         Ok(vcpu)
     }
 
-    /// How many bits the CPUs have for an address of memory.
+    /// The width of a guest-physical address in bits.
     pub fn address_bits(&self) -> u8 {
-        cpuid::address_bits(&self.supported)
+        cpuid::address_bits(&self.supported_cpuid)
     }
 
-    /// Makes memory of the guest's address space from `guest` on: the range of what was reserved.
-    /// Slots of other numbers must lie elsewhere.
+    /// Maps a range of a reservation at the guest address `guest`. KVM refuses overlapping slots.
     pub fn add_memory(
         &self,
-        number: u32,
+        slot: MemorySlot,
         guest: u64,
-        memory: &Reserved,
-        range: &Range<u64>,
+        memory: &Reservation,
+        range: &Range<usize>,
     ) -> Result<(), KvmError> {
-        self.set_slot(&MemorySlot {
-            number,
+        let mapping = Mapping {
             guest,
-            bytes: range.end - range.start,
-            host: memory.address(range.start as usize),
-        })
+            bytes: (range.end - range.start) as u64,
+            host: memory.host_address(range.start),
+        };
+        self.set_memory_slot(slot, &mapping)
     }
 
-    /// Makes nothing again of what has this number.
-    pub fn remove_memory(&self, number: u32) -> Result<(), KvmError> {
-        self.set_slot(&MemorySlot {
-            number,
-            guest: 0,
-            bytes: 0,
-            host: 0,
-        })
+    /// Removes the memory of a slot from the guest's address space.
+    pub fn remove_memory(&self, slot: MemorySlot) -> Result<(), KvmError> {
+        self.set_memory_slot(slot, &Mapping::default())
     }
 
     #[expect(unsafe_code, reason = "the guest's memory must stay mapped")]
-    fn set_slot(&self, slot: &MemorySlot) -> Result<(), KvmError> {
+    fn set_memory_slot(&self, slot: MemorySlot, mapping: &Mapping) -> Result<(), KvmError> {
         let description = kvm_userspace_memory_region {
-            slot: slot.number,
+            slot: slot.number(),
             flags: 0,
-            guest_phys_addr: slot.guest,
-            memory_size: slot.bytes,
-            userspace_addr: slot.host as u64,
+            guest_phys_addr: mapping.guest,
+            memory_size: mapping.bytes,
+            userspace_addr: mapping.host as u64,
         };
-        // SAFETY: what was reserved stays mapped as long as the process lives, and where it is not
-        // memory yet, the guest cannot reach it either; the memory of the start lives in `Vm`. KVM
-        // refuses slots that overlap.
+        // SAFETY: a reservation stays mapped as long as the process lives, and where it is not
+        // accessible yet, the guest cannot access it either; the memory of the boot is kept by `Vm`.
+        // KVM refuses slots that overlap.
         unsafe { self.fd.set_user_memory_region(description) }
             .map_err(refused("change the guest's memory"))
     }
 
-    /// Raises an interrupt line whenever `line` is written to.
-    pub fn connect_interrupt(&self, line: &EventFd, pin: u32) -> Result<(), KvmError> {
+    /// Connects an irqfd: a write to `event` raises the I/O APIC's `pin`.
+    pub fn connect_irqfd(&self, event: &EventFd, pin: u32) -> Result<(), KvmError> {
         self.fd
-            .register_irqfd(line, pin)
-            .map_err(refused("connect an interrupt"))
+            .register_irqfd(event, pin)
+            .map_err(refused("connect an irqfd"))
     }
 
-    /// Writes to `bell` whenever the guest writes `value` at `address`.
-    pub fn connect_bell(&self, bell: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+    /// Connects an ioeventfd: the guest's write of `value` at `address` writes to `event`.
+    pub fn connect_ioeventfd(
+        &self,
+        event: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), KvmError> {
         self.fd
-            .register_ioevent(bell, &IoEventAddress::Mmio(address), value)
-            .map_err(refused("connect a queue's bell"))
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(refused("connect an ioeventfd"))
     }
 }
 

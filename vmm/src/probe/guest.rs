@@ -4,18 +4,17 @@
 
 use std::arch::global_asm;
 
-/// The port on which the guest says that all went well, or with what it failed, and that its loop
-/// has ended.
+/// The port to which the guest writes the result of its tests, and then the end of its loop.
 pub const PORT: u16 = 0xf4;
 
-/// What the guest says if all went well.
+/// The guest's result if all tests passed.
 pub const OK: u8 = 0;
 
-/// Turns of the guest's loop; each is two instructions.
-const TURNS: u64 = 50_000;
+/// Iterations of the guest's loop, of two instructions each.
+const ITERATIONS: u64 = 50_000;
 
-/// How many instructions lie between what the guest says first and what it says last.
-pub const INSTRUCTIONS: u64 = 2 * TURNS;
+/// The number of instructions between the guest's first and last write to [`PORT`].
+pub const INSTRUCTIONS: u64 = 2 * ITERATIONS;
 
 global_asm!(
     ".pushsection .rodata",
@@ -50,8 +49,8 @@ global_asm!(
     "    jne 4f",
     "    mov al, {ok}",
     "4:  out {port}, al",
-    // Be timed.
-    "    mov ecx, {turns}",
+    // The timed loop.
+    "    mov ecx, {iterations}",
     "2:  dec ecx",
     "    jnz 2b",
     "    out {port}, al",
@@ -61,7 +60,7 @@ global_asm!(
     "    iretq",
     "rvm_probe_end:",
     ".popsection",
-    turns = const TURNS,
+    iterations = const ITERATIONS,
     ok = const OK,
     port = const PORT,
 );
@@ -72,7 +71,7 @@ unsafe extern "C" {
     static rvm_probe_end: u8;
 }
 
-/// The guest's code, and where in it the breakpoint handler lies.
+/// The guest's code, and the offset of the breakpoint handler in it.
 pub fn code() -> (&'static [u8], usize) {
     // SAFETY: the three symbols lie in this order in one read-only section, so what is between the
     // first and the last is one object of bytes that never change.

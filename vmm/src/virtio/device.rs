@@ -1,10 +1,10 @@
-//! What a virtio device is to the transports that carry it.
+//! The trait that every virtio device implements, and what a transport hands to a device.
 //!
-//! Life of a device: `info` and `config` are asked at any time. When the driver is ready the
-//! transport calls `start`, from then on `process_queue` and `process_host_event` as the driver and
-//! the host make themselves heard, one call at a time, and at last `reset`, after which `start` may
-//! follow again. An error from any of these means that the driver broke the rules: the transport
-//! marks the device as needing a reset and calls it no more until that comes.
+//! A transport may call `info` and `read_config` at any time. When the driver is ready it calls
+//! `start`, then `process_queue` and `process_host_event` for each notification, one call at a time,
+//! and at last `reset`, after which `start` may follow again. An error from any of these means that
+//! the driver violated the protocol: the transport sets DEVICE_NEEDS_RESET and does not call the
+//! device again until the driver resets it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -14,71 +14,79 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use super::chain::{self, Chain, ChainError};
 use crate::memory::GuestMemory;
 
-/// What a device is, for as long as it exists.
+/// The properties of a device that never change.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceInfo {
     /// The device type, section 5 of the specification.
     pub id: u32,
     /// The largest size of each queue.
     pub queue_sizes: &'static [u16],
-    /// The features it offers beside those of the rings, which the transport adds.
+    /// The offered features without those of the rings, which the transport adds.
     pub features: u64,
 }
 
-/// Why a device can no longer serve its driver.
+/// A device cannot serve its driver until the driver resets it.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The driver's request breaks the rules of the rings.
+    /// A request violates the rules of the rings.
     #[error("{device}: queue {queue}")]
     Queue {
-        /// The device's name.
         device: &'static str,
-        /// The queue's number.
         queue: usize,
-        /// What is wrong.
         #[source]
         source: ChainError,
     },
-    /// The driver's request breaks the rules of this device.
+    /// A request violates the protocol of this device.
     #[error("{device}: {reason}")]
     Protocol {
-        /// The device's name.
         device: &'static str,
-        /// What is wrong.
         reason: &'static str,
     },
-    /// The host refused something the device cannot do without.
+    /// The host refused something that the device cannot do without.
     #[error("{device}: {action}")]
     Host {
-        /// The device's name.
         device: &'static str,
-        /// What it was about to do.
         action: &'static str,
-        /// The reason.
         #[source]
         source: io::Error,
     },
 }
 
-/// Which way a host descriptor has become ready, or is waited for.
+impl DeviceError {
+    pub fn queue(device: &'static str, queue: usize) -> impl FnOnce(ChainError) -> Self {
+        move |source| Self::Queue {
+            device,
+            queue,
+            source,
+        }
+    }
+
+    pub fn host(device: &'static str, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host {
+            device,
+            action,
+            source,
+        }
+    }
+}
+
+/// The directions in which a host descriptor is ready, or in which a device waits for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Data to read, a connection to accept, or the end of the stream.
     pub readable: bool,
     /// Room to write.
     pub writable: bool,
-    /// Closed in both directions, or broken. Always reported, never asked for.
+    /// Closed in both directions, or broken. Always reported, never requested.
     pub hung_up: bool,
 }
 
 impl Readiness {
-    /// Ready to read.
     pub const READABLE: Self = Self {
         readable: true,
         writable: false,
         hung_up: false,
     };
-    /// Ready in both directions.
     pub const BOTH: Self = Self {
         readable: true,
         writable: true,
@@ -86,43 +94,40 @@ impl Readiness {
     };
 }
 
-/// The host descriptors a device wants to hear about. Closing a descriptor ends the watch.
+/// The host descriptors that a device waits for. Closing a descriptor ends its watch.
 pub trait HostFds {
     /// Starts a watch; `token` comes back in [`VirtioDevice::process_host_event`].
     ///
-    /// A change is told once (EPOLLET): the device goes on until the descriptor would block, or
-    /// remembers that it has not.
+    /// Watches are edge-triggered (EPOLLET): after an event the device reads or writes until the
+    /// descriptor would block, or remembers that it has not.
     fn watch(&mut self, fd: BorrowedFd<'_>, token: u32, wanted: Readiness) -> io::Result<()>;
 
     /// Ends a watch; ending one that does not exist is no error.
     fn unwatch(&mut self, fd: BorrowedFd<'_>);
 }
 
-/// What a device may touch while it works.
+/// What a device can access while it is called.
 pub struct DeviceIo<'a> {
-    /// The guest's memory.
     pub memory: &'a GuestMemory,
-    /// The device's queues.
     pub queues: Vec<&'a mut Queue>,
-    /// The device's host descriptors.
     pub host: &'a mut dyn HostFds,
 }
 
 impl<'a> DeviceIo<'a> {
-    /// The next request on a queue. When there is none, the driver is asked to ring for the next.
+    /// Takes the next request of a queue. If there is none, asks the driver to notify of the next.
     pub fn pop(&mut self, index: usize) -> Result<Option<Chain<'a>>, ChainError> {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
             return Ok(None);
         };
         match chain::pop(queue, self.memory)? {
-            // A request that came in between would ring no bell.
+            // The driver did not notify of a request that it added in between.
             None if queue.enable_notification(self.memory)? => chain::pop(queue, self.memory),
             request => Ok(request),
         }
     }
 
-    /// The next request as virtio-queue has it, for code that is not ours. It was found sound; the
-    /// guest may break it since, so whoever walks it checks again.
+    /// Takes the next request as virtio-queue's type, for libraries that expect it. It was valid when
+    /// it was taken; the guest may change it since, so the library must check it again.
     pub fn pop_unparsed(
         &mut self,
         index: usize,
@@ -137,14 +142,14 @@ impl<'a> DeviceIo<'a> {
         }
     }
 
-    /// Puts the request that was popped last back to the front of its queue, untouched.
+    /// Puts the request that was taken last back to the front of its queue.
     pub fn unpop(&mut self, index: usize) {
         if let Some(queue) = self.queues.get_mut(index) {
             queue.go_to_previous_position();
         }
     }
 
-    /// Gives a request back with `written` bytes of answer.
+    /// Returns a request to the driver with `written` bytes of response.
     pub fn push(&mut self, index: usize, head: u16, written: u32) -> Result<(), ChainError> {
         match self.queues.get_mut(index) {
             Some(queue) => chain::push(queue, self.memory, head, written),
@@ -152,7 +157,8 @@ impl<'a> DeviceIo<'a> {
         }
     }
 
-    /// Hands every waiting request of a queue to `handle`, which returns the bytes it answered.
+    /// Takes every request of a queue, calls `handle`, which returns the length of the response, and
+    /// returns the request.
     pub fn drain(
         &mut self,
         index: usize,
@@ -167,27 +173,25 @@ impl<'a> DeviceIo<'a> {
     }
 }
 
-/// A virtio device.
 pub trait VirtioDevice: Send {
-    /// What it is.
     fn info(&self) -> DeviceInfo;
 
-    /// The driver reads its configuration space. `data` holds zeroes, which is what it finds past
-    /// the end; see [`read_config_space`].
+    /// The driver reads the configuration space. `data` holds zeroes, which the driver reads past the
+    /// end; see [`read_config_space`].
     fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
 
-    /// The driver wrote to the configuration space.
+    /// The driver writes to the configuration space.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
-    /// The driver is ready, and took `features` of those on offer.
+    /// The driver is ready and has accepted `features` of those that the device offers.
     fn start(&mut self, _features: u64, _io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// The driver rang: a queue has requests, or answers were taken from it.
+    /// The driver notifies the device that a queue has new requests or buffers.
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError>;
 
-    /// A watched host descriptor is ready.
+    /// A host descriptor that the device watches is ready.
     fn process_host_event(
         &mut self,
         _token: u32,
@@ -197,11 +201,11 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
-    /// Forgets everything since `start`, watches included.
+    /// Returns to the state before `start` and ends all watches.
     fn reset(&mut self, _host: &mut dyn HostFds) {}
 }
 
-/// Answers a read at `offset` from a configuration space that lies in memory.
+/// Copies the bytes at `offset` of a configuration space to `data`.
 pub fn read_config_space(space: &[u8], offset: usize, data: &mut [u8]) {
     let rest = space.get(offset..).unwrap_or_default();
     let bytes = rest.len().min(data.len());

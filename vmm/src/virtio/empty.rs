@@ -1,10 +1,10 @@
-//! What is in a slot that a device can be plugged into: nothing. Its device id is 0, so that the
-//! guest's driver leaves it alone (section 4.2.3.1.1).
+//! The content of an empty slot, into which a device can be plugged. Its device id is 0, so that the
+//! guest's transport driver ignores it (section 4.2.3.1.1).
 
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
 use super::spec::device_id;
 
-/// A slot without a device, with as many queues as one may have later.
+/// No device, with the queue sizes of the device that the slot is for.
 pub struct Empty(pub &'static [u16]);
 
 impl VirtioDevice for Empty {

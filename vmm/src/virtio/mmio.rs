@@ -1,24 +1,24 @@
-//! The MMIO transport of the virtio specification, section 4.2: the registers through which the
-//! guest finds a device, agrees on features with it and hands it its queues.
+//! The MMIO transport, section 4.2 of the virtio specification: the registers through which the guest
+//! finds a device, negotiates features and configures queues.
 //!
-//! The vCPU threads call it. Bells ring past it, through ioeventfds that the machine connects to
-//! [`Slot::bells`], and interrupts through an irqfd on [`Slot::interrupt`].
+//! The vCPU threads call it on MMIO exits. Doorbells do not exit: KVM writes to the ioeventfds of
+//! [`Slot::doorbells`]. Interrupts go through the irqfd of [`Slot::interrupt`].
 
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
 
 use super::device::{DeviceInfo, VirtioDevice};
+use super::slot::Slot;
 use super::spec::{device_id, feature, mmio as reg, status};
-use super::thread::Slot;
 
-/// The bytes of address space a device takes.
+/// The size of a device's register window, in bytes.
 pub const WINDOW: u64 = 0x1000;
 
-/// Features of the rings, offered by every device.
+/// Features of the rings, which every device offers.
 const RING_FEATURES: u64 = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX;
 
-/// A device's registers.
+/// The registers of one slot.
 pub struct MmioTransport {
     slot: Arc<Slot>,
     info: DeviceInfo,
@@ -31,9 +31,8 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// The registers of the device in `slot`.
     pub fn new(slot: Arc<Slot>) -> Result<Self, virtio_queue::Error> {
-        let info = slot.device(|device| device.info());
+        let info = slot.with_device(|device| device.info());
         let queues = fresh_queues(&info)?;
         Ok(Self {
             slot,
@@ -47,13 +46,11 @@ impl MmioTransport {
         })
     }
 
-    /// The device and its descriptors.
     pub fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
 
-    /// Puts another device into the slot, with as many queues as the one before, which goes. The
-    /// guest is not told.
+    /// Replaces the device in the slot by one with as many queues. The guest is not notified.
     pub fn replace(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), virtio_queue::Error> {
         let info = device.info();
         let queues = fresh_queues(&info)?;
@@ -68,9 +65,9 @@ impl MmioTransport {
         data.fill(0);
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
             self.slot
-                .device(|device| device.read_config(start as usize, data));
+                .with_device(|device| device.read_config(start as usize, data));
         } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
-            // Section 4.2.2.2: registers are read four bytes at a time; anything else reads zero.
+            // Section 4.2.2.2: drivers read registers four bytes at a time; other reads yield zero.
             *data = self.register(offset).to_le_bytes();
         }
     }
@@ -90,8 +87,8 @@ impl MmioTransport {
                 .queues
                 .get(self.queue_sel)
                 .map_or(0, |queue| u32::from(queue.ready())),
-            reg::INTERRUPT_STATUS => self.slot.interrupt.reason(),
-            reg::STATUS => self.status | self.slot.interrupt.status(),
+            reg::INTERRUPT_STATUS => self.slot.interrupt().cause(),
+            reg::STATUS => self.status | self.slot.interrupt().status(),
             // No shared memory: a length of all ones, section 4.2.2.
             reg::SHM_LEN_LOW | reg::SHM_LEN_HIGH | reg::SHM_BASE_LOW | reg::SHM_BASE_HIGH => {
                 u32::MAX
@@ -104,7 +101,7 @@ impl MmioTransport {
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
             self.slot
-                .device(|device| device.write_config(start as usize, data));
+                .with_device(|device| device.write_config(start as usize, data));
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.set_register(offset, u32::from_le_bytes(data));
         }
@@ -114,17 +111,17 @@ impl MmioTransport {
         match offset {
             reg::DEVICE_FEATURES_SEL => self.device_features_sel = value,
             reg::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
-            reg::DRIVER_FEATURES => self.take_features(value),
+            reg::DRIVER_FEATURES => self.set_driver_features(value),
             reg::QUEUE_SEL => self.queue_sel = value as usize,
-            reg::QUEUE_NOTIFY => self.ring(value as usize),
-            reg::INTERRUPT_ACK => self.slot.interrupt.acknowledge(value),
+            reg::QUEUE_NOTIFY => self.notify(value as usize),
+            reg::INTERRUPT_ACK => self.slot.interrupt().acknowledge(value),
             reg::STATUS => self.set_status(value),
             _ => self.set_queue_register(offset, value),
         }
     }
 
     fn set_queue_register(&mut self, offset: u64, value: u32) {
-        // A queue is configured after the features and before the device runs, section 3.1.1.
+        // Section 3.1.1: queues are configured between FEATURES_OK and DRIVER_OK.
         if self.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
             return;
         }
@@ -132,7 +129,7 @@ impl MmioTransport {
             return;
         };
         match offset {
-            // A size that is no power of two or too large leaves the queue invalid; see `start`.
+            // `Slot::start` refuses a queue whose size is too large or no power of two.
             reg::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
             reg::QUEUE_READY => queue.set_ready(value == 1),
             reg::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
@@ -146,7 +143,7 @@ impl MmioTransport {
     }
 
     fn offered(&self) -> u64 {
-        // The slot of a device that is not there offers nothing.
+        // An empty slot offers nothing.
         if self.info.id == device_id::NONE {
             0
         } else {
@@ -154,7 +151,7 @@ impl MmioTransport {
         }
     }
 
-    fn take_features(&mut self, value: u32) {
+    fn set_driver_features(&mut self, value: u32) {
         if self.status & status::FEATURES_OK != 0 {
             return;
         }
@@ -165,10 +162,11 @@ impl MmioTransport {
         }
     }
 
-    fn ring(&self, queue: usize) {
-        if let Some(bell) = self.slot.bells().get(queue) {
-            // Full means that it rings already.
-            let _ = bell.write(1);
+    /// Notifies the device without KVM's help, while no ioeventfd is connected.
+    fn notify(&self, queue: usize) {
+        if let Some(doorbell) = self.slot.doorbells().get(queue) {
+            // A write fails only when the counter is full, and then the thread wakes up anyway.
+            let _ = doorbell.write(1);
         }
     }
 
@@ -179,7 +177,7 @@ impl MmioTransport {
         }
         let mut added = value & !self.status;
         if added & status::FEATURES_OK != 0 && !self.features_acceptable() {
-            // Left unset, which is how the device refuses them, section 3.1.1 step 6.
+            // The device refuses the features by leaving the bit unset, section 3.1.1 step 6.
             added &= !status::FEATURES_OK;
         }
         self.status |= added;
@@ -204,7 +202,7 @@ impl MmioTransport {
                 let queues = std::mem::replace(&mut self.queues, fresh);
                 self.slot.start(self.driver_features, queues);
             }
-            // The sizes were accepted when the transport was made.
+            // The sizes were valid when the transport was created.
             Err(error) => log::error!("virtio device {}: {error}", self.info.id),
         }
     }
@@ -254,7 +252,7 @@ mod tests {
     }
 
     fn empty() -> (DeviceThread, MmioTransport) {
-        let mut thread = DeviceThread::new("test").unwrap();
+        let mut thread = DeviceThread::new().unwrap();
         let memory = crate::memory::map(2).unwrap();
         let slot = thread
             .add(Box::new(Empty(&[16])), CurrentMemory::new(memory))
@@ -263,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_slot_is_no_device_and_starts_none() {
+    fn an_empty_slot_has_no_device_and_starts_none() {
         let (_thread, mut transport) = empty();
         assert_eq!(read(&transport, reg::DEVICE_ID), device_id::NONE);
         transport.write(reg::DRIVER_FEATURES_SEL, &1_u32.to_le_bytes());
@@ -273,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_there_from_when_it_is_plugged_in_until_it_is_taken_out() {
+    fn a_device_is_present_from_plug_to_unplug() {
         let (_thread, mut transport) = empty();
         transport.replace(Box::new(Rng)).unwrap();
         assert_eq!(read(&transport, reg::DEVICE_ID), device_id::RNG);
@@ -283,7 +281,7 @@ mod tests {
         assert_eq!(
             read(&transport, reg::STATUS),
             0,
-            "what a driver set is forgotten"
+            "the driver's status is reset"
         );
     }
 }

@@ -1,8 +1,9 @@
 //! Virtio devices and the transports that carry them.
 //!
-//! A device ([`device::VirtioDevice`]) knows its queues, its configuration and its host
-//! descriptors; it owns no interrupt, no epoll and no thread. The transports do: [`mmio`] puts a
-//! device on our own machine's bus, [`vhost_user`] behind another program's.
+//! A device ([`device::VirtioDevice`]) knows its queues, its configuration and its host descriptors.
+//! It owns no interrupt, no epoll and no thread. The transports do: [`mmio`] connects a device to this
+//! process's own machine, [`vhost_user`] to another program's. A device's folder has `mod.rs` for the
+//! device, `spec.rs` for the numbers of its section of the specification, and `tests.rs`.
 
 pub mod balloon;
 pub mod block;
@@ -10,13 +11,15 @@ pub mod chain;
 pub mod console;
 pub mod device;
 pub mod empty;
+mod epoll;
 #[cfg(test)]
-pub mod fake;
+pub mod fake_driver;
 pub mod fs;
 pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod rng;
+pub mod slot;
 pub mod spec;
 pub mod thread;
 pub mod vhost_user;

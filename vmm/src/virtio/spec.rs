@@ -12,43 +12,33 @@ pub mod feature {
 
 /// Device types, section 5.
 pub mod device_id {
-    /// A slot without a device, section 4.2.3.1.1.
+    /// An empty slot, section 4.2.3.1.1.
     pub const NONE: u32 = 0;
-    /// Network card.
     pub const NET: u32 = 1;
-    /// Block device.
     pub const BLOCK: u32 = 2;
-    /// Console.
     pub const CONSOLE: u32 = 3;
-    /// Entropy source.
     pub const RNG: u32 = 4;
     /// Traditional memory balloon.
     pub const BALLOON: u32 = 5;
-    /// Socket device.
     pub const VSOCK: u32 = 19;
-    /// Memory device.
     pub const MEM: u32 = 24;
-    /// File system device.
     pub const FS: u32 = 26;
 }
 
 /// Device status bits, section 2.1.
+#[allow(dead_code, reason = "the table of the specification is complete")]
 pub mod status {
-    /// ACKNOWLEDGE
     pub const ACKNOWLEDGE: u32 = 1;
-    /// DRIVER
     pub const DRIVER: u32 = 2;
-    /// DRIVER_OK
     pub const DRIVER_OK: u32 = 4;
-    /// FEATURES_OK
     pub const FEATURES_OK: u32 = 8;
     /// DEVICE_NEEDS_RESET
     pub const NEEDS_RESET: u32 = 64;
-    /// FAILED
     pub const FAILED: u32 = 128;
 }
 
 /// Registers of the MMIO transport, section 4.2.2.
+#[allow(dead_code, reason = "the table of the specification is complete")]
 pub mod mmio {
     /// "virt"
     pub const MAGIC: u32 = 0x7472_6976;
@@ -103,7 +93,7 @@ pub mod mmio {
     pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
     /// SHMSel, W
     pub const SHM_SEL: u64 = 0x0ac;
-    /// SHMLenLow to SHMBaseHigh, R
+    /// SHMLenLow, R
     pub const SHM_LEN_LOW: u64 = 0x0b0;
     /// SHMLenHigh, R
     pub const SHM_LEN_HIGH: u64 = 0x0b4;
@@ -116,7 +106,7 @@ pub mod mmio {
     /// Config space, RW
     pub const CONFIG: u64 = 0x100;
 
-    /// InterruptStatus: a queue has used buffers.
+    /// InterruptStatus: the device used buffers of a queue.
     pub const INTERRUPT_QUEUE: u32 = 1;
     /// InterruptStatus: the configuration changed.
     pub const INTERRUPT_CONFIG: u32 = 2;

@@ -1,7 +1,8 @@
-//! The vhost-user transport: a device of ours behind another program's machine, which here is QEMU.
+//! The vhost-user transport, which serves a device to another program's machine, here QEMU's.
 //!
-//! The protocol, the queues' bells and the thread are vhost-user-backend's; this adapts one device
-//! to it. The device's host descriptors are on an epoll of our own, which the thread watches as one.
+//! vhost-user-backend implements the protocol, the queues' doorbells and the thread; this adapts one
+//! device to it. The device's host descriptors are on an epoll of their own, which that thread watches
+//! as one descriptor.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -19,27 +20,27 @@ use vmm_sys_util::event::{
 };
 
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
+use super::epoll::{readiness, watch};
 use super::spec::feature;
-use super::thread::{readiness, watch};
+use crate::logging::error_chain;
 use crate::memory::GuestMemory;
-use crate::report;
 
 type Memory = GuestMemoryAtomic<GuestMemory>;
 type Vring = VringRwLock<Memory>;
 
-/// What the daemon calls our epoll; numbers up to the number of queues are its own.
+/// The daemon's number for the epoll of host descriptors. It numbers its queues and its
+/// exit event from 0.
 const HOST_EVENT: u16 = 100;
 
-/// What QEMU's MMIO transport lets a driver make of every queue, whatever its device says.
+/// The size up to which QEMU's MMIO transport lets a driver set every queue, whatever the device
+/// says.
 const MAX_QUEUE_SIZE: usize = 1024;
 
-/// Serving a device failed.
+/// A device could not be served.
 #[derive(Debug, thiserror::Error)]
 pub enum VhostUserError {
-    /// Making the descriptors.
     #[error("cannot watch the device's descriptors")]
     Watch(#[source] io::Error),
-    /// The daemon.
     #[error("vhost-user: {0}")]
     Daemon(String),
 }
@@ -47,7 +48,7 @@ pub enum VhostUserError {
 /// A device as vhost-user-backend sees it.
 struct Backend<D> {
     device: D,
-    /// How many of the device's queues the front end passes on; it keeps the others.
+    /// The number of queues that the front end passes on; it handles the device's other queues.
     queues: usize,
     memory: Option<Memory>,
     watches: Watches,
@@ -98,7 +99,7 @@ impl<D: VirtioDevice> Backend<D> {
         for (state, before) in states.iter_mut().zip(used) {
             let queue = state.get_queue_mut();
             if queue.next_used() != before && queue.needs_notification(&*memory).unwrap_or(false) {
-                // The front end is gone if it fails, and then so are we in a moment.
+                // This fails only if the front end has ended, and then this process ends too.
                 let _ = state.signal_used_queue();
             }
         }
@@ -111,13 +112,8 @@ impl<D: VirtioDevice> Backend<D> {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        let (events, _) = epoll::wait(&self.watches.0, &mut buffer, Some(&now)).map_err(|e| {
-            DeviceError::Host {
-                device: "vhost-user",
-                action: "epoll_wait",
-                source: e.into(),
-            }
-        })?;
+        let (events, _) = epoll::wait(&self.watches.0, &mut buffer, Some(&now))
+            .map_err(|e| DeviceError::host("vhost-user", "epoll_wait")(e.into()))?;
         for event in events {
             let (token, ready) = (event.data.u64() as u32, readiness(event.flags));
             self.call(vrings, |device, io| {
@@ -156,7 +152,7 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
         VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ
     }
 
-    // The daemon sets it on the queues.
+    // The daemon sets it on the queues itself.
     fn set_event_idx(&mut self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
@@ -188,9 +184,8 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
                 device.process_queue(usize::from(queue), io)
             }),
         };
-        // An error ends the thread: there is no way to tell this front end that the device needs a
-        // reset.
-        result.map_err(|error| io::Error::other(report::chain(&error)))
+        // An error ends the thread: this front end cannot be told that the device needs a reset.
+        result.map_err(|error| io::Error::other(error_chain(&error)))
     }
 }
 
@@ -225,7 +220,7 @@ pub fn serve<D: VirtioDevice + Sync + 'static>(
     }
     daemon.start(&mut listener.into()).map_err(failed)?;
     match daemon.wait() {
-        // The front end has hung up, which is how every machine ends.
+        // The front end has disconnected, as it does at the end of every machine.
         Err(vhost_user_backend::Error::HandleRequest(
             vhost::vhost_user::Error::Disconnected | vhost::vhost_user::Error::PartialMessage,
         ))

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StartTimes, StopReason};
+use rvm_protocol::vmm::{
+    Channel, ChannelError, Event, Failure, FailureCode, Request, StartTimes, StopReason,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::engine::exit::describe_exit;
@@ -29,8 +31,8 @@ pub(super) struct KvmMachine {
     waiting: Mutex<VecDeque<Answer>>,
 }
 
-/// Receives None when the request was carried out, else the reason why not.
-type Answer = oneshot::Sender<Option<String>>;
+/// Receives whether the request was carried out.
+type Answer = oneshot::Sender<Result<(), Failure>>;
 
 impl KvmMachine {
     pub(super) fn new(vmm: Vmm) -> Result<Self, EngineError> {
@@ -55,7 +57,17 @@ impl KvmMachine {
             Err(ChannelError::Socket(error)) => Err(error),
             other => Ok(other),
         });
-        Some(received.await.ok()?.ok()?.0)
+        match received.await.ok()? {
+            Ok((event, _)) => Some(event),
+            // rvm-vmm is of another build and is about to exit.
+            Err(error @ ChannelError::Version(_)) => {
+                Some(Event::Stopped(StopReason::Failed(Failure {
+                    code: FailureCode::FailedPrecondition,
+                    message: error.to_string(),
+                })))
+            }
+            Err(_) => None,
+        }
     }
 
     /// Sends a request and waits for its answer.
@@ -74,15 +86,16 @@ impl KvmMachine {
                 .map_err(|source| EngineError::Channel { action, source })?;
             waiting.push_back(answer);
         }
-        let reason = match answered.await {
-            Ok(None) => return Ok(()),
-            Ok(Some(reason)) => reason,
-            Err(_) => "it has ended".to_owned(),
-        };
-        Err(EngineError::Refused { action, reason })
+        let answer = answered.await.unwrap_or_else(|_| {
+            Err(Failure {
+                code: FailureCode::Unavailable,
+                message: "it has ended".to_owned(),
+            })
+        });
+        answer.map_err(|failure| EngineError::Refused { action, failure })
     }
 
-    fn answered(&self, answer: Option<String>) {
+    fn answered(&self, answer: Result<(), Failure>) {
         if let Some(waiting) = lock(&self.waiting).pop_front() {
             // Fails if the caller has given up waiting.
             let _ = waiting.send(answer);
@@ -112,15 +125,15 @@ impl Vm for KvmMachine {
         let end = loop {
             match self.event().await {
                 Some(Event::Started(times)) => _ = self.times.set(*times),
-                Some(Event::Done) => self.answered(None),
+                Some(Event::Done) => self.answered(Ok(())),
                 Some(Event::Resized { memory_mib }) => _ = self.reached.send_replace(memory_mib),
-                Some(Event::Refused { reason }) => self.answered(Some(reason)),
+                Some(Event::Refused(failure)) => self.answered(Err(failure)),
                 Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
                 Some(Event::Stopped(StopReason::GuestReset { place })) => {
                     break MachineEnd::GuestReset(Some(place));
                 }
-                Some(Event::Stopped(StopReason::Failed { reason })) => {
-                    break MachineEnd::Failed(reason);
+                Some(Event::Stopped(StopReason::Failed(failure))) => {
+                    break MachineEnd::Failed(failure.message);
                 }
                 None => break self.post_mortem(),
             }

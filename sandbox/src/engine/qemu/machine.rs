@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rvm_protocol::POWER_OFF_BYTE;
-use rvm_protocol::vmm::{Channel, Event, StartTimes, StopReason};
+use rvm_protocol::vmm::{Channel, ChannelError, Event, StartTimes, StopReason};
 
 use super::ENGINE;
 use super::qmp::Qmp;
@@ -107,7 +107,8 @@ impl Processes {
 fn refusal(channel: &Channel) -> Option<String> {
     rustix::io::ioctl_fionbio(channel.as_fd(), true).ok()?;
     match channel.receive() {
-        Ok((Event::Stopped(StopReason::Failed { reason }), _)) => Some(reason),
+        Ok((Event::Stopped(StopReason::Failed(failure)), _)) => Some(failure.message),
+        Err(error @ ChannelError::Version(_)) => Some(error.to_string()),
         _ => None,
     }
 }

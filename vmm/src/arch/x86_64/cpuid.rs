@@ -1,7 +1,7 @@
-//! What CPUID tells the guest: what KVM supports, made true for this machine.
+//! The guest's CPUID: KVM's supported features, with the topology of this machine.
 //!
-//! KVM's list describes the CPU that happened to run the query, so everything that names a CPU or
-//! counts CPUs is written anew: one package, one thread a core, as many cores as virtual CPUs.
+//! KVM's list describes the CPU that happened to run the query, so every leaf that identifies a CPU or
+//! counts CPUs is rewritten: one package, one thread per core, as many cores as virtual CPUs.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -12,7 +12,7 @@ const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1: EDX bit 28, EBX 23:16 counts logical processors.
 const HTT: u32 = 1 << 28;
 
-/// KVM's list for one virtual CPU of a machine of `count`.
+/// The CPUID of vCPU `id` in a machine of `count` vCPUs.
 pub fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> CpuId {
     let mut cpuid = supported.clone();
     for entry in cpuid.as_mut_slice() {
@@ -23,9 +23,9 @@ pub fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> CpuId {
     cpuid
 }
 
-/// How many bits KVM's list says that an address of memory has (leaf 0x80000008, EAX 7:0).
+/// The width of a guest-physical address in bits (leaf 0x80000008, EAX 7:0).
 pub fn address_bits(supported: &CpuId) -> u8 {
-    // Every CPU with 64 bits has that many.
+    // Every 64-bit CPU has at least this many.
     const LEAST: u8 = 36;
     let mut entries = supported.as_slice().iter();
     let sizes = entries.find(|entry| entry.function == 0x8000_0008);
@@ -44,27 +44,21 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
                 entry.edx & !HTT
             };
         }
-        // Deterministic cache parameters: EAX 25:14 says how many CPUs share a cache, and 31:26
-        // how many cores there are, both less one. The last level is shared by all.
+        // Deterministic cache parameters: EAX 25:14 is the number of CPUs that share a cache, 31:26
+        // the number of cores, both minus one. All CPUs share the last level.
         0x4 if entry.eax & 0x1f != 0 => {
-            let level = entry.eax >> 5 & 7;
-            let sharing = if level >= 3 { count - 1 } else { 0 };
+            let sharing = cache_sharing(entry.eax, count);
             entry.eax = entry.eax & 0x3fff | sharing << 14 | (count - 1).min(63) << 26;
         }
         0xb => topology_level(entry, id, count),
-        // Size identifiers: ECX 7:0 counts cores, 15:12 the bits of an APIC id that tell them
-        // apart.
+        // Size identifiers: ECX 7:0 is the number of cores minus one, 15:12 the number of APIC id
+        // bits that distinguish them.
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | core_bits(count) << 12 | (count - 1),
         // AMD's cache properties, as leaf 4.
         0x8000_001d if entry.eax & 0x1f != 0 => {
-            let sharing = if entry.eax >> 5 & 7 >= 3 {
-                count - 1
-            } else {
-                0
-            };
-            entry.eax = entry.eax & 0x3fff | sharing << 14;
+            entry.eax = entry.eax & 0x3fff | cache_sharing(entry.eax, count) << 14;
         }
-        // AMD's extended APIC id, one thread a core, one node a package.
+        // AMD's extended APIC id, one thread per core, one node per package.
         0x8000_001e => {
             entry.eax = id;
             entry.ebx = id;
@@ -74,7 +68,15 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
     }
 }
 
-/// Extended topology enumeration: level 0 is threads of a core, level 1 cores of a package.
+/// The number of CPUs that share a cache, minus one. EAX 7:5 is the cache's level.
+fn cache_sharing(eax: u32, count: u32) -> u32 {
+    match eax >> 5 & 7 {
+        3.. => count - 1,
+        _ => 0,
+    }
+}
+
+/// Extended topology enumeration (leaf 0xb): level 0 is threads of a core, level 1 cores of a package.
 fn topology_level(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
     const THREADS: u32 = 1;
     const CORES: u32 = 2;
@@ -87,7 +89,7 @@ fn topology_level(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
     };
 }
 
-/// How many bits tell `count` cores apart.
+/// The number of APIC id bits that distinguish `count` cores.
 fn core_bits(count: u32) -> u32 {
     count.next_power_of_two().trailing_zeros()
 }

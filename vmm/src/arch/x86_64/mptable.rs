@@ -1,4 +1,4 @@
-//! The table by which a guest without ACPI finds its CPUs and the I/O APIC: "MultiProcessor
+//! The MP table, from which a guest without ACPI learns its CPUs and the I/O APIC: "MultiProcessor
 //! Specification", version 1.4.
 
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
@@ -6,9 +6,9 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 use super::layout;
 use crate::memory::GuestMemory;
 
-/// The pins of KVM's I/O APIC.
+/// The number of pins of KVM's I/O APIC.
 const IO_APIC_PINS: u8 = 24;
-/// "an integrated APIC", as every one since the Pentium.
+/// An integrated APIC, as in every CPU since the Pentium.
 const APIC_VERSION: u8 = 0x14;
 
 /// Entry types, section 4.3.
@@ -27,7 +27,7 @@ mod interrupt {
     pub const EXT_INT: u8 = 3;
 }
 
-/// Writes the table for `vcpus` CPUs where the guest looks for it.
+/// Writes the table for `vcpus` CPUs to the address at which the guest looks for it.
 pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
     let pointer = GuestAddress(layout::MP_TABLE);
     let table = GuestAddress(layout::MP_TABLE + 16);
@@ -35,7 +35,7 @@ pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
     memory.write_slice(&configuration(vcpus), table)
 }
 
-/// Section 4.1.
+/// The MP floating pointer structure, section 4.1.
 fn floating_pointer(table: u32) -> Vec<u8> {
     let mut bytes = b"_MP_".to_vec();
     bytes.extend(table.as_slice());
@@ -45,7 +45,7 @@ fn floating_pointer(table: u32) -> Vec<u8> {
     bytes
 }
 
-/// Sections 4.2 and 4.3.
+/// The MP configuration table, sections 4.2 and 4.3.
 fn configuration(vcpus: u8) -> Vec<u8> {
     let io_apic_id = vcpus;
     let mut entries: Vec<u8> = Vec::new();
@@ -59,7 +59,7 @@ fn configuration(vcpus: u8) -> Vec<u8> {
         const BOOT: u8 = 2;
         let flags = if id == 0 { ENABLED | BOOT } else { ENABLED };
         let mut processor = vec![entry::PROCESSOR, id, APIC_VERSION, flags];
-        // A signature and features that nobody reads where there is CPUID.
+        // Signature and features; kernels use CPUID instead.
         processor.extend([0; 16]);
         add(&processor);
     }
@@ -99,7 +99,7 @@ fn configuration(vcpus: u8) -> Vec<u8> {
     table
 }
 
-/// What makes the sum of all bytes zero.
+/// The byte that makes the sum of all bytes zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte))
 }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_tells_the_length_and_the_number_of_entries() {
+    fn the_header_has_the_length_and_the_number_of_entries() {
         let table = configuration(2);
         assert_eq!(
             u16::from_le_bytes([table[4], table[5]]) as usize,

@@ -1,6 +1,6 @@
-//! The state a CPU starts in: 64-bit mode with identity-mapped memory, as the kernel's 64-bit boot
-//! protocol asks (Documentation/arch/x86/boot.rst). The other CPUs wait for the first to start them
-//! and need only their model-specific registers.
+//! The state in which a vCPU starts. The boot CPU starts in 64-bit mode with identity-mapped memory,
+//! as the kernel's 64-bit boot protocol demands (Documentation/arch/x86/boot.rst). The other CPUs wait
+//! for INIT and SIPI and need only their model-specific registers.
 
 use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -9,22 +9,18 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use super::layout;
 use crate::memory::GuestMemory;
 
-/// Setting up a CPU failed.
+/// A vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// KVM refused.
-    #[error("cannot set a vCPU's {what}")]
+    #[error("cannot access a vCPU's {what}")]
     Kvm {
-        /// Which registers.
         what: &'static str,
-        /// The reason.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// KVM took fewer model-specific registers than it was given.
     #[error("the host's KVM does not know model-specific register {0:#x}")]
     Msr(u32),
-    /// There is not even a MiB of memory.
     #[error("cannot write the boot CPU's tables")]
     Memory(#[from] GuestMemoryError),
 }
@@ -40,12 +36,12 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// Writes the page tables and the descriptor table that the boot CPU starts with.
+/// Writes the page tables and the global descriptor table of the boot CPU.
 pub fn write_tables(memory: &GuestMemory) -> Result<(), RegisterError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     let table = |level: u64| layout::PAGE_TABLES + level * 0x1000;
-    // One entry each for the first 512 GiB and the first GiB, and that GiB in pages of 2 MiB.
+    // One entry for the first 512 GiB, one for the first GiB, and that GiB in pages of 2 MiB.
     memory.write_obj(table(1) | PRESENT_WRITABLE, GuestAddress(table(0)))?;
     memory.write_obj(table(2) | PRESENT_WRITABLE, GuestAddress(table(1)))?;
     let pages: Vec<u8> = (0..512_u64)
@@ -61,7 +57,7 @@ pub fn write_tables(memory: &GuestMemory) -> Result<(), RegisterError> {
     Ok(())
 }
 
-/// Lets the boot CPU start at `entry` with the boot parameters.
+/// Sets the boot CPU to start at `entry` with the boot parameters in RSI.
 pub fn set_boot(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), RegisterError> {
     let regs = kvm_regs {
         rip: entry.0,
@@ -94,7 +90,7 @@ pub fn set_boot(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), RegisterError>
     vcpu.set_sregs(&sregs).map_err(refused("control registers"))
 }
 
-/// Sets what every CPU has alike: floating point, model-specific registers, interrupt pins.
+/// Sets the state that all CPUs share: floating point, model-specific registers, local APIC pins.
 pub fn set_common(vcpu: &VcpuFd) -> Result<(), RegisterError> {
     let fpu = kvm_fpu {
         fcw: 0x37f,
@@ -104,10 +100,9 @@ pub fn set_common(vcpu: &VcpuFd) -> Result<(), RegisterError> {
     vcpu.set_fpu(&fpu)
         .map_err(refused("floating point registers"))?;
     set_msrs(vcpu)?;
-    let mut apic = vcpu.get_lapic().map_err(refused("interrupt controller"))?;
+    let mut apic = vcpu.get_lapic().map_err(refused("local APIC"))?;
     connect_pins(&mut apic);
-    vcpu.set_lapic(&apic)
-        .map_err(refused("interrupt controller"))
+    vcpu.set_lapic(&apic).map_err(refused("local APIC"))
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegisterError> {
@@ -134,7 +129,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegisterError> {
         .map_or(Ok(()), |refused| Err(RegisterError::Msr(refused.index)))
 }
 
-/// The pins as firmware leaves them: LINT0 for the old interrupt controller, LINT1 for NMI.
+/// Sets the pins as firmware leaves them: LINT0 for the 8259 PIC, LINT1 for NMI.
 fn connect_pins(apic: &mut kvm_lapic_state) {
     const LVT_LINT0: usize = 0x350;
     const LVT_LINT1: usize = 0x360;
@@ -178,7 +173,7 @@ fn flat() -> kvm_segment {
     }
 }
 
-/// A flat segment as it stands in the descriptor table.
+/// A flat segment's entry in the global descriptor table.
 fn descriptor(segment: &kvm_segment) -> u64 {
     let access = u64::from(segment.type_)
         | u64::from(segment.s) << 4

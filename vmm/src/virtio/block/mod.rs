@@ -1,8 +1,9 @@
-//! virtio-blk: a file or block device of the host as a disk of the guest.
+//! virtio-blk: a file or block device of the host as a disk of the guest, section 5.2 of the
+//! specification.
 //!
-//! Requests are carried out one after the other on the device's own thread, which may block.
+//! Requests are executed one after the other on the device's own thread, which may block.
 
-pub mod spec;
+mod spec;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -10,22 +11,23 @@ use std::io::{self, Seek, SeekFrom};
 use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::ByteValued;
 
-use self::spec::{Config, Header, ID_BYTES, Range, SECTOR_SHIFT, Status, feature, request};
+use self::spec::{
+    Config, Header, ID_BYTES, QUEUE_SIZES, Range, SECTOR_SHIFT, Status, feature, request,
+};
 use super::chain::{Buffers, Chain, ChainError};
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 
-/// The most sectors that one discard or write-zeroes range may cover: 1 GiB. On file systems that
-/// write the zeroes out, a larger range would block the disk for long.
+/// The most sectors of one discard or write-zeroes range: 1 GiB. On file systems that write zeroes
+/// out, a larger range would block the disk for long.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
 
 /// The most ranges of one request.
 const MAX_RANGES: u32 = 16;
 
-/// The most data segments of a request: with header and status, what fits the queue.
+/// The most data segments of a request. With header and status they fit the queue.
 const SEG_MAX: u32 = 254;
 
-/// The device.
 pub struct Block {
     file: File,
     bytes: u64,
@@ -34,11 +36,11 @@ pub struct Block {
     config: Config,
 }
 
-/// How a request failed, in the terms of the device.
+/// A request failed.
 enum Failure {
-    /// The guest is told.
+    /// The guest receives this status.
     Status(Status),
-    /// The chain itself is malformed.
+    /// The chain is malformed, and the device needs a reset.
     Chain(ChainError),
 }
 
@@ -51,7 +53,7 @@ impl From<ChainError> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Status(match error.raw_os_error() {
-            // The driver then does without, or does it by hand.
+            // The driver then does without the operation, or emulates it.
             Some(libc::EOPNOTSUPP) => Status::Unsupported,
             _ => Status::IoError,
         })
@@ -59,7 +61,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Block {
-    /// A disk as large as `file` is now. `id` is cut to 20 bytes.
+    /// A disk of the size that `file` has now. `id` is cut to 20 bytes.
     pub fn new(mut file: File, read_only: bool, id: &str) -> io::Result<Self> {
         let bytes = file.seek(SeekFrom::End(0))? >> SECTOR_SHIFT << SECTOR_SHIFT;
         let mut padded = [0; ID_BYTES];
@@ -93,7 +95,7 @@ impl Block {
             .ok_or(ChainError::Short("block request's status"))?;
         let data = chain.writable.split_to(data_bytes)?;
         let header = chain.readable.read_obj("block request's header")?;
-        let (written, status) = match self.carry_out(&header, chain.readable, data) {
+        let (written, status) = match self.execute(&header, chain.readable, data) {
             Ok(written) => (written, Status::Ok),
             Err(Failure::Status(status)) => (0, status),
             Err(Failure::Chain(error)) => return Err(error),
@@ -101,35 +103,35 @@ impl Block {
         chain
             .writable
             .write_obj(&(status as u8), "block request's status")?;
-        // The data was at most the queue's worth of 32-bit lengths; the count is only a hint.
+        // The driver treats the count as a hint.
         Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
     }
 
-    /// Returns the bytes written to `answer`.
-    fn carry_out(
+    /// Returns the number of bytes written to `response`.
+    fn execute(
         &self,
         header: &Header,
         data: Buffers<'_>,
-        mut answer: Buffers<'_>,
+        mut response: Buffers<'_>,
     ) -> Result<usize, Failure> {
         match header.kind {
             request::IN => {
-                let offset = self.place(header.sector, answer.len() as u64)?;
-                whole(&mut answer, offset, |rest, offset| {
+                let offset = self.offset(header.sector, response.len() as u64)?;
+                transfer_all(&mut response, offset, |rest, offset| {
                     rest.read_from(&self.file, Some(offset))
                 })
             }
             request::OUT => {
                 self.refuse_if_read_only()?;
                 let mut data = data;
-                let offset = self.place(header.sector, data.len() as u64)?;
-                whole(&mut data, offset, |rest, offset| {
+                let offset = self.offset(header.sector, data.len() as u64)?;
+                transfer_all(&mut data, offset, |rest, offset| {
                     rest.write_to(&self.file, Some(offset))
                 })?;
                 Ok(0)
             }
             request::FLUSH => Ok(self.file.sync_data().map(|()| 0)?),
-            request::GET_ID => Ok(answer.write(&self.id)),
+            request::GET_ID => Ok(response.write(&self.id)),
             request::DISCARD => self.each_range(data, FallocateFlags::PUNCH_HOLE),
             request::WRITE_ZEROES => self.each_range(data, FallocateFlags::ZERO_RANGE),
             _ => Err(Failure::Status(Status::Unsupported)),
@@ -151,7 +153,7 @@ impl Block {
                 return Err(Failure::Status(Status::Unsupported));
             }
             let bytes = u64::from(range.num_sectors) << SECTOR_SHIFT;
-            let offset = self.place(range.sector, bytes)?;
+            let offset = self.offset(range.sector, bytes)?;
             if bytes > 0 {
                 let mode = if range.flags & 1 != 0 {
                     FallocateFlags::PUNCH_HOLE
@@ -173,8 +175,8 @@ impl Block {
         }
     }
 
-    /// Where sectors lie in the file, if all of them lie on the disk.
-    fn place(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
+    /// The offset of a sector in the file, if `bytes` bytes from there lie on the disk.
+    fn offset(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let outside = || Failure::Status(Status::IoError);
         let start = sector.checked_mul(1 << SECTOR_SHIFT).ok_or_else(outside)?;
         let end = start.checked_add(bytes).ok_or_else(outside)?;
@@ -185,8 +187,8 @@ impl Block {
     }
 }
 
-/// Repeats a transfer until all of it is done.
-fn whole(
+/// Repeats a transfer until all bytes are transferred.
+fn transfer_all(
     buffers: &mut Buffers<'_>,
     mut offset: u64,
     transfer: impl Fn(&Buffers<'_>, u64) -> io::Result<usize>,
@@ -194,7 +196,7 @@ fn whole(
     let total = buffers.len();
     while !buffers.is_empty() {
         match transfer(buffers, offset) {
-            // The file became shorter than it was.
+            // The file was truncated.
             Ok(0) => return Err(Failure::Status(Status::IoError)),
             Ok(bytes) => {
                 buffers.split_to(bytes)?;
@@ -216,7 +218,7 @@ impl VirtioDevice for Block {
         };
         DeviceInfo {
             id: device_id::BLOCK,
-            queue_sizes: &[256],
+            queue_sizes: QUEUE_SIZES,
             features,
         }
     }
@@ -227,11 +229,7 @@ impl VirtioDevice for Block {
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         io.drain(index, |chain| self.serve(chain))
-            .map_err(|source| DeviceError::Queue {
-                device: "block",
-                queue: index,
-                source,
-            })
+            .map_err(DeviceError::queue("block", index))
     }
 }
 

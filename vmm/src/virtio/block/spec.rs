@@ -1,4 +1,4 @@
-//! Numbers from the virtio specification, section 5.2 (Block Device).
+//! Numbers from the virtio specification, version 1.2, section 5.2 (Block Device).
 
 use vm_memory::ByteValued;
 
@@ -32,7 +32,7 @@ pub mod request {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
-/// The last byte of every answer.
+/// The last byte of every response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
@@ -44,10 +44,13 @@ pub enum Status {
     Unsupported = 2,
 }
 
-/// Everything is counted in these.
+/// The only queue: requests.
+pub const QUEUE_SIZES: &[u16] = &[256];
+
+/// Sectors have 512 bytes.
 pub const SECTOR_SHIFT: u32 = 9;
 
-/// The length of the answer to GET_ID.
+/// The length of the response to GET_ID.
 pub const ID_BYTES: usize = 20;
 
 /// struct virtio_blk_req without its data.
@@ -56,9 +59,7 @@ pub const ID_BYTES: usize = 20;
 pub struct Header {
     /// One of [`request`].
     pub kind: u32,
-    /// Nothing.
     pub reserved: u32,
-    /// The first sector.
     pub sector: u64,
 }
 
@@ -70,9 +71,7 @@ unsafe impl ByteValued for Header {}
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Range {
-    /// The first sector.
     pub sector: u64,
-    /// How many.
     pub num_sectors: u32,
     /// Bit 0 of a WRITE_ZEROES: the sectors may be deallocated.
     pub flags: u32,
@@ -86,27 +85,26 @@ unsafe impl ByteValued for Range {}
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, packed)]
 pub struct Config {
-    /// In sectors.
+    /// The size of the disk in sectors.
     pub capacity: u64,
-    /// Without VIRTIO_BLK_F_SIZE_MAX: nothing.
+    /// Unused without VIRTIO_BLK_F_SIZE_MAX.
     pub size_max: u32,
     /// The most data segments of a request.
     pub seg_max: u32,
-    /// Geometry, block size, topology, write cache, queues: features that are not on offer.
+    /// Geometry, block size, topology, write cache, queues: features that the device does not offer.
     pub unused: [u8; 20],
     /// The most sectors of one DISCARD range.
     pub max_discard_sectors: u32,
     /// The most ranges of one DISCARD.
     pub max_discard_seg: u32,
-    /// What a range should be aligned to, in sectors.
+    /// The alignment of a DISCARD range, in sectors.
     pub discard_sector_alignment: u32,
     /// The most sectors of one WRITE_ZEROES range.
     pub max_write_zeroes_sectors: u32,
     /// The most ranges of one WRITE_ZEROES.
     pub max_write_zeroes_seg: u32,
-    /// WRITE_ZEROES may deallocate.
+    /// 1 if WRITE_ZEROES may deallocate.
     pub write_zeroes_may_unmap: u8,
-    /// Nothing.
     pub unused1: [u8; 3],
 }
 

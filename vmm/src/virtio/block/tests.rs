@@ -1,16 +1,16 @@
 use super::*;
-use crate::virtio::fake::Driver;
+use crate::virtio::fake_driver::FakeDriver;
 use std::io::{Read, Write};
 
 const SECTORS: u64 = 64;
 
-fn disk(read_only: bool) -> (Driver<Block>, File) {
+fn disk(read_only: bool) -> (FakeDriver<Block>, File) {
     let mut file = tempfile::tempfile().unwrap();
     for sector in 0..SECTORS {
         file.write_all(&[sector as u8; 512]).unwrap();
     }
     let block = Block::new(file.try_clone().unwrap(), read_only, "disk-0").unwrap();
-    (Driver::new(block), file)
+    (FakeDriver::new(block), file)
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -23,14 +23,14 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
     .to_vec()
 }
 
-/// The answer's data and its status.
-fn ask(driver: &mut Driver<Block>, request: &[u8], answer: usize) -> (Vec<u8>, u8) {
-    let mut bytes = driver.request(0, request, answer + 1).unwrap();
-    let status = if bytes.len() == answer + 1 {
+/// The response's data and its status.
+fn ask(driver: &mut FakeDriver<Block>, request: &[u8], room: usize) -> (Vec<u8>, u8) {
+    let mut bytes = driver.request(0, request, room + 1).unwrap();
+    let status = if bytes.len() == room + 1 {
         bytes.pop().unwrap()
     } else {
         // Failed: the status is the last byte of the buffer all the same.
-        driver.answer_byte(answer)
+        driver.response_byte(room)
     };
     (bytes, status)
 }
@@ -72,7 +72,7 @@ fn a_read_only_disk_refuses_every_change() {
 }
 
 #[test]
-fn nothing_outside_the_disk_can_be_reached() {
+fn nothing_outside_the_disk_can_be_accessed() {
     let (mut driver, file) = disk(false);
     for sector in [SECTORS, SECTORS - 1, u64::MAX, u64::MAX >> SECTOR_SHIFT] {
         assert_eq!(

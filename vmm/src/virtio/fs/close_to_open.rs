@@ -1,10 +1,11 @@
 //! The file system that the device serves: virtiofsd's, with close-to-open consistency that does not
-//! cost the guest its page cache at every open.
+//! drop the guest's page cache at every open.
 //!
 //! virtiofsd answers opens in one of two ways. Without KEEP_CACHE the guest's kernel drops the file's
-//! pages, those that running programs have mapped among them, and reads them again: each exec of a shell
-//! pays for the shells that run. With it, a change that shows in neither mtime nor size is never seen. Here
-//! the answer depends on the file, as with libfuse's `auto_cache`; `versions.rs` decides.
+//! pages, even those that running programs have mapped, and reads them again: each exec of a shell
+//! slows down the shells that run. With KEEP_CACHE the guest never sees a change that shows in neither
+//! mtime nor size. Here the answer depends on the file, as with libfuse's `auto_cache`; `versions.rs`
+//! decides.
 
 use std::ffi::CStr;
 use std::io;
@@ -23,7 +24,6 @@ use super::versions::{Version, Versions};
 type Inode = <PassthroughFs as FileSystem>::Inode;
 type Handle = <PassthroughFs as FileSystem>::Handle;
 
-/// The file system.
 pub struct CloseToOpen {
     inner: PassthroughFs,
     versions: Mutex<Versions>,
@@ -32,7 +32,7 @@ pub struct CloseToOpen {
 }
 
 impl CloseToOpen {
-    /// What `inner` says of KEEP_CACHE does not count.
+    /// Serves `inner`, whose own choice of KEEP_CACHE is ignored.
     pub fn new(inner: PassthroughFs) -> Self {
         Self {
             inner,
@@ -45,8 +45,8 @@ impl CloseToOpen {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an open of the file may leave the guest what it has cached. Of a file whose attributes
-    /// cannot be had, nothing is left.
+    /// Whether the guest may keep its cache of the file at this open. It may not if the attributes
+    /// cannot be read.
     fn may_keep(&self, context: Context, inode: Inode, handle: Option<Handle>) -> bool {
         let Ok((attributes, _)) = self.inner.getattr(context, inode, handle) else {
             return false;
@@ -55,13 +55,13 @@ impl CloseToOpen {
             && (self.versions()).may_keep(inode, Version::of(&attributes), (self.clock)())
     }
 
-    /// Gives up what is remembered of those that the guest holds no longer: the guest may have forgotten
-    /// one of several names.
-    fn give_up(&self, context: Context, inodes: impl Iterator<Item = Inode>) {
+    /// Removes the versions of inodes that the guest no longer references. After a FORGET the guest may
+    /// still reference an inode by another name.
+    fn remove_unreferenced(&self, context: Context, inodes: impl Iterator<Item = Inode>) {
         let mut versions = self.versions();
         for inode in inodes {
-            if versions.knows(inode) && self.inner.getattr(context, inode, None).is_err() {
-                versions.forget(inode);
+            if versions.contains(inode) && self.inner.getattr(context, inode, None).is_err() {
+                versions.remove(inode);
             }
         }
     }
@@ -72,8 +72,8 @@ fn seconds_since_1970() -> u64 {
     elapsed.map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// Methods that are the inner file system's.
-macro_rules! inner {
+/// Methods that call the inner file system's.
+macro_rules! delegate {
     ($(fn $name:ident$(<$stream:ident: $bound:path>)?(
         &self $(, $argument:ident: $type:ty)* $(,)?
     ) $(-> $answer:ty)?;)*) => {
@@ -88,7 +88,7 @@ impl FileSystem for CloseToOpen {
     type Handle = Handle;
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
-    /// The file has been opened when its version is asked for: what is read from it is not older.
+    /// The version is read after the file was opened, so that what the guest reads is not older.
     fn open(
         &self,
         context: Context,
@@ -106,16 +106,16 @@ impl FileSystem for CloseToOpen {
 
     fn forget(&self, context: Context, inode: Inode, count: u64) {
         self.inner.forget(context, inode, count);
-        self.give_up(context, std::iter::once(inode));
+        self.remove_unreferenced(context, std::iter::once(inode));
     }
 
     fn batch_forget(&self, context: Context, requests: Vec<(Inode, u64)>) {
         let inodes: Vec<Inode> = requests.iter().map(|(inode, _)| *inode).collect();
         self.inner.batch_forget(context, requests);
-        self.give_up(context, inodes.into_iter());
+        self.remove_unreferenced(context, inodes.into_iter());
     }
 
-    /// A guest that begins anew has no inode of before.
+    /// A guest that mounts anew references no inode.
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         *self.versions() = Versions::default();
         self.inner.init(capable)
@@ -126,7 +126,7 @@ impl FileSystem for CloseToOpen {
         self.inner.destroy();
     }
 
-    inner! {
+    delegate! {
         fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
         fn getattr(&self, context: Context, inode: Inode, handle: Option<Handle>)
             -> io::Result<(Attr, Duration)>;
@@ -201,8 +201,8 @@ mod tests {
 
     use super::*;
 
-    /// A directory with a file in it, served by a machine whose clock is ten seconds ahead: all that
-    /// happens in the test is old.
+    /// A directory with one file, served with a clock that is ten seconds ahead, so that every change of
+    /// the test is old.
     struct Served {
         fs: CloseToOpen,
         dir: tempfile::TempDir,
@@ -251,8 +251,8 @@ mod tests {
             options.contains(OpenOptions::KEEP_CACHE)
         }
 
-        fn is_known(&self) -> bool {
-            self.fs.versions().knows(self.inode)
+        fn is_remembered(&self) -> bool {
+            self.fs.versions().contains(self.inode)
         }
     }
 
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_stays_as_it_was_keeps_its_pages_from_the_second_open_on() {
+    fn an_unchanged_file_keeps_its_pages_from_the_second_open_on() {
         let served = Served::new();
         let kept: Vec<bool> = (0..3)
             .map(|_| served.cache_is_kept(libc::O_RDONLY))
@@ -276,7 +276,7 @@ mod tests {
         let mut served = Served::new();
         served.fs.clock = seconds_since_1970;
         assert!((0..3).all(|_| !served.cache_is_kept(libc::O_RDONLY)));
-        assert!(!served.is_known());
+        assert!(!served.is_remembered());
     }
 
     #[test]
@@ -285,7 +285,7 @@ mod tests {
         let mtime = fs::metadata(served.file()).unwrap().modified().unwrap();
         assert!(!served.cache_is_kept(libc::O_RDONLY));
         assert!(served.cache_is_kept(libc::O_RDONLY));
-        // Past the tick of the clock in which the file was made.
+        // Longer than the granularity of the kernel's file times.
         std::thread::sleep(Duration::from_millis(20));
         fs::write(served.file(), "TEXT").unwrap();
         set_mtime(&served.file(), mtime);
@@ -305,26 +305,26 @@ mod tests {
         let mut served = Served::new();
         served.inode = ROOT_ID;
         assert!((0..2).all(|_| !served.cache_is_kept(libc::O_DIRECTORY)));
-        assert!(!served.is_known());
+        assert!(!served.is_remembered());
     }
 
     #[test]
-    fn what_the_guest_forgets_is_forgotten_with_its_last_name() {
+    fn a_version_is_removed_with_the_last_name_that_the_guest_forgets() {
         let served = Served::new();
         served.fs.lookup(context(), ROOT_ID, c"file").unwrap();
         served.cache_is_kept(libc::O_RDONLY);
         served.fs.forget(context(), served.inode, 1);
         assert!(served.cache_is_kept(libc::O_RDONLY));
         served.fs.batch_forget(context(), vec![(served.inode, 1)]);
-        assert!(!served.is_known());
+        assert!(!served.is_remembered());
     }
 
     #[test]
-    fn a_guest_that_begins_anew_is_a_new_guest() {
+    fn a_guest_that_mounts_anew_starts_without_versions() {
         let served = Served::new();
         served.cache_is_kept(libc::O_RDONLY);
-        assert!(served.is_known());
+        assert!(served.is_remembered());
         served.fs.init(FsOptions::empty()).unwrap();
-        assert!(!served.is_known());
+        assert!(!served.is_remembered());
     }
 }

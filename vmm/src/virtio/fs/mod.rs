@@ -1,12 +1,13 @@
-//! virtio-fs: a directory of the host as a file system of the guest.
+//! virtio-fs: a directory of the host as a file system of the guest, section 5.11 of the
+//! specification.
 //!
-//! The file system is virtiofsd's, below a layer that lets the guest keep what it has cached; this is its
-//! device. Requests are carried out one after the other
-//! on the device's own thread, which may block and which takes on the identity of the guest's
-//! process while it creates a file.
+//! The file system is virtiofsd's, below a layer that lets the guest keep its page cache (see
+//! `close_to_open.rs`); this is the device. Requests are executed one after the other on the device's
+//! own thread, which may block and which takes on the identity of the guest's process while it creates
+//! a file.
 
 mod close_to_open;
-pub mod spec;
+mod spec;
 mod versions;
 
 use std::fs::File;
@@ -19,49 +20,47 @@ use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
 use self::close_to_open::CloseToOpen;
-use self::spec::{CONFIG_BYTES, TAG_BYTES};
+use self::spec::{CONFIG_BYTES, QUEUE_SIZES, TAG_BYTES};
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 use crate::memory::GuestMemory;
 
 const NAME: &str = "fs";
 
-/// Descriptors that are kept from the guest's files, for everything else the process does.
+/// Descriptors that the guest's open files cannot take, for everything else that the process does.
 const RESERVED_FDS: u64 = 256;
 
-/// What the device needs from before the jail.
-pub struct Shared {
-    /// /proc/self/fd, opened while there was a /proc.
+/// Resources that the file server needs from outside the jail.
+pub struct ServerResources {
+    /// /proc/self/fd, opened before the jail, where there is no /proc.
     pub proc_self_fd: File,
-    /// The limit on open descriptors, RLIMIT_NOFILE.
+    /// RLIMIT_NOFILE
     pub max_fds: u64,
 }
 
-/// The device.
 pub struct Fs {
     config: [u8; CONFIG_BYTES],
     server: Server<CloseToOpen>,
     /// The thread has a working directory and a umask of its own.
-    prepared: bool,
+    fs_is_unshared: bool,
 }
 
 impl Fs {
-    /// Serves the root directory of the calling process under `tag`, of which the first 36 bytes
-    /// count.
-    pub fn new(shared: Shared, tag: &str) -> io::Result<Self> {
+    /// Serves the root directory of the calling process under `tag`, which is cut to 36 bytes.
+    pub fn new(resources: ServerResources, tag: &str) -> io::Result<Self> {
         let fs = PassthroughFs::new(passthrough::Config {
             entry_timeout: SHARED_CACHE_TIMEOUT,
             attr_timeout: SHARED_CACHE_TIMEOUT,
             cache_policy: CachePolicy::Auto,
             root_dir: "/".to_owned(),
             xattr: true,
-            proc_sfd_rawfd: Some(shared.proc_self_fd),
+            proc_sfd_rawfd: Some(resources.proc_self_fd),
             announce_submounts: true,
             killpriv_v2: true,
             posix_acl: NegotiationMode::Auto,
             allow_direct_io: true,
             allow_mmap: true,
-            guest_fd_limit: shared.max_fds.saturating_sub(RESERVED_FDS),
+            guest_fd_limit: resources.max_fds.saturating_sub(RESERVED_FDS),
             ..Default::default()
         })?;
         fs.open_root_node()?;
@@ -72,24 +71,20 @@ impl Fs {
         Ok(Self {
             config,
             server: Server::new(CloseToOpen::new(fs)),
-            prepared: false,
+            fs_is_unshared: false,
         })
     }
 
     /// virtiofsd changes its thread's working directory and umask, which threads otherwise share.
-    fn prepare(&mut self) -> Result<(), DeviceError> {
-        if !self.prepared {
-            unshare_fs().map_err(|source| DeviceError::Host {
-                device: NAME,
-                action: "unshare(CLONE_FS)",
-                source,
-            })?;
-            self.prepared = true;
+    fn unshare_fs_once(&mut self) -> Result<(), DeviceError> {
+        if !self.fs_is_unshared {
+            unshare_fs().map_err(DeviceError::host(NAME, "unshare(CLONE_FS)"))?;
+            self.fs_is_unshared = true;
         }
         Ok(())
     }
 
-    /// Carries out one request and returns the length of the answer.
+    /// Executes one request and returns the length of the response.
     fn serve(
         &self,
         memory: &GuestMemory,
@@ -102,7 +97,7 @@ impl Fs {
         let reader = Reader::new(memory, request.clone())
             .map_err(|_| malformed("the request lies outside guest memory"))?;
         let writer = Writer::new(memory, request)
-            .map_err(|_| malformed("the room for the answer lies outside guest memory"))?;
+            .map_err(|_| malformed("the response buffers lie outside guest memory"))?;
         let written = self
             .server
             .handle_message(reader, writer, None::<&mut ()>)
@@ -115,7 +110,7 @@ impl VirtioDevice for Fs {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             id: device_id::FS,
-            queue_sizes: &[128, 256],
+            queue_sizes: QUEUE_SIZES,
             features: 0,
         }
     }
@@ -125,16 +120,12 @@ impl VirtioDevice for Fs {
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        self.prepare()?;
-        let broken = |source| DeviceError::Queue {
-            device: NAME,
-            queue: index,
-            source,
-        };
-        while let Some(request) = io.pop_unparsed(index).map_err(broken)? {
+        self.unshare_fs_once()?;
+        let malformed = || DeviceError::queue(NAME, index);
+        while let Some(request) = io.pop_unparsed(index).map_err(malformed())? {
             let head = request.head_index();
             let written = self.serve(io.memory, request)?;
-            io.push(index, head, written).map_err(broken)?;
+            io.push(index, head, written).map_err(malformed())?;
         }
         Ok(())
     }

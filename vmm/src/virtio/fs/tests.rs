@@ -1,13 +1,13 @@
 use super::*;
-use crate::virtio::fake::Driver;
+use crate::virtio::fake_driver::FakeDriver;
 use virtiofsd::fuse::{InHeader, OutHeader};
 use vm_memory::ByteValued;
 
-fn fs() -> Driver<Fs> {
+fn fs() -> FakeDriver<Fs> {
     let proc_self_fd = File::open("/proc/self/fd").unwrap();
-    Driver::new(
+    FakeDriver::new(
         Fs::new(
-            Shared {
+            ServerResources {
                 proc_self_fd,
                 max_fds: 1024,
             },
@@ -17,7 +17,7 @@ fn fs() -> Driver<Fs> {
     )
 }
 
-const REQUESTS: usize = 1;
+const REQUEST_QUEUE: usize = 1;
 const FUSE_GETATTR: u32 = 3;
 
 fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
@@ -43,25 +43,27 @@ fn the_tag_and_one_request_queue_are_announced() {
 #[test]
 fn the_root_directory_has_attributes() {
     let mut driver = fs();
-    let answer = driver
-        .request(REQUESTS, &request(FUSE_GETATTR, &[0; 16]), 4096)
+    let response = driver
+        .request(REQUEST_QUEUE, &request(FUSE_GETATTR, &[0; 16]), 4096)
         .unwrap();
-    let header = OutHeader::from_slice(&answer[..size_of::<OutHeader>()]).unwrap();
+    let header = OutHeader::from_slice(&response[..size_of::<OutHeader>()]).unwrap();
     assert_eq!((header.error, header.unique), (0, 7));
-    assert!(answer.len() > size_of::<OutHeader>());
+    assert!(response.len() > size_of::<OutHeader>());
 }
 
 #[test]
-fn an_unknown_operation_is_answered_and_not_fatal() {
+fn an_unknown_operation_is_refused_and_not_fatal() {
     let mut driver = fs();
-    let answer = driver.request(REQUESTS, &request(9999, &[]), 4096).unwrap();
-    let header = OutHeader::from_slice(&answer).unwrap();
+    let response = driver
+        .request(REQUEST_QUEUE, &request(9999, &[]), 4096)
+        .unwrap();
+    let header = OutHeader::from_slice(&response).unwrap();
     assert_eq!(header.error, -libc::ENOSYS);
 }
 
 #[test]
 fn a_message_shorter_than_its_header_breaks_the_device_and_nothing_else() {
     let mut driver = fs();
-    let error = driver.request(REQUESTS, b"short", 4096).unwrap_err();
+    let error = driver.request(REQUEST_QUEUE, b"short", 4096).unwrap_err();
     assert!(matches!(error, DeviceError::Protocol { .. }));
 }

@@ -1,44 +1,45 @@
-//! Which version of a file the guest's page cache is at least as new as.
+//! Decides whether the guest may keep its page cache of a file at an open.
 //!
-//! An open that is answered without KEEP_CACHE empties the guest's cache of the file. What is in it
-//! afterwards is not older than the version that the file had at that open, and as long as it has that
-//! version, the next opens may leave the cache alone. A version is the size, mtime and ctime, which
-//! changes with every write and cannot be set back. A file that was changed moments ago may change
-//! again and keep all three; it is not remembered.
+//! An open that is answered without KEEP_CACHE drops the guest's cache of the file. What the guest
+//! caches afterwards is not older than the version that the file had at that open; while the file has
+//! that version, the next opens may keep the cache. A version is the size, mtime and ctime, which
+//! changes with every write and cannot be set back. A file that changed moments ago may change again
+//! and keep all three, so its version is not remembered.
 //!
-//! That holds for one inode of the guest's kernel, and opens one after the other. There may be two for one of
-//! ours: every mount namespace mounts a mount of the host's that it comes upon (`fuse_dentry_automount`),
-//! and such file systems of one connection share inode numbers and not pages. And a second open may be
-//! answered before the guest has done what the answer to the first one says. For these, the guest's own
-//! rule holds: it drops an inode's pages whenever it hears of another mtime or size (AUTO_INVAL_DATA),
-//! and what it knows at an open by name, and at a read(2), is no older than [`SHARED_CACHE_TIMEOUT`]: of a
-//! version that is remembered, it has heard. It cannot hear of a change that leaves mtime and size (touch -r,
-//! cp -p), so a file that was seen to change so is not kept again as long as the guest holds it.
+//! That holds for one inode of the guest's kernel, and for opens one after the other. The guest may
+//! have two inodes for one of ours: every mount namespace mounts a mount of the host's by itself when
+//! it finds one (`fuse_dentry_automount`), and such file systems of one connection share inode numbers
+//! but not pages. And a second open may be answered before the guest has acted on the answer to the
+//! first one. In both cases the guest's own rule applies: it drops an inode's pages when it learns of
+//! another mtime or size (AUTO_INVAL_DATA), and the attributes that it uses at an open by name, and at
+//! a read(2), are no older than [`SHARED_CACHE_TIMEOUT`], so it has seen those of any version that is
+//! remembered here. It cannot detect a change that keeps mtime and size (touch -r, cp -p); a file that
+//! changed so once is not kept again as long as the guest references it.
 //!
-//! The times do not tell of everything: a program of the host that writes through a shared mapping sets
-//! mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is emptied from time
-//! to time whatever they say.
+//! The times do not reveal every change: a program of the host that writes through a shared mapping
+//! sets mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is dropped from
+//! time to time whatever the times are.
 
 use std::collections::BTreeMap;
 
 use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtiofsd::fuse::Attr;
 
-/// For so long after a change, another may leave the same times: a kernel's clock for files advances
-/// every 10 ms or oftener, FAT counts in steps of 2 s, and a server of network files has a clock of
-/// its own.
+/// How long after a change a second one may leave the same times: the kernel's clock for file times
+/// advances every 10 ms or more often, FAT has a granularity of 2 s, and a network file server has a
+/// clock of its own.
 const SETTLED_SECONDS: u64 = 3;
 
 const _: () = assert!(SHARED_CACHE_TIMEOUT.as_secs() < SETTLED_SECONDS);
 
-/// For so long a cache is kept without being emptied. It is the time within which Linux commonly writes
-/// back what was changed through a mapping.
+/// The longest time for which a cache is kept. Within it Linux commonly writes back changes that were
+/// made through a mapping.
 const KEPT_SECONDS: u64 = 30;
 
-/// Seconds since 1970, and nanoseconds. Earlier times look like ones far ahead, which count as now.
+/// Seconds since 1970, and nanoseconds. Earlier times look like times far in the future.
 type Time = (u64, u32);
 
-/// What a file looks like from outside.
+/// The attributes by which a change of a file is detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     size: u64,
@@ -47,7 +48,6 @@ pub struct Version {
 }
 
 impl Version {
-    /// The one that these attributes tell of.
     pub fn of(attributes: &Attr) -> Self {
         Self {
             size: attributes.size,
@@ -56,66 +56,66 @@ impl Version {
         }
     }
 
-    /// No later change can look the same. mtime counts too: some file systems have no true ctime.
+    /// Whether every later change gives another version. mtime counts too, because some file systems
+    /// have no true ctime.
     fn is_settled(&self, now: u64) -> bool {
         let (changed, _) = self.mtime.max(self.ctime);
         changed.saturating_add(SETTLED_SECONDS) < now
     }
 
-    fn looks_the_same_to_the_guest(&self, other: &Self) -> bool {
+    fn looks_equal_to_the_guest(&self, other: &Self) -> bool {
         (self.size, self.mtime) == (other.size, other.mtime)
     }
 }
 
-/// The versions, by inode. They are no more than the inodes that the guest holds, each of which is an
-/// open descriptor, of which the guest has a limited number. A hash map would ask for a random seed, which
-/// the thread's system call filter forbids.
+/// The remembered versions, by inode. There are no more than inodes that the guest references, each of
+/// which is an open descriptor, whose number is limited. A hash map would need a random seed, and the
+/// thread's system call filter forbids getrandom(2).
 #[derive(Default)]
 pub struct Versions(BTreeMap<u64, Remembered>);
 
 struct Remembered {
     version: Version,
-    /// When the cache was emptied last.
-    emptied: u64,
-    /// There was a change of which the guest cannot hear.
-    changed_unheard: bool,
+    /// When the guest last dropped its cache, in seconds since 1970.
+    dropped: u64,
+    /// There was a change that the guest cannot detect.
+    changed_undetected: bool,
 }
 
 impl Versions {
-    /// Whether the guest, which is opening this file, may keep what it has cached of it. If not, it is
-    /// taken to drop that.
+    /// Whether the guest may keep its cache of the file that it is opening. If not, the guest is assumed
+    /// to drop the cache now.
     pub fn may_keep(&mut self, inode: u64, present: Version, now: u64) -> bool {
         if !present.is_settled(now) {
             return false;
         }
-        let changed_unheard = match self.0.get(&inode) {
+        let changed_undetected = match self.0.get(&inode) {
             Some(known) if known.version == present => {
-                if !known.changed_unheard && now < known.emptied + KEPT_SECONDS {
+                if !known.changed_undetected && now < known.dropped + KEPT_SECONDS {
                     return true;
                 }
-                known.changed_unheard
+                known.changed_undetected
             }
             Some(known) => {
-                known.changed_unheard || known.version.looks_the_same_to_the_guest(&present)
+                known.changed_undetected || known.version.looks_equal_to_the_guest(&present)
             }
             None => false,
         };
         let remembered = Remembered {
             version: present,
-            emptied: now,
-            changed_unheard,
+            dropped: now,
+            changed_undetected,
         };
         self.0.insert(inode, remembered);
         false
     }
 
-    /// Whether something is remembered of the file.
-    pub fn knows(&self, inode: u64) -> bool {
+    pub fn contains(&self, inode: u64) -> bool {
         self.0.contains_key(&inode)
     }
 
-    /// The guest does not hold this inode any more.
-    pub fn forget(&mut self, inode: u64) {
+    /// Removes an inode that the guest no longer references.
+    pub fn remove(&mut self, inode: u64) {
         self.0.remove(&inode);
     }
 }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_is_emptied_from_time_to_time() {
+    fn a_cache_is_dropped_from_time_to_time() {
         let mut versions = Versions::default();
         let present = version(1, 10, 10);
         let kept: Vec<bool> = [0, KEPT_SECONDS - 1, KEPT_SECONDS, KEPT_SECONDS + 1]
@@ -180,20 +180,20 @@ mod tests {
             assert!(!versions.may_keep(FILE, present, NOW));
         }
         assert!(!versions.may_keep(FILE, version(2, 30, 30), NOW));
-        versions.forget(FILE);
+        versions.remove(FILE);
         assert!(!versions.may_keep(FILE, version(2, 30, 30), NOW));
         assert!(versions.may_keep(FILE, version(2, 30, 30), NOW));
     }
 
     #[test]
-    fn times_that_have_not_come_and_those_before_1970_are_never_settled() {
+    fn times_in_the_future_and_before_1970_are_never_settled() {
         for time in [NOW + 60, u64::MAX, (-1_i64).cast_unsigned()] {
             let mut versions = Versions::default();
             for _ in 0..2 {
                 assert!(!versions.may_keep(FILE, version(1, time, 10), NOW));
                 assert!(!versions.may_keep(FILE, version(1, 10, time), NOW));
             }
-            assert!(!versions.knows(FILE));
+            assert!(!versions.contains(FILE));
         }
     }
 }

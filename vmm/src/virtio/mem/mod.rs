@@ -1,9 +1,10 @@
-//! virtio-mem: memory that the guest is given and gives back while it runs, in blocks of 2 MiB.
+//! virtio-mem: memory that is plugged and unplugged while the guest runs, in blocks of 2 MiB, section
+//! 5.15 of the specification.
 //!
-//! The host says how much of the device's region is to be plugged; the driver chooses the blocks and
-//! asks for them one range after the other. A block that is not plugged costs the host nothing.
+//! The host sets how much of the device's region is to be plugged; the driver chooses the blocks and
+//! plugs them one range after the other. An unplugged block takes no memory of the host.
 
-pub mod spec;
+mod spec;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,54 +12,51 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemory as _};
 
-use self::spec::{
-    BLOCK, CONFIG_BYTES, QUEUE_SIZES, REQUEST_BYTES, RESPONSE_BYTES, request, response, state,
-};
+use self::spec::{CONFIG_BYTES, REQUEST_BYTES, RESPONSE_BYTES, request, response, state};
 use super::chain::{Chain, ChainError};
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 use crate::memory::{GuestMemory, discard};
 
-/// What host and device tell one another, in bytes.
+pub use self::spec::{BLOCK, QUEUE_SIZES};
+
+/// The sizes of the region's parts, shared by the host side and the device, in bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Sizes(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// What the host wants to be plugged.
+    /// How much the host asks the driver to plug.
     requested: AtomicU64,
-    /// The part of the region, from its start, that can be plugged.
+    /// The end of the part of the region, from its start, that can be plugged.
     usable: AtomicU64,
-    /// What is plugged.
     plugged: AtomicU64,
-    /// The part of the region, from its start, above which nothing is plugged.
+    /// The end of the last plugged block, from the region's start.
     top: AtomicU64,
 }
 
 impl Sizes {
-    /// Asks for so much to be plugged. The driver hears of it when the transport announces a change
-    /// of configuration.
+    /// Asks the driver to plug `bytes` bytes in all. The driver reads the new size when the transport
+    /// notifies it of a configuration change.
     pub fn request(&self, bytes: u64) {
         self.0.requested.store(bytes, Ordering::Release);
     }
 
-    /// Sets the part of the region that can be plugged. It must be memory until this is called again,
-    /// and may not be less than [`Self::top`].
+    /// Sets the end of the part of the region that can be plugged. That part must be memory until this
+    /// is called again, and must not end below [`Self::top`].
     pub fn set_usable(&self, bytes: u64) {
         self.0.usable.store(bytes, Ordering::Release);
     }
 
-    /// What was asked for.
     pub fn requested(&self) -> u64 {
         self.0.requested.load(Ordering::Acquire)
     }
 
-    /// What is plugged.
     pub fn plugged(&self) -> u64 {
         self.0.plugged.load(Ordering::Acquire)
     }
 
-    /// The part of the region, from its start, above which nothing is plugged.
+    /// The end of the last plugged block, from the region's start.
     pub fn top(&self) -> u64 {
         self.0.top.load(Ordering::Acquire)
     }
@@ -68,13 +66,12 @@ impl Sizes {
     }
 }
 
-/// The device.
 #[derive(Debug)]
 pub struct Mem {
-    /// Where its region lies in the guest's address space.
+    /// The region in the guest's address space.
     region: Range<u64>,
     sizes: Sizes,
-    /// A bit a block of the region.
+    /// One bit per block of the region.
     plugged: Vec<u64>,
 }
 
@@ -89,8 +86,8 @@ impl Mem {
         }
     }
 
-    /// Carries out a request; returns the response's type and state.
-    fn answer(&mut self, memory: &GuestMemory, bytes: &[u8; REQUEST_BYTES]) -> (u16, u16) {
+    /// Executes a request; returns the response's type and state.
+    fn execute(&mut self, memory: &GuestMemory, bytes: &[u8; REQUEST_BYTES]) -> (u16, u16) {
         let kind = u16::from_le_bytes([bytes[0], bytes[1]]);
         if kind == request::UNPLUG_ALL {
             return (self.unplug(memory, 0..self.sizes.top() / BLOCK), 0);
@@ -108,32 +105,12 @@ impl Mem {
         }
     }
 
-    /// The blocks that a request is about, counted from the start of the region, if they can be
-    /// plugged at all.
+    /// The blocks of a request, counted from the start of the region. None if they cannot be plugged.
     fn blocks(&self, bytes: &[u8; REQUEST_BYTES]) -> Option<Range<u64>> {
-        let [
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            a,
-            b,
-            c,
-            d,
-            e,
-            f,
-            g,
-            h,
-            low,
-            high,
-            ..,
-        ] = *bytes;
-        let address = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        let count = u64::from(u16::from_le_bytes([low, high]));
+        let (_type, rest) = bytes.split_first_chunk::<8>()?;
+        let (address, rest) = rest.split_first_chunk::<8>()?;
+        let address = u64::from_le_bytes(*address);
+        let count = u64::from(u16::from_le_bytes(*rest.first_chunk()?));
         let offset = address.checked_sub(self.region.start)?;
         let end = offset.checked_add(count * BLOCK)?;
         let fits = offset % BLOCK == 0 && count > 0 && end <= self.sizes.usable();
@@ -151,25 +128,25 @@ impl Mem {
         for block in blocks {
             self.plugged[block as usize / 64] |= 1 << (block % 64);
         }
-        self.tell();
+        self.publish_sizes();
         response::ACK
     }
 
-    /// Gives the blocks back to the host. They are zeroes when they are plugged again.
+    /// Gives the blocks back to the host. They read as zeroes when they are plugged again.
     fn unplug(&mut self, memory: &GuestMemory, blocks: Range<u64>) -> u16 {
         let start = GuestAddress(self.region.start + blocks.start * BLOCK);
         let bytes = (blocks.end - blocks.start) * BLOCK;
-        // All that was ever plugged is memory. Where giving it back fails, it costs the host what it
-        // has cost, and the guest finds its own leavings.
+        // All that was ever plugged is memory. If freeing it fails, the host keeps the pages and the
+        // guest finds its old contents.
         if let Ok(slice) = memory.get_slice(start, bytes as usize)
             && let Err(error) = discard(&slice)
         {
-            log::debug!("mem: cannot give memory back: {error}");
+            log::debug!("mem: cannot free memory: {error}");
         }
         for block in blocks {
             self.plugged[block as usize / 64] &= !(1 << (block % 64));
         }
-        self.tell();
+        self.publish_sizes();
         response::ACK
     }
 
@@ -183,8 +160,8 @@ impl Mem {
         }
     }
 
-    /// Says how much is plugged, and up to where.
-    fn tell(&self) {
+    /// Stores how much is plugged, and up to where.
+    fn publish_sizes(&self) {
         let count: u64 = self.plugged.iter().map(|w| u64::from(w.count_ones())).sum();
         let last = self.plugged.iter().rposition(|word| *word != 0);
         let top = last.map_or(0, |index| {
@@ -226,11 +203,7 @@ impl VirtioDevice for Mem {
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         let memory = io.memory;
         io.drain(index, |chain| self.serve(memory, chain))
-            .map_err(|source| DeviceError::Queue {
-                device: "mem",
-                queue: index,
-                source,
-            })
+            .map_err(DeviceError::queue("mem", index))
     }
 }
 
@@ -238,7 +211,7 @@ impl Mem {
     fn serve(&mut self, memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError> {
         let mut bytes = [0; REQUEST_BYTES];
         let (kind, state) = match chain.readable.read(&mut bytes) {
-            REQUEST_BYTES => self.answer(memory, &bytes),
+            REQUEST_BYTES => self.execute(memory, &bytes),
             _ => (response::ERROR, 0),
         };
         let mut answer = [0; RESPONSE_BYTES];

@@ -1,23 +1,22 @@
 //! Numbers from the virtio specification, version 1.2, section 5.15 (Memory Device).
 
-/// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: the driver leaves memory alone that is not plugged.
+/// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: the driver does not access unplugged memory.
 pub const FEATURE_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 
-/// The only queue: requests of the driver.
+/// The only queue: the driver's requests.
 pub const QUEUE_SIZES: &[u16] = &[64];
 
-/// The configuration space, struct virtio_mem_config: block_size, node_id and padding, addr,
-/// region_size, usable_region_size, plugged_size, requested_size, of eight bytes each.
+/// The length of struct virtio_mem_config: block_size, node_id and padding, addr, region_size,
+/// usable_region_size, plugged_size, requested_size, of eight bytes each.
 pub const CONFIG_BYTES: usize = 56;
 
-/// The smallest piece that is plugged and unplugged, in bytes: what a processor maps with one entry,
-/// and what Linux manages at the least.
+/// The size of a block in bytes: a huge page of the processor, and the least that Linux manages.
 pub const BLOCK: u64 = 2 << 20;
 
-/// struct virtio_mem_req: type, addr and nb_blocks, each padded to eight bytes.
+/// The length of struct virtio_mem_req: type, addr and nb_blocks, each padded to eight bytes.
 pub const REQUEST_BYTES: usize = 24;
 
-/// struct virtio_mem_resp: type, padded to eight bytes, and state.
+/// The length of struct virtio_mem_resp: type, padded to eight bytes, and state.
 pub const RESPONSE_BYTES: usize = 10;
 
 /// Types of requests.
@@ -36,13 +35,13 @@ pub mod request {
 pub mod response {
     /// VIRTIO_MEM_RESP_ACK
     pub const ACK: u16 = 0;
-    /// VIRTIO_MEM_RESP_NACK: not now, and not because of an error.
+    /// VIRTIO_MEM_RESP_NACK: the host refuses for now; the request was valid.
     pub const NACK: u16 = 1;
     /// VIRTIO_MEM_RESP_ERROR
     pub const ERROR: u16 = 3;
 }
 
-/// Answers to STATE.
+/// States in the response to STATE.
 pub mod state {
     /// VIRTIO_MEM_STATE_PLUGGED
     pub const PLUGGED: u16 = 0;

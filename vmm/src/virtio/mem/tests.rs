@@ -1,16 +1,16 @@
 use super::*;
-use crate::virtio::fake::Driver;
+use crate::virtio::fake_driver::FakeDriver;
 use vm_memory::Bytes;
 
 /// The fake driver's memory has 32 MiB; the upper half takes the region's place.
 const START: u64 = 16 << 20;
 const REGION: Range<u64> = START..START + 8 * BLOCK;
 
-fn mem(requested_blocks: u64) -> (Driver<Mem>, Sizes) {
+fn mem(requested_blocks: u64) -> (FakeDriver<Mem>, Sizes) {
     let sizes = Sizes::default();
     sizes.set_usable(6 * BLOCK);
     sizes.request(requested_blocks * BLOCK);
-    (Driver::new(Mem::new(REGION, sizes.clone())), sizes)
+    (FakeDriver::new(Mem::new(REGION, sizes.clone())), sizes)
 }
 
 fn request(kind: u16, address: u64, blocks: u16) -> Vec<u8> {
@@ -22,10 +22,10 @@ fn request(kind: u16, address: u64, blocks: u16) -> Vec<u8> {
 }
 
 /// The response's type and state.
-fn ask(driver: &mut Driver<Mem>, kind: u16, block: u64, blocks: u16) -> (u16, u16) {
+fn ask(driver: &mut FakeDriver<Mem>, kind: u16, block: u64, blocks: u16) -> (u16, u16) {
     let sent = request(kind, START + block * BLOCK, blocks);
-    let answer = driver.request(0, &sent, RESPONSE_BYTES).unwrap();
-    let number = |at: usize| u16::from_le_bytes([answer[at], answer[at + 1]]);
+    let response = driver.request(0, &sent, RESPONSE_BYTES).unwrap();
+    let number = |at: usize| u16::from_le_bytes([response[at], response[at + 1]]);
     (number(0), number(8))
 }
 
@@ -39,7 +39,7 @@ fn blocks_are_plugged_up_to_what_the_host_wants() {
 }
 
 #[test]
-fn an_unplugged_block_costs_nothing_and_comes_back_as_zeroes() {
+fn an_unplugged_block_is_freed_and_comes_back_as_zeroes() {
     let (mut driver, sizes) = mem(1);
     ask(&mut driver, request::PLUG, 1, 1);
     let place = GuestAddress(START + BLOCK);
@@ -51,7 +51,7 @@ fn an_unplugged_block_costs_nothing_and_comes_back_as_zeroes() {
 }
 
 #[test]
-fn the_state_of_a_range_is_told() {
+fn the_state_of_a_range_is_returned() {
     let (mut driver, _) = mem(6);
     ask(&mut driver, request::PLUG, 1, 2);
     let mut state = |block, blocks| ask(&mut driver, request::STATE, block, blocks);
@@ -61,7 +61,7 @@ fn the_state_of_a_range_is_told() {
 }
 
 #[test]
-fn what_lies_outside_or_is_so_already_is_an_error() {
+fn blocks_outside_the_region_or_already_in_that_state_are_errors() {
     let (mut driver, sizes) = mem(6);
     ask(&mut driver, request::PLUG, 0, 1);
     for (kind, block, blocks) in [
@@ -75,14 +75,14 @@ fn what_lies_outside_or_is_so_already_is_an_error() {
         (request::STATE, 6, u16::MAX),
         (99, 1, 1),
     ] {
-        let answer = ask(&mut driver, kind, block, blocks);
-        assert_eq!(answer.0, response::ERROR, "{kind} {block} {blocks}");
+        let response = ask(&mut driver, kind, block, blocks);
+        assert_eq!(response.0, response::ERROR, "{kind} {block} {blocks}");
     }
     assert_eq!(sizes.plugged(), BLOCK);
 }
 
 #[test]
-fn addresses_that_overflow_or_are_no_blocks_are_errors() {
+fn addresses_that_overflow_or_are_unaligned_are_errors() {
     let (mut driver, _) = mem(6);
     for address in [
         0,
@@ -92,11 +92,11 @@ fn addresses_that_overflow_or_are_no_blocks_are_errors() {
         u64::MAX,
     ] {
         let sent = request(request::PLUG, address, u16::MAX);
-        let answer = driver.request(0, &sent, RESPONSE_BYTES).unwrap();
-        assert_eq!(answer[0], response::ERROR as u8, "{address:#x}");
+        let response = driver.request(0, &sent, RESPONSE_BYTES).unwrap();
+        assert_eq!(response[0], response::ERROR as u8, "{address:#x}");
     }
-    let answer = driver.request(0, &[0; 3], RESPONSE_BYTES).unwrap();
-    assert_eq!(answer[0], response::ERROR as u8, "a short request");
+    let response = driver.request(0, &[0; 3], RESPONSE_BYTES).unwrap();
+    assert_eq!(response[0], response::ERROR as u8, "a short request");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn everything_is_unplugged_at_once() {
 }
 
 #[test]
-fn the_configuration_tells_the_sizes() {
+fn the_configuration_has_the_sizes() {
     let (driver, _) = mem(3);
     let mut space = [0; CONFIG_BYTES];
     driver.device.read_config(0, &mut space);

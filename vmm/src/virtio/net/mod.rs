@@ -1,6 +1,7 @@
-//! virtio-net: a TAP interface of the host as a network card of the guest.
+//! virtio-net: a TAP interface of the host as a network card of the guest, section 5.1 of the
+//! specification.
 
-pub mod spec;
+mod spec;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -13,31 +14,29 @@ use super::device::{
 };
 use super::spec::device_id;
 
+pub use self::spec::QUEUE_SIZES;
+
 const NAME: &str = "net";
 
-/// The most packets moved in one direction before the other has its turn.
+/// The most packets that are received before the transmit queue has its turn.
 const BUDGET: usize = 256;
 
-/// The sizes of the two queues.
-pub const QUEUE_SIZES: &[u16] = &[256, 256];
-
-/// The only descriptor is the TAP.
+/// The token of the TAP, the only host descriptor.
 const TOKEN_TAP: u32 = 0;
 
-/// The device.
 pub struct Net {
     tap: File,
     mac: [u8; 6],
-    /// A packet from the TAP, with its header, until the guest has buffers for it.
+    /// A packet from the TAP, with its header, which waits for buffers of the guest.
     packet: Box<[u8; HEADER + MAX_PACKET]>,
-    /// The packet's length; 0 when there is none.
+    /// The length of `packet`; 0 if there is none.
     length: usize,
-    /// The TAP may have packets.
+    /// The TAP may have more packets.
     readable: bool,
 }
 
 impl Net {
-    /// A card on `tap`, which must be as [`rvm_protocol::vmm::Net::tap`] says.
+    /// A card on `tap`, which is as [`rvm_protocol::vmm::Net::tap`] demands.
     pub fn new(tap: File, mac: [u8; 6]) -> Self {
         Self {
             tap,
@@ -51,38 +50,36 @@ impl Net {
     /// Moves packets from the TAP to the guest while there are packets and buffers.
     fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         for _ in 0..BUDGET {
-            if !self.fetch()? || !self.deliver(io).map_err(broken(queue::RX))? {
+            if !self.fetch()?
+                || !self
+                    .deliver(io)
+                    .map_err(DeviceError::queue(NAME, queue::RX))?
+            {
                 return Ok(());
             }
         }
-        // The watch tells of changes only, so what is left would wait for the next packet.
+        // The watch is edge-triggered; a fresh one reports the packets that are left.
         io.host.unwatch(self.tap.as_fd());
         self.watch(io.host)
     }
 
-    /// A packet is at hand, or was read from the TAP.
+    /// Reads a packet from the TAP unless one is waiting. False if there is none.
     fn fetch(&mut self) -> Result<bool, DeviceError> {
         while self.length == 0 && self.readable {
             match self.tap.read(self.packet.as_mut_slice()) {
                 Ok(length) => self.length = length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // The interface is down; packets will come when it is up.
+                // The interface is down; the watch reports packets when it is up again.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => self.readable = false,
-                Err(source) => {
-                    return Err(DeviceError::Host {
-                        device: NAME,
-                        action: "read the TAP",
-                        source,
-                    });
-                }
+                Err(error) => return Err(DeviceError::host(NAME, "read the TAP")(error)),
             }
         }
         Ok(self.length > 0)
     }
 
-    /// Copies the packet at hand to as many of the guest's buffers as it takes. False if there are
-    /// too few; none is used then.
+    /// Copies the waiting packet to as many of the guest's buffers as it needs. False if there are too
+    /// few; none is used then.
     fn deliver(&mut self, io: &mut DeviceIo<'_>) -> Result<bool, ChainError> {
         let mut chains = Vec::new();
         let mut room = 0;
@@ -113,21 +110,17 @@ impl Net {
             if length <= HEADER || length > HEADER + MAX_PACKET {
                 return Err(ChainError::Short("packet"));
             }
-            // A packet that the TAP does not take, because it is full, down or does not like the
-            // packet, is lost as on any wire.
+            // A packet that the TAP refuses, because it is full or down or the packet is malformed, is
+            // dropped, as on any network.
             let _ = chain.readable.write_to(&self.tap, None);
             Ok(0)
         })
-        .map_err(broken(queue::TX))
+        .map_err(DeviceError::queue(NAME, queue::TX))
     }
 
     fn watch(&self, host: &mut dyn HostFds) -> Result<(), DeviceError> {
         host.watch(self.tap.as_fd(), TOKEN_TAP, Readiness::READABLE)
-            .map_err(|source| DeviceError::Host {
-                device: NAME,
-                action: "watch the TAP",
-                source,
-            })
+            .map_err(DeviceError::host(NAME, "watch the TAP"))
     }
 }
 
@@ -154,11 +147,8 @@ impl VirtioDevice for Net {
     }
 
     fn start(&mut self, features: u64, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        set_offloads(&self.tap, offloads(features)).map_err(|source| DeviceError::Host {
-            device: NAME,
-            action: "TUNSETOFFLOAD",
-            source,
-        })?;
+        set_offloads(&self.tap, offloads(features))
+            .map_err(DeviceError::host(NAME, "TUNSETOFFLOAD"))?;
         self.watch(io.host)
     }
 
@@ -186,19 +176,11 @@ impl VirtioDevice for Net {
     }
 }
 
-fn broken(queue: usize) -> impl FnOnce(ChainError) -> DeviceError {
-    move |source| DeviceError::Queue {
-        device: NAME,
-        queue,
-        source,
-    }
-}
-
-/// Which unfinished packets the TAP may pass on, given the features that the driver took. Each
-/// needs those it builds on (section 5.1.3.1); without, the TAP would refuse all.
+/// The offloads (TUNSETOFFLOAD) that the TAP may use, given the features that the driver accepted. A
+/// feature without those that it requires (section 5.1.3.1) is left out, or the TAP would refuse all.
 fn offloads(features: u64) -> libc::c_uint {
-    let takes = |feature: u64| features & feature != 0;
-    if !takes(feature::GUEST_CSUM) {
+    let accepted = |feature: u64| features & feature != 0;
+    if !accepted(feature::GUEST_CSUM) {
         return 0;
     }
     let mut flags = libc::TUN_F_CSUM;
@@ -206,11 +188,11 @@ fn offloads(features: u64) -> libc::c_uint {
         (feature::GUEST_TSO4, libc::TUN_F_TSO4),
         (feature::GUEST_TSO6, libc::TUN_F_TSO6),
     ] {
-        if takes(feature) {
+        if accepted(feature) {
             flags |= flag;
         }
     }
-    if flags != libc::TUN_F_CSUM && takes(feature::GUEST_ECN) {
+    if flags != libc::TUN_F_CSUM && accepted(feature::GUEST_ECN) {
         flags |= libc::TUN_F_TSO_ECN;
     }
     flags

@@ -1,10 +1,10 @@
-//! Numbers from the virtio specification, section 5.1 (Network Device).
+//! Numbers from the virtio specification, version 1.2, section 5.1 (Network Device).
 
 /// Feature bits, section 5.1.3.
 pub mod feature {
-    /// VIRTIO_NET_F_CSUM: the device takes packets with partial checksums.
+    /// VIRTIO_NET_F_CSUM: the device accepts packets with partial checksums.
     pub const CSUM: u64 = 1 << 0;
-    /// VIRTIO_NET_F_GUEST_CSUM: so does the driver.
+    /// VIRTIO_NET_F_GUEST_CSUM: the driver accepts them too.
     pub const GUEST_CSUM: u64 = 1 << 1;
     /// VIRTIO_NET_F_MAC
     pub const MAC: u64 = 1 << 5;
@@ -32,10 +32,13 @@ pub mod queue {
     pub const TX: usize = 1;
 }
 
+/// The sizes of the two queues.
+pub const QUEUE_SIZES: &[u16] = &[256, 256];
+
 /// The length of struct virtio_net_hdr with num_buffers, which VIRTIO_F_VERSION_1 implies.
 pub const HEADER: usize = rvm_protocol::vmm::TAP_HEADER;
 
-/// Where num_buffers lies in it.
+/// The offset of num_buffers in it.
 pub const HEADER_NUM_BUFFERS: usize = 10;
 
 /// The largest packet with segmentation offload: 64 KiB and an Ethernet header, section 5.1.6.3.1.

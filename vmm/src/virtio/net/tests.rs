@@ -1,15 +1,18 @@
 use super::*;
-use crate::virtio::fake::Driver;
+use crate::virtio::fake_driver::FakeDriver;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-// A packet socket pair takes the place of the TAP: it keeps packets apart as a TAP does. The
-// ioctls that only a TAP knows are left out.
-fn net() -> (Driver<Net>, File) {
+// A pair of datagram sockets replaces the TAP: like a TAP it preserves packet boundaries. `start`,
+// whose ioctls need a TAP, is not called.
+fn net() -> (FakeDriver<Net>, File) {
     let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     let device = Net::new(File::from(OwnedFd::from(ours)), [0; 6]);
-    (Driver::started(device), File::from(OwnedFd::from(theirs)))
+    (
+        FakeDriver::without_start(device),
+        File::from(OwnedFd::from(theirs)),
+    )
 }
 
 fn packet(bytes: usize) -> Vec<u8> {
@@ -18,7 +21,7 @@ fn packet(bytes: usize) -> Vec<u8> {
     packet
 }
 
-fn arrive(driver: &mut Driver<Net>) {
+fn notify_readable(driver: &mut FakeDriver<Net>) {
     driver
         .call(|net, io| net.process_host_event(TOKEN_TAP, Readiness::READABLE, io))
         .unwrap();
@@ -37,11 +40,11 @@ fn a_packet_from_the_guest_goes_to_the_tap_as_it_is() {
 fn a_packet_waits_until_the_guest_has_buffers() {
     let (mut driver, mut tap) = net();
     tap.write_all(&packet(100)).unwrap();
-    arrive(&mut driver);
-    assert_eq!(driver.answer(queue::RX), None);
+    notify_readable(&mut driver);
+    assert_eq!(driver.response(queue::RX), None);
     driver.post(queue::RX, &[], 2048);
-    driver.ring(queue::RX).unwrap();
-    let received = driver.answer(queue::RX).unwrap();
+    driver.notify(queue::RX).unwrap();
+    let received = driver.response(queue::RX).unwrap();
     assert_eq!(received[HEADER..], packet(100)[HEADER..]);
     assert_eq!(received[HEADER_NUM_BUFFERS..HEADER], 1_u16.to_le_bytes());
 }
@@ -53,11 +56,13 @@ fn a_large_packet_is_spread_over_several_buffers() {
     for _ in 0..2 {
         driver.post(queue::RX, &[], 2048);
     }
-    arrive(&mut driver);
-    assert_eq!(driver.answer(queue::RX), None, "two buffers are too few");
+    notify_readable(&mut driver);
+    assert_eq!(driver.response(queue::RX), None, "two buffers are too few");
     driver.post(queue::RX, &[], 2048);
-    driver.ring(queue::RX).unwrap();
-    let parts: Vec<_> = (0..3).map(|_| driver.answer(queue::RX).unwrap()).collect();
+    driver.notify(queue::RX).unwrap();
+    let parts: Vec<_> = (0..3)
+        .map(|_| driver.response(queue::RX).unwrap())
+        .collect();
     assert_eq!(parts[0][HEADER_NUM_BUFFERS..HEADER], 3_u16.to_le_bytes());
     assert_eq!(parts.concat()[HEADER..], packet(5000)[HEADER..]);
 }
@@ -80,14 +85,14 @@ fn packets_keep_their_order() {
         tap.write_all(&packet(bytes)).unwrap();
         driver.post(queue::RX, &[], 2048);
     }
-    arrive(&mut driver);
+    notify_readable(&mut driver);
     for bytes in [60, 70, 80] {
-        assert_eq!(driver.answer(queue::RX).unwrap().len(), HEADER + bytes);
+        assert_eq!(driver.response(queue::RX).unwrap().len(), HEADER + bytes);
     }
 }
 
 #[test]
-fn unfinished_packets_are_taken_only_with_what_they_build_on() {
+fn an_offload_is_used_only_with_those_that_it_requires() {
     use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6};
     let tso4 = feature::GUEST_CSUM | feature::GUEST_TSO4;
     for (features, flags) in [
@@ -109,7 +114,7 @@ fn unfinished_packets_are_taken_only_with_what_they_build_on() {
     }
 }
 
-/// A real TAP, in a network namespace of the calling thread's own.
+/// Tests with a real TAP, in a network namespace of the calling thread's own.
 mod tap {
     use super::*;
     use std::net::UdpSocket;
@@ -120,12 +125,12 @@ mod tap {
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
     /// Calls `test` on a thread with a TAP whose address is 10.0.0.1, and 10.0.0.2 behind it, and a
-    /// driver that has taken these features.
-    fn with_tap(features: u64, test: impl FnOnce(Driver<Net>) + Send + 'static) {
+    /// driver that has accepted these features.
+    fn with_tap(features: u64, test: impl FnOnce(FakeDriver<Net>) + Send + 'static) {
         let run = move || {
             unshare_network();
             let tap = open_tap();
-            // Or the kernel would say on its own which groups it is in.
+            // Otherwise the kernel would send multicast listener reports.
             std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1").unwrap();
             for line in [
                 "link set tap0 address 02:00:00:00:00:01 up",
@@ -135,7 +140,7 @@ mod tap {
                 let status = Command::new("ip").args(line.split(' ')).status().unwrap();
                 assert!(status.success(), "ip {line}");
             }
-            let mut driver = Driver::started(Net::new(tap, MAC));
+            let mut driver = FakeDriver::without_start(Net::new(tap, MAC));
             driver.call(|net, io| net.start(features, io)).unwrap();
             test(driver);
         };
@@ -179,11 +184,11 @@ mod tap {
     }
 
     /// The next packet to the guest.
-    fn received(driver: &mut Driver<Net>) -> Vec<u8> {
+    fn received(driver: &mut FakeDriver<Net>) -> Vec<u8> {
         driver.post(queue::RX, &[], 2048);
         loop {
-            arrive(driver);
-            if let Some(packet) = driver.answer(queue::RX) {
+            notify_readable(driver);
+            if let Some(packet) = driver.response(queue::RX) {
                 return packet;
             }
         }
@@ -215,7 +220,7 @@ mod tap {
         packet
     }
 
-    /// The sum that internet checksums are made of.
+    /// The ones' complement sum of RFC 1071.
     fn sum(bytes: &[u8]) -> u16 {
         let words = bytes
             .chunks(2)
@@ -241,7 +246,7 @@ mod tap {
     }
 
     #[test]
-    fn the_guest_gets_packets_without_checksums_only_if_it_takes_them() {
+    fn the_guest_gets_packets_without_checksums_only_if_it_accepts_them() {
         for (features, unfinished) in [(feature::GUEST_CSUM, true), (0, false)] {
             with_tap(features, move |mut driver| {
                 let socket = UdpSocket::bind("10.0.0.1:7001").unwrap();
@@ -258,12 +263,12 @@ mod tap {
     }
 
     #[test]
-    fn large_segments_reach_the_guest_whole_only_if_it_takes_them() {
+    fn large_segments_reach_the_guest_whole_only_if_it_accepts_them() {
         use std::io::Write;
         let tso = feature::GUEST_CSUM | feature::GUEST_TSO4;
         for (features, whole) in [(tso, true), (feature::GUEST_CSUM, false)] {
             with_tap(features, move |mut driver| {
-                // A connection to a guest that answers by hand.
+                // A connection to a guest whose packets the test makes.
                 let connect = std::thread::spawn(|| std::net::TcpStream::connect("10.0.0.2:80"));
                 let syn = received(&mut driver);
                 driver.request(queue::TX, &syn_ack(&syn), 0).unwrap();
@@ -274,8 +279,8 @@ mod tap {
                 for _ in 0..7 {
                     driver.post(queue::RX, &[], 2048);
                 }
-                arrive(&mut driver);
-                let first = driver.answer(queue::RX).unwrap();
+                notify_readable(&mut driver);
+                let first = driver.response(queue::RX).unwrap();
                 let parts =
                     u16::from_le_bytes([first[HEADER_NUM_BUFFERS], first[HEADER_NUM_BUFFERS + 1]]);
                 // VIRTIO_NET_HDR_GSO_TCPV4

@@ -1,15 +1,15 @@
-//! One stream between a host program and a guest program, and its flow control.
+//! A stream between a host program and a guest program, and its flow control.
 //!
 //! ```text
 //!            REQUEST sent            RESPONSE
 //! accepted ───────────────> Opening ──────────> Open ──> (removed)
-//!                              └── RST ──> (removed)  RST either way, or both sides have said
-//!                                                     that they send and receive no more
+//!                              └── RST ──> (removed)  RST by either side, or both directions are
+//!                                                     shut down
 //! ```
 //!
-//! Data for the guest stays in the host's socket until the guest has room for it; data from the
-//! guest waits in `backlog`, which never grows past [`RECEIVE_BUFFER`], until the host program
-//! reads. So a slow reader on either side stops the writer on the other, and nothing else grows.
+//! Data for the guest stays in the host's socket until the guest has room for it. Data from the guest
+//! waits in `backlog`, which never exceeds [`RECEIVE_BUFFER`], until the host program reads. So a slow
+//! reader on one side stops the writer on the other, and no other buffer grows.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -20,72 +20,70 @@ use std::os::unix::net::UnixStream;
 use super::spec::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::virtio::chain::Buffers;
 
-/// What the guest may send before we have passed it on, in bytes, announced as buf_alloc. It is
-/// the guest's means to make us hold memory, once per connection.
+/// The receive buffer that is announced to the guest as buf_alloc, in bytes. It bounds the memory that
+/// the guest can make this process allocate per connection.
 pub const RECEIVE_BUFFER: u32 = 256 * 1024;
 
-/// The guest hears of freed room when this much has become free since it last did: often enough
-/// never to stop a writer whose reader keeps up.
+/// A credit update is sent when this many bytes were forwarded since the last one: often enough never
+/// to stop a writer whose reader keeps up.
 const CREDIT_STEP: u32 = RECEIVE_BUFFER / 4;
 
-/// The guest broke the protocol on this connection, or the host's end is gone: either way the
-/// guest is told with a reset.
+/// The guest violated the protocol on this connection, or the host's socket failed. The device answers
+/// with a reset.
 #[derive(Debug)]
 pub struct Broken;
 
-/// What must be told to the guest.
+/// Control packets that were not sent yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Pending {
     request: bool,
     credit: bool,
-    /// The flags of a SHUTDOWN that was not sent yet.
+    /// The flags of a SHUTDOWN; 0 for none.
     shutdown: u32,
 }
 
-/// One stream.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    /// The guest's port.
     pub guest_port: u32,
-    /// It stands in the device's queue of streams with something for the guest.
-    pub waiting: bool,
+    /// The connection is in the device's queue of streams that have a packet for the guest.
+    pub is_queued: bool,
     open: bool,
     /// The host's socket may have data for the guest.
     readable: bool,
     pending: Pending,
-    /// What we told the guest we will not do any more, as SHUTDOWN flags.
-    closed_here: u32,
-    /// What the guest told us it will not do any more.
-    closed_there: u32,
-    /// The guest's receive buffer and how much has left it.
+    /// The directions that this side has shut down, as SHUTDOWN flags.
+    local_shutdown: u32,
+    /// The directions that the guest has shut down, as SHUTDOWN flags.
+    peer_shutdown: u32,
+    /// The guest's buf_alloc and fwd_cnt.
     peer_alloc: u32,
     peer_forwarded: Wrapping<u32>,
-    /// Bytes sent to the guest.
+    /// Bytes sent to the guest, modulo 2^32.
     sent: Wrapping<u32>,
-    /// Bytes from the guest that the host's socket took.
+    /// Bytes from the guest that were written to the host's socket, modulo 2^32.
     forwarded: Wrapping<u32>,
-    /// `forwarded` as the guest last heard it.
+    /// The value of `forwarded` that was last sent to the guest.
     announced: Wrapping<u32>,
-    /// Bytes from the guest that the host's socket did not take yet.
+    /// Bytes from the guest that the host's socket had no room for.
     backlog: VecDeque<u8>,
 }
 
 impl Connection {
-    /// A host program has connected; the guest has yet to hear of it. `stream` does not block.
+    /// A connection that the guest does not know yet. `stream` is nonblocking.
     pub fn new(stream: UnixStream, guest_port: u32) -> Self {
         Self {
             stream,
             guest_port,
-            waiting: true,
+            is_queued: true,
             open: false,
             readable: false,
             pending: Pending {
                 request: true,
                 ..Pending::default()
             },
-            closed_here: 0,
-            closed_there: 0,
+            local_shutdown: 0,
+            peer_shutdown: 0,
             peer_alloc: 0,
             peer_forwarded: Wrapping(0),
             sent: Wrapping(0),
@@ -95,52 +93,47 @@ impl Connection {
         }
     }
 
-    /// The host's end.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
-
-    /// The host's socket has data, or its end has come.
+    /// Notes that the host's socket has data or was closed.
     pub fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// There is something to tell the guest, and it would have room for it.
+    /// Whether there is a packet for the guest, and the guest has credit for it.
     pub fn wants_to_send(&self) -> bool {
         self.pending != Pending::default() || self.may_read()
     }
 
-    /// Neither side has anything to say any more.
-    pub fn finished(&self) -> bool {
-        self.closed_there == SHUTDOWN_RECEIVE | SHUTDOWN_SEND && self.backlog.is_empty()
+    /// Whether both directions are shut down and all data has arrived.
+    pub fn is_finished(&self) -> bool {
+        self.peer_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND && self.backlog.is_empty()
     }
 
-    /// The guest's end is gone. True if data that came before its end still waits for the host
-    /// program: Linux resets a stream whose close was not answered within 8 seconds, however slowly
-    /// the other side reads.
-    pub fn abandoned(&mut self) -> bool {
-        let ended = self.closed_there & SHUTDOWN_SEND != 0;
-        self.closed_there = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
-        ended && !self.backlog.is_empty()
+    /// Handles a reset by the guest. True if data that came before the guest's shutdown still waits for
+    /// the host program: Linux resets a stream whose close was not answered within 8 seconds, however
+    /// slowly the other side reads.
+    pub fn handle_reset(&mut self) -> bool {
+        let had_shut_down = self.peer_shutdown & SHUTDOWN_SEND != 0;
+        self.peer_shutdown = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+        had_shut_down && !self.backlog.is_empty()
     }
 
     fn may_read(&self) -> bool {
         self.open
             && self.readable
-            && self.closed_here & SHUTDOWN_SEND == 0
-            && self.closed_there & SHUTDOWN_RECEIVE == 0
+            && self.local_shutdown & SHUTDOWN_SEND == 0
+            && self.peer_shutdown & SHUTDOWN_RECEIVE == 0
             && self.credit() > 0
     }
 
-    /// How much the guest can take. A guest that claims to have forwarded more than it was sent
-    /// only hurts itself.
+    /// The free bytes of the guest's receive buffer. A guest that claims to have forwarded more than it
+    /// was sent harms only itself.
     fn credit(&self) -> u32 {
         self.peer_alloc
             .saturating_sub((self.sent - self.peer_forwarded).0)
     }
 
-    /// The next packet for the guest: its operation, its flags, and how much data went into
-    /// `data`. None if there is nothing to say after all.
+    /// The next packet for the guest: its operation, its flags, and the length of its data, which is
+    /// copied to `data`. None if there is no packet.
     pub fn next_packet(
         &mut self,
         data: &mut Buffers<'_>,
@@ -164,7 +157,7 @@ impl Connection {
         Ok(None)
     }
 
-    /// Moves data from the host's socket to the guest's buffers. 0 if there is none.
+    /// Moves data from the host's socket to the guest's buffers. Returns 0 if there is none.
     fn read(&mut self, data: &mut Buffers<'_>) -> Result<u32, Broken> {
         let room = data.len().min(self.credit() as usize);
         let target = data.split_to(room).map_err(|_| Broken)?;
@@ -174,11 +167,11 @@ impl Connection {
         match target.read_from(&self.stream, None) {
             Ok(0) => {
                 self.readable = false;
-                self.end_of_input();
+                self.handle_end_of_input();
                 Ok(0)
             }
             Ok(bytes) => {
-                // No more than `room`, which is at most u32::MAX.
+                // At most `room`, which fits u32.
                 self.sent += bytes as u32;
                 Ok(bytes as u32)
             }
@@ -190,31 +183,31 @@ impl Connection {
         }
     }
 
-    fn end_of_input(&mut self) {
+    fn handle_end_of_input(&mut self) {
         let mut flags = SHUTDOWN_SEND;
         if is_closed(&self.stream) {
             flags |= SHUTDOWN_RECEIVE;
         }
-        self.pending.shutdown |= flags & !self.closed_here;
-        self.closed_here |= flags;
+        self.pending.shutdown |= flags & !self.local_shutdown;
+        self.local_shutdown |= flags;
     }
 
-    /// Fills in what every header tells about our receive buffer.
-    pub fn stamp(&mut self, header: &mut Header) {
+    /// Fills in the header's fields about this side's receive buffer.
+    pub fn set_credit(&mut self, header: &mut Header) {
         self.pending.credit = false;
         self.announced = self.forwarded;
         header.buf_alloc = RECEIVE_BUFFER;
         header.fwd_cnt = self.forwarded.0;
     }
 
-    /// The guest sent a packet other than a reset; `data` is what came with it.
+    /// Handles a packet of the guest other than a reset, with its data.
     pub fn receive(&mut self, header: &Header, data: Buffers<'_>) -> Result<(), Broken> {
         self.peer_alloc = header.buf_alloc;
         self.peer_forwarded = Wrapping(header.fwd_cnt);
         match (header.op, self.open) {
             (op::RESPONSE, false) => self.open = true,
-            (op::RW, true) => self.take_data(data)?,
-            (op::SHUTDOWN, true) => self.close_there(header.flags)?,
+            (op::RW, true) => self.receive_data(data)?,
+            (op::SHUTDOWN, true) => self.handle_shutdown(header.flags)?,
             (op::CREDIT_UPDATE, true) => {}
             (op::CREDIT_REQUEST, true) => self.pending.credit = true,
             _ => return Err(Broken),
@@ -222,8 +215,8 @@ impl Connection {
         Ok(())
     }
 
-    fn take_data(&mut self, mut data: Buffers<'_>) -> Result<(), Broken> {
-        if self.closed_there & SHUTDOWN_SEND != 0
+    fn receive_data(&mut self, mut data: Buffers<'_>) -> Result<(), Broken> {
+        if self.peer_shutdown & SHUTDOWN_SEND != 0
             || self.backlog.len() + data.len() > RECEIVE_BUFFER as usize
         {
             return Err(Broken);
@@ -235,7 +228,7 @@ impl Connection {
                 Err(_) => return Err(Broken),
             };
             data.split_to(written).map_err(|_| Broken)?;
-            self.forward(written);
+            self.count_forwarded(written);
         }
         let start = self.backlog.len();
         self.backlog.resize(start + data.len(), 0);
@@ -246,52 +239,52 @@ impl Connection {
         Ok(())
     }
 
-    /// The host's socket has room again.
+    /// Writes the backlog to the host's socket, which has room again.
     pub fn flush(&mut self) -> Result<(), Broken> {
         while !self.backlog.is_empty() {
             match (&self.stream).write(self.backlog.as_slices().0) {
                 Ok(written) => {
                     self.backlog.drain(..written);
-                    self.forward(written);
+                    self.count_forwarded(written);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(Broken),
             }
         }
-        self.pass_on_end()
+        self.shut_down_if_flushed()
     }
 
-    fn forward(&mut self, bytes: usize) {
+    fn count_forwarded(&mut self, bytes: usize) {
         self.forwarded += bytes as u32;
         self.pending.credit |= (self.forwarded - self.announced).0 >= CREDIT_STEP;
     }
 
-    fn close_there(&mut self, flags: u32) -> Result<(), Broken> {
-        self.closed_there |= flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
-        if self.closed_there & SHUTDOWN_RECEIVE != 0 {
-            shut(&self.stream, Shutdown::Read)?;
+    fn handle_shutdown(&mut self, flags: u32) -> Result<(), Broken> {
+        self.peer_shutdown |= flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
+        if self.peer_shutdown & SHUTDOWN_RECEIVE != 0 {
+            shut_down(&self.stream, Shutdown::Read)?;
         }
-        self.pass_on_end()
+        self.shut_down_if_flushed()
     }
 
-    fn pass_on_end(&mut self) -> Result<(), Broken> {
-        if self.closed_there & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
-            shut(&self.stream, Shutdown::Write)?;
+    fn shut_down_if_flushed(&mut self) -> Result<(), Broken> {
+        if self.peer_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
+            shut_down(&self.stream, Shutdown::Write)?;
         }
         Ok(())
     }
 }
 
-fn shut(stream: &UnixStream, how: Shutdown) -> Result<(), Broken> {
+fn shut_down(stream: &UnixStream, how: Shutdown) -> Result<(), Broken> {
     match stream.shutdown(how) {
-        // The host's end went first.
+        // The host program closed its end first.
         Err(error) if error.kind() != ErrorKind::NotConnected => Err(Broken),
         _ => Ok(()),
     }
 }
 
-/// The host's program closed its end, rather than only ending what it sends.
+/// Whether the host program closed its socket, rather than only shut down its sending direction.
 fn is_closed(stream: &UnixStream) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(stream, PollFlags::empty())];
@@ -302,13 +295,13 @@ fn is_closed(stream: &UnixStream) -> bool {
     poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// Accepts what waits on a listener, as a stream that does not block.
+/// Accepts a connection as a nonblocking stream. None if none waits.
 pub fn accept(listener: &std::os::unix::net::UnixListener) -> io::Result<Option<UnixStream>> {
     use rustix::net::{SocketFlags, accept_with};
     match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
         Ok(stream) => Ok(Some(stream.into())),
         Err(error) if error == rustix::io::Errno::AGAIN => Ok(None),
-        // The program gave up while it waited.
+        // The program closed the connection while it waited.
         Err(error) if error == rustix::io::Errno::CONNABORTED => Ok(None),
         Err(error) => Err(error.into()),
     }

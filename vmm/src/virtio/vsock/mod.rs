@@ -1,11 +1,13 @@
-//! virtio-vsock: streams between host programs and the guest, over Unix sockets.
+//! virtio-vsock: streams between host programs and the guest, over Unix sockets, section 5.10 of the
+//! specification.
 //!
-//! For each guest port that may be reached there is a listening Unix socket; whoever connects to it
-//! is connected to the port. The guest itself can open nothing on the host. Its one call out, to
-//! [`READY_PORT`], tells that its listeners are up; before it, connections wait in their socket.
+//! Each guest port that host programs can connect to has a listening Unix socket on the host; a
+//! connection to the socket becomes a connection to the port. The guest cannot connect to the host. Its
+//! one request, to [`READY_PORT`], means that its listeners are ready; before it, host connections wait
+//! in their socket's backlog.
 
-pub mod connection;
-pub mod spec;
+mod connection;
+mod spec;
 #[cfg(test)]
 mod tests;
 
@@ -16,42 +18,43 @@ use std::os::unix::net::UnixListener;
 use rvm_protocol::{GUEST_CID, READY_PORT};
 
 use self::connection::{Broken, Connection};
-use self::spec::{HOST_CID, Header, TYPE_STREAM, op, queue};
-use super::chain::ChainError;
+use self::spec::{HOST_CID, Header, QUEUE_SIZES, TYPE_STREAM, op, queue};
+use super::chain::{Buffers, ChainError};
 use super::device::{
     DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
 };
 use super::spec::device_id;
 
-/// The most streams at a time. Only host programs open them.
+/// The most streams at a time. Only host programs open streams.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// The most answers to packets of no known stream that wait for the guest to take them; the rest
-/// are dropped. A guest that sends such packets and takes no answers would otherwise fill memory.
+/// The most resets for unknown streams that wait for receive buffers of the guest, beside one per
+/// stream; the rest are dropped. A guest that sends packets of unknown streams and provides no buffers
+/// would otherwise fill memory.
 const MAX_STRAY_RESETS: usize = 64;
 
-/// The first host port. The tokens below it are the listeners'.
+/// The first host port. Host descriptors are watched with their host port as token; smaller tokens are
+/// indexes of listeners.
 const FIRST_HOST_PORT: u32 = 1 << 16;
 
 const NAME: &str = "vsock";
 
-/// The device.
 pub struct Vsock {
     config: [u8; 8],
     listeners: Vec<(u32, UnixListener)>,
-    /// The guest listens.
+    /// The guest's listeners are ready.
     ready: bool,
     /// By host port.
     connections: HashMap<u32, Connection>,
     next_host_port: u32,
-    /// Host ports of the streams with something for the guest, each once.
-    waiting: VecDeque<u32>,
-    /// Resets for streams that do not exist (any more): host port, guest port.
+    /// Host ports of the streams that have a packet for the guest, each once.
+    send_queue: VecDeque<u32>,
+    /// Resets for streams that do not exist: host port, guest port.
     resets: VecDeque<(u32, u32)>,
 }
 
 impl Vsock {
-    /// A device through which each guest port can be reached at its listener.
+    /// A device that connects each listener's connections to the guest port beside it.
     pub fn new(listeners: Vec<(u32, UnixListener)>) -> std::io::Result<Self> {
         for (_, listener) in &listeners {
             listener.set_nonblocking(true)?;
@@ -62,29 +65,25 @@ impl Vsock {
             ready: false,
             connections: HashMap::new(),
             next_host_port: FIRST_HOST_PORT,
-            waiting: VecDeque::new(),
+            send_queue: VecDeque::new(),
             resets: VecDeque::new(),
         })
     }
 
-    /// The guest listens from now on: whoever waits may come in.
+    /// Starts to accept connections: the guest's listeners are ready.
     fn set_ready(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         if std::mem::replace(&mut self.ready, true) {
             return Ok(());
         }
         for token in 0..self.listeners.len() {
-            // What waits already counts as news to a fresh watch.
+            // A fresh watch reports the connections that wait already.
             io.host
                 .watch(
                     self.listeners[token].1.as_fd(),
                     token as u32,
                     Readiness::READABLE,
                 )
-                .map_err(|source| DeviceError::Host {
-                    device: NAME,
-                    action: "watch",
-                    source,
-                })?;
+                .map_err(DeviceError::host(NAME, "watch"))?;
         }
         Ok(())
     }
@@ -109,13 +108,13 @@ impl Vsock {
                 continue;
             }
             self.connections.insert(id, Connection::new(stream, *port));
-            self.waiting.push_back(id);
+            self.send_queue.push_back(id);
         }
     }
 
-    /// Gives the guest whatever there is for it and it has buffers for.
+    /// Sends packets to the guest while there are packets and receive buffers.
     fn send(&mut self, io: &mut DeviceIo<'_>) -> Result<(), ChainError> {
-        while !self.resets.is_empty() || !self.waiting.is_empty() {
+        while !self.resets.is_empty() || !self.send_queue.is_empty() {
             let Some(mut chain) = io.pop(queue::RX)? else {
                 return Ok(());
             };
@@ -131,14 +130,14 @@ impl Vsock {
         Ok(())
     }
 
-    /// The next packet for the guest. None if the stream whose turn it was has nothing to say.
-    fn next_packet(&mut self, data: &mut super::chain::Buffers<'_>) -> Option<Header> {
+    /// The next packet for the guest. None if the stream whose turn it was has none.
+    fn next_packet(&mut self, data: &mut Buffers<'_>) -> Option<Header> {
         if let Some((host_port, guest_port)) = self.resets.pop_front() {
             return Some(header(host_port, guest_port, op::RST));
         }
-        let id = self.waiting.pop_front()?;
+        let id = self.send_queue.pop_front()?;
         let connection = self.connections.get_mut(&id)?;
-        connection.waiting = false;
+        connection.is_queued = false;
         let guest_port = connection.guest_port;
         match connection.next_packet(data) {
             Ok(Some((op, flags, len))) => {
@@ -147,10 +146,10 @@ impl Vsock {
                     len,
                     ..header(id, guest_port, op)
                 };
-                connection.stamp(&mut header);
+                connection.set_credit(&mut header);
                 if connection.wants_to_send() {
-                    connection.waiting = true;
-                    self.waiting.push_back(id);
+                    connection.is_queued = true;
+                    self.send_queue.push_back(id);
                 }
                 Some(header)
             }
@@ -162,20 +161,23 @@ impl Vsock {
         }
     }
 
-    /// Takes every packet that the guest has sent.
+    /// Handles every packet that the guest has sent.
     fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        while let Some(mut chain) = io.pop(queue::TX).map_err(broken(queue::TX))? {
+        while let Some(mut chain) = io
+            .pop(queue::TX)
+            .map_err(DeviceError::queue(NAME, queue::TX))?
+        {
             let header: Header = chain
                 .readable
                 .read_obj("vsock header")
-                .map_err(broken(queue::TX))?;
+                .map_err(DeviceError::queue(NAME, queue::TX))?;
             let data = chain
                 .readable
                 .split_to(header.len as usize)
-                .map_err(broken(queue::TX))?;
+                .map_err(DeviceError::queue(NAME, queue::TX))?;
             self.dispatch(&header, data, io)?;
             io.push(queue::TX, chain.head, 0)
-                .map_err(broken(queue::TX))?;
+                .map_err(DeviceError::queue(NAME, queue::TX))?;
         }
         Ok(())
     }
@@ -183,16 +185,16 @@ impl Vsock {
     fn dispatch(
         &mut self,
         header: &Header,
-        data: super::chain::Buffers<'_>,
+        data: Buffers<'_>,
         io: &mut DeviceIo<'_>,
     ) -> Result<(), DeviceError> {
         let (host_port, guest_port) = (header.dst_port, header.src_port);
         if { header.src_cid } != u64::from(GUEST_CID) || { header.dst_cid } != HOST_CID {
-            // Not for us. There is nobody else.
+            // There are no other endpoints.
             return Ok(());
         }
         if { header.op } == op::REQUEST && host_port == READY_PORT {
-            self.reset_stray(host_port, guest_port);
+            self.send_reset(host_port, guest_port);
             return self.set_ready(io);
         }
         let connection = self
@@ -201,37 +203,37 @@ impl Vsock {
             .filter(|connection| connection.guest_port == guest_port);
         let Some(connection) = connection else {
             if { header.op } != op::RST {
-                self.reset_stray(host_port, guest_port);
+                self.send_reset(host_port, guest_port);
             }
             return Ok(());
         };
         if { header.op } == op::RST {
-            if !connection.abandoned() {
+            if !connection.handle_reset() {
                 self.connections.remove(&host_port);
             }
             return Ok(());
         }
-        let sound = { header.kind } == TYPE_STREAM && connection.receive(header, data).is_ok();
-        self.settle(host_port, sound);
+        let intact = { header.kind } == TYPE_STREAM && connection.receive(header, data).is_ok();
+        self.update(host_port, intact);
         Ok(())
     }
 
-    /// After a stream has changed: lets it speak, or ends it.
-    fn settle(&mut self, id: u32, sound: bool) {
+    /// Queues a stream that has packets to send, or removes one that is finished or not intact.
+    fn update(&mut self, id: u32, intact: bool) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        if !sound || connection.finished() {
+        if !intact || connection.is_finished() {
             let guest_port = connection.guest_port;
             self.connections.remove(&id);
-            self.reset_stray(id, guest_port);
-        } else if connection.wants_to_send() && !connection.waiting {
-            connection.waiting = true;
-            self.waiting.push_back(id);
+            self.send_reset(id, guest_port);
+        } else if connection.wants_to_send() && !connection.is_queued {
+            connection.is_queued = true;
+            self.send_queue.push_back(id);
         }
     }
 
-    fn reset_stray(&mut self, host_port: u32, guest_port: u32) {
+    fn send_reset(&mut self, host_port: u32, guest_port: u32) {
         if self.resets.len() < MAX_STRAY_RESETS + self.connections.len() {
             self.resets.push_back((host_port, guest_port));
         }
@@ -242,7 +244,7 @@ impl VirtioDevice for Vsock {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             id: device_id::VSOCK,
-            queue_sizes: &[256, 256, 16],
+            queue_sizes: QUEUE_SIZES,
             features: 0,
         }
     }
@@ -255,7 +257,7 @@ impl VirtioDevice for Vsock {
         if index == queue::TX {
             self.receive(io)?;
         }
-        self.send(io).map_err(broken(queue::RX))
+        self.send(io).map_err(DeviceError::queue(NAME, queue::RX))
     }
 
     fn process_host_event(
@@ -270,10 +272,10 @@ impl VirtioDevice for Vsock {
             if ready.readable || ready.hung_up {
                 connection.set_readable();
             }
-            let sound = !(ready.writable || ready.hung_up) || connection.flush().is_ok();
-            self.settle(token, sound);
+            let intact = !(ready.writable || ready.hung_up) || connection.flush().is_ok();
+            self.update(token, intact);
         }
-        self.send(io).map_err(broken(queue::RX))
+        self.send(io).map_err(DeviceError::queue(NAME, queue::RX))
     }
 
     fn reset(&mut self, host: &mut dyn HostFds) {
@@ -282,16 +284,8 @@ impl VirtioDevice for Vsock {
         }
         self.ready = false;
         self.connections.clear();
-        self.waiting.clear();
+        self.send_queue.clear();
         self.resets.clear();
-    }
-}
-
-fn broken(queue: usize) -> impl FnOnce(ChainError) -> DeviceError {
-    move |source| DeviceError::Queue {
-        device: NAME,
-        queue,
-        source,
     }
 }
 
@@ -307,7 +301,7 @@ fn header(host_port: u32, guest_port: u32, op: u16) -> Header {
     }
 }
 
-/// The next host port that is not in use. There are far more ports than streams.
+/// The next host port that is not in use. There are far more ports than streams, so the loop ends.
 fn next_free(next: &mut u32, taken: &HashMap<u32, Connection>) -> u32 {
     loop {
         let port = *next;

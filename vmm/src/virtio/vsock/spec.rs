@@ -1,4 +1,4 @@
-//! Numbers from the virtio specification, section 5.10 (Socket Device).
+//! Numbers from the virtio specification, version 1.2, section 5.10 (Socket Device).
 
 use vm_memory::ByteValued;
 
@@ -8,9 +8,10 @@ pub mod queue {
     pub const RX: usize = 0;
     /// From the guest.
     pub const TX: usize = 1;
-    /// Events, of which we have none to tell.
-    pub const EVENT: usize = 2;
 }
+
+/// The sizes of the receive, transmit and event queues. The device sends no events.
+pub const QUEUE_SIZES: &[u16] = &[256, 256, 16];
 
 /// The host's context id.
 pub const HOST_CID: u64 = 2;
@@ -36,33 +37,29 @@ pub mod op {
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
-/// VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE: the sender of this will receive no more.
+/// VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE: the sender of the packet receives no more data.
 pub const SHUTDOWN_RECEIVE: u32 = 1;
 
-/// VIRTIO_VSOCK_SHUTDOWN_F_SEND: the sender of this will send no more.
+/// VIRTIO_VSOCK_SHUTDOWN_F_SEND: the sender of the packet sends no more data.
 pub const SHUTDOWN_SEND: u32 = 2;
 
-/// struct virtio_vsock_hdr. All fields are little-endian, as is every machine we run on.
+/// struct virtio_vsock_hdr. All fields are little-endian, like x86-64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, packed)]
 pub struct Header {
-    /// Who sends.
     pub src_cid: u64,
-    /// Who receives.
     pub dst_cid: u64,
-    /// The sender's port.
     pub src_port: u32,
-    /// The receiver's port.
     pub dst_port: u32,
-    /// Bytes of data behind the header.
+    /// The length of the data after the header, in bytes.
     pub len: u32,
     /// [`TYPE_STREAM`]
     pub kind: u16,
     /// One of [`op`].
     pub op: u16,
-    /// For [`op::SHUTDOWN`].
+    /// Flags of [`op::SHUTDOWN`]; 0 in other packets.
     pub flags: u32,
-    /// The size of the sender's receive buffer.
+    /// The size of the sender's receive buffer, in bytes.
     pub buf_alloc: u32,
     /// Bytes that have left the sender's receive buffer so far, modulo 2^32.
     pub fwd_cnt: u32,

@@ -5,14 +5,14 @@ use std::os::unix::net::UnixStream;
 use super::connection::RECEIVE_BUFFER;
 use super::spec::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
-use crate::virtio::fake::Driver;
+use crate::virtio::fake_driver::FakeDriver;
 use vm_memory::ByteValued;
 
 const PORT: u32 = 1024;
 const GUEST_BUFFER: u32 = 64 * 1024;
 
 struct Guest {
-    driver: Driver<Vsock>,
+    driver: FakeDriver<Vsock>,
     path: std::path::PathBuf,
     _dir: tempfile::TempDir,
     fwd_cnt: u32,
@@ -23,7 +23,7 @@ impl Guest {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("port");
         let listener = UnixListener::bind(&path).unwrap();
-        let driver = Driver::new(Vsock::new(vec![(PORT, listener)]).unwrap());
+        let driver = FakeDriver::new(Vsock::new(vec![(PORT, listener)]).unwrap());
         let mut guest = Self {
             driver,
             path,
@@ -81,9 +81,9 @@ impl Guest {
 
     /// The next packet, and a fresh buffer in its place.
     fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
-        let mut packet = self.driver.answer(queue::RX)?;
+        let mut packet = self.driver.response(queue::RX)?;
         self.driver.post(queue::RX, &[], 4096);
-        self.driver.ring(queue::RX).unwrap();
+        self.driver.notify(queue::RX).unwrap();
         let data = packet.split_off(size_of::<Header>());
         Some((*Header::from_slice(&packet).unwrap(), data))
     }
@@ -120,7 +120,7 @@ impl Header {
 }
 
 #[test]
-fn nobody_comes_in_before_the_guest_is_ready() {
+fn no_connection_is_accepted_before_the_guest_is_ready() {
     let mut guest = Guest::new();
     let _stream = guest.connect();
     assert!(guest.driver.watches.0.is_empty());
@@ -131,14 +131,11 @@ fn nobody_comes_in_before_the_guest_is_ready() {
 }
 
 #[test]
-fn the_guest_can_open_nothing_on_the_host() {
+fn the_guest_cannot_connect_to_the_host() {
     let mut guest = Guest::ready();
     guest.send(22, 5000, op::REQUEST, 0, &[]);
-    let answer = guest.receive().unwrap().0;
-    assert_eq!(
-        (answer.op(), answer.src(), answer.dst()),
-        (op::RST, 22, 5000)
-    );
+    let reset = guest.receive().unwrap().0;
+    assert_eq!((reset.op(), reset.src(), reset.dst()), (op::RST, 22, 5000));
 }
 
 #[test]
@@ -158,12 +155,12 @@ fn data_passes_in_both_directions() {
 }
 
 #[test]
-fn the_end_of_input_is_told_after_the_data() {
+fn the_hosts_shutdown_is_sent_after_the_data() {
     let (mut guest, mut stream, host_port) = Guest::connected();
-    stream.write_all(b"last words").unwrap();
+    stream.write_all(b"last data").unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     guest.wake();
-    assert_eq!(guest.receive().unwrap().1, b"last words");
+    assert_eq!(guest.receive().unwrap().1, b"last data");
     let end = guest.receive().unwrap().0;
     assert_eq!((end.op(), end.flags()), (op::SHUTDOWN, SHUTDOWN_SEND));
     // The other direction goes on.
@@ -172,7 +169,7 @@ fn the_end_of_input_is_told_after_the_data() {
 }
 
 #[test]
-fn a_host_program_that_goes_away_takes_nothing_more() {
+fn a_closed_host_socket_shuts_down_both_directions() {
     let (mut guest, stream, _) = Guest::connected();
     drop(stream);
     guest.wake();
@@ -184,7 +181,7 @@ fn a_host_program_that_goes_away_takes_nothing_more() {
 }
 
 #[test]
-fn the_guests_end_is_told_after_its_data() {
+fn the_guests_shutdown_is_passed_on_after_its_data() {
     let (mut guest, mut stream, host_port) = Guest::connected();
     guest.send(host_port, PORT, op::RW, 0, b"bye");
     guest.send(host_port, PORT, op::SHUTDOWN, SHUTDOWN_SEND, &[]);
@@ -197,7 +194,7 @@ fn the_guests_end_is_told_after_its_data() {
 }
 
 #[test]
-fn a_stream_closed_by_the_guest_is_reset_and_forgotten() {
+fn a_stream_closed_by_the_guest_is_reset_and_removed() {
     let (mut guest, mut stream, host_port) = Guest::connected();
     guest.send(
         host_port,
@@ -221,7 +218,7 @@ fn a_refused_stream_is_closed() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
 }
 
-/// Sends until the host program's socket and then our buffer are full; returns how much.
+/// Sends until the host program's socket and then the receive buffer are full; returns what was sent.
 fn fill(guest: &mut Guest, host_port: u32) -> Vec<u8> {
     let mut sent = Vec::new();
     let mut forwarded = 0;
@@ -268,7 +265,7 @@ fn a_slow_host_program_stalls_the_guest_and_loses_nothing() {
 }
 
 #[test]
-fn what_waits_for_a_slow_host_program_survives_the_guests_reset() {
+fn data_that_waits_for_a_slow_host_program_survives_the_guests_reset() {
     let (mut guest, mut stream, host_port) = Guest::connected();
     let sent = fill(&mut guest, host_port);
     guest.send(
@@ -294,10 +291,10 @@ fn what_waits_for_a_slow_host_program_survives_the_guests_reset() {
 }
 
 #[test]
-fn a_guest_that_sends_more_than_it_may_is_reset() {
+fn a_guest_that_exceeds_its_credit_is_reset() {
     let (mut guest, _stream, host_port) = Guest::connected();
     fill(&mut guest, host_port);
-    // What the guest was not told of yet is the most it may get away with.
+    // The device tolerates what was forwarded since the last credit update.
     for _ in 0..=RECEIVE_BUFFER / 4 / 0x8000 {
         guest.send(host_port, PORT, op::RW, 0, &[0; 0x8000]);
     }
@@ -306,7 +303,7 @@ fn a_guest_that_sends_more_than_it_may_is_reset() {
 }
 
 #[test]
-fn the_host_sends_no_more_than_the_guest_can_take() {
+fn the_host_sends_no_more_than_the_guest_has_credit_for() {
     let (mut guest, mut stream, host_port) = Guest::connected();
     let mut written = 0;
     while let Ok(length) = stream.write(&[7; 4096]) {
@@ -325,9 +322,9 @@ fn the_host_sends_no_more_than_the_guest_can_take() {
 }
 
 #[test]
-fn a_guest_without_buffers_is_served_when_it_has_some() {
+fn a_guest_without_buffers_is_served_when_it_provides_some() {
     let mut guest = Guest::ready();
-    while guest.driver.answer(queue::RX).is_some() {}
+    while guest.driver.response(queue::RX).is_some() {}
     let streams: Vec<_> = (0..20).map(|_| guest.connect()).collect();
     guest.wake();
     let mut ports = std::collections::HashSet::new();
@@ -341,7 +338,7 @@ fn a_guest_without_buffers_is_served_when_it_has_some() {
 #[test]
 fn packets_of_unknown_streams_cannot_fill_memory() {
     let mut guest = Guest::ready();
-    // No buffers are given back, so that no answer can leave.
+    // The guest provides no new buffers, so no reset can be sent.
     for port in 0..1000 {
         guest.send(70_000 + port, 5000, op::RW, 0, b"x");
     }
@@ -349,7 +346,7 @@ fn packets_of_unknown_streams_cannot_fill_memory() {
 }
 
 #[test]
-fn a_packet_shorter_than_it_says_breaks_the_device() {
+fn a_packet_shorter_than_its_length_field_breaks_the_device() {
     let mut guest = Guest::ready();
     let header = Header {
         len: 100,
@@ -367,7 +364,7 @@ fn a_packet_shorter_than_it_says_breaks_the_device() {
 #[test]
 fn a_reset_device_closes_its_streams_and_waits_for_the_guest_again() {
     let (mut guest, mut stream, _) = Guest::connected();
-    let Driver {
+    let FakeDriver {
         device, watches, ..
     } = &mut guest.driver;
     device.reset(watches);

@@ -1,8 +1,11 @@
-//! Becomes QEMU, in a jail.
+//! The two processes of the qemu engine: QEMU, executed in a jail, and the back end that serves it.
+
+pub mod backend;
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
@@ -11,18 +14,19 @@ use rvm_protocol::vmm::{QEMU_FIRST_FD, QemuConfig};
 
 use crate::jail::{self, Caps, JailError, Root, qemu_filter};
 
-/// QEMU could not be started.
+/// QEMU could not be executed.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
-    /// The jail.
     #[error("cannot enter the jail")]
     Jail(#[from] JailError),
-    /// A descriptor.
     #[error("cannot pass a descriptor on to QEMU")]
     Descriptor(#[source] io::Error),
-    /// The program.
-    #[error("cannot execute {}", .0.program.display())]
-    Execute(Box<QemuConfig>, #[source] io::Error),
+    #[error("cannot execute {}", program.display())]
+    Execute {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Enters the jail and executes QEMU. Returns only if that fails. The calling thread is the
@@ -31,7 +35,7 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| QemuError::Descriptor(e.into()))?;
     enter_jail(config)?;
-    inherit(fds).map_err(QemuError::Descriptor)?;
+    pass_on(fds).map_err(QemuError::Descriptor)?;
     let stdout = null.try_clone().map_err(QemuError::Descriptor)?;
     let error = Command::new(&config.program)
         .args(&config.args)
@@ -39,7 +43,10 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
         .stdin(null)
         .stdout(stdout)
         .exec();
-    Err(QemuError::Execute(Box::new(config.clone()), error))
+    Err(QemuError::Execute {
+        program: config.program.clone(),
+        source: error,
+    })
 }
 
 /// Enters the jail of QEMU.
@@ -52,17 +59,17 @@ pub fn enter_jail(config: &QemuConfig) -> Result<(), JailError> {
     qemu_filter::apply()
 }
 
-/// Gives the descriptors the numbers that QEMU's arguments know them by.
-fn inherit(fds: Vec<OwnedFd>) -> io::Result<()> {
+/// Gives the descriptors the numbers that QEMU's arguments use, and keeps them open across exec.
+fn pass_on(fds: Vec<OwnedFd>) -> io::Result<()> {
     let count = i32::try_from(fds.len()).unwrap_or(i32::MAX);
-    // First out of the way of one another.
+    // Moves them to high numbers first, so that none is overwritten.
     let moved = fds
         .iter()
         .map(|fd| fcntl_dupfd_cloexec(fd, QEMU_FIRST_FD + count))
         .collect::<Result<Vec<_>, _>>()?;
     drop(fds);
     for (number, fd) in (QEMU_FIRST_FD..).zip(moved) {
-        let mut target = reserve(number);
+        let mut target = own_number(number);
         rustix::io::dup2(&fd, &mut target)?;
         fcntl_setfd(&target, FdFlags::empty())?;
         // Stays open for QEMU.
@@ -72,8 +79,8 @@ fn inherit(fds: Vec<OwnedFd>) -> io::Result<()> {
 }
 
 #[expect(unsafe_code, reason = "dup2 wants to own the descriptor it replaces")]
-fn reserve(number: i32) -> OwnedFd {
-    // SAFETY: the process has just moved all descriptors it uses past these numbers, so whatever is
-    // open here, if anything, is nobody's, and dup2 closes it.
+fn own_number(number: i32) -> OwnedFd {
+    // SAFETY: the process has just moved all descriptors that it uses past these numbers, so a
+    // descriptor with this number, if there is one, has no other owner, and dup2 closes it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }

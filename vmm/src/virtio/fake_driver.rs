@@ -1,7 +1,5 @@
-//! A driver for the tests of devices: it lays requests out in memory as a guest would and looks at
-//! the used ring for the answers. No machine, no thread, no interrupt.
-
-#![allow(missing_docs, reason = "for tests")]
+//! A fake driver for the tests of devices: it writes requests to memory as a guest's driver does and
+//! reads the responses from the used ring. It needs no machine, no thread and no interrupt.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,7 +19,7 @@ const QUEUES_START: u64 = 0x10_0000;
 const QUEUE_BYTES: u64 = 0x1_0000;
 const BUFFERS_START: u64 = 0x80_0000;
 
-/// The watches a device has asked for.
+/// The watches of a device, by descriptor.
 #[derive(Default)]
 pub struct Watches(pub HashMap<RawFd, (u32, Readiness)>);
 
@@ -37,22 +35,22 @@ impl HostFds for Watches {
 }
 
 /// A driver and its device.
-pub struct Driver<D> {
+pub struct FakeDriver<D> {
     pub device: D,
     pub watches: Watches,
     memory: Arc<GuestMemory>,
     queues: Vec<Queue>,
-    /// Requests made so far, by queue.
-    made: Vec<u16>,
-    /// Answers taken so far, by queue.
+    /// Requests made available so far, by queue.
+    available: Vec<u16>,
+    /// Responses taken so far, by queue.
     taken: Vec<u16>,
-    last_answer: GuestAddress,
+    last_response: GuestAddress,
 }
 
-impl<D: VirtioDevice> Driver<D> {
-    /// Starts the device with every queue ready and every feature taken.
+impl<D: VirtioDevice> FakeDriver<D> {
+    /// Starts the device with every queue ready and every feature accepted.
     pub fn new(device: D) -> Self {
-        let mut driver = Self::started(device);
+        let mut driver = Self::without_start(device);
         let features = driver.device.info().features;
         driver
             .call(|device, io| device.start(features, io))
@@ -60,8 +58,8 @@ impl<D: VirtioDevice> Driver<D> {
         driver
     }
 
-    /// A driver of a device that counts as started already.
-    pub fn started(device: D) -> Self {
+    /// A driver that does not call the device's `start`.
+    pub fn without_start(device: D) -> Self {
         let memory = memory::map(32).unwrap();
         let count = device.info().queue_sizes.len();
         let queues = (0..count).map(|index| Rings::of(index).queue()).collect();
@@ -70,9 +68,9 @@ impl<D: VirtioDevice> Driver<D> {
             watches: Watches::default(),
             memory,
             queues,
-            made: vec![0; count],
+            available: vec![0; count],
             taken: vec![0; count],
-            last_answer: GuestAddress(0),
+            last_response: GuestAddress(0),
         }
     }
 
@@ -90,27 +88,27 @@ impl<D: VirtioDevice> Driver<D> {
         work(&mut self.device, &mut io)
     }
 
-    /// Makes a request of `sent` and room for `answer` bytes; does not ring.
-    pub fn post(&mut self, queue: usize, sent: &[u8], answer: usize) {
-        // Each request has its own buffers, in turn, far enough apart not to meet.
-        let number = u64::from(self.made[queue] % 8) + queue as u64 * 8;
+    /// Makes a request of `sent` and room for `room` bytes available; does not notify the device.
+    pub fn post(&mut self, queue: usize, sent: &[u8], room: usize) {
+        // Successive requests have buffers of their own, far enough apart not to overlap.
+        let number = u64::from(self.available[queue] % 8) + queue as u64 * 8;
         let buffer = GuestAddress(BUFFERS_START + number * 0x4_0000);
         self.memory.write_slice(sent, buffer).unwrap();
-        self.last_answer = GuestAddress(buffer.0 + sent.len() as u64);
+        self.last_response = GuestAddress(buffer.0 + sent.len() as u64);
         let mut descriptors = Vec::new();
         if !sent.is_empty() {
             descriptors.push(Descriptor::new(buffer.0, sent.len() as u32, 0, 0));
         }
-        if answer > 0 {
+        if room > 0 {
             let flags = VRING_DESC_F_WRITE as u16;
-            descriptors.push(Descriptor::new(self.last_answer.0, answer as u32, flags, 0));
+            descriptors.push(Descriptor::new(self.last_response.0, room as u32, flags, 0));
         }
         self.post_descriptors(queue, descriptors);
     }
 
-    /// Makes a request of raw descriptors, chained one after the other.
+    /// Makes a request of these descriptors available, chained one after the other.
     pub fn post_descriptors(&mut self, queue: usize, mut descriptors: Vec<Descriptor>) {
-        let head = self.made[queue] % (QUEUE_SIZE / 2) * 2;
+        let head = self.available[queue] % (QUEUE_SIZE / 2) * 2;
         let count = descriptors.len();
         for (index, descriptor) in descriptors.iter_mut().enumerate() {
             if index + 1 < count {
@@ -125,33 +123,33 @@ impl<D: VirtioDevice> Driver<D> {
         self.publish(queue, head, &descriptors);
     }
 
-    /// Puts descriptors as they are at `head` and makes `head` available.
+    /// Writes descriptors unchanged at `head` and makes `head` available.
     pub fn publish(&mut self, queue: usize, head: u16, descriptors: &[Descriptor]) {
         let rings = Rings::of(queue);
         for (index, descriptor) in (u64::from(head)..).zip(descriptors) {
             let place = rings.descriptors.unchecked_add(index * 16);
             self.memory.write_obj(*descriptor, place).unwrap();
         }
-        let slot = u64::from(self.made[queue] % QUEUE_SIZE);
+        let slot = u64::from(self.available[queue] % QUEUE_SIZE);
         self.memory
             .write_obj(head, rings.avail.unchecked_add(4 + slot * 2))
             .unwrap();
-        self.made[queue] += 1;
+        self.available[queue] += 1;
         self.memory
-            .write_obj(self.made[queue], rings.avail.unchecked_add(2))
+            .write_obj(self.available[queue], rings.avail.unchecked_add(2))
             .unwrap();
     }
 
-    /// Rings the bell of a queue.
-    pub fn ring(&mut self, queue: usize) -> Result<(), DeviceError> {
+    /// Notifies the device of a queue.
+    pub fn notify(&mut self, queue: usize) -> Result<(), DeviceError> {
         self.call(|device, io| device.process_queue(queue, io))
     }
 
-    /// The next answer on a queue: as many bytes as the device says it wrote.
-    pub fn answer(&mut self, queue: usize) -> Option<Vec<u8>> {
+    /// The next response on a queue: as many bytes as the device says it wrote.
+    pub fn response(&mut self, queue: usize) -> Option<Vec<u8>> {
         let rings = Rings::of(queue);
-        let answered: u16 = self.memory.read_obj(rings.used.unchecked_add(2)).unwrap();
-        if answered == self.taken[queue] {
+        let used_index: u16 = self.memory.read_obj(rings.used.unchecked_add(2)).unwrap();
+        if used_index == self.taken[queue] {
             return None;
         }
         let slot = u64::from(self.taken[queue] % QUEUE_SIZE);
@@ -178,32 +176,27 @@ impl<D: VirtioDevice> Driver<D> {
         }
     }
 
-    /// Makes a request, rings and takes the answer.
+    /// Makes a request, notifies the device and takes the response.
     pub fn request(
         &mut self,
         queue: usize,
         sent: &[u8],
-        answer: usize,
+        room: usize,
     ) -> Result<Vec<u8>, DeviceError> {
-        self.post(queue, sent, answer);
-        self.ring(queue)?;
-        Ok(self.answer(queue).expect("the device answered"))
+        self.post(queue, sent, room);
+        self.notify(queue)?;
+        Ok(self.response(queue).expect("the device responded"))
     }
 
-    /// A byte of the last request's room for an answer, whatever the device says of its length.
-    pub fn answer_byte(&self, offset: usize) -> u8 {
+    /// A byte of the last request's writable buffer, even past the response's length.
+    pub fn response_byte(&self, offset: usize) -> u8 {
         self.memory
-            .read_obj(GuestAddress(self.last_answer.0 + offset as u64))
+            .read_obj(GuestAddress(self.last_response.0 + offset as u64))
             .unwrap()
-    }
-
-    /// The number of requests the device has not taken.
-    pub fn untaken(&self, queue: usize) -> u16 {
-        self.made[queue] - self.queues[queue].next_avail()
     }
 }
 
-/// Where a queue's rings lie.
+/// The addresses of a queue's rings.
 struct Rings {
     descriptors: GuestAddress,
     avail: GuestAddress,

@@ -1,17 +1,19 @@
-//! The guest's memory: where it lies in the guest's address space and in ours.
+//! Guest memory: its layout in the guest's address space and its mapping in this process.
 //!
-//! The machine makes it once, and may add to it later; devices see it only through [`GuestMemory`],
-//! whose accessors check every address.
+//! The machine maps the memory of the boot once, and hotplug may add to it later. Devices see it only
+//! through [`GuestMemory`], whose accessors check every address.
+
+mod reservation;
 
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vm_memory::{GuestRegionCollectionError, bitmap::BS};
 
-use crate::reserved::Reserved;
+pub use reservation::Reservation;
 
 /// The guest's memory.
 ///
@@ -22,70 +24,57 @@ pub type GuestMemory = GuestMemoryMmap<BitmapMmapRegion>;
 /// A checked piece of the guest's memory.
 pub type GuestSlice<'m> = vm_memory::VolatileSlice<'m, BS<'m, BitmapMmapRegion>>;
 
-/// The guest's memory as it is at the time, for those who look at it again and again.
+/// The guest's memory as of now, shared by the devices and by hotplug, which changes it.
 #[derive(Clone, Debug)]
 pub struct CurrentMemory(Arc<RwLock<Arc<GuestMemory>>>);
 
 impl CurrentMemory {
-    /// Begins with this.
     pub fn new(memory: Arc<GuestMemory>) -> Self {
         Self(Arc::new(RwLock::new(memory)))
     }
 
-    /// What it is now. It stays mapped whatever comes after.
+    /// The memory as of now. It stays mapped whatever [`Self::set`] is called with later.
     pub fn get(&self) -> Arc<GuestMemory> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes it.
     pub fn set(&self, memory: GuestMemory) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(memory);
     }
 }
 
-/// Where the first stretch of memory ends at the latest: the last GiB below 4 GiB belongs to the
-/// devices and the interrupt controllers.
+/// The highest address at which low memory may end: the last GiB below 4 GiB is the device hole,
+/// for MMIO windows and interrupt controllers.
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 
-/// Where memory goes on.
+/// Where memory above the device hole begins.
 pub const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
 
-/// Making the guest's memory failed.
+/// Guest memory could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The region does not suit the library.
     #[error("cannot use {mib} MiB of guest memory")]
     Describe {
-        /// How much was asked for.
         mib: u64,
-        /// The reason.
         #[source]
         source: MmapRegionError,
     },
-    /// The regions overlap or are empty.
     #[error("guest memory of {mib} MiB does not fit the address space")]
     Layout {
-        /// How much was asked for.
         mib: u64,
-        /// The reason.
         #[source]
         source: GuestRegionCollectionError,
     },
-    /// The kernel gave none.
     #[error("cannot map {mib} MiB of guest memory; the host may be short of memory")]
     Map {
-        /// How much was asked for.
         mib: u64,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// An access failed.
-    #[error("guest memory access")]
-    Access(#[from] GuestMemoryError),
 }
 
-/// The stretches of memory that a machine of `mib` MiB has, as (address, bytes).
+/// The regions of memory of a machine with `mib` MiB, as (address, bytes): one below the device
+/// hole, and one above it if the machine has more.
 pub fn layout(mib: u64) -> Vec<(GuestAddress, u64)> {
     let bytes = mib << 20;
     let low = bytes.min(LOW_MEMORY_END);
@@ -96,14 +85,14 @@ pub fn layout(mib: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// Maps `mib` MiB of memory. No page of it exists before the guest or a device touches it.
+/// Maps `mib` MiB of memory. A page is allocated when the guest or a device first touches it.
 ///
-/// The memory is private and anonymous: every device that looks at it is in this process.
+/// The memory is private and anonymous: every device that accesses it is in this process.
 pub fn map(mib: u64) -> Result<Arc<GuestMemory>, MemoryError> {
     let regions = layout(mib)
         .into_iter()
         .map(|(start, bytes)| {
-            let mapping = map_range(mib, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+            let mapping = map_region(mib, usize::try_from(bytes).unwrap_or(usize::MAX))?;
             GuestRegionMmap::new(mapping, start).ok_or(MemoryError::Layout {
                 mib,
                 source: GuestRegionCollectionError::MemoryRegionOverlap,
@@ -115,20 +104,19 @@ pub fn map(mib: u64) -> Result<Arc<GuestMemory>, MemoryError> {
     Ok(Arc::new(memory))
 }
 
-/// Maps one stretch.
-fn map_range(mib: u64, bytes: usize) -> Result<MmapRegion<BitmapMmapRegion>, MemoryError> {
-    let mapped = Reserved::new(bytes).and_then(|mut reserved| {
-        reserved.make_accessible(bytes)?;
-        Ok(reserved)
+fn map_region(mib: u64, bytes: usize) -> Result<MmapRegion<BitmapMmapRegion>, MemoryError> {
+    let reservation = Reservation::new(bytes).and_then(|mut reservation| {
+        reservation.make_accessible(bytes)?;
+        Ok(reservation)
     });
-    mapped
+    reservation
         .map_err(|source| MemoryError::Map { mib, source })?
         .region(bytes)
         .map_err(|source| MemoryError::Describe { mib, source })
 }
 
-/// Gives memory back to the host that the guest does not need. It reads as zeroes then. Failing costs
-/// the host what the memory has cost it, and nothing else.
+/// Gives memory that the guest does not need back to the host. It then reads as zeroes. If this fails
+/// the host keeps the pages allocated; nothing else goes wrong.
 #[expect(unsafe_code, reason = "madvise takes a pointer")]
 pub fn discard(slice: &GuestSlice<'_>) -> io::Result<()> {
     let guard = slice.ptr_guard_mut();
@@ -147,12 +135,12 @@ pub fn discard(slice: &GuestSlice<'_>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::reservation::HUGE_PAGE;
     use super::*;
-    use crate::reserved::LARGE_PAGE;
     use vm_memory::{Bytes, GuestMemory as _};
 
     #[test]
-    fn small_memory_is_one_stretch() {
+    fn small_memory_is_one_region() {
         assert_eq!(layout(128), [(GuestAddress(0), 128 << 20)]);
     }
 
@@ -168,11 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_any_size_begins_where_a_large_page_may() {
+    fn memory_of_any_size_begins_where_a_huge_page_may() {
         for mib in [1, 7, 633] {
             let memory = map(mib).unwrap();
             let start = memory.get_host_address(GuestAddress(0)).unwrap();
-            assert_eq!(start.addr() % LARGE_PAGE, 0, "{mib} MiB");
+            assert_eq!(start.addr() % HUGE_PAGE, 0, "{mib} MiB");
         }
     }
 

@@ -1,9 +1,9 @@
-//! Whether the host's KVM is one that a kernel can run on.
+//! The probe: whether the host's KVM can run a kernel.
 //!
 //! Some hosts have a /dev/kvm that runs a guest's user code on the processor but emulates its kernel
-//! code in software, a million instructions a second, and gives up on some instructions. Nothing but
-//! trying tells them apart: a throw-away machine runs a few thousand instructions of 64-bit kernel
-//! code, among them those that are known to fail, and is timed.
+//! code in software, at a million instructions per second, and fails on some instructions. Only a trial
+//! tells them apart: a throw-away machine runs a few thousand instructions of 64-bit kernel code, among
+//! them those that are known to fail, and is timed.
 
 mod guest;
 
@@ -18,29 +18,31 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::arch::x86_64::registers;
 use crate::kvm::Vm;
+use crate::logging::error_chain;
 use crate::memory::{self, GuestMemory};
-use crate::report;
 
 use self::guest::{INSTRUCTIONS, OK, PORT, code};
 
-/// Where the guest's code and data lie. The page tables and the descriptor table are where a kernel
-/// finds them too.
+/// The address of the guest's code. Page tables and descriptor table are at the addresses that a kernel
+/// starts with.
 const CODE: u64 = 0x1000;
+
+/// The address of the interrupt descriptor table.
 const IDT: u64 = 0x2000;
 
-/// A kernel emulated in software reaches one or two, the slowest machine nested in another some
-/// hundreds.
+/// The slowest usable KVM, in millions of instructions per second. Software emulation reaches one or
+/// two, the slowest nested virtualization some hundreds.
 const SLOWEST_MIPS: u64 = 20;
 
-/// A guest that takes longer hangs. Even one that is emulated takes a tenth of a second.
+/// After this time the guest counts as hung. Even an emulated one takes a tenth of a second.
 const LIMIT_SECONDS: u32 = 5;
 
-/// How often the guest is run before it is called slow: another load on the host may have held it up.
+/// How often the guest is run before KVM counts as slow: another load may have slowed a single run.
 const TRIES: usize = 3;
 
-/// Tries the host's KVM. Ends the process by SIGALRM if KVM hangs.
+/// Probes the host's KVM. SIGALRM ends the process if KVM hangs.
 pub fn run() -> ProbeReport {
-    // The default action of the alarm is what is wanted; there is nothing to clean up.
+    // SIGALRM's default action ends the process; there is nothing to clean up.
     alarm();
     let mut best = ProbeReport::Slow { mips: 0 };
     for _ in 0..TRIES {
@@ -68,25 +70,25 @@ fn open() -> Result<OwnedFd, String> {
         .map_err(|error| format!("cannot open /dev/kvm: {error}"))
 }
 
-/// Runs the guest once. An error means that there was nothing to run it on.
+/// Runs the guest once. An error means that no machine could be created.
 fn attempt(kvm: OwnedFd) -> Result<ProbeReport, String> {
     let start = Instant::now();
-    let memory = memory::map(1).map_err(|error| report::chain(&error))?;
-    prepare(&memory).map_err(|error| report::chain(&error))?;
-    let vm = Vm::new(kvm, Arc::clone(&memory)).map_err(|error| report::chain(&error))?;
+    let memory = memory::map(1).map_err(|error| error_chain(&error))?;
+    prepare(&memory).map_err(|error| error_chain(&error))?;
+    let vm = Vm::new(kvm, Arc::clone(&memory)).map_err(|error| error_chain(&error))?;
     let mut vcpu = vm
         .create_boot_vcpu(1, GuestAddress(CODE))
-        .map_err(|error| report::chain(&error))?;
+        .map_err(|error| error_chain(&error))?;
     let mut sregs = vcpu.get_sregs().map_err(|error| error.to_string())?;
     sregs.idt.base = IDT;
     sregs.idt.limit = 4 * 16 - 1;
     vcpu.set_sregs(&sregs).map_err(|error| error.to_string())?;
 
-    if let Some(reason) = wrong(vcpu.run()) {
+    if let Some(reason) = unexpected(vcpu.run()) {
         return Ok(ProbeReport::Wrong { reason });
     }
     let entered = Instant::now();
-    if let Some(reason) = wrong(vcpu.run()) {
+    if let Some(reason) = unexpected(vcpu.run()) {
         return Ok(ProbeReport::Wrong { reason });
     }
     let mips = mips(entered.elapsed());
@@ -97,8 +99,8 @@ fn attempt(kvm: OwnedFd) -> Result<ProbeReport, String> {
     Ok(ProbeReport::Usable { nanoseconds, mips })
 }
 
-/// What is wrong with how the guest left, if anything is.
-fn wrong(exit: Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Option<String> {
+/// The reason why an exit of the guest is not the expected one. None if it is.
+fn unexpected(exit: Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Option<String> {
     let reason = match exit {
         Ok(VcpuExit::IoOut(PORT, &[OK])) => return None,
         Ok(VcpuExit::IoOut(PORT, &[1])) => "CMPXCHG16B in kernel mode does not work".to_owned(),

@@ -1,5 +1,5 @@
-//! What QEMU needs of us: vsock, which it cannot bridge to Unix sockets itself, and a log of bounded
-//! size for the guest's console.
+//! The back end of one QEMU: vsock over vhost-user, which QEMU cannot bridge to Unix sockets itself, and
+//! a log of bounded size for the guest's console.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,46 +9,37 @@ use std::thread;
 
 use rvm_protocol::vmm::BackendConfig;
 
-use crate::handed::{HandedFds, MissingFd};
+use crate::fds::{MissingFd, PassedFds};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, Caps, JailError, Root};
-use crate::report;
+use crate::logging::error_chain;
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::vhost_user::{self, VhostUserError};
 use crate::virtio::vsock::Vsock;
 
-/// The queues of the socket device that QEMU passes on; the event queue stays with it.
+/// The queues of the vsock device that QEMU passes on. QEMU handles the event queue itself.
 const VSOCK_QUEUES: usize = 2;
 
 /// The back end could not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// The configuration.
     #[error(transparent)]
     Fd(#[from] MissingFd),
-    /// The jail.
     #[error("cannot enter the jail")]
     Jail(#[from] JailError),
-    /// The console's log.
     #[error("cannot log the guest's console")]
     Console(#[source] io::Error),
-    /// The socket device.
-    #[error("cannot make the vsock device")]
+    #[error("cannot create the vsock device")]
     Vsock(#[source] io::Error),
-    /// vhost-user.
     #[error(transparent)]
     VhostUser(#[from] VhostUserError),
 }
 
 /// Serves one QEMU until it disconnects. The calling thread is the process's only one.
 pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendError> {
-    let mut fds = HandedFds::new(fds);
+    let mut fds = PassedFds::new(fds);
     enter_jail(config)?;
-    let listeners = config
-        .vsock
-        .iter()
-        .map(|port| Ok((port.port, UnixListener::from(fds.take(port.listener)?))))
-        .collect::<Result<_, MissingFd>>()?;
+    let listeners = fds.take_listeners(&config.vsock)?;
     let vsock = Vsock::new(listeners).map_err(BackendError::Vsock)?;
     let log = ConsoleLog::new(fds.take(config.console)?.into()).map_err(BackendError::Console)?;
     let input: File = fds.take(config.console_input)?.into();
@@ -75,7 +66,7 @@ fn copy_console(mut input: File, mut log: ConsoleLog) {
             // A log that cannot be written must not stop the guest.
             Ok(length) => _ = log.append(&chunk[..length]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return log::warn!("console: {}", report::chain(&error)),
+            Err(error) => return log::warn!("console: {}", error_chain(&error)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How the VMM speaks: lines on its standard error, which the host's side of rvm logs.
+//! Log lines on standard error, which rvm copies to its own log, and errors as one line.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use log::{LevelFilter, Log, Metadata, Record};
 
 /// Writes `LEVEL message` lines to standard error, each in one write so that threads do not mix.
-struct Lines;
+struct StderrLogger;
 
-impl Log for Lines {
+impl Log for StderrLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // virtiofsd reports every failed file operation of the guest at these levels.
+        // virtiofsd logs every failed file operation of the guest at these levels.
         let ours = metadata.target().starts_with("rvm_vmm");
         ours || metadata.level() <= log::Level::Error && log::max_level() > LevelFilter::Info
     }
@@ -20,7 +20,7 @@ impl Log for Lines {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = format!("{} {}\n", record.level(), record.args()).replace('\0', " ");
-            // Nobody is left to tell if standard error is gone.
+            // There is nowhere else to report that standard error is closed.
             let _ = std::io::stderr().write_all(line.as_bytes());
         }
     }
@@ -28,19 +28,19 @@ impl Log for Lines {
     fn flush(&self) {}
 }
 
-/// Starts logging; `debug` adds what is of interest only to whoever works on the VMM.
+/// Starts logging at level info, or at level debug if `debug` is set.
 pub fn start(debug: bool) {
     log::set_max_level(if debug {
         LevelFilter::Debug
     } else {
         LevelFilter::Info
     });
-    // Refused only when a logger is set already, as in tests.
-    let _ = log::set_logger(&Lines);
+    // Fails only when a logger is set already, as in tests.
+    let _ = log::set_logger(&StderrLogger);
 }
 
 /// An error and its sources in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -51,14 +51,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// The most lines a guest can cause in [`PERIOD`] from one place. A guest that misbehaves on
-/// purpose would otherwise fill the host's disk with our complaints.
+/// The most lines that one [`RateLimited`] logs in [`PERIOD`]. A guest that misbehaves on purpose
+/// would otherwise fill the host's disk with warnings.
 const BURST: u32 = 5;
 
 /// See [`BURST`].
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// A place that logs what a guest does.
+/// Limits the warnings that a guest can cause in one place of the code.
 #[derive(Default)]
 pub struct RateLimited(Mutex<Option<Window>>);
 
@@ -68,7 +68,7 @@ struct Window {
 }
 
 impl RateLimited {
-    /// Logs a warning, unless this place has said enough for now.
+    /// Logs a warning unless the limit is reached; `message` is not called then.
     pub fn warn(&self, message: impl FnOnce() -> String) {
         if self.admit(Instant::now()) {
             log::warn!("{}", message());
@@ -100,17 +100,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_cut_off_and_heard_again_after_the_period() {
-        let place = RateLimited::default();
+    fn a_burst_is_cut_off_and_admitted_again_after_the_period() {
+        let limit = RateLimited::default();
         let start = Instant::now();
-        let heard = (0..100).filter(|_| place.admit(start)).count();
-        assert_eq!(heard, BURST as usize);
-        assert!(place.admit(start + PERIOD));
+        let admitted = (0..100).filter(|_| limit.admit(start)).count();
+        assert_eq!(admitted, BURST as usize);
+        assert!(limit.admit(start + PERIOD));
     }
 
     #[test]
-    fn an_error_is_told_with_its_sources() {
+    fn an_error_is_printed_with_its_sources() {
         let error = std::io::Error::other(std::io::Error::other("inner"));
-        assert_eq!(chain(&error), "inner");
+        assert_eq!(error_chain(&error), "inner");
     }
 }

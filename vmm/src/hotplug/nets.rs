@@ -1,0 +1,71 @@
+//! The slots of a running machine that hold network cards, or into which cards can be plugged.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use crate::bus::{Bus, BusError};
+use crate::kvm::Vm;
+use crate::virtio::net::{Net, QUEUE_SIZES};
+
+type Mac = [u8; 6];
+
+/// A network card could not be plugged or unplugged.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    #[error("the request came without a TAP")]
+    NoTap,
+    #[error("there are {0} network cards, and no slot is left for another")]
+    NoFreeSlot(usize),
+    #[error("there is no such network card")]
+    UnknownCard,
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// The slots for network cards, in the order of their numbers.
+pub struct NetSlots {
+    /// The number of the first slot.
+    first: usize,
+    cards: Vec<Option<Mac>>,
+}
+
+impl NetSlots {
+    /// The slots from `first` on: those of the machine's own cards, then `spare` empty ones.
+    pub fn new(first: usize, cards: impl Iterator<Item = Mac>, spare: usize) -> Self {
+        let empty = std::iter::repeat_n(None, spare);
+        Self {
+            first,
+            cards: cards.map(Some).chain(empty).collect(),
+        }
+    }
+
+    /// Plugs a card with this MAC address and TAP into an empty slot.
+    pub fn plug(
+        &mut self,
+        vm: &Vm,
+        bus: &Bus,
+        mac: Mac,
+        tap: Option<OwnedFd>,
+    ) -> Result<(), NetError> {
+        let tap = tap.ok_or(NetError::NoTap)?;
+        let index = self
+            .find(None)
+            .ok_or(NetError::NoFreeSlot(self.cards.len()))?;
+        let card = Box::new(Net::new(File::from(tap), mac));
+        bus.plug(vm, self.first + index, card)?;
+        self.cards[index] = Some(mac);
+        Ok(())
+    }
+
+    /// Unplugs the card with this MAC address.
+    pub fn unplug(&mut self, bus: &Bus, mac: Mac) -> Result<(), NetError> {
+        let index = self.find(Some(mac)).ok_or(NetError::UnknownCard)?;
+        bus.unplug(self.first + index, QUEUE_SIZES)?;
+        self.cards[index] = None;
+        Ok(())
+    }
+
+    fn find(&self, card: Option<Mac>) -> Option<usize> {
+        self.cards.iter().position(|present| *present == card)
+    }
+}

@@ -1,0 +1,173 @@
+//! Creates the devices of a machine, in the order of the table of slots (`bus/slots.rs`), and their
+//! threads.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use rvm_protocol::SHARED_TAG;
+use rvm_protocol::vmm::{Disk, MachineConfig};
+
+use super::MachineError;
+use crate::bus::FixedSlot;
+use crate::fds::PassedFds;
+use crate::hotplug::{self, NetSlots};
+use crate::jail::filter::ThreadKind;
+use crate::logging::error_chain;
+use crate::memory::CurrentMemory;
+use crate::threads;
+use crate::virtio::balloon::{self, Balloon};
+use crate::virtio::block::Block;
+use crate::virtio::console::{Console, ConsoleLog};
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::empty::Empty;
+use crate::virtio::fs::{Fs, ServerResources};
+use crate::virtio::mem;
+use crate::virtio::net::{self, Net};
+use crate::virtio::rng::Rng;
+use crate::virtio::slot::Slot;
+use crate::virtio::thread::DeviceThread;
+use crate::virtio::vsock::Vsock;
+
+/// The devices of a machine and the threads that they work on.
+pub(super) struct Devices {
+    pub(super) main: DeviceThread,
+    pub(super) workers: Vec<WorkerThread>,
+    /// In the order of their numbers.
+    pub(super) slots: Vec<Arc<Slot>>,
+    pub(super) balloon: hotplug::Balloon,
+    pub(super) nets: NetSlots,
+}
+
+/// A thread for one device that may block.
+pub(super) struct WorkerThread {
+    name: String,
+    kind: ThreadKind,
+    devices: DeviceThread,
+}
+
+impl Devices {
+    /// Creates the devices and takes their descriptors.
+    pub(super) fn create(
+        config: &MachineConfig,
+        fds: &mut PassedFds,
+        memory: &CurrentMemory,
+        console: &Arc<Mutex<ConsoleLog>>,
+        proc_self_fd: File,
+    ) -> Result<Self, MachineError> {
+        let mut slots = Slots {
+            memory,
+            main: DeviceThread::new().map_err(MachineError::Thread)?,
+            workers: Vec::new(),
+            slots: Vec::new(),
+        };
+        let target = balloon::Target::default();
+        for slot in FixedSlot::ALL {
+            slots.add(match slot {
+                FixedSlot::Console => Box::new(Console::new(Arc::clone(console))),
+                FixedSlot::Vsock => Box::new(vsock(config, fds)?),
+                FixedSlot::Rng => Box::new(Rng),
+                FixedSlot::Balloon => Box::new(Balloon::new(target.clone())),
+                FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
+            })?;
+        }
+        slots.add_worker("fs", ThreadKind::Files, Box::new(files(proc_self_fd)?))?;
+        for (index, disk) in config.disks.iter().enumerate() {
+            let name = format!("block{index}");
+            slots.add_worker(&name, ThreadKind::Disk, Box::new(block(disk, fds)?))?;
+        }
+        let first_net = slots.slots.len();
+        for (index, net) in config.nets.iter().enumerate() {
+            let name = format!("net{index}");
+            let card = Net::new(File::from(fds.take(net.tap)?), net.mac);
+            slots.add_worker(&name, ThreadKind::Network, Box::new(card))?;
+        }
+        // Cards that are plugged in later work on the main thread: its filter forbids new threads.
+        for _ in 0..config.spare_nets {
+            slots.add(Box::new(Empty(net::QUEUE_SIZES)))?;
+        }
+        let macs = config.nets.iter().map(|net| net.mac);
+        Ok(Self {
+            balloon: hotplug::Balloon {
+                target,
+                slot: Arc::clone(&slots.slots[FixedSlot::Balloon as usize]),
+            },
+            nets: NetSlots::new(first_net, macs, config.spare_nets),
+            main: slots.main,
+            workers: slots.workers,
+            slots: slots.slots,
+        })
+    }
+}
+
+/// The slots of a machine, to which devices are added one after the other.
+struct Slots<'a> {
+    memory: &'a CurrentMemory,
+    main: DeviceThread,
+    workers: Vec<WorkerThread>,
+    slots: Vec<Arc<Slot>>,
+}
+
+impl Slots<'_> {
+    /// Adds a device that works on the main thread.
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+        let slot = self.main.add(device, self.memory.clone());
+        self.slots.push(slot.map_err(failed("virtio"))?);
+        Ok(())
+    }
+
+    /// Adds a device that works on a thread of its own.
+    fn add_worker(
+        &mut self,
+        name: &str,
+        kind: ThreadKind,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), MachineError> {
+        let mut devices = DeviceThread::new().map_err(MachineError::Thread)?;
+        let slot = devices.add(device, self.memory.clone());
+        self.slots.push(slot.map_err(failed("virtio"))?);
+        self.workers.push(WorkerThread {
+            name: name.to_owned(),
+            kind,
+            devices,
+        });
+        Ok(())
+    }
+}
+
+impl WorkerThread {
+    /// Starts the thread, which applies its filter first.
+    pub(super) fn spawn(self) -> Result<(), MachineError> {
+        let Self {
+            name,
+            kind,
+            devices,
+        } = self;
+        let run = move || match kind.apply() {
+            Ok(()) => log::error!("cannot wait for events: {}", devices.run()),
+            Err(error) => log::error!("{}", error_chain(&error)),
+        };
+        threads::spawn(name, run).map_err(MachineError::Thread)
+    }
+}
+
+pub(super) fn failed(device: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::Device { device, source }
+}
+
+fn vsock(config: &MachineConfig, fds: &mut PassedFds) -> Result<Vsock, MachineError> {
+    Vsock::new(fds.take_listeners(&config.vsock)?).map_err(failed("vsock"))
+}
+
+fn files(proc_self_fd: File) -> Result<Fs, MachineError> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let resources = ServerResources {
+        proc_self_fd,
+        max_fds: limit.current.unwrap_or(u64::MAX),
+    };
+    Fs::new(resources, SHARED_TAG).map_err(failed("fs"))
+}
+
+fn block(disk: &Disk, fds: &mut PassedFds) -> Result<Block, MachineError> {
+    Block::new(fds.take(disk.file)?.into(), disk.read_only, &disk.serial).map_err(failed("block"))
+}

@@ -1,0 +1,144 @@
+//! A virtual CPU: runs the guest and handles its exits.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use rvm_protocol::POWER_OFF_PORT;
+use rvm_protocol::vmm::{Failure, FailureCode, StopReason};
+
+use super::kick::{VcpuThread, drain_kick};
+use super::run_state::RunState;
+
+pub(super) struct Vcpu {
+    id: u8,
+    fd: VcpuFd,
+    state: Arc<RunState>,
+}
+
+impl Vcpu {
+    pub(super) fn new(id: u8, fd: VcpuFd, state: Arc<RunState>) -> Self {
+        Self { id, fd, state }
+    }
+
+    pub(super) fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Makes the calling thread the one that runs this vCPU.
+    pub(super) fn adopt_thread(&self) -> io::Result<VcpuThread> {
+        VcpuThread::adopt_current(&self.fd)
+    }
+
+    /// Runs the guest until the machine ends.
+    pub(super) fn run(&mut self) {
+        let reason = loop {
+            self.state.wait_while_paused();
+            match self.step() {
+                Ok(None) => {}
+                Ok(Some(reason)) => break reason,
+                Err(error) => break failed(format!("KVM_RUN: {error}")),
+            }
+        };
+        self.state.end(reason);
+    }
+
+    /// Runs the guest until its next exit and handles the exit. A stop reason ends the machine.
+    fn step(&mut self) -> Result<Option<StopReason>, kvm_ioctls::Error> {
+        let bus = self.state.bus();
+        let exit = match self.fd.run() {
+            Err(error) if error.errno() == libc::EINTR => {
+                drain_kick();
+                return Ok(None);
+            }
+            Err(error) if error.errno() == libc::EAGAIN => return Ok(None),
+            other => other?,
+        };
+        match exit {
+            VcpuExit::MmioRead(address, data) => bus.mmio_read(address, data),
+            VcpuExit::MmioWrite(address, data) => bus.mmio_write(address, data),
+            VcpuExit::IoIn(port, data) => bus.port_read(port, data),
+            VcpuExit::IoOut(POWER_OFF_PORT, _) => return Ok(Some(StopReason::PowerOff)),
+            VcpuExit::IoOut(port, data) => bus.port_write(port, data),
+            VcpuExit::Shutdown => return Ok(Some(self.guest_reset())),
+            VcpuExit::Intr => {}
+            VcpuExit::FailEntry(reason, cpu) => {
+                return Ok(Some(failed(format!(
+                    "KVM cannot enter the guest: {reason:#x} on CPU {cpu}"
+                ))));
+            }
+            VcpuExit::InternalError => return Ok(self.internal_error()),
+            other => {
+                return Ok(Some(failed(format!("unexpected exit of KVM: {other:?}"))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Describes a reset. A kernel that panicked has printed more to its console; after a triple fault
+    /// the registers are all there is.
+    fn guest_reset(&self) -> StopReason {
+        StopReason::GuestReset {
+            place: self.place(),
+        }
+    }
+
+    /// The vCPU's registers in one line, for debugging.
+    fn place(&self) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!(
+                "CPU {} at {:#x}, code segment at {:#x}, stack at {:#x}, CR0 {:#x}, CR2 {:#x}, \
+                 CR3 {:#x}, CR4 {:#x}, EFER {:#x}",
+                self.id,
+                regs.rip,
+                sregs.cs.base,
+                regs.rsp,
+                sregs.cr0,
+                sregs.cr2,
+                sregs.cr3,
+                sregs.cr4,
+                sregs.efer
+            ),
+            _ => format!("CPU {}", self.id),
+        }
+    }
+
+    /// Handles KVM_EXIT_INTERNAL_ERROR. An emulation failure in the guest's user mode does not end the
+    /// machine: without SVM's nRIP, KVM must read an instruction to skip it, which fails if the guest's
+    /// kernel has just unmapped the page; executed again, the instruction faults and the kernel maps the
+    /// page.
+    #[expect(unsafe_code, reason = "kvm_run is a union")]
+    fn internal_error(&mut self) -> Option<StopReason> {
+        // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM wrote; its
+        // fields are plain numbers.
+        let error = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let what = match error.suberror {
+            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
+                "cannot emulate an instruction of the guest"
+            }
+            kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => {
+                "cannot deliver an exception to the guest"
+            }
+            _ => "gave up",
+        };
+        let is_emulation = error.suberror == kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+        if is_emulation && self.fd.get_sregs().is_ok_and(|sregs| sregs.ss.dpl == 3) {
+            return None;
+        }
+        let known = error.data.iter().take(error.ndata as usize);
+        let known: Vec<_> = known.map(|word| format!("{word:#x}")).collect();
+        Some(failed(format!(
+            "KVM {what} (internal error {}: {}), {}",
+            error.suberror,
+            known.join(" "),
+            self.place()
+        )))
+    }
+}
+
+fn failed(message: String) -> StopReason {
+    StopReason::Failed(Failure {
+        code: FailureCode::Internal,
+        message,
+    })
+}

@@ -1,0 +1,56 @@
+use super::*;
+use crate::virtio::fake_driver::FakeDriver;
+use vm_memory::Bytes;
+
+#[test]
+fn a_page_in_the_balloon_is_freed_and_reads_zero() {
+    let mut driver = FakeDriver::new(Balloon::default());
+    let page = GuestAddress(16 << 20);
+    driver.memory().write_obj(7_u64, page).unwrap();
+    let pfn = (page.0 >> PAGE_SHIFT) as u32;
+    driver
+        .request(queue::INFLATE, &pfn.to_le_bytes(), 0)
+        .unwrap();
+    assert_eq!(driver.memory().read_obj::<u64>(page).unwrap(), 0);
+}
+
+#[test]
+fn a_page_outside_memory_is_an_error() {
+    let mut driver = FakeDriver::new(Balloon::default());
+    let result = driver.request(queue::INFLATE, &u32::MAX.to_le_bytes(), 0);
+    assert!(matches!(
+        result,
+        Err(DeviceError::Queue {
+            source: ChainError::Buffer,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn the_balloon_has_its_size_when_all_pages_are_in_it_or_out() {
+    let target = Target::default();
+    let mut driver = FakeDriver::new(Balloon::new(target.clone()));
+    target.set_mib(1);
+    let pages: Vec<u8> = (4096..4096 + 256_u32).flat_map(u32::to_le_bytes).collect();
+    assert!(!target.is_reached());
+    driver.request(queue::INFLATE, &pages, 0).unwrap();
+    assert!(target.is_reached());
+    target.set_mib(0);
+    assert!(!target.is_reached());
+    driver.request(queue::DEFLATE, &pages, 0).unwrap();
+    assert!(target.is_reached());
+}
+
+#[test]
+fn the_driver_can_only_write_the_size_that_it_reports() {
+    let target = Target::default();
+    let mut balloon = Balloon::new(target.clone());
+    target.set_mib(1);
+    balloon.write_config(0, &[9; 4]);
+    balloon.write_config(CONFIG_ACTUAL, &5_u32.to_le_bytes());
+    balloon.write_config(CONFIG_ACTUAL + 2, &[9; 4]);
+    let mut space = [0; CONFIG_BYTES];
+    balloon.read_config(0, &mut space);
+    assert_eq!(space, [0, 1, 0, 0, 5, 0, 0, 0]);
+}

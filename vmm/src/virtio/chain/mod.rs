@@ -1,0 +1,159 @@
+//! Descriptor chains, validated as a whole before a device sees them.
+//!
+//! virtio-queue reads the rings; this module walks a chain itself, because virtio-queue's iterator
+//! ends on a malformed descriptor in the same way as at the end of a chain. Here a chain is either
+//! valid, and then all of it lies in guest memory, or an error.
+
+mod buffers;
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
+
+use crate::memory::GuestMemory;
+
+pub use buffers::Buffers;
+
+/// The most buffers of a chain. readv(2) and writev(2) take no more (UIO_MAXIOV), and a guest whose
+/// buffers have one byte each could otherwise make the VMM spend 64 KiB of memory and time on each of
+/// its requests.
+pub const MAX_SEGMENTS: usize = 1024;
+
+/// A queue or a chain violates the virtio specification, version 1.2.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// The rings lie outside guest memory, or claim more entries than they have.
+    #[error("the available ring is broken")]
+    Ring(#[from] virtio_queue::Error),
+    #[error("descriptor {0} lies outside its table")]
+    Index(u16),
+    #[error("the descriptor table lies outside guest memory")]
+    Table,
+    /// Longer than its table, so it is a loop, or than [`MAX_SEGMENTS`].
+    #[error("the descriptor chain does not end")]
+    Endless,
+    /// An indirect table inside another one, together with a next descriptor, or of a size that is
+    /// not a multiple of a descriptor's.
+    #[error("malformed indirect descriptor")]
+    Indirect,
+    /// A buffer that the device reads after one that it writes (section 2.7.4.2).
+    #[error("a readable descriptor follows a writable one")]
+    Order,
+    #[error("a buffer lies outside guest memory")]
+    Buffer,
+    /// Fewer bytes than the named structure has.
+    #[error("the buffers are too short: {0}")]
+    Short(&'static str),
+}
+
+/// A request: buffers that the device reads, and buffers that it writes its response to.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    /// The index of the chain's first descriptor, under which it returns to the driver.
+    pub head: u16,
+    pub readable: Buffers<'m>,
+    pub writable: Buffers<'m>,
+}
+
+/// Takes the next chain from the available ring, if there is one.
+pub fn pop<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemory,
+) -> Result<Option<Chain<'m>>, ChainError> {
+    let Some(head) = queue.iter(memory)?.next().map(|chain| chain.head_index()) else {
+        return Ok(None);
+    };
+    Chain::walk(memory, GuestAddress(queue.desc_table()), queue.size(), head).map(Some)
+}
+
+/// Puts a chain on the used ring, with `written` bytes of response.
+pub fn push(
+    queue: &mut Queue,
+    memory: &GuestMemory,
+    head: u16,
+    written: u32,
+) -> Result<(), ChainError> {
+    Ok(queue.add_used(memory, head, written)?)
+}
+
+impl<'m> Chain<'m> {
+    fn walk(
+        memory: &'m GuestMemory,
+        table: GuestAddress,
+        size: u16,
+        head: u16,
+    ) -> Result<Self, ChainError> {
+        let mut chain = Self {
+            head,
+            readable: Buffers::default(),
+            writable: Buffers::default(),
+        };
+        let (mut table, mut size, mut index) = (table, size, head);
+        let mut left = size;
+        let mut indirect = false;
+        loop {
+            let descriptor = read_descriptor(memory, table, size, index)?;
+            left = left.checked_sub(1).ok_or(ChainError::Endless)?;
+            if descriptor.refers_to_indirect_table() {
+                if indirect || descriptor.has_next() {
+                    return Err(ChainError::Indirect);
+                }
+                (table, size) = indirect_table(&descriptor)?;
+                (index, left, indirect) = (0, size, true);
+                continue;
+            }
+            chain.add(memory, &descriptor)?;
+            if !descriptor.has_next() {
+                return Ok(chain);
+            }
+            index = descriptor.next();
+        }
+    }
+
+    fn add(&mut self, memory: &'m GuestMemory, descriptor: &Descriptor) -> Result<(), ChainError> {
+        if !descriptor.is_write_only() && !self.writable.segments.is_empty() {
+            return Err(ChainError::Order);
+        }
+        if self.readable.segments.len() + self.writable.segments.len() == MAX_SEGMENTS {
+            return Err(ChainError::Endless);
+        }
+        let slice = memory
+            .get_slice(descriptor.addr(), descriptor.len() as usize)
+            .map_err(|_| ChainError::Buffer)?;
+        let side = if descriptor.is_write_only() {
+            &mut self.writable
+        } else {
+            &mut self.readable
+        };
+        side.segments.push(slice);
+        Ok(())
+    }
+}
+
+fn read_descriptor(
+    memory: &GuestMemory,
+    table: GuestAddress,
+    size: u16,
+    index: u16,
+) -> Result<Descriptor, ChainError> {
+    if index >= size {
+        return Err(ChainError::Index(index));
+    }
+    let offset = u64::from(index) * size_of::<Descriptor>() as u64;
+    let address = table.0.checked_add(offset).ok_or(ChainError::Table)?;
+    memory
+        .read_obj(GuestAddress(address))
+        .map_err(|_| ChainError::Table)
+}
+
+fn indirect_table(descriptor: &Descriptor) -> Result<(GuestAddress, u16), ChainError> {
+    let entry = size_of::<Descriptor>() as u32;
+    let entries = u16::try_from(descriptor.len() / entry).map_err(|_| ChainError::Indirect)?;
+    if entries == 0 || !descriptor.len().is_multiple_of(entry) || descriptor.is_write_only() {
+        return Err(ChainError::Indirect);
+    }
+    Ok((descriptor.addr(), entries))
+}
+
+#[cfg(test)]
+mod tests;
