@@ -1,9 +1,9 @@
 //! The messages between the host and `rvm-vmm`.
 //!
 //! `rvm-vmm` is started with one end of a seqpacket socket as its standard input. The first packet
-//! is a configuration ([`MachineConfig`], [`QemuConfig`] or [`BackendConfig`]) with every descriptor
-//! that it names; the VMM opens nothing by path after it has entered its jail. From then on the VMM
-//! sends [`Event`]s and answers [`Request`]s. It ends when the host closes the socket.
+//! is a configuration ([`MachineConfig`], [`QemuConfig`] or [`BackendConfig`]) with every
+//! descriptor that it names; the VMM opens nothing by path after it has entered its jail. From then
+//! on the VMM sends [`Event`]s and answers [`Request`]s. It ends when the host closes the socket.
 //!
 //! Every packet begins with [`PROTOCOL_VERSION`], and [`Channel`] refuses a packet of another
 //! version: rvm and rvm-vmm come from one build, and an upgrade that replaced only one of them must

@@ -58,8 +58,9 @@ fn receive_configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, V
     }
 }
 
-/// Unblocks all signals, which the parent may have blocked, and keeps the C library from giving each
-/// thread a heap of its own: the threads allocate little, and a heap is half of a small thread's memory.
+/// Unblocks all signals, which the parent may have blocked, and keeps the C library from giving
+/// each thread a heap of its own: the threads allocate little, and a heap is half of a small
+/// thread's memory.
 #[expect(unsafe_code, reason = "process-wide settings of the C library")]
 fn reset_inherited_state() {
     // SAFETY: there is one thread. The set is initialized before it is used, and mallopt takes

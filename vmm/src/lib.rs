@@ -1,11 +1,12 @@
 //! The virtual machine monitor.
 //!
-//! One process runs one machine. rvm starts it with a control socket as its standard input, sends it
-//! a [`rvm_protocol::vmm::MachineConfig`] with every descriptor that the machine needs, and receives
-//! its events until it ends. The crate's README says what it may assume and explains each room.
+//! One process runs one machine. rvm starts it with a control socket as its standard input, sends
+//! it a [`rvm_protocol::vmm::MachineConfig`] with every descriptor that the machine needs, and
+//! receives its events until it ends. The crate's README says what it may assume and explains each
+//! room.
 
-// The rooms, bottom first: a room uses only rooms above it in this list. A test reads this block, so
-// rustfmt leaves its order alone (`reorder_modules` in rustfmt.toml).
+// The rooms, bottom first: a room uses only rooms above it in this list. A test reads this block,
+// so rustfmt leaves its order alone (`reorder_modules` in rustfmt.toml).
 mod logging;
 mod fds;
 mod threads;

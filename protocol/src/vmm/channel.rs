@@ -1,8 +1,8 @@
 //! The control socket: one message a packet, with the descriptors that it names.
 //!
-//! A packet is `rvm/VERSION ` followed by the message in JSON. The version stands before the message
-//! so that a peer can tell a packet of another version from a malformed one, whatever the messages of
-//! that version look like.
+//! A packet is `rvm/VERSION ` followed by the message in JSON. The version stands before the
+//! message so that a peer can tell a packet of another version from a malformed one, whatever the
+//! messages of that version look like.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

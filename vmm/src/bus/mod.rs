@@ -47,8 +47,8 @@ struct MmioSlot {
 }
 
 impl Bus {
-    /// A bus with these slots, numbered in their order, and a serial port, to which the kernel prints
-    /// before it finds its console, for example when it panics early.
+    /// A bus with these slots, numbered in their order, and a serial port, to which the kernel
+    /// prints before it finds its console, for example when it panics early.
     pub fn new(
         vm: &Vm,
         slots: &[Arc<Slot>],

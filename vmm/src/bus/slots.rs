@@ -13,7 +13,8 @@ use rvm_protocol::MEMORY_SLOT;
 use crate::arch::x86_64::{DEVICE_INTERRUPTS, layout};
 use crate::virtio::mmio::WINDOW;
 
-/// The slots of the devices that every machine has on its main thread. The value is the slot's number.
+/// The slots of the devices that every machine has on its main thread. The value is the slot's
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FixedSlot {
     Console = 0,

@@ -1,8 +1,8 @@
-//! Hotplug memory: a region of the guest's address space above the memory of the boot, of which a part
-//! from its start is memory.
+//! Hotplug memory: a region of the guest's address space above the memory of the boot, of which a
+//! part from its start is memory.
 //!
-//! Nothing is reserved or mapped before it is first needed. Past the part that the host has granted,
-//! the guest and its devices can access nothing.
+//! Nothing is reserved or mapped before it is first needed. Past the part that the host has
+//! granted, the guest and its devices can access nothing.
 
 use std::io;
 use std::ops::Range;
@@ -45,14 +45,14 @@ pub struct HotplugMemory {
     block: u64,
     /// The region's address space in this process. None before it is first needed.
     reservation: Option<Reservation>,
-    /// The ends of the memory slots, as offsets in the region. Each slot begins at the end of the one
-    /// before.
+    /// The ends of the memory slots, as offsets in the region. Each slot begins at the end of the
+    /// one before.
     slot_ends: Vec<u64>,
 }
 
 impl HotplugMemory {
-    /// The region of a machine that boots with `boot_mib` and may grow to `max_mib`, cut to what its CPUs
-    /// can address.
+    /// The region of a machine that boots with `boot_mib` and may grow to `max_mib`, cut to what
+    /// its CPUs can address.
     pub fn new(boot_mib: u64, max_mib: u64, address_bits: u8) -> Self {
         let block = match boot_mib {
             LARGE_MIB.. => LARGE_MEMORY_BLOCK,
@@ -81,8 +81,8 @@ impl HotplugMemory {
         self.slot_ends.last().copied().unwrap_or(0)
     }
 
-    /// Makes at least the first `bytes` bytes memory, and as little as possible of the rest. The contents
-    /// of memory that is removed are lost.
+    /// Makes at least the first `bytes` bytes memory, and as little as possible of the rest. The
+    /// contents of memory that is removed are lost.
     pub fn set_usable(
         &mut self,
         bytes: u64,
@@ -123,7 +123,8 @@ impl HotplugMemory {
         Ok(())
     }
 
-    /// Removes the slots that lie above `wanted` as a whole. Memory of the last slot may remain above it.
+    /// Removes the slots that lie above `wanted` as a whole. Memory of the last slot may remain
+    /// above it.
     fn remove_above(&mut self, wanted: u64, vm: &Vm) -> Result<(), HotplugMemoryError> {
         while let [.., end] = self.slot_ends[..] {
             let below = self.slot_ends.len() - 1;

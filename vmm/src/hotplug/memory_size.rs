@@ -1,8 +1,8 @@
-//! The size of a running machine's memory: the size that the host requests, and how far the guest has
-//! followed.
+//! The size of a running machine's memory: the size that the host requests, and how far the guest
+//! has followed.
 //!
-//! Memory beyond that of the boot is plugged by the virtio-mem device, which is plugged itself when it is
-//! first needed. A size below the memory of the boot inflates the balloon.
+//! Memory beyond that of the boot is plugged by the virtio-mem device, which is plugged itself when
+//! it is first needed. A size below the memory of the boot inflates the balloon.
 
 use std::sync::Arc;
 
@@ -78,7 +78,8 @@ impl MemorySize {
         if more > 0 {
             self.plug_device(vm, bus)?;
         }
-        // The region shrinks in `take_reached`, when the driver cannot be about to plug a block there.
+        // The region shrinks in `take_reached`, when the driver cannot be about to plug a block
+        // there.
         let usable = more.max(self.hotplug.usable());
         self.hotplug.set_usable(usable, vm, &self.memory)?;
         self.sizes.set_usable(self.hotplug.usable());
@@ -102,8 +103,8 @@ impl MemorySize {
         Ok(())
     }
 
-    /// The size that was requested last, once, when the guest has reached it. Memory that the guest has
-    /// unplugged is then removed from the machine.
+    /// The size that was requested last, once, when the guest has reached it. Memory that the guest
+    /// has unplugged is then removed from the machine.
     pub fn take_reached(&mut self, vm: &Vm) -> Option<u64> {
         self.awaited_mib?;
         if self.sizes.plugged() != self.sizes.requested() || !self.balloon.target.is_reached() {

@@ -8,8 +8,8 @@ use super::{JailError, step};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caps {
-    /// The capabilities of a file server that serves files as root. CAP_MKNOD has no effect: the kernel
-    /// lets no user namespace create device nodes.
+    /// The capabilities of a file server that serves files as root. CAP_MKNOD has no effect: the
+    /// kernel lets no user namespace create device nodes.
     FileServer,
     None,
 }

@@ -23,8 +23,9 @@ pub fn set_resource_limits() -> Result<(), JailError> {
     setrlimit(Resource::Core, none).map_err(step("set RLIMIT_CORE"))
 }
 
-/// The limit on user namespaces within the one that the process will be in. In a namespace of its own a
-/// process would have every capability again, which opens parts of the kernel that are little tested.
+/// The limit on user namespaces within the one that the process will be in. In a namespace of its
+/// own a process would have every capability again, which opens parts of the kernel that are little
+/// tested.
 pub struct UserNamespaces(OwnedFd);
 
 impl UserNamespaces {
@@ -36,8 +37,8 @@ impl UserNamespaces {
             .map_err(step("open /proc/sys"))
     }
 
-    /// Forbids user namespaces within the caller's. The file shows the limit of the caller's own user
-    /// namespace, so the caller must be in it already and still have its capabilities.
+    /// Forbids user namespaces within the caller's. The file shows the limit of the caller's own
+    /// user namespace, so the caller must be in it already and still have its capabilities.
     pub fn forbid(self) -> Result<(), JailError> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         openat(&self.0, "user/max_user_namespaces", flags, Mode::empty())

@@ -1,10 +1,11 @@
 //! The jail: what remains of the host for a process that a guest may take over.
 //!
-//! A process enters the jail by itself, after it has opened every descriptor that it will need. The jail
-//! consists of, in this order:
+//! A process enters the jail by itself, after it has opened every descriptor that it will need. The
+//! jail consists of, in this order:
 //! - a mount namespace whose root holds only what the process serves;
-//! - a user namespace, which owns the ipc, uts and network namespaces created with it but not the mount
-//!   namespace, so that the process can neither mount nor unmount, and which cannot have children;
+//! - a user namespace, which owns the ipc, uts and network namespaces created with it but not the
+//!   mount namespace, so that the process can neither mount nor unmount, and which cannot have
+//!   children;
 //! - an empty session keyring;
 //! - no capabilities but those of the file server, which hold only within the user namespace;
 //! - no new privileges;
@@ -66,7 +67,8 @@ fn step<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> JailError
     }
 }
 
-/// Enters the jail. From then on the process is killed when `parent` ends. The caller has one thread.
+/// Enters the jail. From then on the process is killed when `parent` ends. The caller has one
+/// thread.
 pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         return Err(JailError::NotInit);
@@ -94,16 +96,17 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     // A change of identity clears it (prctl(2)), so this comes late.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(step("set the parent death signal"))?;
-    // The signal is not sent if the parent has ended already. The kernel reparents a process before it
-    // checks whether to send the signal, so a process that still has its parent here will receive it.
+    // The signal is not sent if the parent has ended already. The kernel reparents a process before
+    // it checks whether to send the signal, so a process that still has its parent here will
+    // receive it.
     match parent_of(own_status).map_err(step("read the parent's pid"))? {
         Some(found) if found == parent => Ok(()),
         _ => Err(JailError::ParentEnded),
     }
 }
 
-/// The parent's pid, from the process's status in the host's /proc. getppid(2) returns 0, because the
-/// parent is in another pid namespace.
+/// The parent's pid, from the process's status in the host's /proc. getppid(2) returns 0, because
+/// the parent is in another pid namespace.
 fn parent_of(mut status: File) -> io::Result<Option<u32>> {
     let mut text = String::new();
     status.read_to_string(&mut text)?;
@@ -111,8 +114,8 @@ fn parent_of(mut status: File) -> io::Result<Option<u32>> {
     Ok(line.and_then(|pid| pid.trim().parse().ok()))
 }
 
-/// Opens /proc/self/fd, through which a file server reopens its own descriptors. The caller is not in
-/// the jail yet, which has no /proc.
+/// Opens /proc/self/fd, through which a file server reopens its own descriptors. The caller is not
+/// in the jail yet, which has no /proc.
 ///
 /// The descriptor is the root of a detached mount: from /proc/self/fd itself `..` would lead to the
 /// host's /proc/sys, which root's uid alone may write to.

@@ -1,7 +1,7 @@
 //! The system calls that QEMU must not make, beyond those that its own filter forbids.
 //!
-//! The calls that other versions of QEMU need are not known, so this is a deny list, and a listed call
-//! fails with EPERM instead of killing the process.
+//! The calls that other versions of QEMU need are not known, so this is a deny list, and a listed
+//! call fails with EPERM instead of killing the process.
 
 use std::collections::BTreeMap;
 
@@ -101,8 +101,8 @@ fn compile() -> Result<BpfProgram, seccompiler::BackendError> {
     .try_into()
 }
 
-/// Matches every socket family but AF_UNIX. AF_VSOCK, which may lead to the hypervisor below the host,
-/// is in no network namespace, and QEMU needs none of the others.
+/// Matches every socket family but AF_UNIX. AF_VSOCK, which may lead to the hypervisor below the
+/// host, is in no network namespace, and QEMU needs none of the others.
 fn other_than_unix() -> Result<SeccompRule, seccompiler::BackendError> {
     let unix = libc::AF_UNIX as u64;
     let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix)?;

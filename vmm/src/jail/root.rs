@@ -25,11 +25,13 @@ pub enum Root {
         /// An empty directory in which the root is assembled.
         stage: PathBuf,
     },
-    /// Nothing. An empty file system is mounted over this directory, in the new mount namespace only.
+    /// Nothing. An empty file system is mounted over this directory, in the new mount namespace
+    /// only.
     Empty(PathBuf),
 }
 
-/// The host's directories that a program needs: libraries and data. No configuration, no home, no state.
+/// The host's directories that a program needs: libraries and data. No configuration, no home, no
+/// state.
 const PROGRAM_DIRS: &[&str] = &["usr", "lib", "lib64"];
 
 /// The dynamic loader's index of libraries outside the standard directories.
@@ -145,8 +147,8 @@ fn remount_read_only(path: &Path, more: MountFlags) -> rustix::io::Result<()> {
     mount_remount(path, flags, "")
 }
 
-/// Makes the shared directory itself read-only for the guest, but not the mounts in it. The host mounts
-/// there later, by path, and must find only directories that it created itself.
+/// Makes the shared directory itself read-only for the guest, but not the mounts in it. The host
+/// mounts there later, by path, and must find only directories that it created itself.
 fn make_read_only_for_guest(shared: &Path) -> Result<(), JailError> {
     let flags = MountFlags::NODEV | MountFlags::NOEXEC;
     at("make read-only", shared, remount_read_only(shared, flags))

@@ -1,8 +1,8 @@
 //! The identity map of the user namespace.
 //!
-//! Every id is mapped to itself, so that files keep their owners while capabilities hold only within the
-//! namespace. Only a process outside the namespace may write such a map, so a helper is forked before
-//! the process enters the namespace.
+//! Every id is mapped to itself, so that files keep their owners while capabilities hold only
+//! within the namespace. Only a process outside the namespace may write such a map, so a helper is
+//! forked before the process enters the namespace.
 
 use std::fs;
 use std::io::{self, Read, Write};

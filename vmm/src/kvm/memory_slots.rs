@@ -16,7 +16,8 @@ impl MemorySlot {
 
     const FIRST_HOTPLUG: u32 = 8;
 
-    /// The slot of the piece of hotplug memory with this index. KVM refuses a number past its limit.
+    /// The slot of the piece of hotplug memory with this index. KVM refuses a number past its
+    /// limit.
     pub fn hotplug(index: usize) -> Self {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         Self(Self::FIRST_HOTPLUG.saturating_add(index))

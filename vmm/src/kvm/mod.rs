@@ -163,8 +163,8 @@ impl Vm {
             userspace_addr: mapping.host as u64,
         };
         // SAFETY: a reservation stays mapped as long as the process lives, and where it is not
-        // accessible yet, the guest cannot access it either; the memory of the boot is kept by `Vm`.
-        // KVM refuses slots that overlap.
+        // accessible yet, the guest cannot access it either; the memory of the boot is kept by
+        // `Vm`. KVM refuses slots that overlap.
         unsafe { self.fd.set_user_memory_region(description) }
             .map_err(refused("change the guest's memory"))
     }

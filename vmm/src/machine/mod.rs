@@ -82,7 +82,8 @@ pub struct Machine {
     pub vm: Vm,
 }
 
-/// Enters the jail, assembles the machine and starts it. The calling thread is the process's only one.
+/// Enters the jail, assembles the machine and starts it. The calling thread is the process's only
+/// one.
 pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, MachineError> {
     let mut stopwatch = Stopwatch::start();
     let mut fds = PassedFds::new(fds);
@@ -134,7 +135,8 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     })
 }
 
-/// Enters the jail of a machine. Returns /proc/self/fd, which the file server needs and the jail lacks.
+/// Enters the jail of a machine. Returns /proc/self/fd, which the file server needs and the jail
+/// lacks.
 pub fn enter_jail(config: &MachineConfig) -> Result<File, JailError> {
     let proc_self_fd = jail::own_descriptors()?;
     let root = Root::Directory(config.shared_dir.clone());

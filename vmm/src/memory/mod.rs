@@ -1,7 +1,7 @@
 //! Guest memory: its layout in the guest's address space and its mapping in this process.
 //!
-//! The machine maps the memory of the boot once, and hotplug may add to it later. Devices see it only
-//! through [`GuestMemory`], whose accessors check every address.
+//! The machine maps the memory of the boot once, and hotplug may add to it later. Devices see it
+//! only through [`GuestMemory`], whose accessors check every address.
 
 mod reservation;
 
@@ -115,8 +115,8 @@ fn map_region(mib: u64, bytes: usize) -> Result<MmapRegion<BitmapMmapRegion>, Me
         .map_err(|source| MemoryError::Describe { mib, source })
 }
 
-/// Gives memory that the guest does not need back to the host. It then reads as zeroes. If this fails
-/// the host keeps the pages allocated; nothing else goes wrong.
+/// Gives memory that the guest does not need back to the host. It then reads as zeroes. If this
+/// fails the host keeps the pages allocated; nothing else goes wrong.
 #[expect(unsafe_code, reason = "madvise takes a pointer")]
 pub fn discard(slice: &GuestSlice<'_>) -> io::Result<()> {
     let guard = slice.ptr_guard_mut();

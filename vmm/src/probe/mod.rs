@@ -1,9 +1,9 @@
 //! The probe: whether the host's KVM can run a kernel.
 //!
-//! Some hosts have a /dev/kvm that runs a guest's user code on the processor but emulates its kernel
-//! code in software, at a million instructions per second, and fails on some instructions. Only a trial
-//! tells them apart: a throw-away machine runs a few thousand instructions of 64-bit kernel code, among
-//! them those that are known to fail, and is timed.
+//! Some hosts have a /dev/kvm that runs a guest's user code on the processor but emulates its
+//! kernel code in software, at a million instructions per second, and fails on some instructions.
+//! Only a trial tells them apart: a throw-away machine runs a few thousand instructions of 64-bit
+//! kernel code, among them those that are known to fail, and is timed.
 
 mod guest;
 
@@ -23,15 +23,15 @@ use crate::memory::{self, GuestMemory};
 
 use self::guest::{INSTRUCTIONS, OK, PORT, code};
 
-/// The address of the guest's code. Page tables and descriptor table are at the addresses that a kernel
-/// starts with.
+/// The address of the guest's code. Page tables and descriptor table are at the addresses that a
+/// kernel starts with.
 const CODE: u64 = 0x1000;
 
 /// The address of the interrupt descriptor table.
 const IDT: u64 = 0x2000;
 
-/// The slowest usable KVM, in millions of instructions per second. Software emulation reaches one or
-/// two, the slowest nested virtualization some hundreds.
+/// The slowest usable KVM, in millions of instructions per second. Software emulation reaches one
+/// or two, the slowest nested virtualization some hundreds.
 const SLOWEST_MIPS: u64 = 20;
 
 /// After this time the guest counts as hung. Even an emulated one takes a tenth of a second.

@@ -1,5 +1,5 @@
-//! The back end of one QEMU: vsock over vhost-user, which QEMU cannot bridge to Unix sockets itself, and
-//! a log of bounded size for the guest's console.
+//! The back end of one QEMU: vsock over vhost-user, which QEMU cannot bridge to Unix sockets
+//! itself, and a log of bounded size for the guest's console.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
 //! Kicks: the signal that makes a vCPU's thread leave the guest.
 //!
-//! The signal is blocked except while the guest runs (KVM_SET_SIGNAL_MASK), so a kick cannot be lost
-//! between a vCPU's look at the run state and its next KVM_RUN.
+//! The signal is blocked except while the guest runs (KVM_SET_SIGNAL_MASK), so a kick cannot be
+//! lost between a vCPU's look at the run state and its next KVM_RUN.
 
 use std::os::fd::AsRawFd;
 use std::{io, mem, ptr};
@@ -54,7 +54,8 @@ fn block_kick() -> io::Result<()> {
     }
 }
 
-/// Removes pending kicks, so that a kick that has interrupted one KVM_RUN does not interrupt the next.
+/// Removes pending kicks, so that a kick that has interrupted one KVM_RUN does not interrupt the
+/// next.
 #[expect(unsafe_code, reason = "sigtimedwait")]
 pub(super) fn drain_kick() {
     let now = libc::timespec {

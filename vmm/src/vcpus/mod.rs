@@ -1,7 +1,7 @@
 //! The virtual CPUs of a machine: threads that run the guest, created at boot or hotplugged later.
 //!
-//! The MP table declares all CPUs from the start. A CPU that is not created yet does not answer when
-//! the guest wakes it, so the host creates it before the agent brings it online.
+//! The MP table declares all CPUs from the start. A CPU that is not created yet does not answer
+//! when the guest wakes it, so the host creates it before the agent brings it online.
 
 mod kick;
 mod run_state;
@@ -41,8 +41,8 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Creates `count` vCPUs of at most `max` and runs them: the first from the kernel's entry point,
-    /// the others when the guest wakes them.
+    /// Creates `count` vCPUs of at most `max` and runs them: the first from the kernel's entry
+    /// point, the others when the guest wakes them.
     pub fn start(
         vm: &Vm,
         state: Arc<RunState>,

@@ -75,8 +75,8 @@ impl Vcpu {
         Ok(None)
     }
 
-    /// Describes a reset. A kernel that panicked has printed more to its console; after a triple fault
-    /// the registers are all there is.
+    /// Describes a reset. A kernel that panicked has printed more to its console; after a triple
+    /// fault the registers are all there is.
     fn guest_reset(&self) -> StopReason {
         StopReason::GuestReset {
             place: self.place(),
@@ -103,14 +103,14 @@ impl Vcpu {
         }
     }
 
-    /// Handles KVM_EXIT_INTERNAL_ERROR. An emulation failure in the guest's user mode does not end the
-    /// machine: without SVM's nRIP, KVM must read an instruction to skip it, which fails if the guest's
-    /// kernel has just unmapped the page; executed again, the instruction faults and the kernel maps the
-    /// page.
+    /// Handles KVM_EXIT_INTERNAL_ERROR. An emulation failure in the guest's user mode does not end
+    /// the machine: without SVM's nRIP, KVM must read an instruction to skip it, which fails if the
+    /// guest's kernel has just unmapped the page; executed again, the instruction faults and the
+    /// kernel maps the page.
     #[expect(unsafe_code, reason = "kvm_run is a union")]
     fn internal_error(&mut self) -> Option<StopReason> {
-        // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM wrote; its
-        // fields are plain numbers.
+        // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM wrote;
+        // its fields are plain numbers.
         let error = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
         let what = match error.suberror {
             kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {

@@ -1,10 +1,10 @@
 //! The trait that every virtio device implements, and what a transport hands to a device.
 //!
 //! A transport may call `info` and `read_config` at any time. When the driver is ready it calls
-//! `start`, then `process_queue` and `process_host_event` for each notification, one call at a time,
-//! and at last `reset`, after which `start` may follow again. An error from any of these means that
-//! the driver violated the protocol: the transport sets DEVICE_NEEDS_RESET and does not call the
-//! device again until the driver resets it.
+//! `start`, then `process_queue` and `process_host_event` for each notification, one call at a
+//! time, and at last `reset`, after which `start` may follow again. An error from any of these
+//! means that the driver violated the protocol: the transport sets DEVICE_NEEDS_RESET and does not
+//! call the device again until the driver resets it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -126,8 +126,8 @@ impl<'a> DeviceIo<'a> {
         }
     }
 
-    /// Takes the next request as virtio-queue's type, for libraries that expect it. It was valid when
-    /// it was taken; the guest may change it since, so the library must check it again.
+    /// Takes the next request as virtio-queue's type, for libraries that expect it. It was valid
+    /// when it was taken; the guest may change it since, so the library must check it again.
     pub fn pop_unparsed(
         &mut self,
         index: usize,
@@ -157,8 +157,8 @@ impl<'a> DeviceIo<'a> {
         }
     }
 
-    /// Takes every request of a queue, calls `handle`, which returns the length of the response, and
-    /// returns the request.
+    /// Takes every request of a queue, calls `handle`, which returns the length of the response,
+    /// and returns the request.
     pub fn drain(
         &mut self,
         index: usize,
@@ -176,8 +176,8 @@ impl<'a> DeviceIo<'a> {
 pub trait VirtioDevice: Send {
     fn info(&self) -> DeviceInfo;
 
-    /// The driver reads the configuration space. `data` holds zeroes, which the driver reads past the
-    /// end; see [`read_config_space`].
+    /// The driver reads the configuration space. `data` holds zeroes, which the driver reads past
+    /// the end; see [`read_config_space`].
     fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
 
     /// The driver writes to the configuration space.

@@ -1,5 +1,5 @@
-//! The content of an empty slot, into which a device can be plugged. Its device id is 0, so that the
-//! guest's transport driver ignores it (section 4.2.3.1.1).
+//! The content of an empty slot, into which a device can be plugged. Its device id is 0, so that
+//! the guest's transport driver ignores it (section 4.2.3.1.1).
 
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice};
 use super::spec::device_id;

@@ -1,5 +1,5 @@
-//! A fake driver for the tests of devices: it writes requests to memory as a guest's driver does and
-//! reads the responses from the used ring. It needs no machine, no thread and no interrupt.
+//! A fake driver for the tests of devices: it writes requests to memory as a guest's driver does
+//! and reads the responses from the used ring. It needs no machine, no thread and no interrupt.
 
 use std::collections::HashMap;
 use std::io;

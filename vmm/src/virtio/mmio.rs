@@ -1,5 +1,5 @@
-//! The MMIO transport, section 4.2 of the virtio specification: the registers through which the guest
-//! finds a device, negotiates features and configures queues.
+//! The MMIO transport, section 4.2 of the virtio specification: the registers through which the
+//! guest finds a device, negotiates features and configures queues.
 //!
 //! The vCPU threads call it on MMIO exits. Doorbells do not exit: KVM writes to the ioeventfds of
 //! [`Slot::doorbells`]. Interrupts go through the irqfd of [`Slot::interrupt`].

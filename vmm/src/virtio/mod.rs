@@ -1,9 +1,10 @@
 //! Virtio devices and the transports that carry them.
 //!
-//! A device ([`device::VirtioDevice`]) knows its queues, its configuration and its host descriptors.
-//! It owns no interrupt, no epoll and no thread. The transports do: [`mmio`] connects a device to this
-//! process's own machine, [`vhost_user`] to another program's. A device's folder has `mod.rs` for the
-//! device, `spec.rs` for the numbers of its section of the specification, and `tests.rs`.
+//! A device ([`device::VirtioDevice`]) knows its queues, its configuration and its host
+//! descriptors. It owns no interrupt, no epoll and no thread. The transports do: [`mmio`] connects
+//! a device to this process's own machine, [`vhost_user`] to another program's. A device's folder
+//! has `mod.rs` for the device, `spec.rs` for the numbers of its section of the specification, and
+//! `tests.rs`.
 
 pub mod balloon;
 pub mod block;

@@ -116,7 +116,8 @@ impl Slot {
     pub(super) fn handle(&self, source: Source, flags: EventFlags) {
         match source {
             Source::Doorbell(queue) => {
-                // Only this thread reads it, and an empty one only means that there is nothing to do.
+                // Only this thread reads it, and an empty one only means that there is nothing to
+                // do.
                 let _ = self.doorbells.get(queue).map(EventFd::read);
                 self.lock_and_call(|device, io| device.process_queue(queue, io));
             }
@@ -220,7 +221,8 @@ impl Interrupt {
 
     fn raise(&self, cause: u32) {
         self.cause.fetch_or(cause, Ordering::AcqRel);
-        // A write fails only when the eventfd's counter is full, and then the line is raised already.
+        // A write fails only when the eventfd's counter is full, and then the line is raised
+        // already.
         let _ = self.irqfd.write(1);
     }
 

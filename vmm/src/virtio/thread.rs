@@ -1,8 +1,8 @@
 //! The threads that devices work on.
 //!
-//! A [`DeviceThread`] waits for the doorbells of its devices' queues and for their host descriptors,
-//! and calls the device. Devices that may block on the host's disks have a thread of their own; the
-//! others share one.
+//! A [`DeviceThread`] waits for the doorbells of its devices' queues and for their host
+//! descriptors, and calls the device. Devices that may block on the host's disks have a thread of
+//! their own; the others share one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,8 +1,8 @@
 //! The vhost-user transport, which serves a device to another program's machine, here QEMU's.
 //!
-//! vhost-user-backend implements the protocol, the queues' doorbells and the thread; this adapts one
-//! device to it. The device's host descriptors are on an epoll of their own, which that thread watches
-//! as one descriptor.
+//! vhost-user-backend implements the protocol, the queues' doorbells and the thread; this adapts
+//! one device to it. The device's host descriptors are on an epoll of their own, which that thread
+//! watches as one descriptor.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

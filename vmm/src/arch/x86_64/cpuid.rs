@@ -1,7 +1,7 @@
 //! The guest's CPUID: KVM's supported features, with the topology of this machine.
 //!
-//! KVM's list describes the CPU that happened to run the query, so every leaf that identifies a CPU or
-//! counts CPUs is rewritten: one package, one thread per core, as many cores as virtual CPUs.
+//! KVM's list describes the CPU that happened to run the query, so every leaf that identifies a CPU
+//! or counts CPUs is rewritten: one package, one thread per core, as many cores as virtual CPUs.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -76,7 +76,8 @@ fn cache_sharing(eax: u32, count: u32) -> u32 {
     }
 }
 
-/// Extended topology enumeration (leaf 0xb): level 0 is threads of a core, level 1 cores of a package.
+/// Extended topology enumeration (leaf 0xb): level 0 is threads of a core, level 1 cores of a
+/// package.
 fn topology_level(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
     const THREADS: u32 = 1;
     const CORES: u32 = 2;

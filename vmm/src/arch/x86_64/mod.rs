@@ -18,8 +18,8 @@ pub mod layout {
     pub const CMDLINE: u64 = 0x2_0000;
     /// The size of the command line in bytes, with the terminating zero (COMMAND_LINE_SIZE).
     pub const CMDLINE_MAX: usize = 2048;
-    /// The MP table, and the end of usable low memory. The guest looks for the table in the last KiB
-    /// below 640 KiB.
+    /// The MP table, and the end of usable low memory. The guest looks for the table in the last
+    /// KiB below 640 KiB.
     pub const MP_TABLE: u64 = 0x9_fc00;
     /// The start of usable memory above 640 KiB, and the lowest address of the kernel.
     pub const HIGH_MEMORY: u64 = 0x10_0000;
@@ -39,6 +39,6 @@ pub mod layout {
 /// the keyboard and the serial ports.
 pub const DEVICE_INTERRUPTS: std::ops::RangeInclusive<u32> = 5..=23;
 
-/// The most virtual CPUs. An APIC id has 8 bits: one id is the I/O APIC's, 0xff is the broadcast, and
-/// one stays free.
+/// The most virtual CPUs. An APIC id has 8 bits: one id is the I/O APIC's, 0xff is the broadcast,
+/// and one stays free.
 pub const MAX_VCPUS: u8 = 253;

@@ -1,6 +1,6 @@
-//! The state in which a vCPU starts. The boot CPU starts in 64-bit mode with identity-mapped memory,
-//! as the kernel's 64-bit boot protocol demands (Documentation/arch/x86/boot.rst). The other CPUs wait
-//! for INIT and SIPI and need only their model-specific registers.
+//! The state in which a vCPU starts. The boot CPU starts in 64-bit mode with identity-mapped
+//! memory, as the kernel's 64-bit boot protocol demands (Documentation/arch/x86/boot.rst). The
+//! other CPUs wait for INIT and SIPI and need only their model-specific registers.
 
 use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;

@@ -31,8 +31,8 @@ struct Shared {
 }
 
 impl Target {
-    /// Asks for a balloon of this many MiB. The driver reads the new size when the transport notifies
-    /// it of a configuration change.
+    /// Asks for a balloon of this many MiB. The driver reads the new size when the transport
+    /// notifies it of a configuration change.
     pub fn set_mib(&self, mib: u64) {
         let pages = u32::try_from(mib.saturating_mul(1 << (20 - PAGE_SHIFT))).unwrap_or(u32::MAX);
         self.0.wanted.store(pages, Ordering::Release);

@@ -91,7 +91,8 @@ pub struct Config {
     pub size_max: u32,
     /// The most data segments of a request.
     pub seg_max: u32,
-    /// Geometry, block size, topology, write cache, queues: features that the device does not offer.
+    /// Geometry, block size, topology, write cache, queues: features that the device does not
+    /// offer.
     pub unused: [u8; 20],
     /// The most sectors of one DISCARD range.
     pub max_discard_sectors: u32,

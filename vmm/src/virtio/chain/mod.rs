@@ -15,8 +15,8 @@ use crate::memory::GuestMemory;
 pub use buffers::Buffers;
 
 /// The most buffers of a chain. readv(2) and writev(2) take no more (UIO_MAXIOV), and a guest whose
-/// buffers have one byte each could otherwise make the VMM spend 64 KiB of memory and time on each of
-/// its requests.
+/// buffers have one byte each could otherwise make the VMM spend 64 KiB of memory and time on each
+/// of its requests.
 pub const MAX_SEGMENTS: usize = 1024;
 
 /// A queue or a chain violates the virtio specification, version 1.2.

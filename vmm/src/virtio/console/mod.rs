@@ -1,5 +1,5 @@
-//! virtio-console: the output of the guest's kernel and agent, section 5.3 of the specification. The
-//! host never sends input.
+//! virtio-console: the output of the guest's kernel and agent, section 5.3 of the specification.
+//! The host never sends input.
 
 mod log;
 mod spec;

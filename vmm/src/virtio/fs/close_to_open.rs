@@ -1,11 +1,11 @@
-//! The file system that the device serves: virtiofsd's, with close-to-open consistency that does not
-//! drop the guest's page cache at every open.
+//! The file system that the device serves: virtiofsd's, with close-to-open consistency that does
+//! not drop the guest's page cache at every open.
 //!
-//! virtiofsd answers opens in one of two ways. Without KEEP_CACHE the guest's kernel drops the file's
-//! pages, even those that running programs have mapped, and reads them again: each exec of a shell
-//! slows down the shells that run. With KEEP_CACHE the guest never sees a change that shows in neither
-//! mtime nor size. Here the answer depends on the file, as with libfuse's `auto_cache`; `versions.rs`
-//! decides.
+//! virtiofsd answers opens in one of two ways. Without KEEP_CACHE the guest's kernel drops the
+//! file's pages, even those that running programs have mapped, and reads them again: each exec of a
+//! shell slows down the shells that run. With KEEP_CACHE the guest never sees a change that shows
+//! in neither mtime nor size. Here the answer depends on the file, as with libfuse's `auto_cache`;
+//! `versions.rs` decides.
 
 use std::ffi::CStr;
 use std::io;
@@ -55,8 +55,8 @@ impl CloseToOpen {
             && (self.versions()).may_keep(inode, Version::of(&attributes), (self.clock)())
     }
 
-    /// Removes the versions of inodes that the guest no longer references. After a FORGET the guest may
-    /// still reference an inode by another name.
+    /// Removes the versions of inodes that the guest no longer references. After a FORGET the guest
+    /// may still reference an inode by another name.
     fn remove_unreferenced(&self, context: Context, inodes: impl Iterator<Item = Inode>) {
         let mut versions = self.versions();
         for inode in inodes {
@@ -201,8 +201,8 @@ mod tests {
 
     use super::*;
 
-    /// A directory with one file, served with a clock that is ten seconds ahead, so that every change of
-    /// the test is old.
+    /// A directory with one file, served with a clock that is ten seconds ahead, so that every
+    /// change of the test is old.
     struct Served {
         fs: CloseToOpen,
         dir: tempfile::TempDir,

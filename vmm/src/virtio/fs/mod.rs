@@ -2,9 +2,9 @@
 //! specification.
 //!
 //! The file system is virtiofsd's, below a layer that lets the guest keep its page cache (see
-//! `close_to_open.rs`); this is the device. Requests are executed one after the other on the device's
-//! own thread, which may block and which takes on the identity of the guest's process while it creates
-//! a file.
+//! `close_to_open.rs`); this is the device. Requests are executed one after the other on the
+//! device's own thread, which may block and which takes on the identity of the guest's process
+//! while it creates a file.
 
 mod close_to_open;
 mod spec;

@@ -1,24 +1,25 @@
 //! Decides whether the guest may keep its page cache of a file at an open.
 //!
 //! An open that is answered without KEEP_CACHE drops the guest's cache of the file. What the guest
-//! caches afterwards is not older than the version that the file had at that open; while the file has
-//! that version, the next opens may keep the cache. A version is the size, mtime and ctime, which
-//! changes with every write and cannot be set back. A file that changed moments ago may change again
-//! and keep all three, so its version is not remembered.
+//! caches afterwards is not older than the version that the file had at that open; while the file
+//! has that version, the next opens may keep the cache. A version is the size, mtime and ctime,
+//! which changes with every write and cannot be set back. A file that changed moments ago may
+//! change again and keep all three, so its version is not remembered.
 //!
 //! That holds for one inode of the guest's kernel, and for opens one after the other. The guest may
-//! have two inodes for one of ours: every mount namespace mounts a mount of the host's by itself when
-//! it finds one (`fuse_dentry_automount`), and such file systems of one connection share inode numbers
-//! but not pages. And a second open may be answered before the guest has acted on the answer to the
-//! first one. In both cases the guest's own rule applies: it drops an inode's pages when it learns of
-//! another mtime or size (AUTO_INVAL_DATA), and the attributes that it uses at an open by name, and at
-//! a read(2), are no older than [`SHARED_CACHE_TIMEOUT`], so it has seen those of any version that is
-//! remembered here. It cannot detect a change that keeps mtime and size (touch -r, cp -p); a file that
-//! changed so once is not kept again as long as the guest references it.
+//! have two inodes for one of ours: every mount namespace mounts a mount of the host's by itself
+//! when it finds one (`fuse_dentry_automount`), and such file systems of one connection share inode
+//! numbers but not pages. And a second open may be answered before the guest has acted on the
+//! answer to the first one. In both cases the guest's own rule applies: it drops an inode's pages
+//! when it learns of another mtime or size (AUTO_INVAL_DATA), and the attributes that it uses at an
+//! open by name, and at a read(2), are no older than [`SHARED_CACHE_TIMEOUT`], so it has seen those
+//! of any version that is remembered here. It cannot detect a change that keeps mtime and size
+//! (touch -r, cp -p); a file that changed so once is not kept again as long as the guest references
+//! it.
 //!
 //! The times do not reveal every change: a program of the host that writes through a shared mapping
-//! sets mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is dropped from
-//! time to time whatever the times are.
+//! sets mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is dropped
+//! from time to time whatever the times are.
 
 use std::collections::BTreeMap;
 
@@ -26,14 +27,14 @@ use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtiofsd::fuse::Attr;
 
 /// How long after a change a second one may leave the same times: the kernel's clock for file times
-/// advances every 10 ms or more often, FAT has a granularity of 2 s, and a network file server has a
-/// clock of its own.
+/// advances every 10 ms or more often, FAT has a granularity of 2 s, and a network file server has
+/// a clock of its own.
 const SETTLED_SECONDS: u64 = 3;
 
 const _: () = assert!(SHARED_CACHE_TIMEOUT.as_secs() < SETTLED_SECONDS);
 
-/// The longest time for which a cache is kept. Within it Linux commonly writes back changes that were
-/// made through a mapping.
+/// The longest time for which a cache is kept. Within it Linux commonly writes back changes that
+/// were made through a mapping.
 const KEPT_SECONDS: u64 = 30;
 
 /// Seconds since 1970, and nanoseconds. Earlier times look like times far in the future.
@@ -56,8 +57,8 @@ impl Version {
         }
     }
 
-    /// Whether every later change gives another version. mtime counts too, because some file systems
-    /// have no true ctime.
+    /// Whether every later change gives another version. mtime counts too, because some file
+    /// systems have no true ctime.
     fn is_settled(&self, now: u64) -> bool {
         let (changed, _) = self.mtime.max(self.ctime);
         changed.saturating_add(SETTLED_SECONDS) < now
@@ -68,9 +69,9 @@ impl Version {
     }
 }
 
-/// The remembered versions, by inode. There are no more than inodes that the guest references, each of
-/// which is an open descriptor, whose number is limited. A hash map would need a random seed, and the
-/// thread's system call filter forbids getrandom(2).
+/// The remembered versions, by inode. There are no more than inodes that the guest references, each
+/// of which is an open descriptor, whose number is limited. A hash map would need a random seed,
+/// and the thread's system call filter forbids getrandom(2).
 #[derive(Default)]
 pub struct Versions(BTreeMap<u64, Remembered>);
 
@@ -83,8 +84,8 @@ struct Remembered {
 }
 
 impl Versions {
-    /// Whether the guest may keep its cache of the file that it is opening. If not, the guest is assumed
-    /// to drop the cache now.
+    /// Whether the guest may keep its cache of the file that it is opening. If not, the guest is
+    /// assumed to drop the cache now.
     pub fn may_keep(&mut self, inode: u64, present: Version, now: u64) -> bool {
         if !present.is_settled(now) {
             return false;

@@ -1,8 +1,8 @@
-//! virtio-mem: memory that is plugged and unplugged while the guest runs, in blocks of 2 MiB, section
-//! 5.15 of the specification.
+//! virtio-mem: memory that is plugged and unplugged while the guest runs, in blocks of 2 MiB,
+//! section 5.15 of the specification.
 //!
-//! The host sets how much of the device's region is to be plugged; the driver chooses the blocks and
-//! plugs them one range after the other. An unplugged block takes no memory of the host.
+//! The host sets how much of the device's region is to be plugged; the driver chooses the blocks
+//! and plugs them one range after the other. An unplugged block takes no memory of the host.
 
 mod spec;
 
@@ -36,14 +36,14 @@ struct Shared {
 }
 
 impl Sizes {
-    /// Asks the driver to plug `bytes` bytes in all. The driver reads the new size when the transport
-    /// notifies it of a configuration change.
+    /// Asks the driver to plug `bytes` bytes in all. The driver reads the new size when the
+    /// transport notifies it of a configuration change.
     pub fn request(&self, bytes: u64) {
         self.0.requested.store(bytes, Ordering::Release);
     }
 
-    /// Sets the end of the part of the region that can be plugged. That part must be memory until this
-    /// is called again, and must not end below [`Self::top`].
+    /// Sets the end of the part of the region that can be plugged. That part must be memory until
+    /// this is called again, and must not end below [`Self::top`].
     pub fn set_usable(&self, bytes: u64) {
         self.0.usable.store(bytes, Ordering::Release);
     }
@@ -105,7 +105,8 @@ impl Mem {
         }
     }
 
-    /// The blocks of a request, counted from the start of the region. None if they cannot be plugged.
+    /// The blocks of a request, counted from the start of the region. None if they cannot be
+    /// plugged.
     fn blocks(&self, bytes: &[u8; REQUEST_BYTES]) -> Option<Range<u64>> {
         let (_type, rest) = bytes.split_first_chunk::<8>()?;
         let (address, rest) = rest.split_first_chunk::<8>()?;
@@ -136,8 +137,8 @@ impl Mem {
     fn unplug(&mut self, memory: &GuestMemory, blocks: Range<u64>) -> u16 {
         let start = GuestAddress(self.region.start + blocks.start * BLOCK);
         let bytes = (blocks.end - blocks.start) * BLOCK;
-        // All that was ever plugged is memory. If freeing it fails, the host keeps the pages and the
-        // guest finds its old contents.
+        // All that was ever plugged is memory. If freeing it fails, the host keeps the pages and
+        // the guest finds its old contents.
         if let Ok(slice) = memory.get_slice(start, bytes as usize)
             && let Err(error) = discard(&slice)
         {

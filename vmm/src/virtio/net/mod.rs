@@ -78,8 +78,8 @@ impl Net {
         Ok(self.length > 0)
     }
 
-    /// Copies the waiting packet to as many of the guest's buffers as it needs. False if there are too
-    /// few; none is used then.
+    /// Copies the waiting packet to as many of the guest's buffers as it needs. False if there are
+    /// too few; none is used then.
     fn deliver(&mut self, io: &mut DeviceIo<'_>) -> Result<bool, ChainError> {
         let mut chains = Vec::new();
         let mut room = 0;
@@ -110,8 +110,8 @@ impl Net {
             if length <= HEADER || length > HEADER + MAX_PACKET {
                 return Err(ChainError::Short("packet"));
             }
-            // A packet that the TAP refuses, because it is full or down or the packet is malformed, is
-            // dropped, as on any network.
+            // A packet that the TAP refuses, because it is full or down or the packet is malformed,
+            // is dropped, as on any network.
             let _ = chain.readable.write_to(&self.tap, None);
             Ok(0)
         })
@@ -176,8 +176,9 @@ impl VirtioDevice for Net {
     }
 }
 
-/// The offloads (TUNSETOFFLOAD) that the TAP may use, given the features that the driver accepted. A
-/// feature without those that it requires (section 5.1.3.1) is left out, or the TAP would refuse all.
+/// The offloads (TUNSETOFFLOAD) that the TAP may use, given the features that the driver accepted.
+/// A feature without those that it requires (section 5.1.3.1) is left out, or the TAP would refuse
+/// all.
 fn offloads(features: u64) -> libc::c_uint {
     let accepted = |feature: u64| features & feature != 0;
     if !accepted(feature::GUEST_CSUM) {

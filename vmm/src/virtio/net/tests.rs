@@ -275,7 +275,8 @@ mod tap {
                 let mut stream = connect.join().unwrap().unwrap();
                 let _ack = received(&mut driver);
                 stream.write_all(&[7; 20_000]).unwrap();
-                // Room for one segment each; on a slow machine the kernel puts no more than two in one.
+                // Room for one segment each; on a slow machine the kernel puts no more than two in
+                // one.
                 for _ in 0..7 {
                     driver.post(queue::RX, &[], 2048);
                 }

@@ -7,9 +7,9 @@
 //!                                                     shut down
 //! ```
 //!
-//! Data for the guest stays in the host's socket until the guest has room for it. Data from the guest
-//! waits in `backlog`, which never exceeds [`RECEIVE_BUFFER`], until the host program reads. So a slow
-//! reader on one side stops the writer on the other, and no other buffer grows.
+//! Data for the guest stays in the host's socket until the guest has room for it. Data from the
+//! guest waits in `backlog`, which never exceeds [`RECEIVE_BUFFER`], until the host program reads.
+//! So a slow reader on one side stops the writer on the other, and no other buffer grows.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -20,16 +20,16 @@ use std::os::unix::net::UnixStream;
 use super::spec::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::virtio::chain::Buffers;
 
-/// The receive buffer that is announced to the guest as buf_alloc, in bytes. It bounds the memory that
-/// the guest can make this process allocate per connection.
+/// The receive buffer that is announced to the guest as buf_alloc, in bytes. It bounds the memory
+/// that the guest can make this process allocate per connection.
 pub const RECEIVE_BUFFER: u32 = 256 * 1024;
 
-/// A credit update is sent when this many bytes were forwarded since the last one: often enough never
-/// to stop a writer whose reader keeps up.
+/// A credit update is sent when this many bytes were forwarded since the last one: often enough
+/// never to stop a writer whose reader keeps up.
 const CREDIT_STEP: u32 = RECEIVE_BUFFER / 4;
 
-/// The guest violated the protocol on this connection, or the host's socket failed. The device answers
-/// with a reset.
+/// The guest violated the protocol on this connection, or the host's socket failed. The device
+/// answers with a reset.
 #[derive(Debug)]
 pub struct Broken;
 
@@ -108,9 +108,9 @@ impl Connection {
         self.peer_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND && self.backlog.is_empty()
     }
 
-    /// Handles a reset by the guest. True if data that came before the guest's shutdown still waits for
-    /// the host program: Linux resets a stream whose close was not answered within 8 seconds, however
-    /// slowly the other side reads.
+    /// Handles a reset by the guest. True if data that came before the guest's shutdown still waits
+    /// for the host program: Linux resets a stream whose close was not answered within 8 seconds,
+    /// however slowly the other side reads.
     pub fn handle_reset(&mut self) -> bool {
         let had_shut_down = self.peer_shutdown & SHUTDOWN_SEND != 0;
         self.peer_shutdown = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
@@ -125,15 +125,15 @@ impl Connection {
             && self.credit() > 0
     }
 
-    /// The free bytes of the guest's receive buffer. A guest that claims to have forwarded more than it
-    /// was sent harms only itself.
+    /// The free bytes of the guest's receive buffer. A guest that claims to have forwarded more
+    /// than it was sent harms only itself.
     fn credit(&self) -> u32 {
         self.peer_alloc
             .saturating_sub((self.sent - self.peer_forwarded).0)
     }
 
-    /// The next packet for the guest: its operation, its flags, and the length of its data, which is
-    /// copied to `data`. None if there is no packet.
+    /// The next packet for the guest: its operation, its flags, and the length of its data, which
+    /// is copied to `data`. None if there is no packet.
     pub fn next_packet(
         &mut self,
         data: &mut Buffers<'_>,

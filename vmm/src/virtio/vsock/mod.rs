@@ -1,10 +1,10 @@
-//! virtio-vsock: streams between host programs and the guest, over Unix sockets, section 5.10 of the
-//! specification.
+//! virtio-vsock: streams between host programs and the guest, over Unix sockets, section 5.10 of
+//! the specification.
 //!
 //! Each guest port that host programs can connect to has a listening Unix socket on the host; a
-//! connection to the socket becomes a connection to the port. The guest cannot connect to the host. Its
-//! one request, to [`READY_PORT`], means that its listeners are ready; before it, host connections wait
-//! in their socket's backlog.
+//! connection to the socket becomes a connection to the port. The guest cannot connect to the host.
+//! Its one request, to [`READY_PORT`], means that its listeners are ready; before it, host
+//! connections wait in their socket's backlog.
 
 mod connection;
 mod spec;
@@ -29,12 +29,12 @@ use super::spec::device_id;
 const MAX_CONNECTIONS: usize = 4096;
 
 /// The most resets for unknown streams that wait for receive buffers of the guest, beside one per
-/// stream; the rest are dropped. A guest that sends packets of unknown streams and provides no buffers
-/// would otherwise fill memory.
+/// stream; the rest are dropped. A guest that sends packets of unknown streams and provides no
+/// buffers would otherwise fill memory.
 const MAX_STRAY_RESETS: usize = 64;
 
-/// The first host port. Host descriptors are watched with their host port as token; smaller tokens are
-/// indexes of listeners.
+/// The first host port. Host descriptors are watched with their host port as token; smaller tokens
+/// are indexes of listeners.
 const FIRST_HOST_PORT: u32 = 1 << 16;
 
 const NAME: &str = "vsock";

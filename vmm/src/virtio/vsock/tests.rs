@@ -218,7 +218,8 @@ fn a_refused_stream_is_closed() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
 }
 
-/// Sends until the host program's socket and then the receive buffer are full; returns what was sent.
+/// Sends until the host program's socket and then the receive buffer are full; returns what was
+/// sent.
 fn fill(guest: &mut Guest, host_port: u32) -> Vec<u8> {
     let mut sent = Vec::new();
     let mut forwarded = 0;
