@@ -14,8 +14,8 @@ use vm_memory::{GuestAddress, GuestRegionCollectionError, GuestRegionMmap};
 use crate::kvm::{KvmError, MemorySlot, Vm};
 use crate::memory::{CurrentMemory, HIGH_MEMORY_START, Reservation};
 
-/// The size of Linux's memory blocks, which it adds as a whole: MIN_MEMORY_BLOCK_SIZE in
-/// arch/x86/mm/init_64.c.
+/// The size of the memory blocks that Linux adds as a whole: MIN_MEMORY_BLOCK_SIZE in its
+/// include/linux/memory.h.
 const MEMORY_BLOCK: u64 = 128 << 20;
 
 /// The size of memory blocks in a machine of [`LARGE_MIB`] or more: MAX_BLOCK_SIZE in

@@ -88,7 +88,7 @@ impl Guest {
         Some((*Header::from_slice(&packet).unwrap(), data))
     }
 
-    /// Tells the device that everything it watches is ready.
+    /// Reports every descriptor that the device watches as ready.
     fn wake(&mut self) {
         let mut watches: Vec<_> = self.driver.watches.0.values().copied().collect();
         watches.sort_by_key(|(token, _)| *token);
