@@ -75,9 +75,13 @@ const COMMON: Rules = &[
     (libc::SYS_epoll_ctl, Always),
 ];
 
-const MAIN: Rules = &[
+/// Waiting for the events of devices.
+const EPOLL: Rules = &[
     (libc::SYS_epoll_wait, Always),
     (libc::SYS_epoll_pwait, Always),
+];
+
+const MAIN: Rules = &[
     (libc::SYS_poll, Always),
     (libc::SYS_ppoll, Always),
     // The control socket.
@@ -172,8 +176,6 @@ const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 
 /// The calls of virtiofsd. Paths are below the jail's root, or relative to a descriptor below it.
 const FILES: Rules = &[
-    (libc::SYS_epoll_wait, Always),
-    (libc::SYS_epoll_pwait, Always),
     (libc::SYS_unshare, OneOf(0, &[libc::CLONE_FS as u64])),
     (libc::SYS_capget, Always),
     (libc::SYS_capset, Always),
@@ -245,19 +247,13 @@ const FILE_FCNTLS: &[u64] = &[
 ];
 
 const DISK: Rules = &[
-    (libc::SYS_epoll_wait, Always),
-    (libc::SYS_epoll_pwait, Always),
     (libc::SYS_preadv, Always),
     (libc::SYS_pwritev, Always),
     (libc::SYS_fdatasync, Always),
     (libc::SYS_fallocate, Always),
 ];
 
-const NETWORK: Rules = &[
-    (libc::SYS_epoll_wait, Always),
-    (libc::SYS_epoll_pwait, Always),
-    (libc::SYS_writev, Always),
-];
+const NETWORK: Rules = &[(libc::SYS_writev, Always)];
 
 /// Beside [`MAIN`], which receives the memory and the doorbells of the front end.
 const VHOST_USER: Rules = &[
@@ -284,13 +280,13 @@ const FIONBIO: u64 = 0x5421;
 impl ThreadKind {
     fn rules(self) -> Vec<Rules> {
         match self {
-            Self::Main => vec![COMMON, MAIN],
-            Self::MainWithCpuHotplug => vec![COMMON, MAIN, VCPU, CPU_HOTPLUG],
+            Self::Main => vec![COMMON, EPOLL, MAIN],
+            Self::MainWithCpuHotplug => vec![COMMON, EPOLL, MAIN, VCPU, CPU_HOTPLUG],
             Self::Vcpu => vec![COMMON, VCPU],
-            Self::Files => vec![COMMON, FILES],
-            Self::Disk => vec![COMMON, DISK],
-            Self::Network => vec![COMMON, NETWORK],
-            Self::VhostUser => vec![COMMON, MAIN, VHOST_USER],
+            Self::Files => vec![COMMON, EPOLL, FILES],
+            Self::Disk => vec![COMMON, EPOLL, DISK],
+            Self::Network => vec![COMMON, EPOLL, NETWORK],
+            Self::VhostUser => vec![COMMON, EPOLL, MAIN, VHOST_USER],
         }
     }
 

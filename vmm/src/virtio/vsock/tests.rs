@@ -240,6 +240,21 @@ fn fill(guest: &mut Guest, host_port: u32) -> Vec<u8> {
     }
 }
 
+/// Reads from the host program's socket, and wakes the device while there is nothing to read.
+fn read_some(guest: &mut Guest, stream: &mut UnixStream) -> Vec<u8> {
+    let mut block = vec![0; 65536];
+    loop {
+        match stream.read(&mut block) {
+            Ok(length) => {
+                block.truncate(length);
+                return block;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => guest.wake(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn a_slow_host_program_stalls_the_guest_and_loses_nothing() {
     let (mut guest, mut stream, host_port) = Guest::connected();
@@ -249,13 +264,8 @@ fn a_slow_host_program_stalls_the_guest_and_loses_nothing() {
         "the socket took some and the buffer the rest"
     );
     let mut received: Vec<u8> = Vec::new();
-    let mut block = [0; 65536];
     while received.len() < sent.len() {
-        match stream.read(&mut block) {
-            Ok(length) => received.extend(&block[..length]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => guest.wake(),
-            Err(error) => panic!("{error}"),
-        }
+        received.extend(read_some(&mut guest, &mut stream));
     }
     assert!(received == sent);
     let credit = std::iter::from_fn(|| guest.receive()).last().unwrap().0;
@@ -278,13 +288,10 @@ fn data_that_waits_for_a_slow_host_program_survives_the_guests_reset() {
     );
     guest.send(host_port, PORT, op::RST, 0, &[]);
     let mut received = 0;
-    let mut block = [0; 65536];
     loop {
-        match stream.read(&mut block) {
-            Ok(0) => break,
-            Ok(length) => received += length,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => guest.wake(),
-            Err(error) => panic!("{error}"),
+        match read_some(&mut guest, &mut stream).len() {
+            0 => break,
+            length => received += length,
         }
     }
     assert_eq!(received, sent.len());
