@@ -1,0 +1,190 @@
+//! `rvm-vmm machine` from its configuration to its end, with guests of a few bytes. Needs root and
+//! /dev/kvm, on which ring 0 may be emulated.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+
+use rvm_protocol::vmm::{Channel, Event, FailureCode, FdIndex, MachineConfig, Request, StopReason};
+
+/// `mov al, 1; out 0xf4, al`: powers the machine off. Then an endless loop.
+const POWER_OFF: &[u8] = &[0xb0, 0x01, 0xe6, 0xf4, 0xeb, 0xfe];
+
+/// `jmp $`: an endless loop.
+const LOOP: &[u8] = &[0xeb, 0xfe];
+
+/// A running rvm-vmm. It ends when the control socket is closed.
+struct Vmm {
+    channel: Channel,
+    child: Child,
+    _shared: tempfile::TempDir,
+}
+
+impl Vmm {
+    /// Starts a machine that runs `code`. None without /dev/kvm.
+    fn start(code: &[u8]) -> Option<Self> {
+        let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
+            eprintln!("no /dev/kvm; the test was skipped");
+            return None;
+        };
+        let (channel, theirs) = Channel::pair().unwrap();
+        let child = Command::new("unshare")
+            .args(["--fork", "--pid", "--kill-child"])
+            .args([env!("CARGO_BIN_EXE_rvm-vmm"), "machine"])
+            .stdin(Stdio::from(theirs.into_fd()))
+            .spawn()
+            .unwrap();
+        let shared = tempfile::tempdir().unwrap();
+        let fds: [OwnedFd; 4] = [
+            kernel(code).into(),
+            tempfile::tempfile().unwrap().into(),
+            tempfile::tempfile().unwrap().into(),
+            kvm.into(),
+        ];
+        let config = MachineConfig {
+            parent: child.id(),
+            boot_vcpus: 1,
+            max_vcpus: 2,
+            memory_mib: 16,
+            max_memory_mib: 272,
+            cmdline: String::new(),
+            kernel: FdIndex(0),
+            initramfs: FdIndex(1),
+            console: FdIndex(2),
+            kvm: FdIndex(3),
+            shared_dir: shared.path().to_owned(),
+            vsock: Vec::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            spare_nets: 1,
+        };
+        channel
+            .send(&config, &fds.each_ref().map(AsFd::as_fd))
+            .unwrap();
+        let vmm = Self {
+            channel,
+            child,
+            _shared: shared,
+        };
+        let started = vmm.event();
+        assert!(matches!(started, Event::Started(_)), "{started:?}");
+        Some(vmm)
+    }
+
+    fn event(&self) -> Event {
+        self.channel.receive().unwrap().0
+    }
+
+    fn request(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Event {
+        self.channel.send(&request, fds).unwrap();
+        self.event()
+    }
+
+    /// The code of a request that must fail.
+    fn code(&self, request: Request, fds: &[BorrowedFd<'_>]) -> FailureCode {
+        match self.request(request, fds) {
+            Event::Refused(failure) => failure.code,
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+
+    fn end(mut self) {
+        drop(self.channel);
+        self.child.wait().unwrap();
+    }
+}
+
+/// An ELF kernel with one segment, which is loaded at 1 MiB and starts there.
+fn kernel(code: &[u8]) -> File {
+    const START: u64 = 0x10_0000;
+    let mut elf = vec![0; 0x1000];
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    let mut put = |offset: usize, value: u64, bytes: usize| {
+        elf[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+    };
+    // ET_EXEC, EM_X86_64, version, e_entry, e_phoff, e_ehsize, e_phentsize, e_phnum.
+    for (offset, value, bytes) in [
+        (16, 2, 2),
+        (18, 62, 2),
+        (20, 1, 4),
+        (24, START, 8),
+        (32, 64, 8),
+        (52, 64, 2),
+        (54, 56, 2),
+        (56, 1, 2),
+    ] {
+        put(offset, value, bytes);
+    }
+    // PT_LOAD, p_offset, p_paddr, p_filesz, p_memsz.
+    let length = code.len() as u64;
+    for (offset, value, bytes) in [
+        (64, 1, 4),
+        (72, 0x800, 8),
+        (88, START, 8),
+        (96, length, 8),
+        (104, length, 8),
+    ] {
+        put(offset, value, bytes);
+    }
+    elf[0x800..0x800 + code.len()].copy_from_slice(code);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&elf).unwrap();
+    file
+}
+
+#[test]
+fn a_guest_that_powers_off_ends_the_machine() {
+    let Some(vmm) = Vmm::start(POWER_OFF) else {
+        return;
+    };
+    assert_eq!(vmm.event(), Event::Stopped(StopReason::PowerOff));
+    vmm.end();
+}
+
+#[test]
+fn a_running_machine_is_paused_and_resumed() {
+    let Some(vmm) = Vmm::start(LOOP) else { return };
+    for _ in 0..3 {
+        assert_eq!(vmm.request(Request::Pause, &[]), Event::Done);
+        assert_eq!(vmm.request(Request::Resume, &[]), Event::Done);
+    }
+    vmm.end();
+}
+
+#[test]
+fn a_running_machine_gets_vcpus_and_memory_up_to_its_limits() {
+    let Some(vmm) = Vmm::start(LOOP) else { return };
+    let resize = |vcpus, memory_mib| Request::Resize { vcpus, memory_mib };
+    assert_eq!(vmm.request(resize(2, 200), &[]), Event::Done);
+    for beyond in [resize(3, 200), resize(2, 1000)] {
+        assert_eq!(vmm.code(beyond, &[]), FailureCode::FailedPrecondition);
+    }
+    vmm.end();
+}
+
+#[test]
+fn a_network_card_is_plugged_and_unplugged() {
+    let Some(vmm) = Vmm::start(LOOP) else { return };
+    // Replaces a TAP: the guest has no driver, so nothing is read from it.
+    let (tap, _peer) = UnixDatagram::pair().unwrap();
+    let plug = |last| Request::PlugNet {
+        mac: [2, 0, 0, 0, 0, last],
+    };
+    let unplug = |last| Request::UnplugNet {
+        mac: [2, 0, 0, 0, 0, last],
+    };
+    assert_eq!(vmm.code(plug(1), &[]), FailureCode::InvalidArgument);
+    assert_eq!(vmm.code(unplug(1), &[]), FailureCode::NotFound);
+    for _ in 0..2 {
+        assert_eq!(vmm.request(plug(1), &[tap.as_fd()]), Event::Done);
+        assert_eq!(
+            vmm.code(plug(2), &[tap.as_fd()]),
+            FailureCode::FailedPrecondition,
+            "there is one spare slot"
+        );
+        assert_eq!(vmm.request(unplug(1), &[]), Event::Done);
+    }
+    vmm.end();
+}
