@@ -12,16 +12,20 @@ use std::time::Duration;
 pub mod agent;
 #[cfg(feature = "agent")]
 pub mod cgroup_stats;
+pub mod id;
 pub mod names;
 #[cfg(feature = "vmm")]
 pub mod vmm;
 
-/// The longest container id, in bytes. Names are made of it that may have 255: `rvm-ID` among the
-/// guest's cgroups, `rvm-ID.scope` among systemd's units.
-pub const MAX_CONTAINER_ID: usize = 245;
+pub use id::{ContainerId, ExecId, InvalidId, MAX_CONTAINER_ID, ProcessId};
 
 /// The guest's vsock context id. Every sandbox has a vsock of its own, so one number serves all.
 pub const GUEST_CID: u32 = 3;
+
+/// The version of [`agent`]'s service, which `Check` answers. It grows when an agent and a host of
+/// different versions could no longer serve each other; new fields and calls alone leave it as it is.
+/// An agent that answers 0 is older than this number and speaks version 1.
+pub const AGENT_PROTOCOL_VERSION: u32 = 1;
 
 /// The guest port on which the agent serves [`agent`]'s ttrpc service.
 pub const AGENT_PORT: u32 = 1024;
