@@ -12,6 +12,8 @@ use std::time::Duration;
 pub mod agent;
 #[cfg(feature = "agent")]
 pub mod cgroup_stats;
+#[cfg(feature = "failure")]
+pub mod failure;
 pub mod id;
 pub mod names;
 #[cfg(feature = "vmm")]

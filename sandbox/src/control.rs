@@ -1,12 +1,14 @@
-//! What others may ask of the process that owns a sandbox: over a socket in the sandbox's directory,
-//! a line of JSON each way.
+//! What other processes may ask of the one that owns a sandbox, over a socket in the sandbox's
+//! directory.
+
+mod wire;
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use rvm_protocol::failure::{Coded, Failure, MAX_MESSAGE};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -18,13 +20,13 @@ use crate::sandbox::{MemoryResult, Sandbox, SandboxError};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
 
-/// The longest line that is read, in bytes.
-const MAX_LINE: u64 = 64 * 1024;
+/// The longest line that is read, in bytes. JSON makes six of a byte of a message at most.
+const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;
 
-/// How long whoever asks may take to say what.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Something to be done.
+/// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
@@ -37,54 +39,38 @@ pub enum Request {
     Resize(Box<Change>),
 }
 
-/// What came of it.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Answer {
-    Done,
-    /// The machine keeps more memory than it was to have.
-    KeepsMemory,
-    Failed(String),
-}
-
 /// The owner did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// It is not there, or does not answer.
+    /// Nobody listens at the socket, or no answer came.
     #[error("the sandbox's owner does not answer")]
     Owner(#[source] io::Error),
-    /// It says why.
-    #[error("{0}")]
-    Failed(String),
+    /// The owner says why it did not.
+    #[error(transparent)]
+    Failed(#[from] Failure),
 }
 
 /// A container could not be started.
 #[derive(Debug, thiserror::Error)]
-enum StartError {
-    /// The guest, or its network.
+pub(crate) enum RequestError {
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// The container's state.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// Has the owner of a sandbox do something, and waits until it is done.
+/// Has the owner of a sandbox carry out a request, and waits until that is done.
 pub async fn ask(dir: &SandboxDir, request: Request) -> Result<MemoryResult, ControlError> {
     let answer = exchange(dir, request).await.map_err(ControlError::Owner)?;
-    match answer {
-        Answer::Done => Ok(MemoryResult::AsAsked),
-        Answer::KeepsMemory => Ok(MemoryResult::Kept),
-        Answer::Failed(reason) => Err(ControlError::Failed(reason)),
-    }
+    Ok(answer?)
 }
 
-async fn exchange(dir: &SandboxDir, request: Request) -> io::Result<Answer> {
+async fn exchange(dir: &SandboxDir, request: Request) -> io::Result<Result<MemoryResult, Failure>> {
     let stream = dir.connect_to_owner()?;
     stream.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(stream)?;
-    write_line(&mut stream, &request).await?;
-    read_line(&mut stream).await
+    stream.write_all(&wire::encode_request(&request)?).await?;
+    Ok(wire::decode_answer(&read_line(&mut stream).await?)?)
 }
 
 /// Serves a sandbox for its owner: answers the requests of other processes, and follows the network.
@@ -135,21 +121,28 @@ impl<'a> Server<'a> {
     }
 
     async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
-        let request = tokio::time::timeout(PATIENCE, read_line(stream)).await??;
-        let answer = match request {
-            Request::Start { id } => self.start(&id).await.map_or_else(failed, done),
-            Request::Resize(change) => match self.sandbox.resize(&change).await {
-                Ok(MemoryResult::AsAsked) => Answer::Done,
-                Ok(MemoryResult::Kept) => Answer::KeepsMemory,
-                Err(error) => failed(error),
-            },
+        let line = tokio::time::timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
+        let received = wire::decode_request(&line)?;
+        let result = match &received.request {
+            Ok(request) => self.carry_out(request).await,
+            Err(failure) => Err(failure.clone()),
         };
-        write_line(stream, &answer).await
+        stream.write_all(&received.encode_answer(result)?).await
+    }
+
+    async fn carry_out(&self, request: &Request) -> Result<MemoryResult, Failure> {
+        match request {
+            Request::Start { id } => {
+                let started = self.start(id).await.map_err(failed);
+                started.map(|()| MemoryResult::AsAsked)
+            }
+            Request::Resize(change) => self.sandbox.resize(change).await.map_err(failed),
+        }
     }
 
     /// Starts a container and writes down that it runs. Done here, it is done to the end even if the
     /// process that asked for it is killed meanwhile.
-    async fn start(&self, id: &str) -> Result<(), StartError> {
+    async fn start(&self, id: &str) -> Result<(), RequestError> {
         let guest = self.sandbox.guest();
         let path = guest.dir().path();
         let container = Store::new(path.parent().unwrap_or(path).to_owned()).open(id)?;
@@ -165,12 +158,8 @@ impl<'a> Server<'a> {
     }
 }
 
-fn done((): ()) -> Answer {
-    Answer::Done
-}
-
-fn failed(error: impl Error) -> Answer {
-    Answer::Failed(chain(&error))
+fn failed(error: impl Coded) -> Failure {
+    Failure::new(error.code(), chain(&error))
 }
 
 fn listen(listener: &UnixListener) -> io::Result<tokio::net::UnixListener> {
@@ -179,18 +168,12 @@ fn listen(listener: &UnixListener) -> io::Result<tokio::net::UnixListener> {
     tokio::net::UnixListener::from_std(listener)
 }
 
-async fn write_line<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    stream.write_all(&line).await
-}
-
-async fn read_line<T: for<'de> Deserialize<'de>>(stream: &mut UnixStream) -> io::Result<T> {
+async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut reader = BufReader::new(stream.take(MAX_LINE));
     reader.read_until(b'\n', &mut line).await?;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_slice(&line)?)
+    Ok(line)
 }

@@ -24,4 +24,5 @@ pub mod anchor;
 pub mod control;
 pub mod container;
 pub mod monitor;
+pub mod codes;
 pub mod check;

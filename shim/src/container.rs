@@ -213,7 +213,7 @@ impl Container {
         }
         match lifecycle::kill(&self.record, signal, all).await {
             // It has ended in between.
-            Err(LifecycleError::Unfit(_)) => Err(ShimError::finished()),
+            Err(LifecycleError::FailedPrecondition(_)) => Err(ShimError::finished()),
             other => Ok(other?),
         }
     }

@@ -120,7 +120,7 @@ impl ShimError {
 
 fn lifecycle_code(error: &LifecycleError) -> Code {
     match error {
-        LifecycleError::Unfit(_) => Code::FAILED_PRECONDITION,
+        LifecycleError::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
         LifecycleError::State(error) => state_code(error),
         LifecycleError::Agent(error) => agent_code(error),
         _ => Code::UNKNOWN,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::container::{lifecycle, monitor_process};
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::Container;
 
@@ -41,7 +41,9 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
     let container = lifecycle::prepare(&global.store(), &args.id, &bundle)?;
     let arguments = [global.arguments(), monitor.to_arguments()].concat();
     let pid_file = args.pid_file.as_deref();
-    block_on(lifecycle::start_monitor(&container, &arguments, pid_file))??;
+    block_on(monitor_process::start_monitor(
+        &container, &arguments, pid_file,
+    ))??;
     Ok(container)
 }
 

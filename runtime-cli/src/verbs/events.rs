@@ -52,7 +52,7 @@ async fn stream(id: &str, observed: &Observed<'_>, interval: Duration) -> anyhow
             _ = ticks.tick() => match observed.stats().await {
                 Ok(stats) => print("stats", id, Some(stats::Stats::from(&stats)))?,
                 // It has ended at this moment.
-                Err(LifecycleError::Unfit(_)) => return Ok(()),
+                Err(LifecycleError::FailedPrecondition(_)) => return Ok(()),
                 Err(error) => return Err(error.into()),
             },
             event = events.next() => match event {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::Process;
 use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
-use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::container::monitor_process;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::Mode;
 use rvm_sandbox::monitor::exec::{self, Order};
@@ -107,7 +107,7 @@ fn detached(global: &Global, args: ExecArgs, process: &Process) -> anyhow::Resul
         id: args.id,
         ready: 0,
     };
-    lifecycle::start_exec_monitor(&[global.arguments(), monitor.to_arguments()].concat())?;
+    monitor_process::start_exec_monitor(&[global.arguments(), monitor.to_arguments()].concat())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,32 +1,30 @@
 //! rvm exec-monitor: what `rvm exec --detach` leaves behind.
 
 use std::fs::File;
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::Mode;
 use rvm_sandbox::monitor::exec::{self, Order};
 
-use super::block_on;
+use super::{block_on, failure};
 use crate::cli::{ExecMonitorArgs, Global};
 
 /// Stands for a process in a container until it ends, and ends with its exit code.
 pub fn run(global: &Global, args: ExecMonitorArgs) -> anyhow::Result<ExitCode> {
-    let parent = lifecycle::inherited_socket(args.ready)
+    let starter = Starter::inherited(args.ready)
         .context("rvm exec-monitor is started by rvm exec, not by hand")?;
-    let explain = parent.try_clone()?;
-    let result = watch(global, args, Mode::Detached(parent));
+    let result = watch(global, args, Mode::Detached(&starter));
     if let Err(error) = &result {
-        // Whoever waits reports it; if the process ran before, nobody waits.
-        let _ = write!(&explain, "{error:#}");
+        // The starter prints it; if the process ran before, it has gone.
+        let _ = starter.report_failure(failure(error));
     }
     result
 }
 
-fn watch(global: &Global, args: ExecMonitorArgs, mode: Mode) -> anyhow::Result<ExitCode> {
+fn watch(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Result<ExitCode> {
     // A session of its own: the terminal is the process's, and signals are the engine's to send.
     rustix::process::setsid().context("cannot make a session")?;
     let extra = descriptors::inherited(args.preserve_fds)?;

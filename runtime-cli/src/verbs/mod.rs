@@ -24,6 +24,8 @@ pub mod update;
 use std::future::Future;
 
 use anyhow::Context;
+use rvm_protocol::failure::Failure;
+use rvm_sandbox::codes;
 
 /// Runs what waits for a guest, on this thread.
 fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
@@ -33,4 +35,9 @@ fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
         .build()
         .context("cannot start the event loop")?;
     Ok(runtime.block_on(work))
+}
+
+/// An error as a monitor reports it to its starter.
+fn failure(error: &anyhow::Error) -> Failure {
+    Failure::new(codes::of(error.as_ref()), format!("{error:#}"))
 }

@@ -1,31 +1,29 @@
 //! rvm monitor: what `rvm create` leaves behind.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use rvm_sandbox::anchor::StandIn;
-use rvm_sandbox::container::lifecycle;
+use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::monitor::{self, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
 
-use super::block_on;
+use super::{block_on, failure};
 use crate::cli::{Global, MonitorArgs};
 
 /// Stands for a container until it ends, and ends with its exit code.
 pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
     // Its file was /proc/self/exe when it was executed, and that is no name to find it by.
     rustix::thread::set_name(c"rvm")?;
-    let parent = lifecycle::inherited_socket(args.ready)
+    let starter = Starter::inherited(args.ready)
         .context("rvm monitor is started by rvm create, not by hand")?;
-    let explain = parent.try_clone()?;
-    let watch = |stand_in: &StandIn| watch(global, args, Mode::Detached(parent), stand_in);
+    let watch = |stand_in: &StandIn| watch(global, args, Mode::Detached(&starter), stand_in);
     let result = StandIn::with_first_thread(watch)?;
     match result {
-        // Whoever waits reports it. Nobody does any more once the container was ready.
-        Err(error) if write!(&explain, "{error:#}").is_ok() => Ok(ExitCode::FAILURE),
+        // The starter prints it. It has gone once the container was created.
+        Err(error) if starter.report_failure(failure(&error)).is_ok() => Ok(ExitCode::FAILURE),
         other => other,
     }
 }
@@ -33,7 +31,7 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
 fn watch(
     global: &Global,
     args: MonitorArgs,
-    mode: Mode,
+    mode: Mode<'_>,
     stand_in: &StandIn,
 ) -> anyhow::Result<ExitCode> {
     // A session of its own: the terminal is the container's, and signals are the engine's to send.

@@ -1,25 +1,19 @@
 //! What can be done to a container from outside: each function is a verb of the command line.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
-use rustix::io::FdFlags;
 use rustix::process::Signal;
+use rvm_protocol::failure::Failure;
 
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::running::{connect, gone};
 use crate::control::{self, ControlError};
 use crate::dir::SandboxDir;
 use crate::guest::agent::{Agent, AgentError};
-use crate::guest::descriptors;
 use crate::hooks::{self, Moment};
 use crate::host::error_chain::chain;
 use crate::host::process::ProcessId;
@@ -28,12 +22,6 @@ use crate::share::{self, StorageError};
 use crate::spec::pod::{Peer, Role};
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
-
-/// What a monitor sends when its container is created. Anything else it sends is why it is not.
-pub const READY: &[u8] = b"ready\n";
-
-/// The longest explanation a monitor gives.
-const MAX_EXPLANATION: u64 = 64 * 1024;
 
 /// How long a process may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -63,8 +51,8 @@ pub enum LifecycleError {
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The monitor's explanation.
-    #[error("{0}")]
-    Monitor(String),
+    #[error(transparent)]
+    Monitor(Failure),
     /// The monitor ended without one.
     #[error("the container's monitor ended before the container was created")]
     MonitorGone,
@@ -79,10 +67,10 @@ pub enum LifecycleError {
     },
     /// The container is not where the verb needs it to be.
     #[error("{0}")]
-    Unfit(String),
+    FailedPrecondition(String),
 }
 
-fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> LifecycleError {
+pub(super) fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> LifecycleError {
     let action = action.into();
     move |source| LifecycleError::Io { action, source }
 }
@@ -130,65 +118,6 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
     Ok(container)
 }
 
-/// Starts a container's monitor and waits until the container is created. `arguments` are those with
-/// which this program becomes the monitor; the number of its descriptor is added to them.
-pub async fn start_monitor(
-    container: &Container,
-    arguments: &[OsString],
-    pid_file: Option<&Path>,
-) -> Result<(), LifecycleError> {
-    let created = spawn_monitor(arguments).and_then(|(pid, ready)| {
-        await_ready(ready)?;
-        pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
-    });
-    if created.is_err() {
-        delete(container, true).await?;
-    }
-    created
-}
-
-/// Starts the process that will stand for an exec'd one, and waits until that runs. `arguments` as
-/// for [`start_monitor`].
-pub fn start_exec_monitor(arguments: &[OsString]) -> Result<(), LifecycleError> {
-    let (_, ready) = spawn_monitor(arguments)?;
-    await_ready(ready)
-}
-
-fn await_ready(mut ready: UnixStream) -> Result<(), LifecycleError> {
-    let mut message = Vec::new();
-    (&mut ready)
-        .take(MAX_EXPLANATION)
-        .read_to_end(&mut message)
-        .map_err(failed("wait for the container's monitor"))?;
-    match message.as_slice() {
-        READY => Ok(()),
-        [] => Err(LifecycleError::MonitorGone),
-        reason => Err(LifecycleError::Monitor(
-            String::from_utf8_lossy(reason).into_owned(),
-        )),
-    }
-}
-
-fn spawn_monitor(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleError> {
-    let action = "start the container's monitor";
-    let (ours, theirs) = UnixStream::pair().map_err(failed(action))?;
-    // The child inherits exactly this one.
-    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| failed(action)(e.into()))?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("rvm")
-        .args(arguments)
-        .arg(theirs.as_raw_fd().to_string())
-        .stdin(Stdio::inherit())
-        .spawn()
-        .map_err(failed(action))?;
-    Ok((child.id(), ours))
-}
-
-/// Takes the descriptor that [`start_monitor`] passed on.
-pub fn inherited_socket(number: RawFd) -> io::Result<UnixStream> {
-    Ok(descriptors::take(number)?.into())
-}
-
 /// Writes a pid file in one step, as runc does: whoever waits for it never reads half of it.
 pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -204,17 +133,17 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     match state.status() {
         Status::Created => {}
         Status::Stopped => {
-            return Err(LifecycleError::Unfit(
+            return Err(LifecycleError::FailedPrecondition(
                 "cannot start a container that has stopped".to_owned(),
             ));
         }
         Status::Creating => {
-            return Err(LifecycleError::Unfit(
+            return Err(LifecycleError::FailedPrecondition(
                 "cannot start a container that is still being created".to_owned(),
             ));
         }
         Status::Running | Status::Paused => {
-            return Err(LifecycleError::Unfit(
+            return Err(LifecycleError::FailedPrecondition(
                 "cannot start an already running container".to_owned(),
             ));
         }
@@ -233,13 +162,13 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
         Status::Created | Status::Running | Status::Paused => {}
         Status::Stopped if all => return Ok(()),
         status @ (Status::Creating | Status::Stopped) => {
-            return Err(LifecycleError::Unfit(format!(
+            return Err(LifecycleError::FailedPrecondition(format!(
                 "container not running: it is {status}"
             )));
         }
     }
     let agent = match connect(container, &state) {
-        Err(LifecycleError::Unfit(_)) if all => return Ok(()),
+        Err(LifecycleError::FailedPrecondition(_)) if all => return Ok(()),
         other => other?,
     };
     match agent.signal(container.id(), signal, all).await {
@@ -304,7 +233,7 @@ fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> 
     let status = state.status();
     let removable = matches!(status, Status::Stopped | Status::Created);
     if !removable && !force {
-        return Err(LifecycleError::Unfit(format!(
+        return Err(LifecycleError::FailedPrecondition(format!(
             "cannot delete container {} that is not stopped: {status}",
             container.id()
         )));

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod lifecycle;
+pub mod monitor_process;
 pub mod running;
 pub mod start;
 pub mod update;

@@ -13,7 +13,7 @@ use crate::state::{Container, State, Status};
 const NOT_RUNNING: &str = "container not running";
 
 fn unfit(words: &str) -> LifecycleError {
-    LifecycleError::Unfit(words.to_owned())
+    LifecycleError::FailedPrecondition(words.to_owned())
 }
 
 /// Makes every process of a running container stand still, and returns when they do.
@@ -76,7 +76,7 @@ impl<'a> Observed<'a> {
     pub fn new(container: &'a Container) -> Result<Self, LifecycleError> {
         let state = container.state()?;
         match state.status() {
-            Status::Stopped | Status::Creating => Err(LifecycleError::Unfit(format!(
+            Status::Stopped | Status::Creating => Err(LifecycleError::FailedPrecondition(format!(
                 "container with id {} is not running",
                 container.id()
             ))),

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use rvm_protocol::failure::{Code, Failure};
 
 use super::cgroup::{self, ContainerCgroupError};
 use crate::anchor::StandIn;
@@ -74,16 +75,15 @@ pub enum StartError {
     #[error(transparent)]
     Hook(#[from] HookError),
     /// What the agent refused.
-    #[error("{0}")]
-    Container(String),
+    #[error(transparent)]
+    Container(Failure),
 }
 
 impl From<AgentError> for StartError {
     fn from(error: AgentError) -> Self {
         match error {
-            AgentError::Refused(message) | AgentError::NotFound(message) => {
-                Self::Container(message)
-            }
+            AgentError::Refused(failure) => Self::Container(failure),
+            AgentError::NotFound(message) => Self::Container(Failure::new(Code::NotFound, message)),
             other => Self::Sandbox(other.into()),
         }
     }

@@ -59,7 +59,7 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     let state = container.state()?;
     if matches!(state.status(), Status::Stopped | Status::Creating) {
         let words = "container not running".to_owned();
-        return Err(LifecycleError::Unfit(words).into());
+        return Err(LifecycleError::FailedPrecondition(words).into());
     }
     let old = state.resources.clone().unwrap_or_default();
     let new = merge(&old, change).map_err(UpdateError::Merge)?;

@@ -16,6 +16,7 @@ use rvm_protocol::agent::{
     AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, ResizeTerminalRequest,
     SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
 };
+use rvm_protocol::failure::{Code, Failure};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
@@ -44,8 +45,8 @@ pub enum AgentError {
     #[error("{0}")]
     NotFound(String),
     /// The agent refused, and says why.
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    Refused(Failure),
     /// The connection broke, or the agent took too long.
     #[error("the sandbox's agent did not answer {call}: {reason}")]
     Lost {
@@ -156,12 +157,22 @@ fn failed(call: &'static str) -> impl FnOnce(ttrpc::Error) -> AgentError {
             AgentError::NotFound(clean(status.message()))
         }
         ttrpc::Error::RpcStatus(status) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
-            AgentError::Refused(clean(status.message()))
+            AgentError::Refused(Failure::new(code(status.code()), clean(status.message())))
         }
         error => AgentError::Lost {
             call,
             reason: clean(&error.to_string()),
         },
+    }
+}
+
+fn code(code: ttrpc::Code) -> Code {
+    match code {
+        ttrpc::Code::ALREADY_EXISTS => Code::AlreadyExists,
+        ttrpc::Code::FAILED_PRECONDITION => Code::FailedPrecondition,
+        ttrpc::Code::INVALID_ARGUMENT => Code::InvalidArgument,
+        ttrpc::Code::UNIMPLEMENTED => Code::Unimplemented,
+        _ => Code::Internal,
     }
 }
 

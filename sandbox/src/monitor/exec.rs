@@ -47,7 +47,7 @@ pub enum ExecError {
     Id(#[source] io::Error),
     /// The container is not where it needs to be.
     #[error("{0}")]
-    Unfit(&'static str),
+    FailedPrecondition(&'static str),
     /// A signal came before the process ran.
     #[error("interrupted by signal {0} while the process was starting")]
     Interrupted(i32),
@@ -75,7 +75,7 @@ pub struct Order<'a> {
     /// Descriptors beyond the standard streams.
     pub extra: Vec<Extra>,
     /// Who waits.
-    pub mode: Mode,
+    pub mode: Mode<'a>,
 }
 
 /// Runs a process to its end; returns its exit code.
@@ -127,11 +127,13 @@ pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
 /// words are runc's.
 fn check(status: Status, ignore_paused: bool) -> Result<(), ExecError> {
     match status {
-        Status::Stopped => Err(ExecError::Unfit("cannot exec in a stopped container")),
-        Status::Paused if !ignore_paused => Err(ExecError::Unfit(
+        Status::Stopped => Err(ExecError::FailedPrecondition(
+            "cannot exec in a stopped container",
+        )),
+        Status::Paused if !ignore_paused => Err(ExecError::FailedPrecondition(
             "cannot exec in a paused container (use --ignore-paused to override)",
         )),
-        Status::Creating => Err(ExecError::Unfit(
+        Status::Creating => Err(ExecError::FailedPrecondition(
             "cannot exec in a container that is still being created",
         )),
         Status::Created | Status::Running | Status::Paused => Ok(()),
@@ -147,7 +149,7 @@ fn announce(order: &Order<'_>) -> Result<(), ExecError> {
         lifecycle::write_pid_file(path, std::process::id())?;
     }
     match &order.mode {
-        Mode::Detached(parent) => Ok(report_ready(parent)?),
+        Mode::Detached(starter) => Ok(report_ready(starter)?),
         Mode::Foreground => Ok(()),
     }
 }

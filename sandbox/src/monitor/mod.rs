@@ -10,10 +10,8 @@
 
 pub mod exec;
 
-use std::io::{self, Write};
-use std::net::Shutdown;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +20,7 @@ use crate::cgroup::{Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::container::cgroup::{self, ContainerCgroupError};
 use crate::container::lifecycle::leave;
+use crate::container::monitor_process::Starter;
 use crate::container::start::{Place, Placement, Start, StartError, take_network};
 use crate::control::Server;
 use crate::engine::MachineEnd;
@@ -30,7 +29,6 @@ use crate::guest::descriptors::Extra;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::host::error_chain::chain;
 use crate::host::process::{self, ProcessId};
-use crate::host::readable::Readable;
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, Raw, TerminalError};
 use crate::host::timings::Timings;
@@ -103,16 +101,16 @@ pub struct Order<'a> {
     /// Descriptors beyond the standard streams.
     pub extra: Vec<Extra>,
     /// Who waits.
-    pub mode: Mode,
+    pub mode: Mode<'a>,
     /// This process's first thread; whoever carries the order out is another.
     pub stand_in: &'a StandIn,
 }
 
 /// Who waits for a monitor.
-pub enum Mode {
-    /// A program that is told when the container is created, and then goes away. Another starts the
-    /// container.
-    Detached(UnixStream),
+pub enum Mode<'a> {
+    /// A program that receives a report when the container is created, and then goes away. Another
+    /// starts the container.
+    Detached(&'a Starter),
     /// The user: the container is started at once.
     Foreground,
 }
@@ -173,8 +171,8 @@ async fn live(
     if let Some(socket) = &order.pidfd_socket {
         process::send_own_pidfd(socket).map_err(process_failed("send a pidfd to its socket"))?;
     }
-    if let Mode::Detached(parent) = &order.mode {
-        report_ready(parent)?;
+    if let Mode::Detached(starter) = order.mode {
+        report_ready(starter)?;
     }
     let status = supervise(order.container.id(), &place, signals, raw.as_ref()).await;
     timings.lap("run the container");
@@ -262,28 +260,18 @@ pub(crate) async fn interrupted(signals: &Signals) -> i32 {
     }
 }
 
-/// Returns when whoever waits for the container has gone.
-pub(crate) async fn abandoned(mode: &Mode) {
-    if let Mode::Detached(parent) = mode
-        && let Ok(readable) = Readable::new(parent.as_fd())
-    {
-        // Nothing is ever sent this way, so whatever is read is the end.
-        let wait = readable.read(|fd| {
-            let flags = rustix::net::RecvFlags::DONTWAIT;
-            Ok(rustix::net::recv(fd, &mut [0; 1], flags).map(|_| ())?)
-        });
-        let _ = wait.await;
-    } else {
-        std::future::pending::<()>().await;
+/// Returns when the program that waits for the container has gone.
+pub(crate) async fn abandoned(mode: &Mode<'_>) {
+    match mode {
+        Mode::Detached(starter) => starter.gone().await,
+        Mode::Foreground => std::future::pending().await,
     }
 }
 
-/// Tells whoever waits that the container is created.
-pub(crate) fn report_ready(mut parent: &UnixStream) -> Result<(), MonitorError> {
-    parent
-        .write_all(crate::container::lifecycle::READY)
-        .and_then(|()| parent.shutdown(Shutdown::Both))
-        .map_err(process_failed("report that the container is created"))
+/// Reports to the program that waits that the container is created.
+pub(crate) fn report_ready(starter: &Starter) -> Result<(), MonitorError> {
+    let reported = starter.report_ready();
+    reported.map_err(process_failed("report that the container is created"))
 }
 
 /// Passes signals on until the container's init process has ended; returns its exit code. The owner of
