@@ -50,7 +50,7 @@ impl Coded for StateError {
             Self::Id(_) => Code::InvalidArgument,
             Self::Exists(_) => Code::AlreadyExists,
             Self::NotFound(_) => Code::NotFound,
-            Self::Step(_) | Self::GivenUp(_) => Code::FailedPrecondition,
+            Self::Step(_) | Self::GivenUp(_) | Self::Newer(_) => Code::FailedPrecondition,
             Self::Io { .. } | Self::Damaged { .. } => Code::Internal,
         }
     }

@@ -4,6 +4,8 @@
 //! It is the state directory of the container that the sandbox was made for. Containers that join
 //! have state directories of their own, and come here for the guest.
 
+pub mod layout;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 use serde::{Deserialize, Serialize};
 
+use self::layout::Layout;
 use crate::config::EngineKind;
 use crate::host::process::ProcessId;
 use crate::share::{self, SHARED, SharedMount, StorageError};
@@ -31,14 +34,33 @@ const CONSOLE_LOG: &str = "console.log";
 
 const RECORD: &str = "sandbox.json";
 
-/// What whoever finds a sandbox must know of it.
+/// What sandbox.json says: enough to end or to join a sandbox whose owner is another process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// The processes that run its machine.
+    #[serde(default, skip_serializing_if = "Layout::is_first")]
+    version: Layout,
+    /// The processes that run the machine; the first one ends last.
     pub machine: Vec<ProcessId>,
     /// The engine that they belong to.
     pub engine: EngineKind,
+}
+
+impl Record {
+    /// A record in the current layout.
+    pub fn new(machine: Vec<ProcessId>, engine: EngineKind) -> Self {
+        Self {
+            version: Layout::CURRENT,
+            machine,
+            engine,
+        }
+    }
+}
+
+/// What layouts to come keep of [`Record`].
+#[derive(Deserialize)]
+struct Machine {
+    machine: Vec<ProcessId>,
 }
 
 /// A sandbox's directory.
@@ -134,10 +156,34 @@ impl SandboxDir {
         fs::rename(new, path)
     }
 
-    /// Reads which processes run the machine. None if no machine was ever started here.
+    /// Reads which processes run the machine, and on which engine. None if no machine was ever
+    /// started here.
     pub fn record(&self) -> io::Result<Option<Record>> {
+        let Some(text) = self.read_record()? else {
+            return Ok(None);
+        };
+        layout::check(&self.path.join(RECORD), &text).map_err(io::Error::other)?;
+        Ok(Some(serde_json::from_slice(&text)?))
+    }
+
+    /// Reads which processes run the machine, in order to end them: also from a record of a newer
+    /// layout, if it still names them as this one does.
+    pub fn machine(&self) -> io::Result<Vec<ProcessId>> {
+        let Some(text) = self.read_record()? else {
+            return Ok(Vec::new());
+        };
+        match serde_json::from_slice::<Machine>(&text) {
+            Ok(record) => Ok(record.machine),
+            Err(error) => {
+                layout::check(&self.path.join(RECORD), &text).map_err(io::Error::other)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn read_record(&self) -> io::Result<Option<Vec<u8>>> {
         match fs::read(self.path.join(RECORD)) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -164,11 +210,27 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = SandboxDir::open(root.path()).unwrap();
         assert_eq!(dir.record().unwrap(), None);
-        let record = Record {
-            machine: vec![ProcessId::own().unwrap()],
-            engine: EngineKind::Qemu,
-        };
+        let record = Record::new(vec![ProcessId::own().unwrap()], EngineKind::Qemu);
         dir.write_record(&record).unwrap();
+        assert_eq!(dir.machine().unwrap(), record.machine);
         assert_eq!(dir.record().unwrap(), Some(record));
+    }
+
+    #[test]
+    fn a_record_of_a_newer_layout_is_good_for_ending_the_machine_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SandboxDir::open(root.path()).unwrap();
+        let write = |text: &str| fs::write(root.path().join(RECORD), text).unwrap();
+        write(r#"{"version":3,"machine":[{"pid":7,"start_time":8}],"engine":{"kind":"new"}}"#);
+        let refused = dir.record().unwrap_err().to_string();
+        assert!(refused.contains("written by a newer rvm"), "{refused}");
+        let process = ProcessId {
+            pid: 7,
+            start_time: 8,
+        };
+        assert_eq!(dir.machine().unwrap(), [process]);
+        write(r#"{"version":3,"machines":[]}"#);
+        let refused = dir.machine().unwrap_err().to_string();
+        assert!(refused.contains("written by a newer rvm"), "{refused}");
     }
 }

@@ -13,6 +13,7 @@ use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::running::{connect, gone};
 use crate::control::{self, ControlError};
 use crate::dir::SandboxDir;
+use crate::dir::layout::Layout;
 use crate::guest::agent::{Agent, AgentError};
 use crate::hooks::{self, Moment};
 use crate::host::error_chain::chain;
@@ -81,6 +82,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
     let process = bundle.spec.process().as_ref();
     let own = ProcessId::own().map_err(failed("find out the own pid"))?;
     let state = State {
+        version: Layout::CURRENT,
         oci_version: bundle.spec.version().clone(),
         id: id.to_owned(),
         status: Status::Creating,
@@ -179,10 +181,13 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
 }
 
 /// Removes a container and everything that belongs to it. A running one only with `force`, which
-/// also removes what is damaged or half made.
+/// also removes what is damaged or half made, and what a newer rvm has made as far as this one can
+/// tell what that is.
 pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
-    let state = match condemn(container, force) {
-        // Damaged, half made, or somebody else was faster.
+    let state = match mark_for_removal(container, force) {
+        // Its processes and groups are in there somewhere.
+        Err(LifecycleError::State(error @ StateError::Newer(_))) => return Err(error.into()),
+        // Damaged, half made, or another process was faster.
         Err(LifecycleError::State(_)) if force => None,
         other => Some(other?),
     };
@@ -225,11 +230,14 @@ fn restore_network(state: &State) {
     }
 }
 
-/// Writes down that the container has stopped, so that whoever starts it at this moment finds out
-/// and gives up. Returns the state it was in.
-fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> {
+/// Writes down that the container has stopped, so that a process that is starting it finds out and
+/// gives up. Returns the state that it was in.
+fn mark_for_removal(container: &Container, force: bool) -> Result<State, LifecycleError> {
     let locked = container.lock()?;
-    let state = locked.load()?;
+    let state = match force {
+        true => locked.load_to_delete()?,
+        false => locked.load()?,
+    };
     let status = state.status();
     let removable = matches!(status, Status::Stopped | Status::Created);
     if !removable && !force {
@@ -237,6 +245,10 @@ fn condemn(container: &Container, force: bool) -> Result<State, LifecycleError> 
             "cannot delete container {} that is not stopped: {status}",
             container.id()
         )));
+    }
+    if state.version > Layout::CURRENT {
+        // The newer rvm would miss fields in what this one writes.
+        return Ok(state);
     }
     let mut stopped = state.clone();
     stopped.status = Status::Stopped;
@@ -300,12 +312,12 @@ fn end_machine(container: &Container) -> Result<(), LifecycleError> {
             container.path().display()
         )
     };
-    let record = match SandboxDir::open(container.path()).and_then(|dir| dir.record()) {
-        // Somebody else was faster.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+    let machine = match SandboxDir::open(container.path()).and_then(|dir| dir.machine()) {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other.map_err(failed(action()))?,
     };
-    let mut machine = record.into_iter().flat_map(|record| record.machine);
+    let mut machine = machine.into_iter();
     machine.try_for_each(|id| end_process(id, Duration::ZERO))
 }
 

@@ -182,10 +182,7 @@ fn record_processes(
     let ids = machine.processes().map_err(SandboxError::Processes)?;
     // The machine itself reports one that has ended already.
     let processes = ids.iter().filter_map(|id| id.open()).collect();
-    let record = Record {
-        machine: ids,
-        engine: machine.engine().kind,
-    };
+    let record = Record::new(ids, machine.engine().kind);
     dir.write_record(&record).map_err(SandboxError::Processes)?;
     Ok((record, processes))
 }

@@ -19,13 +19,17 @@ pub use status::Status;
 pub use store::{Container, Locked, StateError, Store};
 
 use crate::cgroup::Cgroup;
+use crate::dir::layout::Layout;
 use crate::host::process::ProcessId;
 use crate::host::users::UserNames;
 
 /// What is remembered of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct State {
+    /// How the file is laid out. It stays as it is when the state changes.
+    #[serde(default, skip_serializing_if = "Layout::is_first")]
+    pub version: Layout,
     /// The version of the runtime specification that config.json follows.
     pub oci_version: String,
     /// The container's id.

@@ -12,6 +12,7 @@ use rvm_protocol::MAX_CONTAINER_ID;
 use super::{State, Status};
 use crate::cgroup::Cgroup;
 use crate::dir::SandboxDir;
+use crate::dir::layout::{self, NewerLayout};
 use crate::host::process::ProcessId;
 use crate::state::status::IllegalStep;
 
@@ -52,6 +53,9 @@ pub enum StateError {
         #[source]
         source: serde_json::Error,
     },
+    /// It is not for this version to read.
+    #[error(transparent)]
+    Newer(#[from] NewerLayout),
     /// Its creation was to go on, but somebody deletes it.
     #[error("container {0} was deleted while it was being created")]
     GivenUp(String),
@@ -241,13 +245,31 @@ pub struct Locked<'a> {
 impl Locked<'_> {
     /// Reads the state.
     pub fn load(&self) -> Result<State, StateError> {
-        let path = self.container.path.join(STATE_FILE);
-        let text = fs::read(&path).map_err(|error| match error.kind() {
-            // Deleted meanwhile, or its creator has not come so far.
-            io::ErrorKind::NotFound => StateError::NotFound(self.container.id.clone()),
-            _ => failed("read", &path)(error),
-        })?;
+        let (path, text) = self.read()?;
+        layout::check(&path, &text)?;
         serde_json::from_slice(&text).map_err(|source| StateError::Damaged { path, source })
+    }
+
+    /// Reads the state in order to delete the container: also from a file of a newer layout, if it
+    /// still has the fields that this one knows.
+    pub fn load_to_delete(&self) -> Result<State, StateError> {
+        let (path, text) = self.read()?;
+        serde_json::from_slice(&text).or_else(|source| {
+            layout::check(&path, &text)?;
+            Err(StateError::Damaged { path, source })
+        })
+    }
+
+    fn read(&self) -> Result<(PathBuf, Vec<u8>), StateError> {
+        let path = self.container.path.join(STATE_FILE);
+        match fs::read(&path) {
+            Ok(text) => Ok((path, text)),
+            // Deleted meanwhile, or its creator has not come so far.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(StateError::NotFound(self.container.id.clone()))
+            }
+            Err(error) => Err(failed("read", &path)(error)),
+        }
     }
 
     /// Writes the state, all of it or nothing.
@@ -302,6 +324,7 @@ impl Locked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dir::layout::Layout;
     use std::collections::HashMap;
 
     fn store() -> (Store, tempfile::TempDir) {
@@ -311,6 +334,7 @@ mod tests {
 
     fn state(id: &str) -> State {
         State {
+            version: Layout::CURRENT,
             oci_version: "1.0.2".to_owned(),
             id: id.to_owned(),
             status: Status::Creating,
