@@ -1,5 +1,5 @@
-//! From a bundle to a container whose first process waits to be started: what monitor and shim do
-//! alike.
+//! The start of a container, from its bundle to an init process that waits to execute the program. The
+//! monitor and the shim both start containers with this.
 //!
 //! ```text
 //!   create hooks ──> share files ──┬─> start a sandbox ─┬──> create in the guest
@@ -32,49 +32,49 @@ use crate::spec::translate::{Translation, translate};
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, StateError, Status};
 
-/// A container could not be made.
+/// A container could not be created or started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// State.
+    /// Reading or writing the container's state failed.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A pod without a first container.
+    /// The container belongs to a pod whose sandbox rvm did not start. With the sandbox's id.
     #[error(
         "there is no sandbox {0}: rvm must run the first container of a pod, too; CRI-O has it do so \
          with drop_infra_ctr = false"
     )]
     NoSandbox(String),
-    /// The configuration.
+    /// The configuration cannot be translated.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// Limits that no machine has.
+    /// The limits ask for a machine that rvm cannot make.
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// The shared directory.
+    /// Mounting the container's files in the shared directory failed.
     #[error("cannot share the container's files")]
     Storage(#[from] StorageError),
-    /// What the host's tools find behind the container's pid.
+    /// The mount namespace behind the container's pid could not be made.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// The thread whose number is the container's pid.
+    /// The thread that stands for the container has ended.
     #[error("cannot have a thread stand for the container")]
     StandIn(#[source] io::Error),
-    /// The network.
+    /// The container's network namespace cannot be used.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// The sandbox.
+    /// The sandbox did not start, or its guest failed.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// A volume.
+    /// A volume could not be copied into the guest.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// The control groups.
+    /// The container's control groups could not be made or limited.
     #[error(transparent)]
     Cgroup(#[from] ContainerCgroupError),
-    /// A hook.
+    /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// What the agent refused.
+    /// The agent refused the container, for a reason that concerns the container alone.
     #[error(transparent)]
     Container(Failure),
 }
@@ -138,7 +138,7 @@ pub struct Start<'a> {
     pub driver: Driver,
     /// The host's network namespace, where hooks run.
     pub outside: &'a Namespace,
-    /// The thread whose number is the container's pid.
+    /// The thread that stands for the container has ended.
     pub stand_in: &'a StandIn,
 }
 

@@ -1,6 +1,5 @@
-//! What was found out about the host once and holds until it boots again: a file each below
-//! /run/rvm, which is emptied at boot. Losing one costs the time to find it out anew, so nothing here
-//! fails.
+//! Facts about the host that hold until it boots again, one file each below /run/rvm, which is emptied
+//! at boot. A fact that is lost is measured again, so nothing here fails.
 
 use std::fs;
 use std::io;
@@ -10,13 +9,13 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// What was remembered, if it can be read.
-pub fn recall<T: DeserializeOwned>(path: &Path) -> Option<T> {
+/// Reads a fact, if there is one.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// Remembers, if that can be done.
-pub fn remember<T: Serialize>(path: &Path, value: &T) {
+/// Writes a fact, if that can be done.
+pub fn store<T: Serialize>(path: &Path, value: &T) {
     if let Err(error) = write(path, value) {
         tracing::debug!("cannot write {}: {error}", path.display());
     }
@@ -40,13 +39,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_remembered_is_recalled_and_leaves_one_file() {
+    fn a_stored_fact_is_loaded_and_leaves_one_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rvm/fact.json");
-        assert_eq!(recall::<u32>(&path), None);
-        remember(&path, &7);
-        remember(&path, &8);
-        assert_eq!(recall(&path), Some(8));
+        assert_eq!(load::<u32>(&path), None);
+        store(&path, &7);
+        store(&path, &8);
+        assert_eq!(load(&path), Some(8));
         assert_eq!(fs::read_dir(dir.path().join("rvm")).unwrap().count(), 1);
     }
 
@@ -55,6 +54,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fact.json");
         fs::write(&path, "{").unwrap();
-        assert_eq!(recall::<u32>(&path), None);
+        assert_eq!(load::<u32>(&path), None);
     }
 }

@@ -20,28 +20,28 @@ use crate::host::process::ProcessId;
 /// rvm-vmm could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The program.
+    /// The program is missing, or a process, socket or thread could not be made.
     #[error("cannot start {} (vmm in rvm's configuration)", path.display())]
     Program {
-        /// Which one.
+        /// The program's path, as configured.
         path: PathBuf,
-        /// The reason.
+        /// From the system call.
         #[source]
         source: io::Error,
     },
-    /// Its configuration.
+    /// The configuration could not be sent.
     #[error("cannot configure rvm-vmm")]
     Configure(#[from] ChannelError),
 }
 
-/// The longest line that is logged; a process that was taken over could send a longer one.
+/// The longest line that is logged, in bytes; a process that was taken over could send a longer one.
 const MAX_LINE: usize = 2000;
 
 /// The most lines of one process that are logged in [`PERIOD`]. One that was taken over could
 /// otherwise fill the host's disk; QEMU has a few in all its life.
 const MAX_LINES: u32 = 200;
 
-/// See [`MAX_LINES`].
+/// The period of [`MAX_LINES`].
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// How many of a process's last lines are kept to explain its end.

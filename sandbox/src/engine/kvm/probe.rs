@@ -11,7 +11,7 @@ use rvm_protocol::vmm::ProbeReport;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Verdict;
-use crate::engine::host_cache::{recall, remember};
+use crate::engine::host_cache::{load, store};
 
 /// Where the result is remembered.
 pub const CACHE: &str = "/run/rvm/probe.json";
@@ -31,7 +31,7 @@ struct Cached {
 /// The remembered result, or a fresh one, which is remembered.
 pub fn cached(vmm: &Path) -> ProbeReport {
     let key = (kvm_identity(), modified(vmm));
-    if let Some(cached) = recall::<Cached>(Path::new(CACHE))
+    if let Some(cached) = load::<Cached>(Path::new(CACHE))
         && (cached.kvm, cached.vmm_mtime) == key
         && cached.vmm == vmm
     {
@@ -44,7 +44,7 @@ pub fn cached(vmm: &Path) -> ProbeReport {
         vmm_mtime: key.1,
         report: report.clone(),
     };
-    remember(Path::new(CACHE), &cached);
+    store(Path::new(CACHE), &cached);
     report
 }
 

@@ -9,7 +9,7 @@ use crate::sizing::Size;
 /// The most that QEMU's software CPU keeps of code that it has translated, in MiB.
 pub const CODE_MIB: u64 = 256;
 
-/// The descriptors that QEMU inherits, by their place.
+/// The descriptors that QEMU inherits, in the order of their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fd {
     /// The guest's kernel.
@@ -46,11 +46,10 @@ const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboo
      tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 swiotlb=noforce \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
-/// The most network cards. microvm has eight slots, three of which carry what no guest can be
-/// without.
+/// The most network cards. microvm has eight slots, and three carry devices that every guest needs.
 pub const MAX_NETS: usize = 5;
 
-/// As many network cards leave room for both of the devices that make way for more.
+/// The most network cards that leave slots for both optional devices.
 const NETS_BESIDE_BOTH: usize = 3;
 
 /// The kernel's ticks a second, CONFIG_HZ in guest-kernel/config/10-boot.config.
@@ -61,8 +60,8 @@ const HZ: u32 = 250;
 const MACHINE: &str = "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory";
 
 /// The arguments for a machine of this size with these network cards, on a host whose time stamp
-/// counter has this frequency. All vCPUs that it may ever have are there, and the kernel starts those
-/// that it is to have now.
+/// counter has this frequency. The machine has `max_vcpus` from the start, of which the kernel brings
+/// `size.vcpus` online.
 pub fn arguments(
     size: Size,
     max_vcpus: u8,
@@ -134,16 +133,16 @@ pub fn arguments(
         ),
     ];
     list.into_iter()
-        .chain(devices_that_make_way(nets.len()))
+        .chain(optional_devices(nets.len()))
         .chain(nets.iter().enumerate().flat_map(net))
         .flat_map(|(option, value)| [option.to_owned(), value])
         .filter(|argument| !argument.is_empty())
         .collect()
 }
 
-/// What of the machine and of the kernel's parameters depends on the counter's frequency. A kernel
-/// that knows it needs no PIT, and no CPU has to find out how fast it goes round a loop; one that
-/// does not measures it against the PIT.
+/// The parts of the machine and of the kernel's parameters that depend on the counter's frequency. A
+/// kernel that is given the frequency needs no PIT and no delay loop calibration; one that is not
+/// measures it against the PIT.
 fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
     match tsc_khz {
         None => ("", String::new()),
@@ -157,9 +156,10 @@ fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
     }
 }
 
-/// Random numbers come from the guest's CPU as well, so that device goes first; without the balloon
-/// the host gets no memory back. The guest may not take back what is in it: that is not its own.
-fn devices_that_make_way(nets: usize) -> impl Iterator<Item = (&'static str, String)> {
+/// The devices that give their slots to network cards: first the one for random numbers, which the
+/// guest's CPU supplies too, then the balloon, without which the host gets no memory back. The balloon
+/// has no deflate-on-oom: the guest must not take back what the host has reclaimed.
+fn optional_devices(nets: usize) -> impl Iterator<Item = (&'static str, String)> {
     let rng = ("-device", "virtio-rng-device".to_owned());
     let balloon = "virtio-balloon-device,free-page-reporting=on";
     let balloon = ("-device", balloon.to_owned());
@@ -167,8 +167,8 @@ fn devices_that_make_way(nets: usize) -> impl Iterator<Item = (&'static str, Str
     [balloon, rng].into_iter().take(spare)
 }
 
-/// A network card on the TAP that follows the other descriptors. That the TAP's end is a kernel's is
-/// left to QEMU to find out; vhost would move guest memory into it.
+/// A network card on the TAP that follows the other descriptors. No vhost: the host kernel's data path
+/// would be one more surface, and many hosts have no /dev/vhost-net.
 fn net((index, mac): (usize, &Mac)) -> [(&'static str, String); 2] {
     let fd = Fd::ALL.len() + index;
     let fd = QEMU_FIRST_FD + i32::try_from(fd).unwrap_or(i32::MAX);

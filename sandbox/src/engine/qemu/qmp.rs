@@ -1,8 +1,8 @@
-//! QEMU's monitor protocol, as far as the balloon goes: lines of JSON, of which each is a command, the
-//! answer to one, or an event.
+//! The part of QEMU's monitor protocol that controls the balloon. Each line is a JSON object: a
+//! command, the answer to one, or an event.
 //!
-//! <https://www.qemu.org/docs/master/interop/qmp-spec.html>. What QEMU says may be what a guest that
-//! has taken it over wants to be heard: it is bounded, and no more than a number is taken from it.
+//! <https://www.qemu.org/docs/master/interop/qmp-spec.html>. A guest may have
+//! taken QEMU over, so a line is bounded, and nothing but a number is used of it.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,31 +13,31 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-/// The longest line that is read, in bytes. Those of QEMU have some hundred.
+/// The longest line that is read, in bytes. QEMU's own lines have some hundred.
 const MAX_LINE: usize = 16 * 1024;
 
-/// The monitor.
+/// A connection to QEMU's monitor.
 #[derive(Debug)]
 pub(super) struct Qmp {
     stream: UnixStream,
-    /// The line that has not come to its end yet.
+    /// The beginning of a line whose end has not arrived.
     begun: Mutex<Vec<u8>>,
     balloon: watch::Sender<Balloon>,
 }
 
-/// What is known of the guest's memory.
+/// The state of the balloon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Balloon {
-    /// Nothing, since the last command.
+    /// QEMU has reported nothing since the last command.
     Unknown,
-    /// The guest says that it has so many bytes.
+    /// The guest has this many bytes.
     Leaves(u64),
-    /// There is no balloon.
+    /// The machine has no balloon.
     Missing,
 }
 
 impl Qmp {
-    /// A monitor and the descriptor that is QEMU's. Called within a tokio runtime.
+    /// A connection, and QEMU's end of it. Called within a tokio runtime.
     pub(super) fn pair() -> io::Result<(Self, StdStream)> {
         let (own, qemus) = StdStream::pair()?;
         own.set_nonblocking(true)?;
@@ -49,11 +49,11 @@ impl Qmp {
         Ok((monitor, qemus))
     }
 
-    /// Asks the guest to have no more than so many bytes.
+    /// Has the guest give back all memory beyond `bytes`.
     pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
         self.balloon.send_replace(Balloon::Unknown);
-        // Until the first command QEMU tells of no events, which nobody would listen to. It refuses to
-        // be asked for that again, and does not mind. Nothing is told of a balloon that has its size.
+        // QEMU sends events only after qmp_capabilities, and answers its repetition with an error that
+        // does no harm. There is no event if the balloon has this size already, hence the query.
         let commands = format!(
             r#"{{"execute":"qmp_capabilities"}}
 {{"execute":"balloon","arguments":{{"value":{bytes}}}}}
@@ -66,8 +66,8 @@ impl Qmp {
         }
     }
 
-    /// Waits until the guest has so many bytes, or for good if it never will. False if it cannot give
-    /// memory back at all. Somebody must listen meanwhile.
+    /// Waits until the guest has `bytes`, which may be never. False if the machine has no balloon.
+    /// [`Self::listen`] must be awaited meanwhile.
     pub(super) async fn has_memory(&self, bytes: u64) -> bool {
         let mut balloon = self.balloon.subscribe();
         let known =
@@ -76,21 +76,21 @@ impl Qmp {
         known.await.is_ok_and(|it| *it != Balloon::Missing)
     }
 
-    /// Hears what QEMU says. May be given up at any time.
+    /// Receives events and answers for ever. Cancel safe.
     pub(super) async fn listen(&self) -> Infallible {
         let mut part = [0; 1024];
         while self.stream.readable().await.is_ok() {
             match self.stream.try_read(&mut part) {
-                Ok(count @ 1..) => self.hear(&part[..count]),
+                Ok(count @ 1..) => self.received(&part[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => break,
             }
         }
-        // That QEMU ends is seen elsewhere.
+        // QEMU's end is noticed by its pidfd.
         std::future::pending().await
     }
 
-    fn hear(&self, part: &[u8]) {
+    fn received(&self, part: &[u8]) {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         begun.extend_from_slice(part);
         while let Some(end) = begun.iter().position(|byte| *byte == b'\n') {
@@ -105,7 +105,7 @@ impl Qmp {
     }
 }
 
-/// What of a line is looked at.
+/// The fields of a line that are used.
 #[derive(Deserialize)]
 struct Line {
     event: Option<String>,

@@ -12,24 +12,24 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::host_cache::{recall, remember};
+use crate::engine::host_cache::{load, store};
 
-/// Where a measured frequency is remembered.
+/// The cache of a measured frequency.
 const CACHE: &str = "/run/rvm/tsc.json";
 
 /// How long a measurement takes. The two readings at its ends are good to some 50 ns, which is three
 /// millionths of this.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How many times counter and clock are read at each end of a measurement. The shortest reading
-/// counts: no interrupt came between.
+/// Readings of counter and clock at each end of a measurement. The shortest one is used: no interrupt
+/// came between.
 const READINGS: u32 = 100;
 
-/// A measurement that may be off by more than one in so many is not used: the guest's clock would
-/// go wrong by 9 s a day.
+/// A measurement with an error above 1/PRECISION is not used: the guest's clock would drift by 9 s a
+/// day.
 const PRECISION: u64 = 10_000;
 
-/// A measured frequency, and what it holds for.
+/// A measured frequency, and the boot and CPU that it was measured on.
 #[derive(Serialize, Deserialize)]
 struct Measured {
     boot: String,
@@ -38,18 +38,18 @@ struct Measured {
     khz: u32,
 }
 
-/// The frequency in kHz, if it can be found out. Takes 20 ms at the first call since the host's
-/// boot, on hosts whose CPU does not tell.
+/// The frequency in kHz, if CPUID states it or it can be measured. A measurement takes 20 ms and is
+/// cached until the host boots again.
 pub fn host_khz() -> Option<u32> {
-    told_by(cpuid_leaf).or_else(|| {
+    stated_by(cpuid_leaf).or_else(|| {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let [cpu, ..] = cpuid_leaf(1);
-        match recall::<Measured>(Path::new(CACHE)) {
+        match load::<Measured>(Path::new(CACHE)) {
             Some(known) if known.boot == boot && known.cpu == cpu => return Some(known.khz),
             _ => {}
         }
         let khz = measure()?;
-        remember(Path::new(CACHE), &Measured { boot, cpu, khz });
+        store(Path::new(CACHE), &Measured { boot, cpu, khz });
         Some(khz)
     })
 }
@@ -62,15 +62,15 @@ fn cpuid_leaf(leaf: u32) -> Leaf {
     [found.eax, found.ebx, found.ecx, found.edx]
 }
 
-/// What the CPU, or the hypervisor below the host, says. Leaf 0x15 of a virtual CPU may be that of
-/// the machine below, whose counter the hypervisor may scale, so it counts on bare metal alone; and
-/// leaf 0x16 names the CPU's frequency in whole MHz, which is no clock.
-fn told_by(cpuid: impl Fn(u32) -> Leaf) -> Option<u32> {
+/// The frequency that the CPU, or the hypervisor below the host, states. Leaf 0x15 is used on bare metal
+/// alone: a virtual CPU may show that of the machine below, whose counter the hypervisor may scale.
+/// Leaf 0x16 is not used: it rounds the CPU's frequency to MHz.
+fn stated_by(cpuid: impl Fn(u32) -> Leaf) -> Option<u32> {
     const HYPERVISOR: u32 = 1 << 31;
     if cpuid(1)[2] & HYPERVISOR == 0 {
         return (cpuid(0)[0] >= 0x15).then(|| crystal_khz(cpuid(0x15)))?;
     }
-    // VMware's "timing information", which QEMU has too (vmware-cpuid-freq). Others use the same
+    // VMware's "timing information", which QEMU has too (vmware-cpuid-freq). Other hypervisors use the
     // leaf for other things.
     let [last, signature @ ..] = cpuid(0x4000_0000);
     let known = [b"VMwareVMware", b"KVMKVMKVM\0\0\0"]
@@ -97,7 +97,7 @@ struct Reading {
 fn read_both() -> Option<Reading> {
     let reading = |_| {
         let before = ticks();
-        // As the host counts time: what NTP does to the other clocks would be measured as well.
+        // Raw: NTP slews the other clocks.
         let now = clock_gettime(ClockId::MonotonicRaw);
         let width = ticks().wrapping_sub(before);
         Reading {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn cpu(leaves: &[(u32, Leaf)]) -> Option<u32> {
-        told_by(|leaf| {
+        stated_by(|leaf| {
             let found = leaves.iter().find(|(number, _)| *number == leaf);
             found.map_or([0; 4], |(_, values)| *values)
         })
