@@ -1,0 +1,22 @@
+//! System calls that rustix lacks, each behind a safe façade, and small text formats of Linux.
+//!
+//! Host and guest both use them: what only one side needs stays in its crate. Every module stands
+//! alone but [`bpf`], [`hook`] and [`readiness`], which use the ones listed before them.
+
+mod syscall;
+
+pub mod accounts;
+pub mod beneath;
+pub mod cpu_list;
+pub mod error_chain;
+pub mod keyring;
+pub mod loopback;
+pub mod mount;
+
+pub mod bpf;
+#[cfg(feature = "tokio")]
+pub mod readiness;
+
+pub mod hook;
+
+pub use syscall::{check, last_errno};
