@@ -7,9 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use rvm_sys::readiness::watch;
+use tokio::io::Interest;
 use tokio::sync::oneshot;
 
-use crate::sys::{Doing as _, OsError, readiness, signal};
+use crate::sys::{Doing as _, OsError, signal};
 
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct Reaper {
 impl Reaper {
     /// Waits for children for ever. `signals` is from [`signal::child_exits`].
     pub async fn run(self, signals: OwnedFd) -> Result<(), OsError> {
-        let signals = readiness::watch(signals).doing(|| "watch for SIGCHLD")?;
+        let signals = watch(signals, Interest::READABLE).doing(|| "watch for SIGCHLD")?;
         loop {
             // Children may have ended before anyone looked.
             self.reap();

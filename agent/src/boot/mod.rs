@@ -9,12 +9,13 @@ mod limits;
 mod params;
 
 use rustix::process::DumpableBehavior;
+use rvm_sys::loopback;
 
 pub use filesystems::{start_writing_back, unmount_shared};
 pub use limits::{HARD_NOFILE, SOFT_NOFILE};
 pub use params::Params;
 
-use crate::sys::{Doing as _, OsError, net, signal};
+use crate::sys::{Doing as _, OsError, signal};
 
 /// Why the guest could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +38,7 @@ pub fn run() -> Result<Params, BootError> {
     filesystems::mount_rest(params.shared())?;
     filesystems::seal_root()?;
     limits::apply()?;
-    net::loopback_up().doing(|| "bring lo up")?;
+    loopback::bring_up().doing(|| "bring lo up")?;
     // Containers that share the guest's pid namespace must not read the agent's memory.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .doing(|| "make the agent undumpable")?;

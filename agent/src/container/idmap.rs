@@ -8,8 +8,8 @@ use rustix::process::Pid;
 
 use super::spec::IdMap;
 use crate::sys::clone::{CloneRequest, Cloned, clone_process};
-use crate::sys::mount::map_ids;
 use crate::sys::{Doing as _, OsError, signal};
+use rvm_sys::mount::map_ids;
 
 /// Makes, for each map, what the container's process takes: the mapped mount for a bind, or else
 /// the namespace itself.

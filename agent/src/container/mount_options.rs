@@ -1,6 +1,6 @@
 //! The options of a mount in config.json, which are those of mount(8) and a few of runc's own.
 
-use crate::sys::mount::{AttrChange, attr};
+use rvm_sys::mount::{AttrChange, attr};
 
 /// Options, sorted by what they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,10 +4,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use rvm_sys::readiness::watch;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::init::channel::{Report, receive};
-use crate::sys::{Doing as _, OsError, readiness};
+use crate::sys::{Doing as _, OsError};
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +67,7 @@ impl Preparing {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .doing(|| "make a control socket")?;
         rustix::io::ioctl_fionbio(&ours, true).doing(|| "make a control socket")?;
-        let socket = readiness::watch(ours).doing(|| "watch a control socket")?;
+        let socket = watch(ours, Interest::READABLE).doing(|| "watch a control socket")?;
         Ok((Self { socket }, theirs))
     }
 

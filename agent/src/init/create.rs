@@ -5,15 +5,16 @@ use std::convert::Infallible;
 use std::os::fd::AsFd as _;
 
 use rustix::process::DumpableBehavior;
+use rvm_sys::{keyring, loopback};
 
 use super::channel::Report;
-use super::hooks::{self, Moment};
+use super::hooks::{self, HookPoint};
 use super::mounts::Mounts;
 use super::plan::{ContainerPlan, ProcessPlan};
 use super::program::Program;
 use super::rootfs::Rootfs;
 use super::{Control, Failure, Stage as _, console, devices, masks, privileges, user};
-use crate::sys::{Doing as _, OsError, clone, keyring, net};
+use crate::sys::{Doing as _, OsError, clone};
 
 /// Sets the container up, waits for the word to start, and becomes the program.
 ///
@@ -36,7 +37,7 @@ pub(super) fn run(
     control.send(&Report::Ready, None).stage("start")?;
     control.wait_for_start();
 
-    hooks::run_all(Moment::StartContainer, &plan.start_hooks, plan).stage("hooks")?;
+    hooks::run_all(HookPoint::StartContainer, &plan.start_hooks, plan).stage("hooks")?;
     program.execute()
 }
 
@@ -59,7 +60,7 @@ fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
             .doing(|| "make a cgroup namespace")?;
     }
     if plan.network_namespace {
-        net::loopback_up().doing(|| "bring lo up")?;
+        loopback::bring_up().doing(|| "bring lo up")?;
     }
     Ok(())
 }
@@ -71,7 +72,7 @@ pub(super) fn join_keyring(process: &ProcessPlan) -> Result<(), OsError> {
     let name = std::ffi::CString::new(name.as_str())
         .map_err(std::io::Error::from)
         .doing(|| "name the session keyring")?;
-    keyring::new_session(&name).doing(|| "make a session keyring")
+    keyring::join_new_session(&name).doing(|| "make a session keyring")
 }
 
 fn make_file_system(
@@ -95,7 +96,7 @@ fn make_file_system(
             .stage("console")?;
         terminal.become_stdio().stage("console")?;
     }
-    hooks::run_all(Moment::CreateContainer, &plan.create_hooks, plan).stage("hooks")?;
+    hooks::run_all(HookPoint::CreateContainer, &plan.create_hooks, plan).stage("hooks")?;
     root.make_directory(&process.cwd).stage("cwd")?;
     write_sysctls(&plan.sysctls).stage("sysctl")?;
     masks::make_read_only(&root, &plan.readonly_paths).stage("readonly paths")?;

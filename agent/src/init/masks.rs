@@ -9,13 +9,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::mounts::{attach, filesystem};
 use super::rootfs::Rootfs;
 use super::targets;
-use crate::sys::mount::{AttrChange, attr, change_attributes};
 use crate::sys::{Doing as _, OsError};
-
-const READ_ONLY: AttrChange = AttrChange {
-    set: attr::RDONLY,
-    clear: 0,
-};
+use rvm_sys::mount::{AttrChange, change_attributes};
 
 /// Makes paths read-only. One that does not exist is passed over.
 pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
@@ -25,7 +20,7 @@ pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
         };
         let doing = || format!("make {path} read-only");
         let copy = copy_mount(&found, true).doing(doing)?;
-        change_attributes(copy.as_fd(), READ_ONLY, true).doing(doing)?;
+        change_attributes(copy.as_fd(), AttrChange::READ_ONLY, true).doing(doing)?;
         attach(&copy, &found)?;
     }
     Ok(())
@@ -77,7 +72,8 @@ fn copy_mount(of: &OwnedFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
 
 fn empty_directory() -> Result<OwnedFd, OsError> {
     let empty = filesystem("tmpfs", "tmpfs", &[], false)?;
-    change_attributes(empty.as_fd(), READ_ONLY, false).doing(|| "make a tmpfs read-only")?;
+    change_attributes(empty.as_fd(), AttrChange::READ_ONLY, false)
+        .doing(|| "make a tmpfs read-only")?;
     Ok(empty)
 }
 

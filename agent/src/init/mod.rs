@@ -24,12 +24,13 @@ mod rootfs;
 mod targets;
 mod user;
 
-use std::fmt::Display;
+use std::error::Error;
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 
 use channel::Report;
 use plan::{Plan, Role, fd};
 pub use rootfs::STAGING;
+use rvm_sys::error_chain::chain;
 
 use crate::sys::{Doing as _, clone, signal};
 
@@ -51,11 +52,11 @@ trait Stage<T> {
     fn stage(self, stage: &'static str) -> Result<T, Failure>;
 }
 
-impl<T, E: Display> Stage<T> for Result<T, E> {
+impl<T, E: Error> Stage<T> for Result<T, E> {
     fn stage(self, stage: &'static str) -> Result<T, Failure> {
         self.map_err(|error| Failure {
             stage,
-            message: error.to_string(),
+            message: chain(&error),
         })
     }
 }

@@ -13,8 +13,8 @@ use super::plan::{MountPlan, MountSource, fd};
 use super::rootfs::Rootfs;
 use super::targets::{self, Kind};
 use super::{copy_up, guest_devices, inherited};
-use crate::sys::mount::{attr, change_attributes, map_ids, set_propagation};
 use crate::sys::{Doing as _, OsError};
+use rvm_sys::mount::{AttrChange, attr, change_attributes, map_ids, set_propagation};
 
 /// Files below /proc that may be mounted over: those by which tools such as LXCFS tell a container
 /// of its own resources. runc's list; anything else would let an image deceive what runs in it.
@@ -186,12 +186,9 @@ impl<'root> Mounts<'root> {
 
     /// What can only be done when /dev has been populated.
     pub fn finish(self) -> Result<(), OsError> {
-        let read_only = crate::sys::mount::AttrChange {
-            set: attr::RDONLY,
-            clear: 0,
-        };
         for mount in &self.read_only_later {
-            change_attributes(mount.as_fd(), read_only, false).doing(|| "make /dev read-only")?;
+            change_attributes(mount.as_fd(), AttrChange::READ_ONLY, false)
+                .doing(|| "make /dev read-only")?;
         }
         Ok(())
     }

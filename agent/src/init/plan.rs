@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::mount::AttrChange;
 use crate::sys::sched::SchedAttr;
+use rvm_sys::mount::AttrChange;
 
 /// Descriptors that the process starts with, besides its standard streams.
 pub mod fd {

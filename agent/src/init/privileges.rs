@@ -3,10 +3,11 @@
 use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
 use rustix::thread::CpuSet;
+use rvm_sys::check;
 
 use super::plan::ProcessPlan;
 use crate::boot::{HARD_NOFILE, SOFT_NOFILE};
-use crate::sys::{Doing as _, OsError, caps, check, sched, seccomp};
+use crate::sys::{Doing as _, OsError, caps, sched, seccomp};
 
 /// Confines the process to the CPUs it is to begin on.
 pub fn set_initial_affinity(process: &ProcessPlan) -> Result<(), OsError> {

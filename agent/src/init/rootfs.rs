@@ -10,8 +10,8 @@ use rustix::mount::{
 
 use super::plan::ContainerPlan;
 use super::targets::{self, Kind};
-use crate::sys::mount::{AttrChange, attr, change_attributes, set_propagation};
 use crate::sys::{Doing as _, OsError};
+use rvm_sys::mount::{AttrChange, change_attributes, set_propagation};
 
 /// Where the root is attached until it is pivoted to, in every container's own mount namespace.
 pub const STAGING: &str = "/run/rvm/root";
@@ -70,11 +70,8 @@ impl Rootfs {
 
     /// Makes the root, but not what is mounted below it, read-only.
     pub fn make_read_only(&self) -> Result<(), OsError> {
-        let change = AttrChange {
-            set: attr::RDONLY,
-            clear: 0,
-        };
-        change_attributes(self.as_fd(), change, false).doing(|| "make the rootfs read-only")
+        change_attributes(self.as_fd(), AttrChange::READ_ONLY, false)
+            .doing(|| "make the rootfs read-only")
     }
 
     /// Makes it the root of this process and takes the guest's away.

@@ -7,8 +7,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rvm_sys::beneath;
 
 use crate::sys::{Doing as _, OsError};
 
@@ -28,27 +29,7 @@ pub enum Kind {
 
 /// Opens a path to refer to it; links are followed within the root.
 pub fn open(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
-    resolve(root, relative(path), PATH_ONLY, ResolveFlags::IN_ROOT)
-}
-
-/// How often a path is tried whose `..` the kernel is not sure of, because something was mounted or renamed
-/// meanwhile, anywhere: openat2(2) says that such a call may be made again.
-const TRIES: usize = 128;
-
-fn resolve(
-    root: BorrowedFd<'_>,
-    path: impl AsRef<Path>,
-    flags: OFlags,
-    resolve: ResolveFlags,
-) -> rustix::io::Result<OwnedFd> {
-    let path = path.as_ref();
-    for _ in 1..TRIES {
-        match openat2(root, path, flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => {}
-            result => return result,
-        }
-    }
-    openat2(root, path, flags, Mode::empty(), resolve)
+    beneath::open(root, relative(path), PATH_ONLY, ResolveFlags::IN_ROOT)
 }
 
 /// Opens a path in which there must be no link at all.
@@ -58,7 +39,7 @@ pub fn open_without_links(
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    resolve(root, relative(path), flags | OFlags::CLOEXEC, how)
+    beneath::open(root, relative(path), flags, how)
 }
 
 /// Opens a path, and makes what is missing of it. Links that lead nowhere are followed to where
@@ -93,7 +74,7 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> rustix::io::Result<Owne
     while let Some(name) = rest.pop() {
         let next = resolved.join(&name);
         let is_last = rest.is_empty();
-        match resolve(root, &next, PATH_ONLY, ResolveFlags::IN_ROOT) {
+        match beneath::open(root, &next, PATH_ONLY, ResolveFlags::IN_ROOT) {
             Ok(opened) => {
                 parent = opened;
                 resolved = next;

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rvm_sys::accounts::User;
 
 use super::plan::ProcessPlan;
 use crate::sys::{Doing as _, OsError, errno_text};
@@ -50,20 +51,10 @@ fn read_home(uid: u32) -> Option<String> {
         return None;
     }
     let reader = BufReader::new(std::fs::File::from(file).take(MAX_PASSWD));
-    reader
-        .lines()
-        .map_while(Result::ok)
-        .find_map(|line| home_in_line(&line, uid))
-}
-
-fn home_in_line(line: &str, uid: u32) -> Option<String> {
-    let fields: Vec<_> = line.split(':').collect();
-    match fields[..] {
-        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) && !home.is_empty() => {
-            Some(home.to_owned())
-        }
-        _ => None,
-    }
+    reader.lines().map_while(Result::ok).find_map(|line| {
+        let user = User::parse(&line).filter(|user| user.uid == uid)?;
+        user.home.map(str::to_owned)
+    })
 }
 
 /// Enters the working directory with root's rights. Returns false if these do not suffice, as on
@@ -96,19 +87,5 @@ pub fn check_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
         Err(errno) => Err(errno)
             .doing(|| format!("find the path of {}", process.cwd))
             .map_err(Into::into),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_home_belongs_to_a_user_id() {
-        let line = "www:x:33:33:web:/var/www:/bin/sh";
-        assert_eq!(home_in_line(line, 33).as_deref(), Some("/var/www"));
-        assert_eq!(home_in_line(line, 34), None);
-        assert_eq!(home_in_line("broken:x:33", 33), None);
-        assert_eq!(home_in_line("homeless:x:7:7::", 7), None);
     }
 }

@@ -5,13 +5,11 @@
 //! all addresses. A rule of netfilter would do too, but containers may have rules of their own. These
 //! programs act where a process names an address (`struct bpf_sock_addr`, `<linux/bpf.h>`).
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
-use rustix::io;
 use rvm_protocol::names::{PORT, SERVER};
-
-use crate::sys::bpf::opcode::{EXIT, JUMP_IF_NOT_EQUAL32, LOAD_WORD, MOVE_IMMEDIATE, STORE_WORD};
-use crate::sys::bpf::{Hook, Instruction, attach, instruction};
+use rvm_sys::bpf::{Assembler, AssemblyError, AttachPoint, Program, Register};
 
 /// Offsets in `struct bpf_sock_addr`.
 const ADDRESS: i16 = 4;
@@ -25,10 +23,9 @@ enum Socket {
     Datagram = 2,
 }
 
-/// Registers: the result, the context, and one to compare with.
-const RESULT: u8 = 0;
-const CONTEXT: u8 = 1;
-const SCRATCH: u8 = 2;
+const RESULT: Register = Register::R0;
+const CONTEXT: Register = Register::R1;
+const SCRATCH: Register = Register::R2;
 
 /// Where the relay listens, on the name server's address.
 #[derive(Clone, Copy, Debug)]
@@ -41,41 +38,48 @@ pub struct Ports {
 
 /// Redirects what the processes of a control group send.
 pub fn install(ports: Ports, cgroup: BorrowedFd<'_>) -> io::Result<()> {
-    let datagrams = replace(PORT, ports.udp, Socket::Datagram);
+    let attach = |program: Result<Program, AssemblyError>, point| {
+        let program = program.map_err(io::Error::other)?.load(point)?;
+        program.attach_to_cgroup(cgroup).map_err(io::Error::from)
+    };
+    let datagrams = || replace(PORT, ports.udp, Socket::Datagram);
     let streams = replace(PORT, ports.tcp, Socket::Stream);
-    attach(&datagrams, Hook::CONNECT4, cgroup)?;
-    attach(&streams, Hook::CONNECT4, cgroup)?;
-    attach(&datagrams, Hook::SEND4, cgroup)?;
+    attach(datagrams(), AttachPoint::CGROUP_CONNECT4)?;
+    attach(streams, AttachPoint::CGROUP_CONNECT4)?;
+    attach(datagrams(), AttachPoint::CGROUP_SENDMSG4)?;
     // Some resolvers take an answer only from where they asked.
     let answers = replace(ports.udp, PORT, Socket::Datagram);
-    attach(&answers, Hook::RECEIVE4, cgroup)
+    attach(answers, AttachPoint::CGROUP_RECVMSG4)
 }
 
 /// Replaces a port of the server's address by another, and always says yes.
-fn replace(from: u16, to: u16, socket: Socket) -> [Instruction; 10] {
-    let is_not = |value: i32, skip: i16| instruction(JUMP_IF_NOT_EQUAL32, SCRATCH, 0, skip, value);
-    let load = |offset: i16| instruction(LOAD_WORD, SCRATCH, CONTEXT, offset, 0);
-    [
-        load(ADDRESS),
-        is_not(i32::from_ne_bytes(SERVER.octets()), 6),
-        load(PORT_OF),
-        is_not(i32::from(from.to_be()), 4),
-        load(SOCKET_TYPE),
-        is_not(socket as i32, 2),
-        instruction(MOVE_IMMEDIATE, SCRATCH, 0, 0, i32::from(to.to_be())),
-        instruction(STORE_WORD, CONTEXT, SCRATCH, PORT_OF, 0),
-        instruction(MOVE_IMMEDIATE, RESULT, 0, 0, 1),
-        instruction(EXIT, 0, 0, 0, 0),
-    ]
+fn replace(from: u16, to: u16, socket: Socket) -> Result<Program, AssemblyError> {
+    let mut program = Assembler::new();
+    let answer = program.label();
+    program
+        .load_word(SCRATCH, CONTEXT, ADDRESS)
+        .jump_if_not_equal32(SCRATCH, i32::from_ne_bytes(SERVER.octets()), answer)
+        .load_word(SCRATCH, CONTEXT, PORT_OF)
+        .jump_if_not_equal32(SCRATCH, i32::from(from.to_be()), answer)
+        .load_word(SCRATCH, CONTEXT, SOCKET_TYPE)
+        .jump_if_not_equal32(SCRATCH, socket as i32, answer)
+        .move_immediate(SCRATCH, i32::from(to.to_be()))
+        .store_word(CONTEXT, PORT_OF, SCRATCH)
+        .place(answer)
+        .move_immediate(RESULT, 1)
+        .exit();
+    program.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rvm_sys::bpf::opcode::JUMP_IF_NOT_EQUAL32;
 
     #[test]
     fn every_jump_ends_where_the_answer_is_given() {
-        let program = replace(53, 4000, Socket::Stream);
+        let program = replace(53, 4000, Socket::Stream).unwrap();
+        let program = program.instructions();
         let answer = program.len() - 2;
         for (index, step) in program.iter().enumerate() {
             if step.code == JUMP_IF_NOT_EQUAL32 {

@@ -4,10 +4,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rvm_sys::readiness;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
-
-use crate::sys::readiness;
 
 /// A non-blocking descriptor that is known to the runtime.
 pub struct Endpoint(AsyncFd<OwnedFd>);
@@ -16,7 +15,7 @@ impl Endpoint {
     /// Makes the descriptor non-blocking and registers it.
     pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        readiness::watch(fd).map(Self)
+        readiness::watch(fd, Interest::READABLE | Interest::WRITABLE).map(Self)
     }
 
     /// The descriptor.

@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
+use rvm_sys::readiness::watch;
+use tokio::io::Interest;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use crate::sys::{readiness, vsock};
+use crate::sys::vsock;
 pub use endpoint::Endpoint;
 pub use stdio::{ProcessEnds, ProcessStreams, StreamIds, Terminal, prepare};
 
@@ -53,7 +55,7 @@ pub struct StreamHub {
 impl StreamHub {
     /// Accepts connections for ever. `listener` is non-blocking.
     pub async fn serve(self, listener: OwnedFd) -> std::io::Result<()> {
-        let listener = readiness::watch(listener)?;
+        let listener = watch(listener, Interest::READABLE)?;
         loop {
             let mut ready = listener.readable().await?;
             match accept_with(

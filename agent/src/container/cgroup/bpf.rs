@@ -11,96 +11,74 @@
 //! to load. So block and character devices part at the beginning, a device's two numbers are
 //! compared as one, and a rule about every access decides at once.
 
+use rvm_sys::bpf::Register::{self, R0, R1, R2, R3, R4, R5, R6, R7};
+use rvm_sys::bpf::{Assembler, AssemblyError, Label, Program};
+
 use super::device_rules::{Kind, Rule, access};
-use crate::sys::bpf::opcode::*;
-use crate::sys::bpf::{Instruction, instruction};
 
 const BLOCK: i32 = 1;
 #[cfg(test)]
 const CHAR: i32 = 2;
 
-/// Registers: the result, the context, a scratch register, then what the context says.
-const RESULT: u8 = 0;
-const CONTEXT: u8 = 1;
-const SCRATCH: u8 = 2;
-const TYPE: u8 = 3;
-const MAJOR: u8 = 4;
-const MINOR: u8 = 5;
-const UNDECIDED: u8 = 6;
+const RESULT: Register = R0;
+const CONTEXT: Register = R1;
+const SCRATCH: Register = R2;
+const TYPE: Register = R3;
+const MAJOR: Register = R4;
+const MINOR: Register = R5;
+/// The accesses that no rule has decided yet.
+const UNDECIDED: Register = R6;
 /// Both numbers as the kernel's own dev_t has them: 12 bits and 20.
-const NUMBERS: u8 = 7;
+const NUMBERS: Register = R7;
 const MINOR_BITS: i32 = 20;
 const MAX_MAJOR: u32 = (1 << 12) - 1;
 const MAX_MINOR: u32 = (1 << MINOR_BITS) - 1;
 
-const fn set(register: u8, value: i32) -> Instruction {
-    instruction(MOVE_IMMEDIATE, register, 0, 0, value)
-}
-
-/// The program for a list of rules.
-pub fn device_program(rules: &[Rule]) -> Vec<Instruction> {
-    let blocks = decide(rules, Kind::Block);
-    let characters = decide(rules, Kind::Char);
-    let mut program = vec![
-        // access_type: the kind of device below, the wanted accesses above 16 bits.
-        instruction(LOAD_WORD, TYPE, CONTEXT, 0, 0),
-        instruction(MOVE_REGISTER, UNDECIDED, TYPE, 0, 0),
-        instruction(AND32_IMMEDIATE, TYPE, 0, 0, 0xffff),
-        instruction(SHIFT_RIGHT32_IMMEDIATE, UNDECIDED, 0, 0, 16),
-        instruction(LOAD_WORD, MAJOR, CONTEXT, 4, 0),
-        instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
-        instruction(MOVE_REGISTER, NUMBERS, MAJOR, 0, 0),
-        instruction(SHIFT_LEFT32_IMMEDIATE, NUMBERS, 0, 0, MINOR_BITS),
-        instruction(OR32_REGISTER, NUMBERS, MINOR, 0, 0),
-    ];
-    // A jump reaches 32767 instructions, some ten thousand rules; config.json cannot hold as many.
-    program.push(instruction(
-        JUMP_IF_NOT_EQUAL32,
-        TYPE,
-        0,
-        blocks.len() as i16,
-        BLOCK,
-    ));
-    program.extend(blocks);
-    program.extend(characters);
+/// The program for a list of rules. Fails for some ten thousand rules, which a jump cannot skip.
+pub fn device_program(rules: &[Rule]) -> Result<Program, AssemblyError> {
+    let mut program = Assembler::new();
+    let characters = program.label();
     program
+        // access_type: the kind of device below, the wanted accesses above 16 bits.
+        .load_word(TYPE, CONTEXT, 0)
+        .move_register(UNDECIDED, TYPE)
+        .and32_immediate(TYPE, 0xffff)
+        .shift_right32_immediate(UNDECIDED, 16)
+        .load_word(MAJOR, CONTEXT, 4)
+        .load_word(MINOR, CONTEXT, 8)
+        .move_register(NUMBERS, MAJOR)
+        .shift_left32_immediate(NUMBERS, MINOR_BITS)
+        .or32_register(NUMBERS, MINOR)
+        .jump_if_not_equal32(TYPE, BLOCK, characters);
+    decide(&mut program, rules, Kind::Block);
+    program.place(characters);
+    decide(&mut program, rules, Kind::Char);
+    program.finish()
 }
 
 /// The part for one kind of device. It ends with a decision in every case: the kernel's verifier
 /// takes neither instructions that cannot be reached nor an end without one.
-fn decide(rules: &[Rule], kind: Kind) -> Vec<Instruction> {
-    let mut part = Vec::new();
-    for rule in rules
-        .iter()
-        .rev()
-        .filter(|rule| rule.kind == kind || rule.kind == Kind::Any)
-    {
-        let (Some(conditions), decision) = (conditions(rule), decision(rule)) else {
+fn decide(program: &mut Assembler, rules: &[Rule], kind: Kind) {
+    let rules = rules.iter().rev();
+    for rule in rules.filter(|rule| rule.kind == kind || rule.kind == Kind::Any) {
+        let Some(conditions) = conditions(rule) else {
             continue;
         };
-        let is_last = conditions.is_empty() && rule.access == access::ALL;
-        for (index, (register, value)) in conditions.iter().enumerate() {
-            // Past the conditions that remain and the decision: to the next rule.
-            let skip = (conditions.len() - 1 - index + decision.len()) as i16;
-            part.push(instruction(
-                JUMP_IF_NOT_EQUAL32,
-                *register,
-                0,
-                skip,
-                *value as i32,
-            ));
+        let next_rule = program.label();
+        for (register, value) in &conditions {
+            program.jump_if_not_equal32(*register, *value as i32, next_rule);
         }
-        part.extend(decision);
-        if is_last {
-            return part;
+        apply(program, rule, next_rule);
+        if conditions.is_empty() && rule.access == access::ALL {
+            return;
         }
+        program.place(next_rule);
     }
-    part.extend(answer(false));
-    part
+    answer(program, false);
 }
 
 /// The registers that a rule compares, or `None` if no device has its numbers.
-fn conditions(rule: &Rule) -> Option<Vec<(u8, u32)>> {
+fn conditions(rule: &Rule) -> Option<Vec<(Register, u32)>> {
     let too_large = |number: Option<u32>, max: u32| number.is_some_and(|number| number > max);
     if too_large(rule.major, MAX_MAJOR) || too_large(rule.minor, MAX_MINOR) {
         return None;
@@ -113,31 +91,27 @@ fn conditions(rule: &Rule) -> Option<Vec<(u8, u32)>> {
     })
 }
 
-fn decision(rule: &Rule) -> Vec<Instruction> {
+/// Applies a rule whose conditions hold: answers, or leaves what is undecided to the next rule.
+fn apply(program: &mut Assembler, rule: &Rule, next_rule: Label) {
     if rule.access == access::ALL {
-        return answer(rule.allow).to_vec();
+        return answer(program, rule.allow);
     }
-    let [set_result, exit] = answer(rule.allow);
     if rule.allow {
         let others = i32::from(!rule.access & access::ALL);
-        return vec![
-            instruction(AND32_IMMEDIATE, UNDECIDED, 0, 0, others),
-            instruction(JUMP_IF_NOT_EQUAL32, UNDECIDED, 0, 2, 0),
-            set_result,
-            exit,
-        ];
+        program
+            .and32_immediate(UNDECIDED, others)
+            .jump_if_not_equal32(UNDECIDED, 0, next_rule);
+    } else {
+        program
+            .move_register(SCRATCH, UNDECIDED)
+            .and32_immediate(SCRATCH, i32::from(rule.access))
+            .jump_if_equal32(SCRATCH, 0, next_rule);
     }
-    vec![
-        instruction(MOVE_REGISTER, SCRATCH, UNDECIDED, 0, 0),
-        instruction(AND32_IMMEDIATE, SCRATCH, 0, 0, i32::from(rule.access)),
-        instruction(JUMP_IF_EQUAL32, SCRATCH, 0, 2, 0),
-        set_result,
-        exit,
-    ]
+    answer(program, rule.allow);
 }
 
-const fn answer(allow: bool) -> [Instruction; 2] {
-    [set(RESULT, allow as i32), instruction(EXIT, 0, 0, 0, 0)]
+fn answer(program: &mut Assembler, allow: bool) {
+    program.move_immediate(RESULT, i32::from(allow)).exit();
 }
 
 #[cfg(test)]

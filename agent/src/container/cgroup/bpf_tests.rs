@@ -1,5 +1,7 @@
 use super::super::device_rules::{access, with_defaults};
 use super::*;
+use rvm_sys::bpf::Instruction;
+use rvm_sys::bpf::opcode::*;
 
 /// Runs the few instructions that the generator uses.
 fn run(program: &[Instruction], access_type: u32, major: u32, minor: u32) -> bool {
@@ -54,9 +56,9 @@ fn run(program: &[Instruction], access_type: u32, major: u32, minor: u32) -> boo
 
 fn allowed(rules: &str, kind: i32, major: u32, minor: u32, wanted: u8) -> bool {
     let rules: Vec<_> = serde_json::from_str(rules).unwrap();
-    let program = device_program(&with_defaults(&rules).unwrap());
+    let program = device_program(&with_defaults(&rules).unwrap()).unwrap();
     run(
-        &program,
+        program.instructions(),
         u32::from(wanted) << 16 | kind as u32,
         major,
         minor,

@@ -15,14 +15,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, unlinkat};
 use rustix::io::Errno;
+use rvm_sys::beneath;
+use rvm_sys::bpf::AttachPoint;
 
 pub use convert::ResourceError;
 use parent::PARENT;
 pub use watch::Watch;
 
-use crate::sys::bpf::{Hook, attach};
 use crate::sys::{Doing as _, OsError, signal};
 
 /// Keeps container ids apart from the interface files that share the parent's directory with them.
@@ -105,10 +106,15 @@ impl Cgroup {
             self.set_limits(resources)?;
         }
         let rules = resources.and_then(|resources| resources.devices().as_deref());
-        let program = bpf::device_program(&device_rules::with_defaults(rules.unwrap_or_default())?);
-        attach(&program, Hook::DEVICE, self.directory())
-            .doing(|| "attach the device program to the cgroup")?;
-        Ok(())
+        let rules = device_rules::with_defaults(rules.unwrap_or_default())?;
+        let program = bpf::device_program(&rules)
+            .map_err(|error| ResourceError::Invalid(format!("devices: {error}")))?;
+        let program = program
+            .load(AttachPoint::CGROUP_DEVICE)
+            .doing(|| "load the device program of the cgroup")?;
+        Ok(program
+            .attach_to_cgroup(self.directory())
+            .doing(|| "attach the device program to the cgroup")?)
     }
 
     /// Sets the limits alone.
@@ -200,13 +206,11 @@ impl Cgroup {
 
     /// Opens a group below this one by its path from here.
     pub fn descend(&self, path: &str) -> Result<OwnedFd, CgroupError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         let relative = path.trim_start_matches('/');
-        Ok(
-            openat2(&self.directory, relative, flags, Mode::empty(), resolve)
-                .doing(|| format!("open cgroup {path} of the container"))?,
-        )
+        Ok(beneath::open(&self.directory, relative, flags, resolve)
+            .doing(|| format!("open cgroup {path} of the container"))?)
     }
 
     /// Watches for OOM kills and for the group becoming empty.

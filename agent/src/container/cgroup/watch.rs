@@ -6,11 +6,12 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, SeekFrom, openat};
+use rvm_sys::readiness::watch;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::CgroupError;
-use crate::sys::{Doing as _, readiness};
+use crate::sys::Doing as _;
 
 /// The event files of one group.
 pub struct Watch {
@@ -63,7 +64,7 @@ impl Watch {
 fn open(directory: BorrowedFd<'_>, file: &str) -> std::io::Result<AsyncFd<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = openat(directory, file, flags, Mode::empty())?;
-    readiness::watch_for(fd, Interest::PRIORITY)
+    watch(fd, Interest::PRIORITY)
 }
 
 /// Returns when the counter satisfies `wanted`, or the group has been removed.

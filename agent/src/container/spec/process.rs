@@ -4,12 +4,16 @@ use oci_spec::runtime::{
     Capabilities, Capability, IOPriorityClass, Linux, LinuxCapabilities, LinuxPersonalityDomain,
     LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
 };
+use rvm_sys::cpu_list::CpuList;
 
 use super::{SpecError, path_text};
 use crate::init::plan::{CapabilityPlan, CpuAffinity, ProcessPlan, RlimitPlan};
 use crate::sys::sched::SchedAttr;
 
 const DEFAULT_UMASK: u32 = 0o022;
+
+/// The highest CPU that a `cpu_set_t` holds.
+const MAX_CPU: u32 = 1023;
 
 /// The container's first process.
 pub fn first_process(process: &Process) -> Result<ProcessPlan, SpecError> {
@@ -256,29 +260,14 @@ fn cpu_affinity(process: &Process) -> Result<Option<CpuAffinity>, SpecError> {
     };
     let list = |text: &Option<String>| match text.as_deref() {
         None | Some("") => Ok(Vec::new()),
-        Some(text) => cpu_list(text)
+        Some(text) => CpuList::parse(text)
+            .and_then(|list| list.cpus_up_to(MAX_CPU))
             .ok_or_else(|| SpecError::invalid("process.execCPUAffinity", format!("has {text:?}"))),
     };
     Ok(Some((
         list(affinity.initial())?,
         list(affinity.cpu_affinity_final())?,
     )))
-}
-
-/// A list such as `0-3,7`.
-fn cpu_list(text: &str) -> Option<Vec<u32>> {
-    // What a cpu_set_t holds; it also bounds how long the list can get.
-    const MAX_CPU: u32 = 1023;
-    let mut cpus = Vec::new();
-    for range in text.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last || last > MAX_CPU {
-            return None;
-        }
-        cpus.extend(first..=last);
-    }
-    Some(cpus)
 }
 
 /// `linux.personality`.
@@ -302,13 +291,6 @@ pub fn personality(linux: &Linux) -> Result<Option<u32>, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpu_lists_are_read() {
-        assert_eq!(cpu_list("0-2,7"), Some(vec![0, 1, 2, 7]));
-        assert_eq!(cpu_list("3-1"), None);
-        assert_eq!(cpu_list("0-4000000000"), None);
-    }
 
     #[test]
     fn an_exec_has_its_containers_capabilities_where_it_is_silent() {

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::init::plan::MountSource;
-use crate::sys::mount::attr;
+use rvm_sys::mount::attr;
 
 fn base() -> Value {
     json!({
