@@ -1,6 +1,6 @@
 //! Putting a program together. A jump names a [`Label`]; [`Assembler::finish`] counts the distance.
 
-use super::SocketMap;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// The operation codes that [`Assembler`] emits, for an interpreter in a test.
 #[expect(missing_docs, reason = "the names of the instruction set document")]
@@ -144,9 +144,9 @@ impl Assembler {
         self.push(opcode::MOVE_REGISTER, to as u8, from as u8, 0, 0)
     }
 
-    /// Puts the address of a map into `to`.
-    pub fn move_map(&mut self, to: Register, map: &SocketMap) -> &mut Self {
-        let (code, map) = (opcode::LOAD_DOUBLE_IMMEDIATE, map.descriptor());
+    /// Puts the address of a map into `to`. The map is open until the program is loaded.
+    pub fn move_map(&mut self, to: Register, map: BorrowedFd<'_>) -> &mut Self {
+        let (code, map) = (opcode::LOAD_DOUBLE_IMMEDIATE, map.as_raw_fd());
         self.push(code, to as u8, MAP_BY_DESCRIPTOR, 0, map);
         // The upper half of the constant.
         self.push(0, 0, 0, 0, 0)

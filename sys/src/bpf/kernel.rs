@@ -1,7 +1,7 @@
 //! bpf(2).
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io;
 
@@ -146,9 +146,11 @@ impl SocketMap {
         unsafe { bpf(Command::MapUpdate, &attributes) }?;
         Ok(Self(map))
     }
+}
 
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl AsFd for SocketMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
