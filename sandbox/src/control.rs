@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::sync::RwLock;
 
 use crate::dir::SandboxDir;
-use crate::host::error_chain::chain;
+use rvm_sys::error_chain::chain;
 use crate::sandbox::{MemoryResult, Sandbox, SandboxError};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};

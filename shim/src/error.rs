@@ -7,10 +7,10 @@ use rvm_sandbox::container::start::StartError;
 use rvm_sandbox::container::update::UpdateError;
 use rvm_sandbox::guest::agent::AgentError;
 use rvm_sandbox::guest::stdio::StdioError;
-pub use rvm_sandbox::host::error_chain::chain;
 use rvm_sandbox::network::NetworkError;
 use rvm_sandbox::spec::SpecError;
 use rvm_sandbox::state::StateError;
+pub use rvm_sys::error_chain::chain;
 use ttrpc::Code;
 
 use crate::options::OptionsError;

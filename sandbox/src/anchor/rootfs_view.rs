@@ -22,6 +22,7 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 use rvm_protocol::SHARED_DIR;
+use rvm_sys::beneath;
 
 use crate::anchor::synthetic_proc;
 use crate::host::read_only::make_read_only;
@@ -169,21 +170,9 @@ fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<Option<OwnedF
     Ok(writable)
 }
 
-/// How often a path is tried whose `..` the kernel is not sure of, because something was mounted or renamed
-/// meanwhile, anywhere: openat2(2) says that such a call may be made again.
-const TRIES: usize = 128;
-
 /// Opens a path in a root. Links in the image lead nowhere but into the image.
 fn open_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let open = || rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-    for _ in 1..TRIES {
-        match open() {
-            Err(Errno::AGAIN) => {}
-            result => return result,
-        }
-    }
-    open()
+    beneath::open(root, path, OFlags::PATH, ResolveFlags::IN_ROOT)
 }
 
 fn pivot(root: &OwnedFd) -> Result<(), Errno> {

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
 
-use crate::host::fanotify::Gate;
+use crate::host::fanotify::OpenRequests;
 use crate::sandbox::Guest;
 
 /// What the file system may take of the host's memory: some 1,000 processes. A guest may say that it has
@@ -29,8 +29,8 @@ pub const LIMITS: &CStr = c"mode=755,size=8m,nr_inodes=8k";
 /// The most processes that are shown. With more, nobody is let in.
 const MAX_PROCESSES: usize = 1000;
 
-/// How long a visitor waits for the guest's answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a process that opens the directory waits for the guest's answer.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `USER_HZ`: clock ticks per second, in files of proc(5).
 const HZ: u64 = 100;
@@ -58,14 +58,14 @@ pub fn show(
     guest: &Arc<Guest>,
     end: impl Future<Output = ()> + Send + 'static,
 ) {
-    let gate = match Gate::before(dir.as_fd()) {
-        Ok(gate) => gate,
+    let requests = match OpenRequests::watch(dir.as_fd()) {
+        Ok(requests) => requests,
         Err(error) => return tracing::info!("processes are not shown on the host: {error}"),
     };
     let (id, guest) = (id.to_owned(), Arc::clone(guest));
     tokio::spawn(async move {
         tokio::select! {
-            error = receive(&gate, &dir, &id, &guest) => {
+            error = answer(&requests, &dir, &id, &guest) => {
                 tracing::warn!("processes are no longer shown on the host: {error}");
             }
             () = end => {}
@@ -73,22 +73,22 @@ pub fn show(
     });
 }
 
-/// Lets visitors in, each to see what is now.
-async fn receive(gate: &Gate, dir: &OwnedFd, id: &str, guest: &Guest) -> io::Error {
+/// Lets processes open the directory, after it has been made to show what runs now.
+async fn answer(requests: &OpenRequests, dir: &OwnedFd, id: &str, guest: &Guest) -> io::Error {
     let mut shown = Vec::new();
     loop {
-        let visitor = match gate.visitor().await {
-            Ok(visitor) => visitor,
+        let request = match requests.next().await {
+            Ok(request) => request,
             Err(error) => return error,
         };
-        let listed = tokio::time::timeout(PATIENCE, guest.agent().processes(id)).await;
+        let listed = tokio::time::timeout(GUEST_TIMEOUT, guest.agent().processes(id)).await;
         let written = match &listed {
             Ok(Ok(list)) => write(dir, list, &mut shown),
             Ok(Err(error)) => Err(io::Error::other(error.to_string())),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
         match written {
-            Ok(()) => visitor.let_in(),
+            Ok(()) => request.allow(),
             Err(error) => tracing::info!("processes cannot be shown on the host: {error}"),
         }
     }

@@ -16,13 +16,13 @@ use crate::dir::SandboxDir;
 use crate::dir::layout::Layout;
 use crate::guest::agent::{Agent, AgentError};
 use crate::hooks::{self, Moment};
-use crate::host::error_chain::chain;
 use crate::host::process::ProcessId;
 use crate::network;
 use crate::share::{self, StorageError};
 use crate::spec::pod::{Peer, Role};
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
+use rvm_sys::error_chain::chain;
 
 /// How long a process may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::{Engine, EngineError};
 use crate::host::process::ProcessId;
-use crate::host::readable::Readable;
+use rvm_sys::readiness::Readable;
 use crate::network::{Mac, NetCard};
 use crate::sizing::Size;
 

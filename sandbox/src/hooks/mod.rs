@@ -4,19 +4,18 @@
 //! Those of the container's own namespaces are the guest's to run; see [`guest`] for what can be
 //! run there.
 
-mod process;
-
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Hooks};
+use rvm_sys::hook::{self, End, Running};
 use serde::Serialize;
 
-use crate::host::error_chain::chain;
 use crate::network::Namespace;
 use crate::state::{State, Status};
-use process::{End, Running};
+use rvm_sys::error_chain::chain;
 
 /// When hooks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,10 +165,27 @@ fn start(
     serde_json::to_vec(&input)
         .map_err(io::Error::from)
         .and_then(|input| {
-            let start = || Running::start(hook, &input, &state.bundle);
+            let start = || start_process(hook, &input, &state.bundle);
             outside.map_or_else(start, |outside| outside.within(start)?)
         })
         .map_err(|source| cannot_run(moment, index, hook, source))
+}
+
+fn start_process(hook: &Hook, input: &[u8], bundle: &Path) -> io::Result<Running> {
+    let seconds = hook.timeout().and_then(|limit| u64::try_from(limit).ok());
+    let process = hook::Hook {
+        path: hook.path(),
+        args: hook.args().as_deref().unwrap_or_default(),
+        env: hook.env().as_deref().unwrap_or_default(),
+        // The engine may have removed the bundle before the container is deleted.
+        directory: Some(if bundle.is_dir() {
+            bundle
+        } else {
+            Path::new("/")
+        }),
+        timeout: seconds.map(Duration::from_secs),
+    };
+    Running::start(&process, input)
 }
 
 fn cannot_run(moment: Moment, index: usize, hook: &Hook, source: io::Error) -> HookError {

@@ -13,7 +13,7 @@ use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-use crate::host::mount_attributes::MountAttributes;
+use rvm_sys::mount::map_ids;
 
 /// How owners are mapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,8 +26,6 @@ pub struct IdMap {
     pub recursive: bool,
 }
 
-const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
-
 /// Mounts `source`, with what is mounted below if `recursive`, on `place`.
 pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) -> io::Result<()> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -36,12 +34,7 @@ pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) 
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let mount = open_tree(source, "", flags)?;
     let userns = user_namespace(map)?;
-    let mapped = MountAttributes {
-        set: MOUNT_ATTR_IDMAP,
-        userns: u64::from(userns.as_raw_fd().unsigned_abs()),
-        ..Default::default()
-    };
-    mapped.apply(mount.as_fd(), map.recursive)?;
+    map_ids(mount.as_fd(), userns.as_fd(), map.recursive)?;
     let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(move_mount(&mount, "", CWD, place, from)?)
 }

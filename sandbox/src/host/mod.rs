@@ -1,15 +1,12 @@
 //! What the host's kernel and the process itself offer: processes, signals, terminals, mounts, time.
 
-pub mod error_chain;
 pub mod fanotify;
 pub mod idmap;
 pub mod local_time;
 pub mod log_lines;
 pub mod memory;
-pub mod mount_attributes;
 pub mod process;
 pub mod read_only;
-pub mod readable;
 pub mod signals;
 pub mod terminal;
 pub mod timings;

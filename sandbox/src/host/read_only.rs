@@ -8,9 +8,7 @@ use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
-use crate::host::mount_attributes::MountAttributes;
-
-const MOUNT_ATTR_RDONLY: u64 = 1;
+use rvm_sys::mount::{AttrChange, change_attributes};
 
 /// Makes the mount at `place` read-only, and with `recursive` all that are mounted below it.
 ///
@@ -19,12 +17,8 @@ const MOUNT_ATTR_RDONLY: u64 = 1;
 pub fn make_read_only(place: &Path, recursive: bool) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mount = rustix::fs::open(place, flags, Mode::empty())?;
-    let read_only = MountAttributes {
-        set: MOUNT_ATTR_RDONLY,
-        ..Default::default()
-    };
-    match read_only.apply(mount.as_fd(), recursive) {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOSYS) => {
+    match change_attributes(mount.as_fd(), AttrChange::READ_ONLY, recursive) {
+        Err(Errno::NOSYS) => {
             if recursive {
                 tracing::warn!(
                     "{}: mounts below it are read-only in the guest alone; the host's kernel is \
@@ -34,7 +28,7 @@ pub fn make_read_only(place: &Path, recursive: bool) -> io::Result<()> {
             }
             remount(place)
         }
-        other => other,
+        other => Ok(other?),
     }
 }
 

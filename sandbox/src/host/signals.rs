@@ -5,7 +5,7 @@ use std::mem;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use crate::host::readable::Readable;
+use rvm_sys::readiness::Readable;
 
 /// Signals that say something about this process alone, which the container must not hear of.
 const OWN: &[libc::c_int] = &[

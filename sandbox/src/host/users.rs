@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use rvm_sys::accounts::User;
+
 /// What /etc/passwd said when it was read.
 #[derive(Debug, Default)]
 pub struct UserNames(HashMap<u32, String>);
@@ -15,12 +17,10 @@ impl UserNames {
     fn parse(passwd: &str) -> Self {
         let mut names = HashMap::new();
         for line in passwd.lines() {
-            let mut fields = line.split(':');
-            if let (Some(name), Some(uid)) = (fields.next(), fields.nth(1))
-                && let Ok(uid) = uid.parse()
-            {
+            if let Some(user) = User::parse(line) {
                 // The first of several is the one that others see.
-                names.entry(uid).or_insert_with(|| name.to_owned());
+                let name = || user.name.to_owned();
+                names.entry(user.uid).or_insert_with(name);
             }
         }
         Self(names)

@@ -27,7 +27,6 @@ use crate::engine::MachineEnd;
 use crate::guest::agent::{Agent, AgentError};
 use crate::guest::descriptors::Extra;
 use crate::guest::stdio::{HostStdio, Relay};
-use crate::host::error_chain::chain;
 use crate::host::process::{self, ProcessId};
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, Raw, TerminalError};
@@ -37,6 +36,8 @@ use crate::sandbox::Guest;
 use crate::share;
 use crate::spec::Bundle;
 use crate::state::{Container, StateError, Status};
+use rvm_sys::error_chain::chain;
+use rvm_sys::readiness::Readable;
 
 /// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
 /// has happened to its processes.

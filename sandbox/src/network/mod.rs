@@ -28,9 +28,9 @@ pub use found::{Found, Link, Mac};
 pub use namespace::{Namespace, Wanted};
 pub use settings::add_defaults;
 
-use crate::host::readable::Readable;
 use cards::Card;
 use netlink::Netlink;
+use rvm_sys::readiness::Readable;
 
 /// The network of a sandbox cannot be had.
 #[derive(Debug, thiserror::Error)]

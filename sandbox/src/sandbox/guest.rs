@@ -12,7 +12,7 @@ use crate::dir::{Record, SandboxDir};
 use crate::engine::{MachineEnd, MachineEnded};
 use crate::guest::agent::{Agent, AgentError, Exit};
 use crate::guest::stdio::{HostStdio, Relay};
-use crate::host::readable::Readable;
+use rvm_sys::readiness::Readable;
 use crate::host::timings::Timings;
 
 /// How long the agent of another process's machine may take to create or start a container, if the

@@ -15,7 +15,7 @@ use crate::dir::SandboxDir;
 use crate::engine::Machine;
 use crate::guest::agent::Agent;
 use crate::guest::stdio::open_stream;
-use crate::host::error_chain::chain;
+use rvm_sys::error_chain::chain;
 use crate::host::timings::Timings;
 use crate::network::{Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
 

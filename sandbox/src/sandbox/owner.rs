@@ -21,7 +21,7 @@ use crate::engine::{Engine, Machine, Plan};
 use crate::guest::agent::Agent;
 use crate::host::memory::total_memory_mib;
 use crate::host::process::Process;
-use crate::host::readable::Readable;
+use rvm_sys::readiness::Readable;
 use crate::host::timings::Timings;
 use crate::network::{NetCard, Network};
 use crate::sizing::{Bounds, Running, Size};

@@ -7,6 +7,7 @@ pub mod pod_limits;
 mod running;
 
 use oci_spec::runtime::{LinuxResources, Spec};
+use rvm_sys::cpu_list::CpuList;
 
 pub use running::{Change, Running};
 
@@ -211,15 +212,9 @@ fn bounded(vcpus: u64, bounds: &Bounds) -> u8 {
     u8::try_from(count).unwrap_or(u8::MAX)
 }
 
-/// The number of CPUs in a list such as `0-2,7`, see cpuset(7).
+/// The number of CPUs in a list such as `0-2,7`.
 fn count_cpus(list: &str) -> Option<u64> {
-    let mut count: u64 = 0;
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
-    }
-    Some(count)
+    CpuList::parse(list)?.count()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use rvm_protocol::MAX_CONTAINER_ID;
+use rvm_protocol::{ContainerId, MAX_CONTAINER_ID};
 
 use super::{State, Status};
 use crate::cgroup::Cgroup;
@@ -137,12 +137,8 @@ impl Store {
 
 /// The same ids as runc: `[\w+-.]`, and not the names of directories that are always there.
 fn check_id(id: &str) -> Result<(), StateError> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    let fits = (1..=MAX_CONTAINER_ID).contains(&id.len());
-    if !fits || !id.chars().all(legal) || id == "." || id == ".." {
-        return Err(StateError::Id(id.to_owned()));
-    }
-    Ok(())
+    let checked = ContainerId::new(id).map(drop);
+    checked.map_err(|_| StateError::Id(id.to_owned()))
 }
 
 /// A container's directory.

@@ -14,7 +14,7 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
-use crate::host::readable::Readable;
+use rvm_sys::readiness::Readable;
 use crate::network::{Mac, NetCard};
 use crate::sizing::Size;
 

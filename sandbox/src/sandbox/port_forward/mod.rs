@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::Guest;
 use crate::guest::stdio::open_stream;
 use crate::network::Namespace;
-use lookup::Lookup;
+use rvm_sys::bpf::Link;
 
 /// Connections at one time; more wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The listener, and the lookup program that steers connections to it.
 pub struct PortForward {
     listener: TcpListener,
-    _lookup: Lookup,
+    _lookup: Link,
 }
 
 impl PortForward {
@@ -39,7 +39,7 @@ impl PortForward {
     pub fn listen(namespace: &Namespace) -> io::Result<Self> {
         // The lookup program steers every port here, so any port will do.
         let listener = namespace.within(|| StdListener::bind((Ipv4Addr::LOCALHOST, 0)))??;
-        let lookup = Lookup::attach(namespace.as_fd(), listener.as_fd())?;
+        let lookup = lookup::attach(namespace.as_fd(), listener.as_fd())?;
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener: TcpListener::from_std(listener)?,
