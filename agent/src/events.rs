@@ -1,42 +1,35 @@
-//! Events, pushed to every subscriber in order.
+//! Events of containers, pushed to every subscriber in order.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rvm_protocol::{ContainerId, ProcessId};
 use tokio::sync::mpsc;
 
-use crate::reaper::Exit;
+use crate::process::Exit;
 
-/// What happened.
+/// See the protocol's `Event`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A process ended.
     Exit {
-        /// Whose.
-        container_id: String,
-        /// Empty for the first process.
-        exec_id: String,
-        /// As the guest numbers it.
+        id: ProcessId,
+        /// In the guest's root pid namespace.
         pid: u32,
-        /// How.
         exit: Exit,
     },
-    /// The kernel killed a process for memory.
-    Oom {
-        /// Whose.
-        container_id: String,
-    },
+    /// The kernel killed a process of the container for memory.
+    Oom(ContainerId),
 }
 
-/// Passes events on.
+/// The subscribers. A copy is another handle.
 #[derive(Clone, Default)]
 pub struct Events {
     subscribers: Arc<Mutex<Vec<mpsc::UnboundedSender<Event>>>>,
 }
 
 impl Events {
-    /// Everything from now on. The queue has no bound, but what fills it is bounded: processes
-    /// that the host made, and OOM kills, of which a container has one in the queue for each time
-    /// its counter was looked at.
+    /// Returns every event from now on. The queue has no bound, but its contents do: one exit for each
+    /// process that the host made, and one OOM kill for each time a container's counter was read.
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Event> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.subscribers
@@ -46,7 +39,7 @@ impl Events {
         receiver
     }
 
-    /// Tells every subscriber that still listens.
+    /// Sends an event to every subscriber that still receives.
     pub fn publish(&self, event: &Event) {
         let mut subscribers = self
             .subscribers
@@ -63,9 +56,7 @@ mod tests {
     #[tokio::test]
     async fn subscribers_hear_everything_from_then_on_and_can_leave() {
         let events = Events::default();
-        let event = |id: &str| Event::Oom {
-            container_id: id.to_owned(),
-        };
+        let event = |id: &str| Event::Oom(ContainerId::new(id).unwrap());
         events.publish(&event("early"));
         let mut first = events.subscribe();
         drop(events.subscribe());

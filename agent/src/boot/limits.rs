@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::container::cgroup::parent;
+use crate::cgroup::parent;
 use crate::sys::{Doing as _, OsError};
 
 /// Hard limit of open files that containers inherit: what engines ask for at most, in practice.

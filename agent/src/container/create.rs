@@ -6,35 +6,33 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rustix::process::Pid;
+use rvm_protocol::ContainerId;
 use tokio::sync::oneshot;
 
-use super::cgroup::Cgroup;
+use super::control::{Control, LaunchError, Progress};
 use super::idmap::{self, write_maps};
-use super::launch::{Birthplace, Launch, User, memory_file, write_plan};
-use super::preparing::{LaunchError, Preparing, Progress};
+use super::launch::{Launch, OpenNamespace, User, memory_file, write_plan};
 use super::spec::{self, ContainerSpec, Namespaces, UserNamespace};
 use super::state::State;
-use super::{Container, devices, seccomp, supervise};
-use crate::error::AgentError;
-use crate::host_dirs::HostDir;
+use super::{Container, ContainerError, Runtime, devices, seccomp, supervise};
+use crate::cgroup::Cgroup;
 use crate::init::create::write_sysctls;
 use crate::init::plan::{MountPlan, MountSource, Plan, ProcessPlan, Role};
-use crate::process::Process;
-use crate::reaper::Exit;
-use crate::sandbox::Sandbox;
+use crate::process::{Exit, Process};
 use crate::streams::{self, ProcessEnds, ProcessStreams, StreamIds};
 use crate::sys::{Doing as _, OsError};
+use crate::volumes::HostDir;
 
-/// Makes a container up to the point where only the word to start is missing.
+/// Makes a container, whose init process then waits for StartContainer.
 pub async fn create(
-    sandbox: &Sandbox,
-    id: &str,
+    runtime: &Runtime,
+    id: &ContainerId,
     config: &[u8],
     ids: &StreamIds,
-) -> Result<Arc<Container>, AgentError> {
-    let mut spec = spec::translate(id, config)?;
+) -> Result<Arc<Container>, ContainerError> {
+    let mut spec = spec::translate(id.as_str(), config)?;
     devices::check(&mut spec.container, spec.resources.as_ref())?;
-    set_terminal(&mut spec, ids);
+    spec.process.terminal = ids.terminal_size(spec.process.terminal);
     let filter = match &spec.seccomp {
         None => None,
         Some(config) => {
@@ -43,12 +41,12 @@ pub async fn create(
             Some(memory_file("seccomp", &filter.instructions).map_err(LaunchError::from)?)
         }
     };
-    let streams = streams::prepare(&sandbox.streams, ids)?;
+    let streams = streams::prepare(&runtime.streams, ids)?;
     let cgroup = Cgroup::create(id)?;
-    match launch(sandbox, spec, filter, &cgroup, &streams.for_process).await {
-        Ok(launched) => finish(sandbox, id, cgroup, streams, launched),
+    match launch(runtime, spec, filter, &cgroup, &streams.for_process).await {
+        Ok(launched) => finish(runtime, id, cgroup, streams, launched),
         Err(error) => {
-            // The reason is the error; what cannot be removed on top of it is only noted.
+            // The caller gets the first error.
             if let Err(error) = cgroup.remove().await {
                 log::warn!("container {id}: {error}");
             }
@@ -57,18 +55,11 @@ pub async fn create(
     }
 }
 
-/// The terminal is the caller's to decide; its size falls back on config.json's.
-fn set_terminal(spec: &mut ContainerSpec, ids: &StreamIds) {
-    let given = (ids.rows != 0 || ids.cols != 0).then_some((ids.rows, ids.cols));
-    let size = given.or(spec.process.terminal).unwrap_or_default();
-    spec.process.terminal = ids.terminal.then_some(size);
-}
-
-/// A first process that waits for the word to start.
+/// An init process that waits for StartContainer.
 struct Launched {
     process: Arc<Process>,
     exit: oneshot::Receiver<Exit>,
-    waiting: Preparing,
+    waiting: Control,
     terminal: Option<OwnedFd>,
     defaults: ProcessPlan,
     namespaces: Namespaces,
@@ -78,21 +69,21 @@ struct Launched {
 }
 
 async fn launch(
-    sandbox: &Sandbox,
+    runtime: &Runtime,
     spec: ContainerSpec,
     filter: Option<OwnedFd>,
     cgroup: &Cgroup,
     ends: &ProcessEnds,
-) -> Result<Launched, AgentError> {
+) -> Result<Launched, ContainerError> {
     cgroup.apply(spec.resources.as_ref())?;
     delegate_cgroup(cgroup, &spec.namespaces)?;
-    let (waiting, control) = Preparing::new().map_err(LaunchError::from)?;
-    let host_dirs = mount_host_dirs(sandbox, &spec.container.mounts);
-    let (pid, pidfd) = make_process(sandbox, &spec, filter.as_ref(), cgroup, ends, &control)
+    let (waiting, process_end) = Control::new().map_err(LaunchError::from)?;
+    let host_dirs = mount_host_dirs(runtime, &spec.container.mounts);
+    let (pid, pidfd) = make_process(runtime, &spec, filter.as_ref(), cgroup, ends, &process_end)
         .map_err(LaunchError::from)?;
-    let exit = sandbox.reaper.expect(pid);
-    // The process has its own; the conversation ends when it closes that.
-    drop(control);
+    let exit = runtime.reaper.expect(pid);
+    // The process has a copy; the socket ends when the process closes that.
+    drop(process_end);
     set_up_from_outside(pid, &spec, &waiting).map_err(LaunchError::from)?;
     let terminal = until_ready(&waiting).await?;
     Ok(Launched {
@@ -111,29 +102,29 @@ async fn launch(
     })
 }
 
-fn mount_host_dirs(sandbox: &Sandbox, mounts: &[MountPlan]) -> Vec<Arc<HostDir>> {
+fn mount_host_dirs(runtime: &Runtime, mounts: &[MountPlan]) -> Vec<Arc<HostDir>> {
     let paths = mounts.iter().filter_map(|mount| match &mount.source {
         MountSource::Bind { path, .. } => Some(path),
         _ => None,
     });
     paths
-        .filter_map(|path| sandbox.host_dirs.mount(path))
+        .filter_map(|path| runtime.host_dirs.mount(path))
         .collect()
 }
 
 fn make_process(
-    sandbox: &Sandbox,
+    runtime: &Runtime,
     spec: &ContainerSpec,
     filter: Option<&OwnedFd>,
     cgroup: &Cgroup,
     ends: &ProcessEnds,
     control: &OwnedFd,
 ) -> Result<(Pid, OwnedFd), OsError> {
-    let born_in = spec
+    let namespaces = spec
         .namespaces
         .join
         .iter()
-        .map(|join| Birthplace::open(&join.path, join.flag))
+        .map(|join| OpenNamespace::open(&join.path, join.flag))
         .collect::<Result<Vec<_>, _>>()?;
     let user = user(&spec.namespaces.user)?;
     let mounts = idmap::prepare(&spec.idmaps)?;
@@ -144,10 +135,10 @@ fn make_process(
         extra: ends.extra_count(),
     })?;
     Launch {
-        program: sandbox.program.as_fd(),
+        program: runtime.program.as_fd(),
         cgroup: cgroup.directory(),
         create: spec.namespaces.create,
-        born_in: &born_in,
+        namespaces: &namespaces,
         user: &user,
         ends,
         control: control.as_fd(),
@@ -164,13 +155,13 @@ fn user(namespace: &UserNamespace) -> Result<User, OsError> {
         UserNamespace::Guest => User::Same,
         UserNamespace::New { .. } => User::New,
         UserNamespace::Join(path) => {
-            User::Existing(Birthplace::open(path, libc::CLONE_NEWUSER as u64)?.fd)
+            User::Existing(OpenNamespace::open(path, libc::CLONE_NEWUSER as u64)?.fd)
         }
     })
 }
 
-/// A container that has a user and a cgroup namespace of its own may manage its group.
-fn delegate_cgroup(cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), AgentError> {
+/// Gives the group to a container that has a user and a cgroup namespace of its own.
+fn delegate_cgroup(cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), ContainerError> {
     if let UserNamespace::New {
         root: Some((uid, gid)),
         ..
@@ -182,8 +173,8 @@ fn delegate_cgroup(cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), Agent
     Ok(())
 }
 
-/// What only the agent may do to the process, which has perhaps no power in the guest.
-fn set_up_from_outside(pid: Pid, spec: &ContainerSpec, waiting: &Preparing) -> Result<(), OsError> {
+/// Does what the process may have no right to in the guest.
+fn set_up_from_outside(pid: Pid, spec: &ContainerSpec, waiting: &Control) -> Result<(), OsError> {
     set_oom_score(pid, spec.oom_score_adj)?;
     write_sysctls(&spec.guest_sysctls)?;
     if let UserNamespace::New {
@@ -196,18 +187,18 @@ fn set_up_from_outside(pid: Pid, spec: &ContainerSpec, waiting: &Preparing) -> R
     Ok(())
 }
 
-/// Sets how likely the OOM killer is to take a process. Written by the agent, which also sets how
-/// far the process may lower it by itself.
+/// Sets how likely the OOM killer is to choose a process. The agent's write also sets how far the
+/// process may lower the score itself.
 pub fn set_oom_score(pid: Pid, score: i32) -> Result<(), OsError> {
     let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
     match std::fs::write(&path, score.to_string()) {
-        // It has ended already, and that is what will be reported.
+        // The process has ended already: its exit is what the caller reports.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         result => result.doing(|| format!("write {score} to {path}")),
     }
 }
 
-async fn until_ready(waiting: &Preparing) -> Result<Option<OwnedFd>, LaunchError> {
+async fn until_ready(waiting: &Control) -> Result<Option<OwnedFd>, LaunchError> {
     let mut terminal = None;
     loop {
         match waiting.progress().await? {
@@ -219,12 +210,12 @@ async fn until_ready(waiting: &Preparing) -> Result<Option<OwnedFd>, LaunchError
 }
 
 fn finish(
-    sandbox: &Sandbox,
-    id: &str,
+    runtime: &Runtime,
+    id: &ContainerId,
     cgroup: Cgroup,
     streams: ProcessStreams,
     launched: Launched,
-) -> Result<Arc<Container>, AgentError> {
+) -> Result<Arc<Container>, ContainerError> {
     let Launched {
         process,
         exit,
@@ -245,15 +236,13 @@ fn finish(
         .join
         .iter()
         .fold(0, |flags, join| flags | join.flag);
-    let all = namespaces.create
-        | joined
-        | if namespaces.unshare_cgroup {
-            libc::CLONE_NEWCGROUP as u64
-        } else {
-            0
-        };
+    let cgroup_flag = match namespaces.unshare_cgroup {
+        true => libc::CLONE_NEWCGROUP as u64,
+        false => 0,
+    };
+    let all = namespaces.create | joined | cgroup_flag;
     let container = Arc::new(Container {
-        id: id.to_owned(),
+        id: id.clone(),
         cgroup,
         init: process,
         state: Mutex::new(State::Created),
@@ -268,12 +257,12 @@ fn finish(
         has_user_namespace: namespaces.user.is_own(),
         owns_pid_namespace: namespaces.owns_pid,
     });
-    supervise::first_process(sandbox, &container, exit);
+    supervise::init_process(runtime, &container, exit);
     Ok(container)
 }
 
-/// Where the pid namespace of a process's children is found.
-pub fn pid_namespace_of(pid: u32) -> Result<Birthplace, OsError> {
+/// Opens the pid namespace of a process.
+pub fn pid_namespace_of(pid: u32) -> Result<OpenNamespace, OsError> {
     let path = format!("/proc/{pid}/ns/pid");
-    Birthplace::open(Path::new(&path), libc::CLONE_NEWPID as u64)
+    OpenNamespace::open(Path::new(&path), libc::CLONE_NEWPID as u64)
 }

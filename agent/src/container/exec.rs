@@ -6,80 +6,73 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use rvm_protocol::ExecId;
 
+use super::control::{Control, LaunchError, Progress};
 use super::create::{pid_namespace_of, set_oom_score};
 use super::launch::{Launch, User, write_plan};
-use super::preparing::{LaunchError, Preparing, Progress};
-use super::{Container, Exec, spec, supervise};
-use crate::error::AgentError;
+use super::{Container, ContainerError, Exec, Runtime, spec, supervise};
 use crate::init::plan::{Plan, Role};
 use crate::process::Process;
-use crate::sandbox::Sandbox;
 use crate::streams::{self, ProcessEnds, StreamIds};
 use crate::sys::{Doing as _, OsError};
 
-/// What is to be made.
-pub struct ExecOrder<'a> {
-    /// Unique in the container.
-    pub id: &'a str,
-    /// The process object, as JSON.
+/// See the protocol's `ExecProcessRequest`.
+pub struct ExecRequest<'a> {
+    pub id: ExecId,
+    /// The OCI process object, as JSON.
     pub process: &'a [u8],
-    /// Its streams.
     pub streams: &'a StreamIds,
     /// Wait for a paused container to be resumed.
     pub ignore_paused: bool,
-    /// The group below the container's own, or nothing.
+    /// A group below the container's own; empty for the container's own.
     pub cgroup: &'a str,
 }
 
-/// Adds a process to a container; it runs its program when this returns.
+/// Adds a process to a container, and returns when it runs its program.
 pub async fn exec(
-    sandbox: &Sandbox,
+    runtime: &Runtime,
     container: &Arc<Container>,
-    order: &ExecOrder<'_>,
-) -> Result<Arc<Process>, AgentError> {
-    container.reserve_exec(order.id, order.ignore_paused)?;
-    let started = exec_reserved(sandbox, container, order).await;
+    request: &ExecRequest<'_>,
+) -> Result<Arc<Process>, ContainerError> {
+    container.reserve_exec(&request.id, request.ignore_paused)?;
+    let started = exec_reserved(runtime, container, request).await;
     let mut execs = container.lock_execs();
     match &started {
         Ok(process) => {
-            execs.insert(order.id.to_owned(), Exec::Started(process.clone()));
+            execs.insert(request.id.clone(), Exec::Started(process.clone()));
         }
         Err(_) => {
-            execs.remove(order.id);
+            execs.remove(&request.id);
         }
     }
     started
 }
 
 async fn exec_reserved(
-    sandbox: &Sandbox,
+    runtime: &Runtime,
     container: &Arc<Container>,
-    order: &ExecOrder<'_>,
-) -> Result<Arc<Process>, AgentError> {
-    let ids = order.streams;
-    let mut plan = spec::exec_process(order.process, &container.defaults)?;
-    let given = (ids.rows != 0 || ids.cols != 0).then_some((ids.rows, ids.cols));
-    plan.terminal = ids
-        .terminal
-        .then(|| given.or(plan.terminal).unwrap_or_default());
-    let cgroup = match order.cgroup {
+    request: &ExecRequest<'_>,
+) -> Result<Arc<Process>, ContainerError> {
+    let ids = request.streams;
+    let mut plan = spec::exec_process(request.process, &container.defaults)?;
+    plan.terminal = ids.terminal_size(plan.terminal);
+    let cgroup = match request.cgroup {
         "" => None,
         path => Some(container.cgroup.descend(path)?),
     };
+    let user_flag = match container.has_user_namespace {
+        true => libc::CLONE_NEWUSER as u64,
+        false => 0,
+    };
     let role = Role::Join {
-        namespaces: container.namespaces
-            | if container.has_user_namespace {
-                libc::CLONE_NEWUSER as u64
-            } else {
-                0
-            },
+        namespaces: container.namespaces | user_flag,
         user_namespace: container.has_user_namespace,
     };
-    let streams = streams::prepare(&sandbox.streams, ids)?;
-    let (waiting, control) = Preparing::new().map_err(LaunchError::from)?;
+    let streams = streams::prepare(&runtime.streams, ids)?;
+    let (control, process_end) = Control::new().map_err(LaunchError::from)?;
     let (pid, pidfd) = make_process(
-        sandbox,
+        runtime,
         container,
         cgroup.as_ref(),
         &Plan {
@@ -88,41 +81,41 @@ async fn exec_reserved(
             extra: streams.for_process.extra_count(),
         },
         &streams.for_process,
-        &control,
+        &process_end,
     )
     .map_err(LaunchError::from)?;
-    let exit = sandbox.reaper.expect(pid);
-    drop(control);
+    let exit = runtime.reaper.expect(pid);
+    drop(process_end);
     set_oom_score(pid, container.oom_score_adj).map_err(LaunchError::from)?;
-    let terminal = until_executed(&waiting).await?;
+    let terminal = until_executed(&control).await?;
     let process = Arc::new(Process::new(pid, pidfd));
     match terminal {
         Some(master) => process.set_terminal(streams.start_terminal(master)?),
         None => streams.start(),
     }
-    supervise::exec_process(sandbox, container, order.id, &process, exit);
+    supervise::exec_process(runtime, container, &request.id, &process, exit);
     Ok(process)
 }
 
 fn make_process(
-    sandbox: &Sandbox,
+    runtime: &Runtime,
     container: &Container,
     cgroup: Option<&OwnedFd>,
     plan: &Plan,
     ends: &ProcessEnds,
     control: &OwnedFd,
 ) -> Result<(Pid, OwnedFd), OsError> {
-    let born_in = match container.has_pid_namespace {
+    let namespaces = match container.has_pid_namespace {
         true => vec![pid_namespace_of(container.init.pid())?],
         false => Vec::new(),
     };
     let plan = write_plan(plan)?;
     let launch_in = |cgroup: BorrowedFd<'_>| {
         Launch {
-            program: sandbox.program.as_fd(),
+            program: runtime.program.as_fd(),
             cgroup,
             create: 0,
-            born_in: &born_in,
+            namespaces: &namespaces,
             user: &User::Same,
             ends,
             control: control.as_fd(),
@@ -137,8 +130,8 @@ fn make_process(
         return launch_in(cgroup.as_fd());
     }
     match launch_in(container.cgroup.directory()) {
-        // A container that manages cgroups itself, as systemd does, has none but its own below, and
-        // a group with groups below it takes no processes: go where the first process went.
+        // The container manages cgroups itself, as systemd does: a group with groups below it takes
+        // no processes. Start in the group of the init process.
         Err(OsError {
             errno: Errno::BUSY, ..
         }) => launch_in(cgroup_of(container.init.pid())?.as_fd()),
@@ -158,10 +151,10 @@ fn cgroup_of(pid: u32) -> Result<OwnedFd, OsError> {
     rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open cgroup {path}"))
 }
 
-async fn until_executed(waiting: &Preparing) -> Result<Option<OwnedFd>, LaunchError> {
+async fn until_executed(control: &Control) -> Result<Option<OwnedFd>, LaunchError> {
     let mut terminal = None;
     loop {
-        match waiting.progress().await {
+        match control.progress().await {
             Ok(Progress::Terminal(master)) => terminal = Some(master),
             Ok(Progress::Ready) => return Err(LaunchError::Ended),
             Ok(Progress::Executed) => return Ok(terminal),

@@ -1,8 +1,7 @@
-//! Making the process that becomes a container's program: clone3(2), then the agent's own binary
-//! anew, in the role that [`crate::init`] describes.
+//! Making the process that becomes a container's program: clone3(2), then execveat(2) of the agent's
+//! own binary, which continues in [`crate::init`].
 //!
-//! The agent has one thread, and still the child does nothing between the two but make system
-//! calls.
+//! The agent has one thread; between the two calls the child makes system calls alone all the same.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -23,28 +22,27 @@ use crate::sys::clone::{
 };
 use crate::sys::{Doing as _, OsError};
 
-/// Descriptors are moved here before the child puts them at the numbers of [`fd`], so that none is
-/// overwritten before it has been copied. Above the number of mounts that can be prepared.
+/// The agent copies descriptors to numbers from here on before the child puts them at the numbers of
+/// [`fd`], so that none is overwritten before it has been copied. Above the last prepared mount's.
 const PARKED_FROM: RawFd = 320;
 /// Mounts that the agent can prepare for one container.
 const MAX_MOUNTS: usize = (PARKED_FROM - fd::MOUNTS) as usize;
 
-/// What the child says if it cannot even begin; a [`crate::init::channel::Report`].
+/// What the child reports if it cannot start; a [`crate::init::channel::Report`].
 const NO_USER_NAMESPACE: &CStr =
     c"{\"Failed\":{\"stage\":\"namespaces\",\"message\":\"enter the user namespace\"}}";
 const NO_EXECUTION: &CStr =
     c"{\"Failed\":{\"stage\":\"start\",\"message\":\"execute the agent's binary\"}}";
 
-/// A namespace that the child is to be born into: its descriptor and its `CLONE_NEW*`.
-pub struct Birthplace {
+/// An existing namespace.
+pub struct OpenNamespace {
     /// A file of /proc/<pid>/ns.
     pub fd: OwnedFd,
-    /// Which kind.
+    /// `CLONE_NEW*`
     pub flag: u64,
 }
 
-impl Birthplace {
-    /// Opens a namespace.
+impl OpenNamespace {
     pub fn open(path: &Path, flag: u64) -> Result<Self, OsError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -68,29 +66,28 @@ pub enum User {
 pub struct Launch<'a> {
     /// The agent's binary.
     pub program: BorrowedFd<'a>,
-    /// The cgroup to start in.
+    /// The directory of the cgroup to start in.
     pub cgroup: BorrowedFd<'a>,
     /// New namespaces, as `CLONE_NEW*`.
     pub create: u64,
-    /// Existing namespaces.
-    pub born_in: &'a [Birthplace],
-    /// The user namespace.
+    /// Existing namespaces to be born into.
+    pub namespaces: &'a [OpenNamespace],
     pub user: &'a User,
-    /// Standard streams and whatever else the program is to have.
+    /// The descriptors of the program.
     pub ends: &'a ProcessEnds,
     /// The process's end of the control socket.
     pub control: BorrowedFd<'a>,
-    /// The plan, from [`write_plan`].
+    /// From [`write_plan`].
     pub plan: BorrowedFd<'a>,
     /// The compiled seccomp filter.
     pub filter: Option<BorrowedFd<'a>>,
-    /// The process whose namespaces to join.
+    /// The pidfd of the process whose namespaces to join.
     pub join: Option<BorrowedFd<'a>>,
-    /// Prepared mounts.
+    /// At the numbers from [`fd::MOUNTS`] on.
     pub mounts: &'a [OwnedFd],
 }
 
-/// Puts a plan where the child finds it.
+/// Writes a plan to a memory file for the child.
 pub fn write_plan(plan: &Plan) -> Result<OwnedFd, OsError> {
     let text = serde_json::to_vec(plan)
         .map_err(std::io::Error::from)
@@ -111,7 +108,7 @@ pub fn memory_file(name: &str, content: &[u8]) -> Result<OwnedFd, OsError> {
 }
 
 impl Launch<'_> {
-    /// Makes the process. It is a child of the agent in every case.
+    /// Makes the process, which is a child of the agent in every case.
     pub fn run(&self) -> Result<(Pid, OwnedFd), OsError> {
         let parked = self.park()?;
         let copies: Vec<(RawFd, RawFd)> = parked
@@ -119,17 +116,17 @@ impl Launch<'_> {
             .map(|(fd, number)| (fd.as_raw_fd(), *number))
             .collect();
         let program = self.program.as_raw_fd();
-        with_birthplaces(self.born_in, || match self.user {
-            User::Same => self.clone_simply(self.create, || start(program, &copies)),
+        in_namespaces(self.namespaces, || match self.user {
+            User::Same => self.clone_child(self.create, || start(program, &copies)),
             User::New => {
                 let flags = self.create | libc::CLONE_NEWUSER as u64;
-                self.clone_simply(flags, || start_in_new_user_namespace(program, &copies))
+                self.clone_child(flags, || start_in_new_user_namespace(program, &copies))
             }
             User::Existing(user) => self.clone_through(user.as_fd(), program, &copies),
         })?
     }
 
-    /// Copies every descriptor to where it is out of the way.
+    /// Copies every descriptor to a number from [`PARKED_FROM`] on.
     fn park(&self) -> Result<Vec<(OwnedFd, RawFd)>, OsError> {
         if self.mounts.len() > MAX_MOUNTS {
             return Err(Errno::TOOBIG).doing(|| "prepare that many mounts");
@@ -159,7 +156,7 @@ impl Launch<'_> {
             .doing(|| "copy descriptors for the container")
     }
 
-    fn clone_simply(&self, flags: u64, child: impl FnOnce()) -> Result<(Pid, OwnedFd), OsError> {
+    fn clone_child(&self, flags: u64, child: impl FnOnce()) -> Result<(Pid, OwnedFd), OsError> {
         let request = CloneRequest {
             flags,
             cgroup: Some(self.cgroup),
@@ -174,8 +171,8 @@ impl Launch<'_> {
         }
     }
 
-    /// Makes the process by way of another, which enters the user namespace first: the namespaces
-    /// it then makes belong to that one.
+    /// Makes the process through an intermediate one, which enters the user namespace first: the
+    /// namespaces made after that belong to it.
     fn clone_through(
         &self,
         user: BorrowedFd<'_>,
@@ -186,7 +183,7 @@ impl Launch<'_> {
         let report = writer.as_raw_fd();
         let create = self.create;
         let control = self.control.as_raw_fd();
-        self.clone_simply(0, || {
+        self.clone_child(0, || {
             if enter_namespaces(user, libc::CLONE_NEWUSER as u64).is_err() {
                 fail(control, NO_USER_NAMESPACE);
             }
@@ -199,8 +196,8 @@ impl Launch<'_> {
                 Ok(Cloned::Child) if become_root().is_ok() => start(program, copies),
                 Ok(Cloned::Child) | Err(_) => fail(control, NO_USER_NAMESPACE),
                 Ok(Cloned::Parent { pid, .. }) => {
-                    let told = write_pid(report, pid);
-                    exit_now(i32::from(told.is_err()))
+                    let written = write_pid(report, pid);
+                    exit_now(i32::from(written.is_err()))
                 }
             }
         })?;
@@ -257,22 +254,21 @@ fn fail(control: RawFd, report: &CStr) -> ! {
 }
 
 /// Runs a closure in other namespaces and returns to the agent's own. The agent is root in the
-/// guest's user namespace and so may enter any; for the pid namespace this only changes where
-/// children are born.
+/// guest's user namespace and so may enter any; a pid namespace is that of children only.
 ///
-/// Nothing may be awaited within: the whole agent is elsewhere meanwhile.
-fn with_birthplaces<T>(places: &[Birthplace], run: impl FnOnce() -> T) -> Result<T, OsError> {
-    let homes = places
+/// The closure awaits nothing: the whole agent is in the other namespaces meanwhile.
+fn in_namespaces<T>(namespaces: &[OpenNamespace], run: impl FnOnce() -> T) -> Result<T, OsError> {
+    let own = namespaces
         .iter()
-        .map(|place| Birthplace::open(Path::new(home(place.flag)), place.flag))
+        .map(|other| OpenNamespace::open(Path::new(own_namespace(other.flag)), other.flag))
         .collect::<Result<Vec<_>, _>>()?;
-    let entered = places
+    let entered = namespaces
         .iter()
-        .try_for_each(|place| enter_namespaces(place.fd.as_fd(), place.flag))
+        .try_for_each(|other| enter_namespaces(other.fd.as_fd(), other.flag))
         .doing(|| "join a namespace");
     let result = entered.map(|()| run());
-    for home in &homes {
-        if let Err(errno) = enter_namespaces(home.fd.as_fd(), home.flag) {
+    for own in &own {
+        if let Err(errno) = enter_namespaces(own.fd.as_fd(), own.flag) {
             power::reset(&format!(
                 "the agent cannot return to its namespaces: {errno}"
             ));
@@ -281,7 +277,7 @@ fn with_birthplaces<T>(places: &[Birthplace], run: impl FnOnce() -> T) -> Result
     result
 }
 
-fn home(flag: u64) -> &'static str {
+fn own_namespace(flag: u64) -> &'static str {
     match flag as i32 {
         libc::CLONE_NEWNET => "/proc/self/ns/net",
         libc::CLONE_NEWIPC => "/proc/self/ns/ipc",

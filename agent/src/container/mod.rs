@@ -1,15 +1,16 @@
 //! Containers: how they are made, joined and ended.
 
-pub mod cgroup;
+mod control;
 mod create;
 mod devices;
+mod error;
 mod exec;
 mod idmap;
 mod launch;
 mod mount_options;
 mod pause;
-mod preparing;
 mod processes;
+mod runtime;
 mod seccomp;
 mod spec;
 mod state;
@@ -21,37 +22,40 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rvm_protocol::{ContainerId, ExecId};
+
+pub use control::LaunchError;
 pub use create::create;
-pub use exec::{ExecOrder, exec};
-pub use preparing::LaunchError;
+pub use error::ContainerError;
+pub use exec::{ExecRequest, exec};
+pub use runtime::Runtime;
 pub use seccomp::FilterError;
 pub use spec::SpecError;
 pub use state::{Operation, State, StateError};
 
-use crate::error::AgentError;
-use crate::host_dirs::HostDir;
+use crate::cgroup::Cgroup;
 use crate::init::plan::ProcessPlan;
 use crate::process::{Process, check_signal};
-use cgroup::Cgroup;
-use preparing::Preparing;
+use crate::volumes::HostDir;
+use control::Control;
 
-/// An exec'd process of a container.
+/// A process that was added to a container.
 enum Exec {
-    /// Its id is taken, nothing more yet.
+    /// The id is reserved.
     Starting,
     Started(Arc<Process>),
 }
 
-/// A container whose first process exists.
+/// A container whose init process exists.
 pub struct Container {
-    id: String,
+    id: ContainerId,
     cgroup: Cgroup,
     init: Arc<Process>,
-    /// Taken before `execs`, where both are needed.
+    /// Locked before `execs`, where both are needed.
     state: Mutex<State>,
-    execs: Mutex<HashMap<String, Exec>>,
-    /// The conversation with the first process, until it has been told to start.
-    waiting: Mutex<Option<Preparing>>,
+    execs: Mutex<HashMap<ExecId, Exec>>,
+    /// The socket to the init process, until StartContainer.
+    waiting: Mutex<Option<Control>>,
     /// What an exec'd process has by default.
     defaults: ProcessPlan,
     filter: Option<OwnedFd>,
@@ -61,14 +65,13 @@ pub struct Container {
     /// Whether processes are born into a pid namespace of the container's.
     has_pid_namespace: bool,
     has_user_namespace: bool,
-    /// Whether the kernel ends every process with the first.
+    /// Whether the kernel ends every process with the init process.
     owns_pid_namespace: bool,
-    /// They stay mounted for it.
+    /// The host's directories stay mounted as long as the container exists.
     _host_dirs: Vec<Arc<HostDir>>,
 }
 
 impl Container {
-    /// The first process.
     pub fn init(&self) -> &Arc<Process> {
         &self.init
     }
@@ -77,12 +80,12 @@ impl Container {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_execs(&self) -> MutexGuard<'_, HashMap<String, Exec>> {
+    fn lock_execs(&self) -> MutexGuard<'_, HashMap<ExecId, Exec>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the first process execute its program, and returns when it has.
-    pub async fn start(&self) -> Result<(), AgentError> {
+    /// Lets the init process execute the program, and returns when it has.
+    pub async fn start(&self) -> Result<(), ContainerError> {
         let waiting = {
             let mut state = self.lock_state();
             state::permit(*state, Operation::Start)?;
@@ -98,54 +101,59 @@ impl Container {
         }
     }
 
-    /// Finds a process: the first one for an empty id.
-    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, AgentError> {
-        if exec_id.is_empty() {
+    /// Finds a process; the init process is `None`.
+    pub fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>, ContainerError> {
+        let Some(id) = exec else {
             return Ok(self.init.clone());
-        }
-        match self.lock_execs().get(exec_id) {
+        };
+        match self.lock_execs().get(id) {
             Some(Exec::Started(process)) => Ok(process.clone()),
-            _ => Err(AgentError::NoSuchExec(exec_id.to_owned())),
+            _ => Err(ContainerError::NoSuchExec(id.clone())),
         }
     }
 
-    /// Signals one process.
-    pub fn signal(&self, exec_id: &str, number: u32) -> Result<(), AgentError> {
-        let process = self.process(exec_id)?;
-        if exec_id.is_empty() {
+    /// Signals one process; the init process is `None`.
+    pub fn signal(&self, exec: Option<&ExecId>, number: u32) -> Result<(), ContainerError> {
+        let process = self.process(exec)?;
+        if exec.is_none() {
             state::permit(*self.lock_state(), Operation::Signal)?;
         }
         Ok(process.signal(number)?)
     }
 
     /// Signals every process of the container, also those that remain of a stopped one.
-    pub async fn signal_all(&self, number: u32) -> Result<(), AgentError> {
+    pub async fn signal_all(&self, number: u32) -> Result<(), ContainerError> {
         check_signal(number)?;
         Ok(self.cgroup.signal_all(number).await?)
     }
 
-    /// Forgets an exec'd process that has ended.
-    pub fn remove_exec(&self, exec_id: &str) -> Result<(), AgentError> {
-        let process = self.process(exec_id)?;
-        if exec_id.is_empty() || !process.has_finished() {
-            return Err(AgentError::ExecNotFinished(exec_id.to_owned()));
+    /// Forgets an exec'd process that has ended. The init process goes with its container only.
+    pub fn remove_exec(&self, exec: Option<&ExecId>) -> Result<(), ContainerError> {
+        let process = self.process(exec)?;
+        match exec {
+            Some(id) if process.has_finished() => {
+                self.lock_execs().remove(id);
+                Ok(())
+            }
+            _ => {
+                let id = exec.map_or("", ExecId::as_str);
+                Err(ContainerError::ExecNotFinished(id.to_owned()))
+            }
         }
-        self.lock_execs().remove(exec_id);
-        Ok(())
     }
 
-    /// Kills what is left and removes the cgroup. Returns when every process of the container has
-    /// been accounted for.
-    pub async fn remove(&self) -> Result<(), AgentError> {
+    /// Kills the remaining processes and removes the cgroup. Returns when the init process's exit has
+    /// been published.
+    pub async fn remove(&self) -> Result<(), ContainerError> {
         state::permit(*self.lock_state(), Operation::Remove)?;
         self.cgroup.remove().await?;
-        // Its end is on the way; it is to be told before the container is gone.
+        // Subscribers receive the exit before the container is gone.
         self.init.wait().await?;
         Ok(())
     }
 
-    /// Takes an exec id, if the container can be joined.
-    fn reserve_exec(&self, exec_id: &str, ignore_paused: bool) -> Result<(), AgentError> {
+    /// Reserves an exec id, if the container can be joined.
+    fn reserve_exec(&self, id: &ExecId, ignore_paused: bool) -> Result<(), ContainerError> {
         let state = self.lock_state();
         let operation = match ignore_paused {
             true => Operation::ExecWhenResumed,
@@ -153,10 +161,10 @@ impl Container {
         };
         state::permit(*state, operation)?;
         let mut execs = self.lock_execs();
-        if execs.contains_key(exec_id) {
-            return Err(AgentError::ExecExists(exec_id.to_owned()));
+        if execs.contains_key(id) {
+            return Err(ContainerError::ExecExists(id.clone()));
         }
-        execs.insert(exec_id.to_owned(), Exec::Starting);
+        execs.insert(id.clone(), Exec::Starting);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! ListProcesses: what /proc says of a container's processes.
+//! ListProcesses: the processes of a container, read from /proc.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,21 +7,20 @@ use rustix::param::page_size;
 use rustix::time::{ClockId, clock_gettime};
 use rvm_protocol::agent as api;
 
-use super::Container;
-use crate::error::AgentError;
+use super::{Container, ContainerError};
 
-/// The longest command line that is told of one process.
+/// The longest command line in the answer, in bytes.
 const MAX_COMMAND: usize = 4096;
-/// The same for all of them together: an answer holds no more than 4 MiB, which tens of thousands
-/// of processes reach without their arguments.
+/// The longest command lines of all processes together. ttrpc takes answers of 4 MiB, which tens of
+/// thousands of processes reach without their arguments.
 const MAX_COMMANDS: usize = 1 << 20;
-/// The major number of pseudo-terminals, and how many more there are for the next ones.
+/// The first major number of pseudo-terminals, and the number of majors.
 const PTS_MAJOR: u64 = 136;
 const PTS_MAJORS: u64 = 8;
 
 impl Container {
-    /// Every process in the container's group, without those that end meanwhile.
-    pub async fn processes(&self) -> Result<api::ListProcessesResponse, AgentError> {
+    /// Lists every process in the container's group, without those that end meanwhile.
+    pub async fn processes(&self) -> Result<api::ListProcessesResponse, ContainerError> {
         let clock = Clock::read();
         let mut room = MAX_COMMANDS;
         let mut processes = Vec::new();
@@ -33,7 +32,7 @@ impl Container {
                 room -= process.command.len();
                 processes.push(process);
             }
-            // There may be thousands, and others wait to be served.
+            // There may be thousands, and other requests wait.
             tokio::task::yield_now().await;
         }
         Ok(api::ListProcessesResponse {
@@ -44,7 +43,7 @@ impl Container {
     }
 }
 
-/// How /proc's times relate to the guest's.
+/// Translates the times in /proc to the guest's clock.
 struct Clock {
     now: Duration,
     booted: Duration,
@@ -114,7 +113,7 @@ fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
     })
 }
 
-/// What is wanted of /proc/pid/stat.
+/// Fields of /proc/pid/stat.
 struct Stat<'a> {
     name: &'a str,
     state: &'a str,
@@ -151,11 +150,11 @@ impl<'a> Stat<'a> {
     }
 }
 
-/// What /proc/pid/status says.
+/// The text of /proc/pid/status.
 struct Status<'a>(&'a str);
 
 impl Status<'_> {
-    /// The numbers behind a key.
+    /// The numbers of the line that begins with `key`.
     fn numbers<T: TryFrom<u64>>(&self, key: &str, radix: u32) -> Vec<T> {
         let line = self.0.lines().find_map(|line| line.strip_prefix(key));
         let words = line.into_iter().flat_map(str::split_whitespace);
@@ -165,8 +164,8 @@ impl Status<'_> {
     }
 }
 
-/// The name of a controlling terminal below /dev; nothing for none, or one that has no name in a
-/// container.
+/// The name of a controlling terminal below /dev; empty if there is none, or one that has no name in
+/// a container.
 fn terminal(device: u64) -> String {
     let (major, minor) = (
         (device >> 8) & 0xfff,

@@ -1,84 +1,67 @@
 //! The states of a container, and what may be done in each.
 //!
 //! ```text
-//!   CreateContainer      first process is ready        StartContainer
+//!   CreateContainer      init process is ready         StartContainer
 //!  ───────────────► Creating ───────────────► Created ───────────────► Running
 //!                      │                         │                        │  ▲    PauseContainer
-//!                      │ failed                  │ first process ended    │  └──► Paused
+//!                      │ failed                  │ init process ended     │  └──► Paused
 //!                      ▼                         ▼                        ▼         │ ResumeContainer
 //!                   (nothing) ◄─────────────── Stopped ◄──────────────────┴─────────┘ or its end
 //!                               RemoveContainer
 //! ```
 //!
-//! RemoveContainer is also taken in Created, Running and Paused: it kills first.
+//! RemoveContainer is also taken in Created, Running and Paused: it kills first. In Creating there is
+//! only a reserved id ([`crate::sandbox`]), and every operation is refused.
 
-/// Where a container is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its first process is being prepared.
-    Creating,
-    /// Its first process waits for the word to start.
+    /// The init process waits for StartContainer.
     Created,
-    /// Its program runs.
+    /// The program runs.
     Running,
-    /// Its processes stand still.
+    /// The processes are frozen.
     Paused,
-    /// Its first process has ended.
+    /// The init process has ended.
     Stopped,
 }
 
-/// What is asked of a container.
+/// Calls of the service that depend on the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// StartContainer
     Start,
-    /// ExecProcess
     Exec,
-    /// ExecProcess with ignore_paused
+    /// ExecProcess with `ignore_paused`.
     ExecWhenResumed,
-    /// SignalProcess
     Signal,
-    /// PauseContainer
     Pause,
-    /// ResumeContainer
     Resume,
-    /// UpdateContainer
     Update,
-    /// RemoveContainer
     Remove,
 }
 
-/// An operation that the state does not allow.
+/// An operation that the state does not allow. The messages are runc's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// It is not there yet.
     #[error("container is still being created")]
     Creating,
-    /// It runs.
     #[error("cannot start an already running container")]
     AlreadyRunning,
-    /// It is over.
     #[error("cannot start a container that has stopped")]
     StartStopped,
-    /// It is over.
     #[error("cannot exec in a stopped container")]
     ExecStopped,
-    /// It stands still.
     #[error("cannot exec in a paused container (use --ignore-paused to override)")]
     ExecPaused,
-    /// It is over, stands still, or has not begun.
     #[error("container not running")]
     NotRunning,
-    /// It runs, or has not begun.
     #[error("container not paused")]
     NotPaused,
 }
 
-/// Says whether an operation is allowed; the words are runc's.
+/// Whether an operation is allowed.
 pub fn permit(state: State, operation: Operation) -> Result<(), StateError> {
     use Operation::{Exec, ExecWhenResumed, Pause, Remove, Resume, Signal, Start, Update};
     match (state, operation) {
-        (State::Creating, _) => Err(StateError::Creating),
         (State::Running | State::Paused, Start) => Err(StateError::AlreadyRunning),
         (State::Stopped, Start) => Err(StateError::StartStopped),
         (State::Stopped, Exec | ExecWhenResumed) => Err(StateError::ExecStopped),

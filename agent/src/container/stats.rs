@@ -8,7 +8,7 @@ use rvm_protocol::cgroup_stats;
 use super::Container;
 
 impl Container {
-    /// What the container has used.
+    /// Reads what the container has used.
     pub fn stats(&self) -> api::StatsResponse {
         api::StatsResponse {
             net_dev: fs::read_to_string("/proc/self/net/dev").unwrap_or_default(),

@@ -3,28 +3,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rvm_protocol::{ExecId, ProcessId};
 use tokio::sync::oneshot;
 
-use super::Container;
 use super::state::State;
+use super::{Container, Runtime};
+use crate::cgroup::{CgroupError, Watch};
 use crate::events::Event;
-use crate::process::Process;
-use crate::reaper::Exit;
-use crate::sandbox::Sandbox;
+use crate::process::{Exit, Process};
 
-/// How long what a first process leaves behind may take to end after having been killed.
+/// How long the processes that outlive the init process may take to end once they were killed.
 const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Follows a container to its end.
-pub fn first_process(sandbox: &Sandbox, container: &Arc<Container>, exit: oneshot::Receiver<Exit>) {
-    let (sandbox, container) = (sandbox.clone(), container.clone());
+/// Follows a container to the end of its init process.
+pub fn init_process(runtime: &Runtime, container: &Arc<Container>, exit: oneshot::Receiver<Exit>) {
+    let (runtime, container) = (runtime.clone(), container.clone());
     tokio::spawn(async move {
         let watch = container
             .cgroup
             .watch()
             .inspect_err(|error| log::warn!("container {}: {error}", container.id))
             .ok();
-        let mut kills = watch.as_ref().map_or(0, |watch| watch.oom_kills());
+        let oom = || Event::Oom(container.id.clone());
+        let mut kills = oom_kills(watch.as_ref());
         tokio::pin!(exit);
         let exit = loop {
             let killed = async {
@@ -37,62 +38,64 @@ pub fn first_process(sandbox: &Sandbox, container: &Arc<Container>, exit: onesho
                 biased;
                 exit = &mut exit => break exit,
                 () = killed => {
-                    kills = watch.as_ref().map_or(0, |watch| watch.oom_kills());
-                    sandbox.events.publish(&Event::Oom { container_id: container.id.clone() });
+                    kills = oom_kills(watch.as_ref());
+                    runtime.events.publish(&oom());
                 }
             }
         };
         // The reaper lives as long as the machine.
         let Ok(exit) = exit else { return };
         end_leftovers(&container).await;
-        sandbox.write_back().await;
-        if watch
-            .as_ref()
-            .is_some_and(|watch| watch.oom_kills() > kills)
-        {
-            sandbox.events.publish(&Event::Oom {
-                container_id: container.id.clone(),
-            });
+        runtime.write_back().await;
+        if oom_kills(watch.as_ref()) > kills {
+            runtime.events.publish(&oom());
         }
         *container.lock_state() = State::Stopped;
-        announce(&sandbox, &container, "", &container.init, exit);
+        finish(&runtime, &container, None, &container.init, exit);
     });
+}
+
+fn oom_kills(watch: Option<&Watch>) -> u64 {
+    watch.map_or(0, Watch::oom_kills)
 }
 
 /// Follows an exec'd process to its end.
 pub fn exec_process(
-    sandbox: &Sandbox,
+    runtime: &Runtime,
     container: &Arc<Container>,
-    exec_id: &str,
+    id: &ExecId,
     process: &Arc<Process>,
     exit: oneshot::Receiver<Exit>,
 ) {
-    let (sandbox, container) = (sandbox.clone(), container.clone());
-    let (exec_id, process) = (exec_id.to_owned(), process.clone());
+    let (runtime, container) = (runtime.clone(), container.clone());
+    let (id, process) = (id.clone(), process.clone());
     tokio::spawn(async move {
         let Ok(exit) = exit.await else { return };
-        announce(&sandbox, &container, &exec_id, &process, exit);
+        finish(&runtime, &container, Some(id), &process, exit);
     });
 }
 
-fn announce(
-    sandbox: &Sandbox,
+/// Records the end of a process and publishes it.
+fn finish(
+    runtime: &Runtime,
     container: &Container,
-    exec_id: &str,
+    exec: Option<ExecId>,
     process: &Process,
     exit: Exit,
 ) {
     process.finish(exit);
-    sandbox.events.publish(&Event::Exit {
-        container_id: container.id.clone(),
-        exec_id: exec_id.to_owned(),
+    runtime.events.publish(&Event::Exit {
+        id: ProcessId {
+            container: container.id.clone(),
+            exec,
+        },
         pid: process.pid(),
         exit,
     });
 }
 
-/// A pid namespace ends with its first process. Without one, the rest of the container is killed
-/// here.
+/// Kills the rest of a container whose init process has ended. With a pid namespace of the
+/// container's own the kernel has done so.
 async fn end_leftovers(container: &Container) {
     if container.owns_pid_namespace {
         return;
@@ -100,7 +103,7 @@ async fn end_leftovers(container: &Container) {
     let ended = async {
         container.cgroup.kill()?;
         container.cgroup.watch()?.empty().await;
-        Ok::<_, super::cgroup::CgroupError>(())
+        Ok::<_, CgroupError>(())
     };
     match tokio::time::timeout(LEFTOVERS_TIMEOUT, ended).await {
         Ok(Ok(())) => {}

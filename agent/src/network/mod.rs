@@ -15,7 +15,7 @@ use rustix::process::Pid;
 use rvm_protocol::agent::{ConfigureNetworkRequest, Interface};
 use tokio::sync::oneshot;
 
-use crate::reaper::{Exit, Reaper};
+use crate::process::{Exit, Reaper};
 use crate::sys::netlink::{Message, Netlink};
 use crate::sys::{Doing as _, OsError};
 use cards::Cards;

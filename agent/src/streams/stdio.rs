@@ -39,6 +39,15 @@ pub struct StreamIds {
     pub extra: Vec<(u64, Kind)>,
 }
 
+impl StreamIds {
+    /// The size of the process's terminal, if it gets one: the request's, else `configured`, else 0.
+    pub fn terminal_size(&self, configured: Option<(u16, u16)>) -> Option<(u16, u16)> {
+        let requested = (self.rows != 0 || self.cols != 0).then_some((self.rows, self.cols));
+        let size = requested.or(configured).unwrap_or_default();
+        self.terminal.then_some(size)
+    }
+}
+
 impl From<&Stdio> for StreamIds {
     fn from(stdio: &Stdio) -> Self {
         Self {

@@ -35,7 +35,7 @@ pub fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether a connection comes from the host. A socket of another family is a test's.
+/// Whether a connection comes from the host.
 pub fn peer_is_host(socket: BorrowedFd<'_>) -> bool {
     let mut address = address(0, 0);
     let mut length = LENGTH;
@@ -48,7 +48,7 @@ pub fn peer_is_host(socket: BorrowedFd<'_>) -> bool {
         )
     };
     let is_vsock = address.svm_family == libc::AF_VSOCK as libc::sa_family_t;
-    named == 0 && (!is_vsock || address.svm_cid == HOST_CID)
+    named == 0 && is_vsock && address.svm_cid == HOST_CID
 }
 
 const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_t;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lifecycle::{LifecycleError, delete, failed, write_pid_file};
 use crate::guest::descriptors;
-use crate::host::readable::Readable;
+use rvm_sys::readiness::Readable;
 use crate::state::Container;
 
 /// The longest report, in bytes. JSON makes six of a byte of a message at most.

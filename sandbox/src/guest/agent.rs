@@ -11,12 +11,12 @@ use std::io;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use rvm_protocol::AGENT_PORT;
 use rvm_protocol::agent::{
     AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, ResizeTerminalRequest,
     SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
 };
 use rvm_protocol::failure::{Code, Failure};
+use rvm_protocol::{AGENT_PORT, AGENT_PROTOCOL_VERSION};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
@@ -47,6 +47,12 @@ pub enum AgentError {
     /// The agent refused, and says why.
     #[error(transparent)]
     Refused(Failure),
+    /// Holds the version that the agent answered.
+    #[error(
+        "the sandbox's agent speaks protocol version {0} and this rvm speaks version \
+         {AGENT_PROTOCOL_VERSION}: use the rvm and the guest of one release"
+    )]
+    Version(u32),
     /// The connection broke, or the agent took too long.
     #[error("the sandbox's agent did not answer {call}: {reason}")]
     Lost {
@@ -70,10 +76,16 @@ impl Agent {
         Ok(Self(AgentClient::new(Client::new(Socket::new(socket)))))
     }
 
-    /// Asks what runs in the guest. Waits for the guest to come up.
+    /// Asks what runs in the guest. Waits for the guest to come up, and refuses an agent of another
+    /// protocol version.
     pub async fn check(&self) -> Result<CheckResponse, AgentError> {
         let answer = self.0.check(unlimited(), &CheckRequest::new()).await;
-        answer.map_err(failed("check"))
+        let answer = answer.map_err(failed("check"))?;
+        match answer.protocol_version {
+            // An agent that does not send its version speaks the first.
+            0 | AGENT_PROTOCOL_VERSION => Ok(answer),
+            other => Err(AgentError::Version(other)),
+        }
     }
 
     /// Makes a container, whose first process then waits; returns its number in the guest.

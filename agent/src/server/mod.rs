@@ -1,69 +1,67 @@
-//! The agent's ttrpc service: each method finds its object and says what it said.
+//! The agent's ttrpc service: each method finds the object of its request and calls it.
+
+mod error;
+mod host_only;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rvm_protocol::agent as api;
+use rvm_protocol::{AGENT_PROTOCOL_VERSION, ContainerId, ExecId, ProcessId};
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
-use crate::container::ExecOrder;
-use crate::error::AgentError;
+pub use host_only::listen;
+
+use crate::container::{self, Container, ExecRequest};
 use crate::events::Event;
-use crate::ports;
-use crate::power;
-use crate::reaper::Exit;
+use crate::process::{Exit, Process};
 use crate::sandbox::Sandbox;
-use crate::size;
 use crate::streams::StreamIds;
+use crate::{ports, power, size};
+use error::RequestError;
 
-/// How long the answer to Shutdown may take to leave the machine before it is switched off.
-const LAST_WORDS: Duration = Duration::from_millis(10);
+/// How long the answer to Shutdown may take to leave the machine before the agent switches it off.
+const SHUTDOWN_ANSWER_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Nanoseconds of CLOCK_BOOTTIME, when the agent began and when it could be reached.
+/// Nanoseconds of CLOCK_BOOTTIME, for the answer to Check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
-    /// Its first instruction.
+    /// At the agent's first instruction.
     pub started_ns: u64,
-    /// It listens.
+    /// When the agent listened.
     pub ready_ns: u64,
 }
 
-/// What to do when the machine is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterShutdown {
-    /// Switch it off.
-    PowerOff,
-    /// Nothing: it is not a machine of ours.
-    StayUp,
-}
-
-/// The service.
 pub struct Service {
     sandbox: Sandbox,
     timings: Timings,
-    after_shutdown: AfterShutdown,
 }
 
 impl Service {
-    /// Serves a sandbox.
-    pub fn new(sandbox: Sandbox, timings: Timings, after_shutdown: AfterShutdown) -> Arc<Self> {
-        Arc::new(Self {
-            sandbox,
-            timings,
-            after_shutdown,
-        })
+    pub fn new(sandbox: Sandbox, timings: Timings) -> Arc<Self> {
+        Arc::new(Self { sandbox, timings })
+    }
+
+    fn container(&self, id: String) -> Result<Arc<Container>, RequestError> {
+        Ok(self.sandbox.container(&ContainerId::new(id)?)?)
+    }
+
+    fn process(&self, container: String, exec: String) -> Result<Arc<Process>, RequestError> {
+        let id = ProcessId::from_wire(container, exec)?;
+        let container = self.sandbox.container(&id.container)?;
+        Ok(container.process(id.exec.as_ref())?)
     }
 }
 
-/// Runs a request to its end even if the connection that it came on breaks meanwhile: a container
-/// half made would be neither there nor gone.
+/// Runs a request to its end even if its connection breaks meanwhile: otherwise a container could be
+/// left half made.
 async fn to_the_end<T: Send + 'static>(
-    request: impl Future<Output = Result<T, AgentError>> + Send + 'static,
-) -> Result<T, AgentError> {
+    request: impl Future<Output = Result<T, RequestError>> + Send + 'static,
+) -> Result<T, RequestError> {
     tokio::spawn(request)
         .await
-        .unwrap_or(Err(AgentError::Dropped))
+        .unwrap_or(Err(RequestError::Dropped))
 }
 
 #[async_trait]
@@ -81,6 +79,7 @@ impl api::Agent for Service {
                 .into_owned(),
             init_started_ns: self.timings.started_ns,
             ready_ns: self.timings.ready_ns,
+            protocol_version: AGENT_PROTOCOL_VERSION,
             ..Default::default()
         })
     }
@@ -92,10 +91,9 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::CreateContainerResponse> {
         let sandbox = self.sandbox.clone();
         let container = to_the_end(async move {
+            let id = ContainerId::new(request.container_id)?;
             let ids = StreamIds::from(request.stdio.get_or_default());
-            sandbox
-                .create(&request.container_id, &request.spec, &ids)
-                .await
+            Ok(sandbox.create(&id, &request.spec, &ids).await?)
         });
         let pid = container.await?.init().pid();
         Ok(api::CreateContainerResponse {
@@ -109,10 +107,10 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::StartContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
-        // The program sees no card that is not its own.
+        let container = self.container(request.container_id)?;
+        // The program must not see a network card that is being put away.
         self.sandbox.network.lock().await.settle().await;
-        to_the_end(async move { container.start().await }).await?;
+        to_the_end(async move { Ok(container.start().await?) }).await?;
         Ok(api::Empty::default())
     }
 
@@ -123,19 +121,16 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::ExecProcessResponse> {
         let sandbox = self.sandbox.clone();
         let process = to_the_end(async move {
-            let container = sandbox.container(&request.container_id)?;
-            if request.exec_id.is_empty() {
-                return Err(AgentError::ExecExists(request.exec_id));
-            }
+            let container = sandbox.container(&ContainerId::new(request.container_id)?)?;
             let ids = StreamIds::from(request.stdio.get_or_default());
-            let order = ExecOrder {
-                id: &request.exec_id,
+            let exec = ExecRequest {
+                id: ExecId::new(request.exec_id)?,
                 process: &request.process,
                 streams: &ids,
                 ignore_paused: request.ignore_paused,
                 cgroup: &request.cgroup,
             };
-            crate::container::exec(&sandbox, &container, &order).await
+            Ok(container::exec(&sandbox.runtime, &container, &exec).await?)
         });
         let pid = process.await?.pid();
         Ok(api::ExecProcessResponse {
@@ -149,12 +144,15 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::SignalProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
+        let container = self.container(request.container_id)?;
         if request.all {
             let signal = request.signal;
-            to_the_end(async move { container.signal_all(signal).await }).await?;
+            to_the_end(async move { Ok(container.signal_all(signal).await?) }).await?;
         } else {
-            container.signal(&request.exec_id, request.signal)?;
+            let exec = ExecId::new(request.exec_id).ok();
+            container
+                .signal(exec.as_ref(), request.signal)
+                .map_err(RequestError::from)?;
         }
         Ok(api::Empty::default())
     }
@@ -164,11 +162,8 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::WaitProcessRequest,
     ) -> ttrpc::Result<api::WaitProcessResponse> {
-        let process = self
-            .sandbox
-            .container(&request.container_id)?
-            .process(&request.exec_id)?;
-        let Exit { status, at_ns } = process.wait().await.map_err(AgentError::from)?;
+        let process = self.process(request.container_id, request.exec_id)?;
+        let Exit { status, at_ns } = process.wait().await.map_err(RequestError::from)?;
         Ok(api::WaitProcessResponse {
             exit_status: status,
             exited_at_ns: at_ns,
@@ -181,14 +176,11 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::ResizeTerminalRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let process = self
-            .sandbox
-            .container(&request.container_id)?
-            .process(&request.exec_id)?;
+        let process = self.process(request.container_id, request.exec_id)?;
         let size = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
         process
             .resize(size(request.rows), size(request.cols))
-            .map_err(AgentError::from)?;
+            .map_err(RequestError::from)?;
         Ok(api::Empty::default())
     }
 
@@ -197,9 +189,10 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::RemoveProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.sandbox
-            .container(&request.container_id)?
-            .remove_exec(&request.exec_id)?;
+        let exec = ExecId::new(request.exec_id).ok();
+        self.container(request.container_id)?
+            .remove_exec(exec.as_ref())
+            .map_err(RequestError::from)?;
         Ok(api::Empty::default())
     }
 
@@ -208,8 +201,8 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::ListProcessesRequest,
     ) -> ttrpc::Result<api::ListProcessesResponse> {
-        let container = self.sandbox.container(&request.container_id)?;
-        Ok(container.processes().await?)
+        let container = self.container(request.container_id)?;
+        Ok(container.processes().await.map_err(RequestError::from)?)
     }
 
     async fn pause_container(
@@ -217,8 +210,8 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::PauseContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
-        to_the_end(async move { container.pause().await }).await?;
+        let container = self.container(request.container_id)?;
+        to_the_end(async move { Ok(container.pause().await?) }).await?;
         Ok(api::Empty::default())
     }
 
@@ -227,8 +220,8 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::ResumeContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
-        to_the_end(async move { container.resume().await }).await?;
+        let container = self.container(request.container_id)?;
+        to_the_end(async move { Ok(container.resume().await?) }).await?;
         Ok(api::Empty::default())
     }
 
@@ -237,8 +230,9 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::UpdateContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
-        container.update(&request.resources)?;
+        let container = self.container(request.container_id)?;
+        let updated = container.update(&request.resources);
+        updated.map_err(RequestError::from)?;
         Ok(api::Empty::default())
     }
 
@@ -247,7 +241,7 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::StatsRequest,
     ) -> ttrpc::Result<api::StatsResponse> {
-        Ok(self.sandbox.container(&request.container_id)?.stats())
+        Ok(self.container(request.container_id)?.stats())
     }
 
     async fn remove_container(
@@ -256,7 +250,11 @@ impl api::Agent for Service {
         request: api::RemoveContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
         let sandbox = self.sandbox.clone();
-        to_the_end(async move { sandbox.remove(&request.container_id).await }).await?;
+        to_the_end(async move {
+            let id = ContainerId::new(request.container_id)?;
+            Ok(sandbox.remove(&id).await?)
+        })
+        .await?;
         Ok(api::Empty::default())
     }
 
@@ -266,7 +264,7 @@ impl api::Agent for Service {
         _: api::EventsRequest,
         stream: ServerStreamSender<api::Event>,
     ) -> ttrpc::Result<()> {
-        let mut events = self.sandbox.events.subscribe();
+        let mut events = self.sandbox.runtime.events.subscribe();
         while let Some(event) = events.recv().await {
             stream.send(&to_api(event)).await?;
         }
@@ -290,8 +288,9 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::Empty> {
         let sandbox = self.sandbox.clone();
         to_the_end(async move {
-            let relayed = sandbox.names.relay(&sandbox.streams, request.stream).await;
-            relayed.map_err(AgentError::Names)
+            let streams = &sandbox.runtime.streams;
+            let relayed = sandbox.names.relay(streams, request.stream).await;
+            relayed.map_err(RequestError::RelayNames)
         })
         .await?;
         Ok(api::Empty::default())
@@ -304,10 +303,11 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::Empty> {
         let sandbox = self.sandbox.clone();
         to_the_end(async move {
-            // No other port has a listener.
+            // A larger number is no port; nothing listens at 0.
             let port = u16::try_from(request.port).unwrap_or(0);
-            let forwarded = ports::forward(&sandbox.streams, port, request.stream).await;
-            forwarded.map_err(AgentError::Forward)
+            let streams = &sandbox.runtime.streams;
+            let forwarded = ports::forward(streams, port, request.stream).await;
+            forwarded.map_err(RequestError::Forward)
         })
         .await?;
         Ok(api::Empty::default())
@@ -319,7 +319,11 @@ impl api::Agent for Service {
         request: api::UpdateVolumeRequest,
     ) -> ttrpc::Result<api::Empty> {
         let sandbox = self.sandbox.clone();
-        to_the_end(async move { sandbox.update_volume(&request).await }).await?;
+        to_the_end(async move {
+            let container = ContainerId::new(request.container_id.as_str())?;
+            Ok(sandbox.update_volume(&container, &request).await?)
+        })
+        .await?;
         Ok(api::Empty::default())
     }
 
@@ -343,18 +347,16 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         _: api::ShutdownRequest,
     ) -> ttrpc::Result<api::Empty> {
-        let (sandbox, after) = (self.sandbox.clone(), self.after_shutdown);
+        let sandbox = self.sandbox.clone();
         to_the_end(async move {
             sandbox.shut_down().await;
             Ok(())
         })
         .await?;
-        if after == AfterShutdown::PowerOff {
-            tokio::spawn(async {
-                tokio::time::sleep(LAST_WORDS).await;
-                power::off();
-            });
-        }
+        tokio::spawn(async {
+            tokio::time::sleep(SHUTDOWN_ANSWER_TIMEOUT).await;
+            power::off();
+        });
         Ok(api::Empty::default())
     }
 }
@@ -362,22 +364,17 @@ impl api::Agent for Service {
 fn to_api(event: Event) -> api::Event {
     let mut message = api::Event::new();
     match event {
-        Event::Exit {
-            container_id,
-            exec_id,
-            pid,
-            exit,
-        } => message.set_exit(api::Exit {
-            container_id,
-            exec_id,
+        Event::Exit { id, pid, exit } => message.set_exit(api::Exit {
+            exec_id: id.exec_on_wire().to_owned(),
+            container_id: id.container.into(),
             pid,
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
             ..Default::default()
         }),
-        Event::Oom { container_id } => {
+        Event::Oom(container) => {
             message.set_oom(api::Oom {
-                container_id,
+                container_id: container.into(),
                 ..Default::default()
             });
         }

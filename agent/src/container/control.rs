@@ -1,4 +1,5 @@
-//! The agent's side of the conversation with a process that is being prepared.
+//! The agent's end of the socket to a process that prepares to execute its program; see
+//! [`crate::init::channel`].
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -14,25 +15,19 @@ use crate::sys::{Doing as _, OsError};
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The process says so.
+    /// The init process reports that a stage of its preparation failed.
     #[error("unable to start container process: {}{message}", prefix(.stage))]
-    Init {
-        /// What it was doing.
-        stage: String,
-        /// Its words.
-        message: String,
-    },
-    /// The same of a process that joins a container.
+    Init { stage: String, message: String },
+    /// A process that joins a container reports the same.
     #[error("unable to start container process: {0}")]
     Join(String),
-    /// The process ended without a word.
+    /// The process ended without a report.
     #[error(
         "unable to start container process: it ended while it was being prepared; a memory or \
          process limit may be too low"
     )]
     Ended,
-    /// A system call of the agent's failed.
-    #[error("unable to start container process: {0}")]
+    #[error("unable to start container process")]
     Os(#[from] OsError),
 }
 
@@ -45,23 +40,23 @@ fn prefix(stage: &str) -> &'static str {
     }
 }
 
-/// The conversation.
-pub struct Preparing {
+/// The socket.
+pub struct Control {
     socket: AsyncFd<OwnedFd>,
 }
 
-/// What a process said when it had something to say.
+/// How far a process has come.
 pub enum Progress {
-    /// It has made a terminal, of which this is the master.
+    /// The process has made a terminal, whose master this is.
     Terminal(OwnedFd),
-    /// It waits for the word to start.
+    /// The process waits for [`Control::proceed`].
     Ready,
-    /// It runs its program.
+    /// The process runs its program.
     Executed,
 }
 
-impl Preparing {
-    /// Makes the two ends; the second is the process's.
+impl Control {
+    /// Makes the socket; the second end is the process's.
     pub fn new() -> Result<(Self, OwnedFd), OsError> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -78,7 +73,7 @@ impl Preparing {
             .doing(|| "tell the container's process to go on")
     }
 
-    /// Waits for the next word.
+    /// Waits for the next report.
     pub async fn progress(&self) -> Result<Progress, LaunchError> {
         loop {
             let mut ready = self
@@ -89,7 +84,7 @@ impl Preparing {
             match receive(self.socket.get_ref()) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
-                Err(errno) => Err(errno).doing(|| "hear the container's process")?,
+                Err(errno) => Err(errno).doing(|| "receive a report of the container's process")?,
                 Ok(None) => return Ok(Progress::Executed),
                 Ok(Some((Report::Terminal, Some(master)))) => {
                     return Ok(Progress::Terminal(master));
@@ -103,7 +98,7 @@ impl Preparing {
         }
     }
 
-    /// Lets the process execute its program and returns when it has, or could not.
+    /// Lets the process execute its program, and returns when it has.
     pub async fn start(self) -> Result<(), LaunchError> {
         self.proceed()?;
         match self.progress().await? {

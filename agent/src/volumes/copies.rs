@@ -1,6 +1,6 @@
-//! Copies of volumes that the host updates as a whole (see the protocol's `UpdateVolume`). An update
-//! is made as kubelet makes it, so that whoever watches the copy sees what they would see there: the
-//! new files come in a directory of their own, and the link `..data` is exchanged.
+//! Copies of volumes that the host updates as a whole (see the protocol's `UpdateVolume`). The agent
+//! makes an update as kubelet does, so that a program that watches the copy sees the same events: the
+//! new files come in a directory of their own, and then the link `..data` is exchanged.
 
 use std::fs;
 use std::io;
@@ -9,51 +9,55 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::mount::{MountFlags, mount};
-use rvm_protocol::VOLUMES_DIR;
 use rvm_protocol::agent::{UpdateVolumeRequest, VolumeFile};
+use rvm_protocol::{ContainerId, VOLUMES_DIR};
 use tokio::sync::Mutex;
 
 const DATA: &str = "..data";
 const NEW_DATA: &str = "..data_tmp";
 
-/// Files that are written before others get their turn.
+/// The files that are written before other tasks get their turn.
 const BATCH: usize = 32;
 
 /// `S_IFDIR`, and the bits of a mode that say what kind of file it is.
 const DIRECTORY: u32 = 0o040_000;
 const KIND: u32 = 0o170_000;
 
-/// The copies, one update at a time.
+/// The copies, one update at a time; the flag says whether their file system is mounted. A copy of
+/// this is another handle.
 #[derive(Clone, Default)]
-pub struct Volumes(Arc<Mutex<bool>>);
+pub struct Copies(Arc<Mutex<bool>>);
 
-impl Volumes {
-    /// Makes a copy what the request says. The container's id is known to be a plain name.
-    pub async fn update(&self, request: &UpdateVolumeRequest) -> io::Result<()> {
+impl Copies {
+    /// Makes or updates a copy for a container, which need not exist yet.
+    pub async fn update(
+        &self,
+        container: &ContainerId,
+        request: &UpdateVolumeRequest,
+    ) -> io::Result<()> {
         let mut is_mounted = self.0.lock().await;
         if !*is_mounted {
-            make_room()?;
+            mount_tmpfs()?;
             *is_mounted = true;
         }
-        let dir = of_container(&request.container_id).join(request.volume.to_string());
+        let dir = of_container(container).join(request.volume.to_string());
         update(&dir, request).await
     }
 
-    /// Forgets the copies of a container.
-    pub async fn remove(&self, container_id: &str) {
+    /// Removes the copies of a container, if there are any.
+    pub async fn remove(&self, container: &ContainerId) {
         let is_mounted = self.0.lock().await;
         if *is_mounted {
-            // There may be none.
-            let _ = fs::remove_dir_all(of_container(container_id));
+            let _ = fs::remove_dir_all(of_container(container));
         }
     }
 }
 
-fn of_container(id: &str) -> PathBuf {
-    Path::new(VOLUMES_DIR).join(id)
+fn of_container(id: &ContainerId) -> PathBuf {
+    Path::new(VOLUMES_DIR).join(id.as_str())
 }
 
-fn make_room() -> io::Result<()> {
+fn mount_tmpfs() -> io::Result<()> {
     fs::create_dir_all(VOLUMES_DIR)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     Ok(mount(
@@ -68,7 +72,7 @@ fn make_room() -> io::Result<()> {
 async fn update(dir: &Path, request: &UpdateVolumeRequest) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     if let Some(root) = request.root.as_ref() {
-        own(dir, root)?;
+        set_owner(dir, root)?;
     }
     let version = plain(&request.version)?;
     let old = fs::read_link(dir.join(DATA)).ok();
@@ -84,9 +88,9 @@ async fn update(dir: &Path, request: &UpdateVolumeRequest) -> io::Result<()> {
     }
 }
 
-/// Writes all files of a version.
+/// Writes the files of a version to a new directory.
 async fn write(dir: &Path, files: &[VolumeFile]) -> io::Result<()> {
-    // Of an update that did not come to its end.
+    // An earlier update may have been cut off.
     let _ = fs::remove_dir_all(dir);
     fs::create_dir(dir)?;
     for (count, file) in files.iter().enumerate() {
@@ -95,7 +99,7 @@ async fn write(dir: &Path, files: &[VolumeFile]) -> io::Result<()> {
             DIRECTORY => fs::create_dir(&path)?,
             _ => fs::write(&path, &file.content)?,
         }
-        own(&path, file)?;
+        set_owner(&path, file)?;
         if count % BATCH == BATCH - 1 {
             tokio::task::yield_now().await;
         }
@@ -103,12 +107,12 @@ async fn write(dir: &Path, files: &[VolumeFile]) -> io::Result<()> {
     Ok(())
 }
 
-fn own(path: &Path, file: &VolumeFile) -> io::Result<()> {
+fn set_owner(path: &Path, file: &VolumeFile) -> io::Result<()> {
     chown(path, Some(file.uid), Some(file.gid))?;
     fs::set_permissions(path, fs::Permissions::from_mode(file.mode & !KIND))
 }
 
-/// The names by which users of the volume know its files.
+/// Makes the links by which programs know the files, and removes those that are no longer wanted.
 fn update_links(dir: &Path, request: &UpdateVolumeRequest) -> io::Result<()> {
     for link in &request.links {
         let path = dir.join(plain(&link.name)?);
@@ -129,7 +133,7 @@ fn update_links(dir: &Path, request: &UpdateVolumeRequest) -> io::Result<()> {
     Ok(())
 }
 
-/// A name of something in a directory.
+/// Takes a path that is one name.
 fn plain(name: &str) -> io::Result<&Path> {
     let path = inside(name)?;
     match path.components().count() {
@@ -138,7 +142,7 @@ fn plain(name: &str) -> io::Result<&Path> {
     }
 }
 
-/// A path that leads nowhere but below.
+/// Takes a path that leads nowhere but below its directory.
 fn inside(path: &str) -> io::Result<&Path> {
     let path = Path::new(path);
     let is_below = |part: Component<'_>| matches!(part, Component::Normal(_));

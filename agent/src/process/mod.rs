@@ -1,4 +1,7 @@
-//! A process that the host knows of: a container's first, or one that was exec'd.
+//! Processes that the host knows by an id: a container's init process, and those that ExecProcess
+//! added.
+
+mod reaper;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +11,8 @@ use rustix::process::Pid;
 use rustix::termios::Winsize;
 use tokio::sync::watch;
 
-use crate::reaper::Exit;
+pub use reaper::{Exit, Reaper};
+
 use crate::streams::Terminal;
 use crate::sys::{Doing as _, OsError, signal};
 
@@ -18,16 +22,12 @@ const LAST_SIGNAL: u32 = 64;
 /// Why something could not be done to a process.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// It has ended.
     #[error("process already finished")]
     Finished,
-    /// There is no such signal.
     #[error("signal {0} does not exist")]
     UnknownSignal(u32),
-    /// It has pipes.
     #[error("process has no terminal")]
     NoTerminal,
-    /// A system call failed.
     #[error(transparent)]
     Os(#[from] OsError),
 }
@@ -36,7 +36,7 @@ pub enum ProcessError {
 pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
-    /// Its terminal, as long as it lives.
+    /// The process's terminal, until the process ends.
     terminal: Mutex<Option<Terminal>>,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -52,17 +52,16 @@ impl Process {
         }
     }
 
-    /// Its id in the guest's root pid namespace.
+    /// The process's id in the guest's root pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get() as u32
     }
 
-    /// A descriptor of it.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
 
-    /// Keeps its terminal open until it has ended.
+    /// Keeps the terminal open until the process has ended.
     pub fn set_terminal(&self, terminal: Terminal) {
         let mut kept = self.terminal.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.has_finished() {
@@ -70,18 +69,17 @@ impl Process {
         }
     }
 
-    /// Records its end, wakes whoever waits for it, and lets go of its terminal.
+    /// Records the end, wakes the waiters, and closes the terminal.
     pub fn finish(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
         *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether it has ended.
     pub fn has_finished(&self) -> bool {
         self.exit.borrow().is_some()
     }
 
-    /// Returns when it has ended; at once if it has already.
+    /// Waits until the process has ended.
     pub async fn wait(&self) -> Result<Exit, ProcessError> {
         let mut exit = self.exit.subscribe();
         // The sender lives as long as this does, so the channel cannot close meanwhile.
@@ -92,7 +90,7 @@ impl Process {
         exit.ok_or(ProcessError::Finished)
     }
 
-    /// Sends a signal; 0 only asks whether it runs.
+    /// Sends a signal; 0 only asks whether the process runs.
     pub fn signal(&self, number: u32) -> Result<(), ProcessError> {
         check_signal(number)?;
         if self.has_finished() {
@@ -104,7 +102,7 @@ impl Process {
         }
     }
 
-    /// Sets the size of its terminal.
+    /// Sets the terminal's size in characters.
     pub fn resize(&self, rows: u16, cols: u16) -> Result<(), ProcessError> {
         let terminal = self
             .terminal
@@ -131,7 +129,7 @@ impl Process {
     }
 }
 
-/// Refuses what is no signal number.
+/// Refuses a number that no signal has.
 pub fn check_signal(number: u32) -> Result<(), ProcessError> {
     if number > LAST_SIGNAL {
         Err(ProcessError::UnknownSignal(number))

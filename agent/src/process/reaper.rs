@@ -1,4 +1,4 @@
-//! Waiting for processes that end: the agent's own children, and every orphan of the guest.
+//! Reaping the processes that end: the agent's own children, and every orphan of the guest.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -16,16 +16,15 @@ use crate::sys::{Doing as _, OsError, signal};
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// What a shell would report.
+    /// What a shell would report: 0 to 255, 128 + n after signal n.
     pub status: u32,
-    /// Nanoseconds since the epoch.
+    /// Nanoseconds since the epoch, on the guest's clock.
     pub at_ns: u64,
 }
 
-/// Whoever waits for a process.
 type Waiters = HashMap<Pid, oneshot::Sender<Exit>>;
 
-/// Hands the ends of processes to whom they concern.
+/// Reaps processes and sends their exits to the tasks that wait for them. A copy is another handle.
 #[derive(Clone, Default)]
 pub struct Reaper {
     waiters: Arc<Mutex<Waiters>>,
@@ -36,7 +35,7 @@ impl Reaper {
     pub async fn run(self, signals: OwnedFd) -> Result<(), OsError> {
         let signals = watch(signals, Interest::READABLE).doing(|| "watch for SIGCHLD")?;
         loop {
-            // Children may have ended before anyone looked.
+            // Children may have ended before the descriptor was watched.
             self.reap();
             let mut ready = signals.readable().await.doing(|| "wait for SIGCHLD")?;
             signal::drain(signals.as_fd());
@@ -44,8 +43,8 @@ impl Reaper {
         }
     }
 
-    /// Asks for the end of a child. To be called before the child can have been waited for: in
-    /// the same breath as it is made, without giving the runtime control.
+    /// Registers for the exit of a child. The caller has just made the child and has awaited nothing
+    /// since: otherwise the child could have been reaped already.
     pub fn expect(&self, pid: Pid) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
         self.waiters
@@ -58,7 +57,7 @@ impl Reaper {
     fn reap(&self) {
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => self.tell(pid, status),
+                Ok(Some((pid, status))) => self.report(pid, status),
                 Ok(None) | Err(Errno::CHILD) => return,
                 Err(Errno::INTR) => {}
                 Err(errno) => return log::error!("wait for children: {errno}"),
@@ -66,7 +65,7 @@ impl Reaper {
         }
     }
 
-    fn tell(&self, pid: Pid, status: WaitStatus) {
+    fn report(&self, pid: Pid, status: WaitStatus) {
         let exit = Exit {
             status: shell_status(status),
             at_ns: now_ns(),
@@ -77,7 +76,7 @@ impl Reaper {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&pid);
         if let Some(waiter) = waiter {
-            // Nobody may be interested any more.
+            // Fails if the waiter is gone.
             let _ = waiter.send(exit);
         }
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, unlinkat};
 use rustix::io::Errno;
+use rvm_protocol::ContainerId;
 use rvm_sys::beneath;
 use rvm_sys::bpf::AttachPoint;
 
@@ -73,9 +74,9 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// Makes the group for a container.
-    pub fn create(container_id: &str) -> Result<Self, CgroupError> {
+    pub fn create(container: &ContainerId) -> Result<Self, CgroupError> {
         parent::limit_memory()?;
-        let name = format!("{PREFIX}{container_id}");
+        let name = format!("{PREFIX}{container}");
         let path = format!("{PARENT}/{name}");
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
             .doing(|| format!("make cgroup {path}"))?;

@@ -1,10 +1,11 @@
 //! Directories of the host that containers mount.
 //!
-//! On virtio-fs each is a file system of its own, which the guest's kernel mounts when somebody first goes
-//! there (fuse_dentry_automount), and once more in every mount namespace that has no copy of it yet.
-//! Two of these know nothing of each other: a socket in the one cannot be connected to in the other,
-//! locks do not meet and maps of a file are not the same memory. So the agent goes there before the
-//! container has a namespace, which is then a copy with the mount in it, for all containers the same.
+//! On virtio-fs each is a file system of its own, which the guest's kernel mounts when a path through
+//! it is first resolved (fuse_dentry_automount), and once more in every mount namespace that has no
+//! copy of that mount yet. Two such instances share nothing: a program cannot connect to a socket in
+//! the other instance, locks do not conflict, and mappings of a file are not the same memory. So the
+//! agent resolves the path before the container's mount namespace is made. The namespace then has a
+//! copy of the mount, of the same instance for all containers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,16 +14,16 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 use rvm_protocol::SHARED_DIR;
 
-/// Those that are mounted in the agent's namespace.
+/// The directories that are mounted in the agent's namespace, by path. A copy is another handle.
 #[derive(Clone, Default)]
 pub struct HostDirs(Arc<Mutex<HashMap<String, Weak<HostDir>>>>);
 
-/// One of them, which stays mounted as long as some container has this.
+/// A directory, which stays mounted while a container holds this.
 pub struct HostDir(String);
 
 impl HostDirs {
-    /// Has the kernel mount what lies there, if it is the host's. What is wrong with it is told when the
-    /// container mounts it.
+    /// Has the kernel mount the directory, if the path is the host's. An error is ignored here: the
+    /// container reports it when it mounts the directory.
     pub fn mount(&self, path: &str) -> Option<Arc<HostDir>> {
         if !path.strip_prefix(SHARED_DIR)?.starts_with('/') {
             return None;
@@ -41,7 +42,7 @@ impl HostDirs {
 
 impl Drop for HostDir {
     fn drop(&mut self) {
-        // A file, and anything on 9p, is no mount.
+        // Fails for a file, and for anything on 9p: those are no mounts.
         let _ = unmount(self.0.as_str(), UnmountFlags::DETACH);
     }
 }
