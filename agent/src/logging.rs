@@ -8,14 +8,14 @@ use std::io::Write as _;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// What is logged when nothing says otherwise.
+/// The filter without [`rvm_protocol::PARAM_LOG`].
 pub const DEFAULT_FILTER: &str = "warn";
 
-/// Installs the console logger. A directive that cannot be read is passed over.
+/// Installs the console logger. Ignores directives that it cannot parse.
 pub fn start(filter: &str) {
     let filter = Filter::parse(filter);
     log::set_max_level(filter.highest());
-    // It fails only when a logger is already there, which then serves as well.
+    // Fails only when there is a logger already, as in tests.
     let _ = log::set_logger(Box::leak(Box::new(Console { filter })));
 }
 
@@ -38,7 +38,7 @@ impl Log for Console {
             record.target(),
             record.args()
         );
-        // There is nowhere to report that the console is gone.
+        // An error of the console cannot be reported anywhere.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 

@@ -1,7 +1,7 @@
 //! Ending the machine.
 //!
-//! The orderly end is a byte to [`POWER_OFF_PORT`], which both VMMs understand at once. Everything
-//! else that stops the guest is a reset, by which the host knows that it crashed.
+//! The orderly end is a byte to [`POWER_OFF_PORT`], which ends both VMMs at once. Everything else that
+//! stops the guest is a reset, by which the host knows that the guest has crashed.
 
 use std::panic::PanicHookInfo;
 
@@ -15,13 +15,13 @@ pub fn off() {
     if let Err(errno) = port::write_byte(POWER_OFF_PORT, POWER_OFF_BYTE) {
         log::warn!("power-off port: {errno}");
     }
-    // Still here: the port is not wired up, as on a machine that is not rvm's.
+    // No device serves the port, as on a machine that is not rvm's.
     if let Err(errno) = reboot(RebootCommand::PowerOff) {
         log::error!("power off: {errno}");
     }
 }
 
-/// Says why the agent cannot go on, and resets the machine.
+/// Logs why the agent cannot go on, and resets the machine.
 pub fn reset(reason: &str) -> ! {
     log::error!("fatal: {reason}");
     let _ = reboot(RebootCommand::Restart);

@@ -1,13 +1,13 @@
-//! Standard streams for a process that may have been started without.
+//! Standard streams for an init that the kernel may have started without.
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::sys::{Doing as _, OsError};
 
-/// Opens what is missing of descriptors 0 to 2.
+/// Opens those of descriptors 0 to 2 that are closed.
 ///
-/// The kernel leaves them closed when it has no console driver; the next files to be opened would
-/// then take their numbers, and log lines would be written into them.
+/// The kernel leaves them closed when it has no console driver. The next open files would then take
+/// their numbers, and the logger would write into them.
 pub fn open_missing_standard_streams() -> Result<(), OsError> {
     loop {
         let file = open("/dev/console").or_else(|_| open("/dev/null"));
@@ -15,7 +15,7 @@ pub fn open_missing_standard_streams() -> Result<(), OsError> {
         if std::os::fd::AsRawFd::as_raw_fd(&file) > 2 {
             return Ok(());
         }
-        // It stays open for good at the number it took.
+        // Keeps the descriptor open for good.
         std::mem::forget(file);
     }
 }

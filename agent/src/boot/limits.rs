@@ -3,35 +3,30 @@
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::cgroup::parent;
+use crate::init::HARD_NOFILE;
 use crate::sys::{Doing as _, OsError};
-
-/// Hard limit of open files that containers inherit: what engines ask for at most, in practice.
-pub const HARD_NOFILE: u64 = 1 << 20;
-/// Soft limit of open files for containers: select(2) breaks above it, so programs raise it
-/// themselves if they can do more.
-pub const SOFT_NOFILE: u64 = 1024;
 
 /// Settings below /proc/sys.
 ///
-/// The limits that protect the users of one kernel from one another have no purpose here: the
-/// host's limits on the machine as a whole take their place.
+/// Limits that protect the users of one kernel from one another serve no purpose here: the host limits
+/// the machine as a whole.
 const SYSCTLS: [(&str, &str); 5] = [
-    // A crashed guest is to end, and be seen as such, not to hang.
+    // A crashed guest ends at once: the host sees the reset.
     ("kernel/panic", "-1"),
     ("kernel/pid_max", "4194304"),
-    // 2^30, as systemd has it: containers are given the limit that the host's engine has.
+    // 2^30, as in systemd: engines pass the host's limit on to containers.
     ("fs/nr_open", "1073741816"),
     ("fs/inotify/max_user_instances", "8192"),
     ("vm/max_map_count", "1048576"),
 ];
 
-/// What the kernel keeps free, in KiB, for allocations that cannot wait: its own measure. With huge pages
-/// it keeps a good deal more, so that they stay easy to find, at the expense of what containers may use.
+/// The kernel's default for min_free_kbytes, which it keeps free for allocations that cannot wait. With
+/// huge pages the kernel raises it a good deal, at the expense of containers' memory.
 fn free_kib(total_kib: u64) -> u64 {
     (16 * total_kib).isqrt()
 }
 
-fn keep_less_free() -> Result<(), OsError> {
+fn lower_min_free() -> Result<(), OsError> {
     let path = "/proc/sys/vm/min_free_kbytes";
     let wanted = free_kib(rustix::system::sysinfo().totalram as u64 >> 10);
     let now = std::fs::read_to_string(path).doing(|| format!("read {path}"))?;
@@ -41,12 +36,12 @@ fn keep_less_free() -> Result<(), OsError> {
     Ok(())
 }
 
-/// Applies the settings, the resource limits and the agent's own protection from the OOM killer, and
-/// makes the cgroup for containers.
+/// Applies the settings and resource limits, protects the agent from the OOM killer, and makes the
+/// parent cgroup of containers.
 pub fn apply() -> Result<(), OsError> {
     for (name, value) in SYSCTLS {
         let path = format!("/proc/sys/{name}");
-        // None is worth not booting for: a kernel may be built without.
+        // A guest boots without any of them: the kernel may lack the setting.
         if let Err(error) = std::fs::write(&path, value) {
             log::warn!("write {value} to {path}: {error}");
         }
@@ -64,7 +59,7 @@ pub fn apply() -> Result<(), OsError> {
     };
     setrlimit(Resource::Nproc, unlimited).doing(|| "raise the limit of processes")?;
     rustix::system::sethostname(b"rvm").doing(|| "set the host name")?;
-    keep_less_free()?;
+    lower_min_free()?;
     parent::prepare()?;
     parent::limit_memory()
 }

@@ -1,7 +1,7 @@
-//! From the kernel's hand-over to a machine in which containers can be made.
+//! Setting up the guest, from the kernel's hand-over to the point where containers can be made.
 //!
-//! Runs once, first thing, as pid 1 in the initial root file system. Its cost is part of every
-//! start of a container, so it does what a container needs and no more.
+//! Runs once, as the first code of pid 1, in the initial root file system. Its cost is part of every
+//! start of a container, so it does no more than a container needs.
 
 mod console;
 mod filesystems;
@@ -12,28 +12,24 @@ use rustix::process::DumpableBehavior;
 use rvm_sys::loopback;
 
 pub use filesystems::{start_writing_back, unmount_shared};
-pub use limits::{HARD_NOFILE, SOFT_NOFILE};
-pub use params::Params;
 
 use crate::sys::{Doing as _, OsError, signal};
 
 /// Why the guest could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// A system call failed.
     #[error(transparent)]
     Os(#[from] OsError),
-    /// The kernel command line names a shared file system that the agent does not know.
     #[error("kernel parameter rvm.shared={0}: neither virtiofs nor 9p")]
     UnknownShared(String),
 }
 
-/// Sets the guest up; the order matters.
-pub fn run() -> Result<Params, BootError> {
+/// Sets the guest up. The steps depend on one another in this order.
+pub fn run() -> Result<(), BootError> {
     signal::ignore_broken_pipes();
     filesystems::mount_kernel_interfaces()?;
     console::open_missing_standard_streams()?;
-    let params = Params::read()?;
+    let params = params::Params::read()?;
     crate::logging::start(params.log_filter());
     filesystems::mount_rest(params.shared())?;
     filesystems::seal_root()?;
@@ -42,5 +38,5 @@ pub fn run() -> Result<Params, BootError> {
     // Containers that share the guest's pid namespace must not read the agent's memory.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .doing(|| "make the agent undumpable")?;
-    Ok(params)
+    Ok(())
 }

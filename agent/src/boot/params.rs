@@ -8,13 +8,11 @@ use crate::sys::Doing as _;
 /// The file system by which the host shares its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shared {
-    /// virtio-fs
     VirtioFs,
-    /// 9p over virtio
     NineP,
 }
 
-/// What the kernel command line says to the agent.
+/// Parameters of the kernel command line that begin with `rvm.`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Params {
     shared: Option<Shared>,
@@ -44,12 +42,11 @@ impl Params {
         Ok(params)
     }
 
-    /// How to mount the shared directory; `None` goes without.
+    /// `None` for a guest without a shared directory.
     pub fn shared(&self) -> Option<Shared> {
         self.shared
     }
 
-    /// The log filter.
     pub fn log_filter(&self) -> &str {
         self.log
             .as_deref()

@@ -1,15 +1,15 @@
-//! The eBPF program that decides about devices in a container's cgroup.
+//! The eBPF program that allows or denies accesses to devices in a container's cgroup.
 //!
-//! The kernel runs it with a `struct bpf_cgroup_dev_ctx` (`<linux/bpf.h>`) for each access and
-//! allows it if the program returns 1. The rules are walked from the last to the first. One register
-//! holds the accesses that no rule has decided yet: a denying rule about any of them ends it with
-//! no, an allowing rule takes its own away, and when none is left the answer is yes. What is still
-//! undecided in the end is denied.
+//! The kernel runs it with a `struct bpf_cgroup_dev_ctx` (`<linux/bpf.h>`) for each access and allows
+//! the access if the program returns 1. The program tests the rules from the last to the first. One
+//! register holds the accesses that no rule has decided yet: a denying rule about any of them returns
+//! 0, an allowing rule clears its own, and when none is left the program returns 1. An access that is
+//! undecided after the first rule is denied.
 //!
-//! Every container loads one, and the kernel's verifier walks every path through it: written
-//! plainly, with all conditions for each rule, the default rules alone cost a million instructions
-//! to load. So block and character devices part at the beginning, a device's two numbers are
-//! compared as one, and a rule about every access decides at once.
+//! Every container loads such a program, and the kernel's verifier walks every path through it:
+//! written plainly, with all conditions for each rule, the default rules alone took a million
+//! instructions to load. So the program branches for block and character devices at the start,
+//! compares a device's two numbers as one, and decides at once by a rule about every access.
 
 use rvm_sys::bpf::Register::{self, R0, R1, R2, R3, R4, R5, R6, R7};
 use rvm_sys::bpf::{Assembler, AssemblyError, Label, Program};

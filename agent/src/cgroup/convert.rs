@@ -1,4 +1,4 @@
-//! `linux.resources`, which is written in terms of cgroup v1, as settings of cgroup v2.
+//! Translates `linux.resources`, which is in terms of cgroup v1, to settings of cgroup v2.
 //!
 //! The formulas are runc's (libcontainer/cgroups/utils.go), so that a container sees the same
 //! numbers in its cgroup.
@@ -10,18 +10,17 @@ use oci_spec::runtime::{
 /// A value for an interface file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The files that can take it; the first that exists does.
+    /// Alternatives; the first file that exists is written.
     pub files: &'static [&'static str],
-    /// What to write.
     pub value: String,
-    /// Whether the kernel behaves so anyway, so that a missing file does no harm.
+    /// Whether the kernel behaves so by default, so that a missing file does no harm.
     pub is_default: bool,
 }
 
-/// Why a limit cannot be had in the guest.
+/// Why the guest cannot set a limit.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResourceError {
-    /// cgroup v2 has nothing of the kind.
+    /// cgroup v2 has no such limit.
     #[error("config.json: linux.resources.{0} is not supported in the guest")]
     Unsupported(&'static str),
     /// The fields contradict each other or are out of range.
@@ -96,7 +95,7 @@ impl Settings {
         });
     }
 
-    /// Says whether the kernel behaves anyway as the last setting has it.
+    /// Sets `is_default` of the last setting.
     fn last_is_default(&mut self, is_default: bool) {
         if let Some(setting) = self.0.last_mut() {
             setting.is_default = is_default;
@@ -125,7 +124,7 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Settings) -> Result<(), ResourceError>
     {
         return Err(ResourceError::Unsupported("cpu.realtimeRuntime"));
     }
-    // idle comes first: the kernel refuses a weight while it is 1, and runc sets it first too.
+    // idle before weight, as runc: the kernel refuses a weight while idle is 1.
     if let Some(idle) = cpu.idle() {
         settings.add(&["cpu.idle"], idle);
     }
@@ -164,7 +163,7 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Settings) -> Result<(), ResourceError>
     Ok(())
 }
 
-/// cgroup v1's 2 to 262144 on v2's 1 to 10000.
+/// Maps cgroup v1's 2 to 262144 to v2's 1 to 10000.
 fn shares_to_weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
@@ -180,7 +179,7 @@ fn add_memory(memory: &LinuxMemory, settings: &mut Settings) -> Result<(), Resou
         return Err(ResourceError::Unsupported("memory.kernelTCP"));
     }
     let limit = memory.limit().filter(|bytes| *bytes != 0);
-    // swap.max comes before max, so that a group that is swapping cannot be killed in between.
+    // swap.max before max: otherwise the kernel could kill a group that is swapping in between.
     if let Some(swap) = swap_limit(limit, memory.swap().filter(|bytes| *bytes != 0))? {
         settings.add_limit(&["memory.swap.max"], swap);
         if swap == 0 {
@@ -197,7 +196,7 @@ fn add_memory(memory: &LinuxMemory, settings: &mut Settings) -> Result<(), Resou
     Ok(())
 }
 
-/// v1 limits memory and swap together, v2 swap alone. Negative is unlimited.
+/// v1 limits the sum of memory and swap, v2 swap alone. Negative is unlimited.
 fn swap_limit(memory: Option<i64>, both: Option<i64>) -> Result<Option<i64>, ResourceError> {
     let invalid = |text: &str| Err(ResourceError::Invalid(format!("memory.swap: {text}")));
     match (memory, both) {

@@ -1,44 +1,33 @@
-//! Which devices a container may use, as a list of rules of which the last that matches holds.
+//! Device rules: the last rule that matches an access decides.
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::ResourceError;
 
-/// The kind of device a rule is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Block and character devices.
     Any,
-    /// Block devices.
     Block,
-    /// Character devices.
     Char,
 }
 
-/// What a process wants with a device; `BPF_DEVCG_ACC_*` of `<linux/bpf.h>`.
+/// Accesses to a device, as bits; `BPF_DEVCG_ACC_*` of `<linux/bpf.h>`.
 pub mod access {
-    /// Make a node of it.
     pub const MKNOD: u8 = 1;
-    /// Open it for reading.
     pub const READ: u8 = 2;
-    /// Open it for writing.
     pub const WRITE: u8 = 4;
-    /// All of these.
     pub const ALL: u8 = 7;
 }
 
-/// One rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Whether it allows or denies.
     pub allow: bool,
-    /// Block, character or both.
     pub kind: Kind,
     /// `None` matches every number.
     pub major: Option<u32>,
-    /// `None` matches every number.
     pub minor: Option<u32>,
-    /// The accesses it is about, never empty.
+    /// Bits of [`access`], never none.
     pub access: u8,
 }
 
@@ -52,8 +41,8 @@ const fn allow(major: Option<u32>, minor: Option<u32>, access: u8) -> Rule {
     }
 }
 
-/// What runc allows every container, after the rules of config.json: making any node, and using
-/// null, zero, full, random, urandom, tty, console, the pseudo terminals and their multiplexer.
+/// The rules that runc adds to those of config.json: a container may make any node, and use null,
+/// zero, full, random, urandom, tty, console, the pseudo terminals and their multiplexer.
 const DEFAULTS: [Rule; 11] = [
     allow(None, None, access::MKNOD),
     Rule {
@@ -71,7 +60,7 @@ const DEFAULTS: [Rule; 11] = [
     allow(Some(5), Some(2), access::ALL),
 ];
 
-/// The rules of config.json followed by the ones every container has.
+/// The rules of config.json followed by the defaults.
 pub fn with_defaults(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>, ResourceError> {
     let own = rules.iter().map(to_rule).filter_map(Result::transpose);
     own.chain(DEFAULTS.into_iter().map(Ok)).collect()
@@ -88,16 +77,7 @@ fn to_rule(rule: &LinuxDeviceCgroup) -> Result<Option<Rule>, ResourceError> {
     };
     if kind == Kind::Any {
         // runc takes a rule about all devices to be about every number and access.
-        return Ok(Some(
-            Rule {
-                kind,
-                major: None,
-                minor: None,
-                access: access::ALL,
-                ..ANY
-            }
-            .with_allow(rule.allow()),
-        ));
+        return Ok(Some(ANY.with_allow(rule.allow())));
     }
     let mut bits = 0;
     for letter in rule.access().as_deref().unwrap_or_default().chars() {

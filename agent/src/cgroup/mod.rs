@@ -1,7 +1,7 @@
-//! A container's control group.
+//! The control groups of containers.
 //!
-//! The guest has cgroup v2 only. The agent stays in the root group; each container has one group
-//! right below that of all containers ([`parent`]), of which its cgroup namespace makes a root.
+//! The guest has cgroup v2 only. The agent stays in the root group; each container has one group right
+//! below the parent of all ([`parent`]), which is the root in the container's cgroup namespace.
 
 mod bpf;
 mod convert;
@@ -27,53 +27,46 @@ pub use watch::Watch;
 
 use crate::sys::{Doing as _, OsError, signal};
 
-/// Keeps container ids apart from the interface files that share the parent's directory with them.
+/// Sets container ids apart from the interface files in the parent's directory.
 const PREFIX: &str = "rvm-";
-/// How long the kernel may take to end all processes of a group after it was told to.
+/// How long the kernel may take to end all processes of a group after `cgroup.kill`.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the processes of a group may take to stand still; runc's.
+/// How long the processes of a group may take to freeze; runc's.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for a signal to all of them. A process in an uninterruptible sleep cannot freeze; it
+/// The same before a signal to all of them. A process in an uninterruptible sleep cannot freeze, and
 /// cannot fork either.
 const SIGNAL_FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a container's group could not be made or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// A system call failed.
     #[error(transparent)]
     Os(#[from] OsError),
-    /// A limit cannot be had.
     #[error(transparent)]
     Resource(#[from] ResourceError),
-    /// The kernel has no such setting, or refuses the value.
+    /// The kernel has no such interface file, or refuses the value.
     #[error("config.json: linux.resources: set {file} to {value:?}: {}", crate::sys::errno_text(*.errno))]
     Refused {
-        /// The interface file.
         file: String,
-        /// What was written to it.
         value: String,
-        /// Why it was refused.
         errno: Errno,
     },
-    /// Processes go on although they were to stand still.
     #[error("processes of the container did not stand still within {} s", FREEZE_TIMEOUT.as_secs())]
     NotFrozen,
-    /// Processes remain in the group although they were killed.
     #[error("processes of the container did not end within {} s of being killed", KILL_TIMEOUT.as_secs())]
     StillPopulated,
 }
 
-/// One container's group.
+/// The group of one container.
 pub struct Cgroup {
     name: String,
     directory: OwnedFd,
-    /// Held by whoever freezes the group, until what it was frozen for is done.
+    /// Locked from the freeze of the group to the end of what it was frozen for.
     freezer: tokio::sync::Mutex<()>,
 }
 
 impl Cgroup {
-    /// Makes the group for a container.
+    /// Makes the group of a container.
     pub fn create(container: &ContainerId) -> Result<Self, CgroupError> {
         parent::limit_memory()?;
         let name = format!("{PREFIX}{container}");
@@ -127,8 +120,8 @@ impl Cgroup {
         self.apply_unified(resources.unified().as_ref())
     }
 
-    /// Refuses a limit of memory that is exceeded already, where config.json asks for the check: to
-    /// set it could end the container.
+    /// Refuses a memory limit below the memory in use, where config.json asks for the check: the limit
+    /// could end the container.
     fn check_before_update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let memory = resources.memory().as_ref();
         let memory = memory.filter(|memory| memory.check_before_update() == Some(true));
@@ -164,7 +157,7 @@ impl Cgroup {
     fn apply_unified(&self, unified: Option<&HashMap<String, String>>) -> Result<(), CgroupError> {
         for (file, value) in unified.into_iter().flatten() {
             convert::check_unified_name(file)?;
-            // io.max and its like take one device a write.
+            // io.max and the like take one device per write.
             for line in value.split('\n').filter(|line| !line.is_empty()) {
                 self.write(file, line.as_bytes())
                     .map_err(|errno| refused(file, line, errno))?;
@@ -186,7 +179,7 @@ impl Cgroup {
         std::io::read_to_string(std::fs::File::from(file))
     }
 
-    /// Gives the group to the owner of a user namespace, as far as cgroup v2 delegates it.
+    /// Makes the root of a user namespace own the group and the files that cgroup v2 delegates.
     pub fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
         let files = std::fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_default();
         let (uid, gid) = (
@@ -226,8 +219,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sends a signal to every process in the group and in all below it. They stand still
-    /// meanwhile, so that none can fork out of reach.
+    /// Sends a signal to every process in the group and in all below it, while they are frozen: none
+    /// can fork a process that misses the signal.
     pub async fn signal_all(&self, number: u32) -> Result<(), CgroupError> {
         if number == libc::SIGKILL as u32 {
             return self.kill();
@@ -238,7 +231,7 @@ impl Cgroup {
             .is_ok_and(|state| state.trim() == "1");
         if !was_frozen {
             self.set_frozen(true)?;
-            // See there for why it does not matter whether all did.
+            // A process that cannot freeze cannot fork either.
             let _ = self.frozen_within(SIGNAL_FREEZE_TIMEOUT).await?;
         }
         let sent = self.signal_each(number);
@@ -251,7 +244,7 @@ impl Cgroup {
     fn signal_each(&self, number: u32) -> Result<(), CgroupError> {
         for pid in self.processes()? {
             match signal::send_to_pid(pid, number) {
-                // It ended on its own.
+                // The process has ended by itself.
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => Err(errno).doing(|| format!("signal process {pid}"))?,
             }
@@ -259,7 +252,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Makes every process stand still, and returns when they do.
+    /// Freezes every process, and returns when all are frozen.
     pub async fn freeze(&self) -> Result<(), CgroupError> {
         let _held = self.freezer.lock().await;
         self.set_frozen(true)?;
@@ -270,7 +263,7 @@ impl Cgroup {
         Err(CgroupError::NotFrozen)
     }
 
-    /// Lets the processes go on.
+    /// Thaws the processes.
     pub async fn thaw(&self) -> Result<(), CgroupError> {
         let _held = self.freezer.lock().await;
         self.set_frozen(false)
@@ -287,8 +280,7 @@ impl Cgroup {
         Ok(tokio::time::timeout(limit, watch.frozen()).await.is_ok())
     }
 
-    /// Every process in the group and in all below it, as the guest's root pid namespace numbers
-    /// them.
+    /// The process ids, in the guest's root pid namespace, of the group and of all below it.
     pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
         let mut pids = Vec::new();
         for directory in self.tree()? {
@@ -301,7 +293,7 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// This group's directory and all below, parents first.
+    /// The directories of this group and of all below it, parents first.
     fn tree(&self) -> Result<Vec<std::path::PathBuf>, CgroupError> {
         let mut found = vec![Path::new(PARENT).join(&self.name)];
         let mut next = 0;
@@ -320,7 +312,7 @@ impl Cgroup {
         Ok(found)
     }
 
-    /// Kills what is left and removes the group with all below it.
+    /// Kills the remaining processes and removes the group with all below it.
     pub async fn remove(&self) -> Result<(), CgroupError> {
         let watch = self.watch()?;
         if watch.is_populated()? {

@@ -1,9 +1,9 @@
-//! The group above all containers, and the memory that they may use together.
+//! The parent group of all containers, and the memory that they may use together.
 //!
-//! A group that reaches its limit loses a process. A guest that is out of memory as a whole may stand
-//! still instead: the kernel kills nothing for an allocation on behalf of a file system (GFP_NOFS), and
-//! tries for ever, which is how a program's own pages are read again once they have made way. So the
-//! containers together may use what the kernel and the agent can do without, and no more.
+//! In a group that reaches its limit the kernel kills a process. A guest that is out of memory as a
+//! whole may hang instead: the kernel kills nothing for an allocation on behalf of a file system
+//! (GFP_NOFS) and tries for ever, and such allocations read evicted pages of programs back. So the
+//! containers together get a limit that leaves the kernel and the agent enough.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -16,17 +16,17 @@ use crate::sys::{Doing as _, OsError};
 /// The guest's root group, in which the agent stays.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The group that has those of the containers in it.
+/// The parent group.
 pub const PARENT: &str = "/sys/fs/cgroup/containers";
 
-/// What the kernel and the agent may need beyond what they had before there were containers: network
+/// What the kernel and the agent may need beyond what they used before the first container: network
 /// buffers, the threads and tables of many processes.
 const RESERVE_KIB: u64 = 6 << 10;
 
-/// Of memory that is plugged, the part that is lost to its page structures.
+/// The kernel's page structures take one part in this many of plugged memory.
 const PAGE_STRUCTURES: u64 = 64;
 
-/// Makes the group, in which groups can use every controller there is.
+/// Makes the parent group, whose children can use every controller of the kernel.
 pub fn prepare() -> Result<(), OsError> {
     enable_controllers(ROOT)?;
     match rustix::fs::mkdir(PARENT, Mode::from_raw_mode(0o755)) {
@@ -50,15 +50,15 @@ fn enable_controllers(group: &str) -> Result<(), OsError> {
     fs::write(&path, enable.join(" ")).doing(|| format!("write {path}"))
 }
 
-/// What the guest had before its first container, in KiB.
+/// The guest's memory before its first container, in KiB.
 #[derive(Clone, Copy, Debug)]
 struct Memory {
     total: u64,
     available: u64,
 }
 
-/// Gives the containers what memory there is for them. The first call must come before the first
-/// container; the next ones when memory may have been plugged or unplugged.
+/// Sets the limit of all containers together. The first call comes before the first container; later
+/// ones when memory may have been plugged or unplugged.
 pub fn limit_memory() -> Result<(), OsError> {
     static AT_FIRST: OnceLock<Memory> = OnceLock::new();
     let path = "/proc/meminfo";
@@ -70,7 +70,7 @@ pub fn limit_memory() -> Result<(), OsError> {
     fs::write(&path, limit.to_string()).doing(|| format!("write {limit} to {path}"))
 }
 
-/// What the containers of a guest may use that began like this and has so much memory now.
+/// The limit of a guest that started with `first` and has `total` KiB now.
 fn shared_kib(first: Memory, total: u64) -> u64 {
     let plugged = total.saturating_sub(first.total);
     let kept = first.total.saturating_sub(first.available) + RESERVE_KIB;

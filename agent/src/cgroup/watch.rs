@@ -1,7 +1,6 @@
-//! Waiting for what happens in a cgroup.
+//! Waiting for events of a cgroup.
 //!
-//! cgroup.events and memory.events wake a poller with POLLPRI when they change after having been
-//! read.
+//! cgroup.events and memory.events wake a poller with POLLPRI when they change after a read.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -34,12 +33,12 @@ impl Watch {
         Ok(count(&self.events, "populated").doing(|| "read cgroup.events")? != 0)
     }
 
-    /// Returns when no process is left.
+    /// Waits until no process is left.
     pub async fn empty(&self) {
         wait_for(&self.events, "populated", |value| value == 0).await;
     }
 
-    /// Returns when every process stands still.
+    /// Waits until every process is frozen.
     pub async fn frozen(&self) {
         wait_for(&self.events, "frozen", |value| value == 1).await;
     }
@@ -52,7 +51,7 @@ impl Watch {
             .unwrap_or(0)
     }
 
-    /// Returns when there have been more such kills than `seen`.
+    /// Waits until there have been more OOM kills than `seen`.
     pub async fn oom_kills_beyond(&self, seen: u64) {
         match &self.memory {
             Some(memory) => wait_for(memory, "oom_kill", |kills| kills > seen).await,
@@ -67,10 +66,10 @@ fn open(directory: BorrowedFd<'_>, file: &str) -> std::io::Result<AsyncFd<OwnedF
     watch(fd, Interest::PRIORITY)
 }
 
-/// Returns when the counter satisfies `wanted`, or the group has been removed.
+/// Waits until the counter satisfies `wanted`, or the group has been removed.
 async fn wait_for(file: &AsyncFd<OwnedFd>, key: &str, wanted: impl Fn(u64) -> bool) {
     loop {
-        // Reading comes first: it arms the notification.
+        // The read arms the notification.
         match count(file, key) {
             Ok(value) if !wanted(value) => {}
             _ => return,

@@ -11,8 +11,8 @@ use crate::sys::clone::{CloneRequest, Cloned, clone_process};
 use crate::sys::{Doing as _, OsError, signal};
 use rvm_sys::mount::map_ids;
 
-/// Makes, for each map, what the container's process takes: the mapped mount for a bind, or else
-/// the namespace itself.
+/// Makes the descriptor that the container's process gets for each map: the mapped mount for a bind,
+/// or else the namespace itself.
 pub fn prepare(maps: &[IdMap]) -> Result<Vec<OwnedFd>, OsError> {
     maps.iter().map(prepare_one).collect()
 }
@@ -33,7 +33,7 @@ fn prepare_one(map: &IdMap) -> Result<OwnedFd, OsError> {
     Ok(mount)
 }
 
-/// A user namespace with this map. A process holds it only until its descriptor does.
+/// A user namespace with this map. A process keeps it alive until it is open.
 fn user_namespace(map: &IdMap) -> Result<OwnedFd, OsError> {
     let request = CloneRequest {
         flags: libc::CLONE_NEWUSER as u64,
@@ -43,7 +43,7 @@ fn user_namespace(map: &IdMap) -> Result<OwnedFd, OsError> {
     #[allow(unsafe_code)]
     let cloned = unsafe { clone_process(&request) }.doing(|| "make a user namespace")?;
     let (pid, pidfd) = match cloned {
-        Cloned::Child => signal::wait_for_the_end(),
+        Cloned::Child => signal::pause_until_killed(),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     let namespace = write_maps(pid, &map.uid_map, &map.gid_map).and_then(|()| {
@@ -52,7 +52,7 @@ fn user_namespace(map: &IdMap) -> Result<OwnedFd, OsError> {
             .map(OwnedFd::from)
             .doing(|| format!("open {path}"))
     });
-    // Reaped like every orphan.
+    // The reaper reaps it like every orphan.
     signal::send(pidfd.as_fd(), libc::SIGKILL as u32).doing(|| "end the namespace's process")?;
     namespace
 }

@@ -1,8 +1,8 @@
-//! The conversation between the agent and a process that it prepares.
+//! The messages between the agent and a process that prepares to execute its program.
 //!
-//! The process speaks: at most one `Terminal` with a descriptor, then `Ready` (first processes
-//! only) or `Failed`. Then the first process waits for one byte, which tells it to go on; the end
-//! of the conversation, which execve(2) brings about, says that the program runs.
+//! The process sends at most one `Terminal` with a descriptor, then `Ready` (the init process only) or
+//! `Failed`. The init process then waits for one byte before it goes on. The end of the connection,
+//! which execve(2) closes, means that the program runs.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,26 +17,20 @@ use serde::{Deserialize, Serialize};
 /// The longest message. A failure names a path at most a few times.
 pub const MAX_MESSAGE: usize = 32 * 1024;
 
-/// What the process says.
+/// A message of the process.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// The master of its terminal comes along.
+    /// Carries the master of its terminal.
     Terminal,
-    /// All is prepared, the program is there; only the byte is missing.
+    /// Everything is prepared and the program exists: the process waits for the byte.
     Ready,
-    /// It cannot go on, and ends.
-    Failed {
-        /// What it was doing.
-        stage: String,
-        /// Why that failed, as a sentence for the user.
-        message: String,
-    },
+    /// A stage failed, and the process ends.
+    Failed { stage: String, message: String },
 }
 
 /// Sends a report, with a descriptor if there is one.
 ///
-/// Plain reports are written and not sent, so that a seccomp filter without socket calls lets them
-/// pass.
+/// A report without one is a write(2), which a seccomp filter without socket calls allows.
 pub fn send(
     socket: BorrowedFd<'_>,
     report: &Report,

@@ -1,4 +1,4 @@
-//! A container's first process.
+//! The init process of a container.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use super::rootfs::Rootfs;
 use super::{Control, Failure, Stage as _, console, devices, masks, privileges, user};
 use crate::sys::{Doing as _, OsError, clone};
 
-/// Sets the container up, waits for the word to start, and becomes the program.
+/// Sets the container up, waits for StartContainer, and becomes the program.
 ///
 /// The order is runc's where a container can tell the difference.
 pub(super) fn run(
@@ -43,8 +43,8 @@ pub(super) fn run(
 
 fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
     if let Some(offsets) = &plan.time_offsets {
-        // Takes effect at execve(2). It comes before the process is made undumpable, which would
-        // make root the owner of its own /proc files.
+        // Takes effect at execve(2). Before the process is made undumpable, after which its /proc
+        // files belong to root.
         clone::leave_namespaces(libc::CLONE_NEWTIME as u64).doing(|| "make a time namespace")?;
         for (clock, seconds, nanoseconds) in offsets {
             let line = format!("{clock} {seconds} {nanoseconds}");
@@ -52,7 +52,7 @@ fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
                 .doing(|| format!("set time offset {line}"))?;
         }
     }
-    // Processes of a shared pid namespace must not get at this one while it has root's rights.
+    // Processes of a shared pid namespace must not access this one while it has root's rights.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .doing(|| "make the process undumpable")?;
     if plan.cgroup_namespace {
@@ -108,8 +108,8 @@ fn make_file_system(
     Ok(root)
 }
 
-/// Writes to the guest's own /proc, whose sysctls are those of the caller's namespaces: a /proc that
-/// an image has prepared is never written to (CVE-2019-19921).
+/// Writes to the guest's own /proc, whose sysctls are those of the caller's namespaces, and never to a
+/// /proc that an image has prepared (CVE-2019-19921).
 pub fn write_sysctls(sysctls: &BTreeMap<String, String>) -> Result<(), OsError> {
     for (path, value) in sysctls {
         std::fs::write(format!("/proc/sys/{path}"), value)
@@ -131,8 +131,8 @@ fn set_names(plan: &ContainerPlan) -> Result<(), OsError> {
 
 /// Gives up root's rights and finds the program, with the seccomp filter as late as it may be.
 ///
-/// Without no_new_privs only CAP_SYS_ADMIN may install a filter, so it comes before the
-/// capabilities go; with it, after all else.
+/// Without no_new_privs only CAP_SYS_ADMIN may install a filter, so the filter comes before the
+/// capabilities go; with it, after everything else.
 pub(super) fn become_the_user(process: &ProcessPlan, filter: &[u8]) -> Result<Program, Failure> {
     let directory_entered = user::enter_directory_as_root(process).stage("cwd")?;
     privileges::set_scheduling(process).stage("scheduling")?;

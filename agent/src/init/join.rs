@@ -11,8 +11,8 @@ use super::plan::{ProcessPlan, fd};
 use super::{Control, Failure, Stage as _, console, inherited, privileges};
 use crate::sys::{Doing as _, OsError, clone};
 
-/// Joins the namespaces and becomes the program. The cgroup and the pid namespace are those it was
-/// born into.
+/// Joins the namespaces and becomes the program. The process was cloned into its cgroup and pid
+/// namespace.
 pub(super) fn run(
     namespaces: u64,
     user_namespace: bool,
@@ -20,8 +20,8 @@ pub(super) fn run(
     filter: &[u8],
     control: Control,
 ) -> Result<Infallible, Failure> {
-    // The container's processes can see this one from its first moment, and a privileged one among
-    // them could otherwise get at the descriptors that it still has (CVE-2016-9962).
+    // The container's processes can see this one from the start, and a privileged one among them
+    // could otherwise access the descriptors that it still has (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .doing(|| "make the process undumpable")
         .stage("start")?;

@@ -1,10 +1,9 @@
-//! The process between clone3(2) and execve(2): what a container's first process, and every process
-//! that joins later, does before it becomes the program.
+//! The process between clone3(2) and execve(2): what a container's init process, and every process
+//! that joins later, does before it executes the program.
 //!
-//! It is the agent's binary, executed anew so that nothing of the agent's memory is in it, with one
-//! thread. The agent starts it with the descriptors of [`plan::fd`] and nothing else. It has root's
-//! rights at first and gives them up step by step; it trusts the plan, and nothing that it finds in
-//! the container's root.
+//! It runs the agent's binary, executed anew so that it has nothing of the agent's memory, with one
+//! thread. The agent starts it with the descriptors of [`plan::fd`] and no others. It has root's rights
+//! at first and gives them up step by step. It trusts the plan, and nothing in the container's root.
 
 pub mod channel;
 mod console;
@@ -29,18 +28,19 @@ use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 
 use channel::Report;
 use plan::{Plan, Role, fd};
+pub use privileges::HARD_NOFILE;
 pub use rootfs::STAGING;
 use rvm_sys::error_chain::chain;
 
 use crate::sys::{Doing as _, clone, signal};
 
-/// The argument by which the agent's binary knows that it is to be this process.
+/// The argument that makes the agent's binary this process.
 pub const ARGUMENT: &str = "container-init";
 
 /// The exit status after a failure; runc's.
 pub const EXIT_FAILED: i32 = 255;
 
-/// A stage that failed, as the agent is told.
+/// A stage that failed, as it is reported to the agent.
 #[derive(Debug)]
 pub struct Failure {
     stage: &'static str,
@@ -70,7 +70,7 @@ impl Control {
         channel::send(self.0, report, fd)
     }
 
-    /// Waits for the agent's word to go on; without it the container is not to be.
+    /// Waits for StartContainer. Ends the process if the agent closes the socket instead.
     fn wait_for_start(self) {
         if clone::read_byte(fd::CONTROL).is_err() {
             clone::exit_now(EXIT_FAILED);
@@ -78,12 +78,12 @@ impl Control {
     }
 }
 
-/// Carries the plan out. Never returns: it becomes the program or ends.
+/// Carries the plan out. Never returns: the process becomes the program or ends.
 pub fn run() -> ! {
     // SAFETY: the agent has put the socket there; it stays open until execve(2).
     #[allow(unsafe_code)]
     let control = Control(unsafe { BorrowedFd::borrow_raw(fd::CONTROL) });
-    // Here only if something failed.
+    // It returns only if a stage failed.
     let Err(failure) = prepare_and_execute(control);
     let report = Report::Failed {
         stage: failure.stage.to_owned(),
@@ -125,7 +125,7 @@ fn read_plan() -> Result<Plan, Failure> {
     serde_json::from_slice(&text).stage("start")
 }
 
-/// Reads a memory file from its beginning, wherever its offset is: processes share the filter's.
+/// Reads a memory file from its start, whatever its offset is: processes share that of the filter.
 fn read_all(number: i32) -> std::io::Result<Vec<u8>> {
     let file = inherited(number);
     let length = rustix::fs::fstat(&file)?.st_size as usize;
@@ -140,7 +140,7 @@ fn read_all(number: i32) -> std::io::Result<Vec<u8>> {
     Ok(data)
 }
 
-/// Takes a descriptor over that the agent has left at a number of [`plan::fd`].
+/// Takes ownership of a descriptor at a number of [`plan::fd`].
 #[allow(unsafe_code)]
 fn inherited(number: i32) -> OwnedFd {
     // SAFETY: the agent has put one there for this purpose, and each is taken once.

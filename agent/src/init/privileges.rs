@@ -1,4 +1,4 @@
-//! What the process may do: limits, scheduling, capabilities, user and system call filter.
+//! The privileges of the process: limits, scheduling, capabilities, user and system call filter.
 
 use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
@@ -6,15 +6,20 @@ use rustix::thread::CpuSet;
 use rvm_sys::check;
 
 use super::plan::ProcessPlan;
-use crate::boot::{HARD_NOFILE, SOFT_NOFILE};
 use crate::sys::{Doing as _, OsError, caps, sched, seccomp};
 
-/// Confines the process to the CPUs it is to begin on.
+/// The hard limit of open files where config.json has none: what engines ask for at most, in practice.
+pub const HARD_NOFILE: u64 = 1 << 20;
+
+/// The soft limit: select(2) breaks above it, so programs that can do more raise it themselves.
+const SOFT_NOFILE: u64 = 1024;
+
+/// Confines the process to the CPUs of `execCPUAffinity.initial`.
 pub fn set_initial_affinity(process: &ProcessPlan) -> Result<(), OsError> {
     set_affinity(process.cpu_affinity.as_ref().map(|(initial, _)| initial))
 }
 
-/// Confines the process to the CPUs the program is to run on.
+/// Confines the process to the CPUs of `execCPUAffinity.final`.
 pub fn set_final_affinity(process: &ProcessPlan) -> Result<(), OsError> {
     set_affinity(process.cpu_affinity.as_ref().map(|(_, last)| last))
 }
@@ -44,7 +49,7 @@ pub fn set_scheduling(process: &ProcessPlan) -> Result<(), OsError> {
     Ok(())
 }
 
-/// From here on execve(2) grants nothing.
+/// Sets no_new_privs: from here on execve(2) grants nothing.
 pub fn set_no_new_privileges(process: &ProcessPlan) -> Result<(), OsError> {
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs")?;
@@ -52,7 +57,7 @@ pub fn set_no_new_privileges(process: &ProcessPlan) -> Result<(), OsError> {
     Ok(())
 }
 
-/// Sets the resource limits. The agent's own limit of open files is not for programs.
+/// Sets the resource limits, of open files in any case: the process has inherited the agent's.
 pub fn set_rlimits(process: &ProcessPlan) -> Result<(), OsError> {
     if !process
         .rlimits
@@ -88,10 +93,10 @@ pub fn install_filter(process: &ProcessPlan, filter: &[u8]) -> Result<(), OsErro
     seccomp::install(filter, flags).doing(|| "install the seccomp filter")
 }
 
-/// Becomes the user, with the capabilities the plan gives and no others.
+/// Becomes the user, with the capabilities of the plan and no others.
 ///
-/// Changing away from root clears the permitted set unless it is told to keep it; execve(2) resets
-/// that flag.
+/// A change of the user from root clears the permitted set unless the process keeps its capabilities;
+/// execve(2) resets that flag.
 pub fn set_user_and_capabilities(process: &ProcessPlan) -> Result<(), OsError> {
     let sets = process.capabilities;
     caps::limit_bounding_set(sets.bounding).doing(|| "limit the bounding set")?;

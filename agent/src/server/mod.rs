@@ -334,7 +334,7 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::Empty> {
         to_the_end(async move {
             if request.has_memory_device {
-                size::take_memory_device()?;
+                size::bind_memory_device()?;
             }
             Ok(size::set_cpus(request.cpus)?)
         })

@@ -8,7 +8,7 @@ use rustix::process::Pid;
 
 use super::check;
 
-/// What clone3(2) is asked for.
+/// The arguments of clone3(2).
 #[derive(Default)]
 pub struct CloneRequest<'fd> {
     /// `CLONE_NEW*` and `CLONE_PARENT`, as in `<linux/sched.h>`.
@@ -20,15 +20,13 @@ pub struct CloneRequest<'fd> {
 /// `<linux/sched.h>`; libc's has the wrong width.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// Which side of the call this is.
+/// The side of the call that this is.
 pub enum Cloned {
-    /// The new process.
     Child,
-    /// The caller: the child's process id, and a descriptor of it.
     Parent {
-        /// As the caller's pid namespace numbers it.
+        /// In the caller's pid namespace.
         pid: Pid,
-        /// A pidfd, closed on exec.
+        /// Closed on exec.
         pidfd: OwnedFd,
     },
 }
@@ -156,13 +154,13 @@ pub fn become_root() -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a copy of `from` at the number `to`, without close-on-exec.
+/// Duplicates `from` at the number `to`, without close-on-exec.
 pub fn copy_fd(from: RawFd, to: RawFd) -> io::Result<()> {
-    // SAFETY: used in a child that is about to execute, whose descriptors nobody owns any more.
+    // SAFETY: the caller is a child that is about to execute and owns no descriptors any more.
     check(unsafe { libc::syscall(libc::SYS_dup3, from, to, 0) }).map(drop)
 }
 
-/// Reads one byte; an end of file is an error. Makes no allocation.
+/// Reads one byte; an end of file is an error. Allocates nothing.
 pub fn read_byte(fd: RawFd) -> io::Result<u8> {
     let mut byte = 0_u8;
     // SAFETY: the buffer is one byte long and lives across the call.
@@ -172,7 +170,7 @@ pub fn read_byte(fd: RawFd) -> io::Result<u8> {
     }
 }
 
-/// Writes a process id to a pipe. Makes no allocation.
+/// Writes a process id to a pipe. Allocates nothing.
 pub fn write_pid(fd: RawFd, pid: Pid) -> io::Result<()> {
     let bytes = pid.as_raw_nonzero().get().to_ne_bytes();
     // SAFETY: the buffer lives across the call, and its length is its own.

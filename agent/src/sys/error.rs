@@ -2,19 +2,18 @@
 
 use rustix::io::Errno;
 
-/// A system call that failed: what it was meant to do, on what, and why it did not.
+/// A failed system call.
 #[derive(Debug, thiserror::Error)]
 #[error("{action}: {}", errno_text(*.errno))]
 pub struct OsError {
-    /// What was attempted and on which path or id, such as `mount proc on /proc`.
+    /// The action with its path or id, such as `mount proc on /proc`.
     pub action: String,
-    /// Why it failed.
     pub errno: Errno,
 }
 
-/// Says what a system call was for, should it fail.
+/// Adds the purpose of a system call to its error.
 pub trait Doing<T> {
-    /// Attaches the action; `action` runs only on failure.
+    /// `action` runs only on failure.
     fn doing<S: Into<String>>(self, action: impl FnOnce() -> S) -> Result<T, OsError>;
 }
 

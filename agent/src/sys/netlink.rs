@@ -1,6 +1,6 @@
 //! rtnetlink(7): messages put together by hand, and the kernel's answer to each.
 //!
-//! The libraries for this know every message there is, which is more than the agent may weigh.
+//! The crates for this know every message there is, and would make the agent much larger.
 
 use std::os::fd::OwnedFd;
 
@@ -13,7 +13,7 @@ use rustix::net::{
 /// struct nlmsghdr.
 const HEADER: usize = 16;
 
-/// A request. What goes into it is in the byte order of the machine.
+/// A request, in the machine's byte order.
 pub struct Message(Vec<u8>);
 
 impl Message {
@@ -22,7 +22,8 @@ impl Message {
     pub fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
         let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         let mut bytes = Vec::with_capacity(128);
-        // The length comes last. Sequence and port numbers are needed by those who overlap.
+        // `finish` writes the length. Sequence and port numbers serve overlapping requests, of which
+        // there are none.
         bytes.extend(0_u32.to_ne_bytes());
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
@@ -36,7 +37,7 @@ impl Message {
         self.nested(kind, |message| message.0.extend(value));
     }
 
-    /// Adds an attribute that holds whatever `fill` adds.
+    /// Adds an attribute that holds what `fill` adds.
     pub fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         self.sized(|message| {
             message.0.extend(kind.to_ne_bytes());
@@ -44,14 +45,13 @@ impl Message {
         });
     }
 
-    /// Adds what begins with its own length in two bytes, which are written here.
+    /// Adds what `fill` adds, after its own length in two bytes.
     pub fn sized(&mut self, fill: impl FnOnce(&mut Self)) {
         self.align();
         let start = self.0.len();
         self.0.extend([0; 2]);
         fill(self);
-        // Whatever does not fit is refused by the kernel: the message then ends in the middle of an
-        // attribute.
+        // The kernel refuses what does not fit: the message then ends in the middle of an attribute.
         let length = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
@@ -73,11 +73,10 @@ impl Message {
     }
 }
 
-/// A socket for requests about the network namespace it was opened in.
+/// A socket for requests about the network namespace that it was opened in.
 pub struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// Opens one.
     pub fn open() -> io::Result<Self> {
         // NETLINK_ROUTE is 0.
         let socket = socket_with(
@@ -90,7 +89,7 @@ impl Netlink {
         Ok(Self(socket))
     }
 
-    /// Makes a request, which the kernel carries out before this returns.
+    /// Sends a request, which the kernel carries out before this returns.
     pub fn request(&self, message: Message) -> io::Result<()> {
         send(&self.0, &message.finish(), SendFlags::empty())?;
         let mut answer = [0; 256];

@@ -11,9 +11,9 @@ use super::check;
 pub struct SchedAttr {
     /// The structure's length, filled in by [`set_scheduler`].
     pub size: u32,
-    /// `SCHED_*`
+    /// `SCHED_*`.
     pub policy: u32,
-    /// `SCHED_FLAG_*`
+    /// `SCHED_FLAG_*`.
     pub flags: u64,
     /// For SCHED_OTHER and SCHED_BATCH.
     pub nice: i32,
@@ -25,9 +25,7 @@ pub struct SchedAttr {
     pub deadline: u64,
     /// Nanoseconds, for SCHED_DEADLINE.
     pub period: u64,
-    /// Utilization clamps.
     pub util_min: u32,
-    /// Utilization clamps.
     pub util_max: u32,
 }
 

@@ -30,7 +30,7 @@ pub fn drain(fd: BorrowedFd<'_>) {
     while unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } > 0 {}
 }
 
-/// Ignores SIGPIPE: a write to a closed stream is an error value and not the end.
+/// Ignores SIGPIPE: a write to a closed stream returns an error and does not end the agent.
 pub fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
@@ -73,7 +73,7 @@ pub fn send_to_pid(pid: i32, signal: u32) -> io::Result<()> {
 }
 
 /// Sleeps until a signal ends the process.
-pub fn wait_for_the_end() -> ! {
+pub fn pause_until_killed() -> ! {
     loop {
         // SAFETY: pause(2) has no argument.
         unsafe { libc::pause() };

@@ -4,6 +4,7 @@
 //! over: the labels of security modules that the guest's kernel does not have, with a log line, and
 //! the hooks that run on the host.
 
+mod config;
 mod devices;
 mod mounts;
 mod namespaces;
@@ -11,13 +12,14 @@ mod process;
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{Hook, Linux, LinuxResources, LinuxSeccomp, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxResources, LinuxSeccomp};
 
 pub use mounts::IdMap;
 pub use namespaces::{Namespaces, UserNamespace};
 pub use process::exec_process;
 
 use crate::init::plan::{ContainerPlan, HookPlan, HookState, ProcessPlan};
+use config::Config;
 
 /// Why config.json, or an exec's process object, is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,13 +76,13 @@ pub struct ContainerSpec {
 
 /// Reads and validates config.json for a container.
 pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
-    let spec: Spec =
+    let config: Config =
         serde_json::from_slice(json).map_err(|error| SpecError::Malformed(error.to_string()))?;
-    refuse_other_platforms(&spec)?;
+    refuse_other_platforms(&config)?;
     let missing = |field: &str| SpecError::invalid(field, "is missing");
-    let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
-    let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
-    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+    let process = config.process.as_ref().ok_or_else(|| missing("process"))?;
+    let root = config.root.as_ref().ok_or_else(|| missing("root"))?;
+    let linux = config.linux.as_ref().ok_or_else(|| missing("linux"))?;
     refuse_unsupported(linux)?;
 
     let namespaces = namespaces::translate(linux)?;
@@ -88,8 +90,8 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         id: id.to_owned(),
         rootfs: path_text("root.path", root.path())?,
         readonly_rootfs: root.readonly().unwrap_or(false),
-        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
-        domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+        hostname: config.hostname.clone().filter(|name| !name.is_empty()),
+        domainname: config.domainname.clone().filter(|name| !name.is_empty()),
         masked_paths: linux.masked_paths().clone().unwrap_or_default(),
         readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
         time_offsets: namespaces::time_offsets(linux, &namespaces)?,
@@ -111,13 +113,13 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         plan.rootfs_propagation = super::mount_options::propagation(name)
             .ok_or_else(|| SpecError::invalid("linux.rootfsPropagation", format!("is {name:?}")))?;
     }
-    let idmaps = mounts::translate(spec.mounts().as_deref(), linux, &mut plan)?;
+    let idmaps = mounts::translate(config.mounts.as_deref(), linux, &mut plan)?;
     devices::translate(linux, &namespaces, &mut plan)?;
     translate_sysctls(linux, &mut plan)?;
     let guest_sysctls = take_network_sysctls(&namespaces, &mut plan);
-    translate_hooks(&spec, &mut plan);
+    translate_hooks(&config, &mut plan);
 
-    let mut process_plan = process::first_process(process)?;
+    let mut process_plan = process::init_process(process)?;
     process_plan.personality = process::personality(linux)?;
     process_plan.keyring = Some(format!("_ses.{id}"));
     if linux
@@ -135,16 +137,16 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         guest_sysctls,
         resources: linux.resources().clone(),
         seccomp: linux.seccomp().clone(),
-        oom_score_adj: process.oom_score_adj().unwrap_or(0).clamp(-1000, 1000),
+        oom_score_adj: process.oom_score_adj.unwrap_or(0).clamp(-1000, 1000),
     })
 }
 
-fn refuse_other_platforms(spec: &Spec) -> Result<(), SpecError> {
+fn refuse_other_platforms(config: &Config) -> Result<(), SpecError> {
     let others = [
-        ("solaris", spec.solaris().is_some()),
-        ("windows", spec.windows().is_some()),
-        ("vm", spec.vm().is_some()),
-        ("zos", spec.zos().is_some()),
+        ("solaris", config.solaris.is_some()),
+        ("windows", config.windows.is_some()),
+        ("vm", config.vm.is_some()),
+        ("zos", config.zos.is_some()),
     ];
     refuse_first(&others)
 }
@@ -211,8 +213,8 @@ fn take_network_sysctls(
     network
 }
 
-fn translate_hooks(spec: &Spec, plan: &mut ContainerPlan) {
-    let Some(hooks) = spec.hooks() else { return };
+fn translate_hooks(config: &Config, plan: &mut ContainerPlan) {
+    let Some(hooks) = &config.hooks else { return };
     let convert = |hooks: &Option<Vec<Hook>>| -> Vec<HookPlan> {
         hooks.iter().flatten().map(hook_plan).collect()
     };
@@ -220,11 +222,11 @@ fn translate_hooks(spec: &Spec, plan: &mut ContainerPlan) {
     plan.start_hooks = convert(hooks.start_container());
     let bundle = std::path::Path::new(&plan.rootfs).parent();
     plan.hook_state = HookState {
-        version: spec.version().clone(),
+        version: config.version.clone(),
         bundle: bundle
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        annotations: spec.annotations().iter().flatten().map(own).collect(),
+        annotations: config.annotations.iter().flatten().map(own).collect(),
     };
 }
 

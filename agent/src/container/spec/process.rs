@@ -2,10 +2,11 @@
 
 use oci_spec::runtime::{
     Capabilities, Capability, IOPriorityClass, Linux, LinuxCapabilities, LinuxPersonalityDomain,
-    LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
+    LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Scheduler,
 };
 use rvm_sys::cpu_list::CpuList;
 
+use super::config::Process;
 use super::{SpecError, path_text};
 use crate::init::plan::{CapabilityPlan, CpuAffinity, ProcessPlan, RlimitPlan};
 use crate::sys::sched::SchedAttr;
@@ -15,8 +16,8 @@ const DEFAULT_UMASK: u32 = 0o022;
 /// The highest CPU that a `cpu_set_t` holds.
 const MAX_CPU: u32 = 1023;
 
-/// The container's first process.
-pub fn first_process(process: &Process) -> Result<ProcessPlan, SpecError> {
+/// The container's init process.
+pub fn init_process(process: &Process) -> Result<ProcessPlan, SpecError> {
     translate(
         process,
         &ProcessPlan {
@@ -40,29 +41,29 @@ pub fn exec_process(json: &[u8], defaults: &ProcessPlan) -> Result<ProcessPlan, 
 }
 
 fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, SpecError> {
-    let args = process.args().clone().unwrap_or_default();
+    let args = process.args.clone().unwrap_or_default();
     if args.is_empty() {
         return Err(SpecError::invalid("process.args", "is empty"));
     }
-    let env = process.env().clone().unwrap_or_default();
+    let env = process.env.clone().unwrap_or_default();
     if args.iter().chain(&env).any(|text| text.contains('\0')) {
         return Err(SpecError::invalid(
             "process.args",
             "or process.env contains a NUL",
         ));
     }
-    let cwd = path_text("process.cwd", process.cwd())?;
+    let cwd = path_text("process.cwd", &process.cwd)?;
     if !cwd.starts_with('/') {
         return Err(SpecError::invalid("process.cwd", "is not an absolute path"));
     }
     note_labels(process);
-    let user = process.user();
-    let capabilities = process.capabilities().as_ref();
+    let user = &process.user;
+    let capabilities = process.capabilities.as_ref();
     let rlimits = process
-        .rlimits()
+        .rlimits
         .as_deref()
         .filter(|limits| !limits.is_empty());
-    let scheduler = process.scheduler().as_ref().map(scheduler).transpose()?;
+    let scheduler = process.scheduler.as_ref().map(scheduler).transpose()?;
     Ok(ProcessPlan {
         args,
         env,
@@ -72,7 +73,7 @@ fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, S
         groups: user.additional_gids().clone().unwrap_or_default(),
         umask: user.umask().unwrap_or(defaults.umask),
         capabilities: capabilities.map_or(defaults.capabilities, capability_plan),
-        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        no_new_privileges: process.no_new_privileges.unwrap_or(false),
         rlimits: match rlimits {
             Some(limits) => limits.iter().map(rlimit).collect(),
             None => defaults.rlimits.clone(),
@@ -82,8 +83,8 @@ fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, S
         cpu_affinity: cpu_affinity(process)?,
         // The caller knows the terminal, and what belongs to the container.
         terminal: process
-            .console_size()
-            .filter(|_| process.terminal().unwrap_or(false))
+            .console_size
+            .filter(|_| process.terminal.unwrap_or(false))
             .map(|size| (clamp(size.height()), clamp(size.width()))),
         ..ProcessPlan::default()
     })
@@ -95,8 +96,8 @@ fn clamp(size: u64) -> u16 {
 
 fn note_labels(process: &Process) {
     for (field, label) in [
-        ("apparmorProfile", process.apparmor_profile()),
-        ("selinuxLabel", process.selinux_label()),
+        ("apparmorProfile", &process.apparmor_profile),
+        ("selinuxLabel", &process.selinux_label),
     ] {
         if label
             .as_ref()
@@ -237,7 +238,7 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedAttr, SpecError> {
 }
 
 fn io_priority(process: &Process) -> Result<Option<(u16, u16)>, SpecError> {
-    let Some(priority) = process.io_priority() else {
+    let Some(priority) = &process.io_priority else {
         return Ok(None);
     };
     let class = match priority.class() {
@@ -255,7 +256,7 @@ fn io_priority(process: &Process) -> Result<Option<(u16, u16)>, SpecError> {
 }
 
 fn cpu_affinity(process: &Process) -> Result<Option<CpuAffinity>, SpecError> {
-    let Some(affinity) = process.exec_cpu_affinity() else {
+    let Some(affinity) = &process.exec_cpu_affinity else {
         return Ok(None);
     };
     let list = |text: &Option<String>| match text.as_deref() {
@@ -264,10 +265,7 @@ fn cpu_affinity(process: &Process) -> Result<Option<CpuAffinity>, SpecError> {
             .and_then(|list| list.cpus_up_to(MAX_CPU))
             .ok_or_else(|| SpecError::invalid("process.execCPUAffinity", format!("has {text:?}"))),
     };
-    Ok(Some((
-        list(affinity.initial())?,
-        list(affinity.cpu_affinity_final())?,
-    )))
+    Ok(Some((list(&affinity.initial)?, list(&affinity.last)?)))
 }
 
 /// `linux.personality`.
