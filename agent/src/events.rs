@@ -28,8 +28,9 @@ pub struct Events {
 }
 
 impl Events {
-    /// Returns every event from now on. The queue has no bound, but its contents do: one exit for each
-    /// process that the host made, and one OOM kill for each time a container's counter was read.
+    /// Returns every event from now on. The queue has no bound, but its contents do: one exit for
+    /// each process that the host made, and one OOM kill for each time a container's counter was
+    /// read.
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Event> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.subscribers

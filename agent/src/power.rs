@@ -1,7 +1,7 @@
 //! Ending the machine.
 //!
-//! The orderly end is a byte to [`POWER_OFF_PORT`], which ends both VMMs at once. Everything else that
-//! stops the guest is a reset, by which the host knows that the guest has crashed.
+//! The orderly end is a byte to [`POWER_OFF_PORT`], which ends both VMMs at once. Everything else
+//! that stops the guest is a reset, by which the host knows that the guest has crashed.
 
 use std::panic::PanicHookInfo;
 

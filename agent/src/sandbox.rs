@@ -121,8 +121,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Waits until the kernel no longer trusts what it has cached of the files of an earlier container
-    /// with this id: those of the new one have the same names.
+    /// Waits until the kernel no longer trusts what it has cached of the files of an earlier
+    /// container with this id: those of the new one have the same names.
     async fn wait_for_cache_of(&self, id: &ContainerId) {
         let removed = {
             let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! The ids of containers and processes, checked where they are made.
 //!
-//! On the wire a container's id is a string, and a process is named by its container's id and an exec
-//! id, which is empty for the init process.
+//! On the wire a container's id is a string, and a process is named by its container's id and an
+//! exec id, which is empty for the init process.
 
 use std::borrow::Borrow;
 use std::fmt;

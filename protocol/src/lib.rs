@@ -4,7 +4,8 @@
 //! host's with the VMM ([`vmm`], JSON over a seqpacket socket). The constants below are the few
 //! facts on which both ends of a vsock or a shared directory must agree.
 //!
-//! This crate depends on none of the others; each program enables the conversation it takes part in.
+//! This crate depends on none of the others; each program enables the conversation it takes part
+//! in.
 
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ pub use id::{ContainerId, ExecId, InvalidId, MAX_CONTAINER_ID, ProcessId};
 pub const GUEST_CID: u32 = 3;
 
 /// The version of [`agent`]'s service, which `Check` answers. It grows when an agent and a host of
-/// different versions could no longer serve each other; new fields and calls alone leave it as it is.
-/// An agent that answers 0 is older than this number and speaks version 1.
+/// different versions could no longer serve each other; new fields and calls alone leave it as it
+/// is. An agent that answers 0 is older than this number and speaks version 1.
 pub const AGENT_PROTOCOL_VERSION: u32 = 1;
 
 /// The guest port on which the agent serves [`agent`]'s ttrpc service.
@@ -74,5 +75,6 @@ pub const MEMORY_SLOT: usize = 4;
 /// tells an orderly end from a guest that crashed: every other way for a guest to stop is a reset.
 pub const POWER_OFF_PORT: u16 = 0xf4;
 
-/// The byte. QEMU ends with twice its value and one, and with 1 when it fails itself, so it is not 0.
+/// The byte. QEMU ends with twice its value and one, and with 1 when it fails itself, so it is not
+/// 0.
 pub const POWER_OFF_BYTE: u8 = 1;

@@ -6,8 +6,8 @@ use rustix::io::{self, Errno};
 
 use crate::check;
 
-/// Gives the calling process a session keyring of its own with keyctl(2), so that it shares none with
-/// its parent. A kernel without keyrings is no error.
+/// Gives the calling process a session keyring of its own with keyctl(2), so that it shares none
+/// with its parent. A kernel without keyrings is no error.
 #[expect(unsafe_code, reason = "a system call that rustix lacks")]
 pub fn join_new_session(name: &CStr) -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;

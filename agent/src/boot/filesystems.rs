@@ -44,7 +44,7 @@ const fn filesystem(
     }
 }
 
-/// What the agent itself needs before it can read its parameters or log.
+/// What the agent needs before it can read its parameters or log.
 const KERNEL_INTERFACES: [Mount; 3] = [
     filesystem("proc", "/proc", HARDENED, None),
     filesystem("sysfs", "/sys", HARDENED, None),
@@ -96,13 +96,13 @@ fn make_directory(path: &str) -> Result<(), OsError> {
 
 /// Mounts the host's directory.
 ///
-/// For 9p: with `access=client` each user of the guest attaches as itself, so that what it creates
-/// is its own, and the guest's kernel does the checking, so that its root may act as anyone.
-/// `cache=mmap` is the weakest mode that can run programs and map files writable; what a process
-/// wrote is on its way to the host when it has closed the file, and there after syncfs(2) (see
-/// [`start_writing_back`]). What the host changes is seen by whoever looks a name up, opens a file or asks
-/// for its size: the guest's kernel is patched for files that stay open or are mounted themselves. QEMU
-/// takes an `msize` of this size without complaint.
+/// For 9p: with `access=client` each user of the guest attaches as itself, so that it owns the
+/// files that it creates, and the guest's kernel checks permissions, so that root may act as any
+/// user. `cache=mmap` is the weakest mode that can run programs and map files writable. close(2)
+/// starts to send a process's data to the host, and syncfs(2) waits for it (see
+/// [`start_writing_back`]). A lookup, an open and a stat see the host's changes; the guest's kernel
+/// is patched for files that stay open or are mounted themselves. QEMU accepts an `msize` of this
+/// size without a warning.
 fn mount_shared(shared: Shared) -> Result<(), OsError> {
     make_directory(SHARED_DIR)?;
     let (kind, data) = match shared {
@@ -114,19 +114,18 @@ fn mount_shared(shared: Shared) -> Result<(), OsError> {
     };
     mount(SHARED_TAG, SHARED_DIR, kind, MountFlags::empty(), data)
         .doing(|| format!("mount {kind} {SHARED_TAG} on {SHARED_DIR}"))?;
-    // Shared, so that a volume mounted by one container of a pod can reach another, where both
-    // ask for it with `rshared` and `rslave`.
+    // Shared, so that a mount in a volume propagates between containers of a pod that ask for it
+    // with `rshared` and `rslave`.
     mount_change(SHARED_DIR, MountPropagationFlags::SHARED)
         .doing(|| format!("share the mounts below {SHARED_DIR}"))
 }
 
-/// Starts to wait, in a process of its own, until what ended processes wrote to the shared directory
-/// has reached the host; returns that process's id.
+/// Starts a process that waits until the host has what ended processes wrote to the shared
+/// directory; returns its id.
 ///
-/// Only 9p needs it, and there it costs little when nothing is dirty: close(2) starts the writing
-/// and does not wait for it (v9fs_dir_release). virtio-fs writes synchronously when a file is closed
-/// and when a mapping goes away (fuse_flush, fuse_vma_close); asked to sync, it would have the host
-/// sync its disk.
+/// Only 9p needs it, and there it costs little when nothing is dirty: close(2) starts the write and
+/// does not wait for it (v9fs_dir_release). virtio-fs writes synchronously when a file is closed
+/// and when a mapping ends (fuse_flush, fuse_vma_close); a sync would make the host sync its disk.
 pub fn start_writing_back() -> Option<Pid> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let root = rustix::fs::open(SHARED_DIR, flags, Mode::empty()).ok()?;
@@ -149,10 +148,10 @@ pub fn start_writing_back() -> Option<Pid> {
     }
 }
 
-/// Writes the shared directory's data back and unmounts it. Containers must be gone.
+/// Writes the shared directory's data back and unmounts it. No container is left.
 pub fn unmount_shared() {
     if let Err(errno) = unmount(SHARED_DIR, UnmountFlags::empty()) {
-        // Whatever still holds it keeps it from being unmounted, but not from being written back.
+        // A process still uses it: its data is written back all the same.
         log::warn!("unmount {SHARED_DIR}: {errno}");
         rustix::fs::sync();
     }
@@ -160,12 +159,12 @@ pub fn unmount_shared() {
 
 /// Makes the initial root read-only and fit for pivot_root(2) in the containers' namespaces.
 ///
-/// The agent's binary lies in it. A container can get hold of that file through /proc/<pid>/exe of
-/// a process that is about to enter it (CVE-2019-5736), so the whole file system is made
-/// unwritable: no mount of it, in any namespace, can be written through.
+/// The agent's binary lies in it. A container can open that file through /proc/<pid>/exe of a
+/// process that is about to enter the container (CVE-2019-5736), so the whole file system is
+/// read-only, through any mount in any namespace.
 ///
-/// The initial root has no parent mount and cannot be pivoted away from. A bind mount of it on top
-/// of itself has one.
+/// pivot_root(2) refuses the initial root, which has no parent mount. A bind mount of it on itself
+/// has one.
 pub fn seal_root() -> Result<(), OsError> {
     mount_remount("/", MountFlags::RDONLY, c"").doing(|| "make the initial root read-only")?;
     let tree = open_tree(

@@ -8,8 +8,8 @@ use crate::sys::{Doing as _, OsError};
 
 /// Settings below /proc/sys.
 ///
-/// Limits that protect the users of one kernel from one another serve no purpose here: the host limits
-/// the machine as a whole.
+/// Limits that protect the users of one kernel from one another serve no purpose here: the host
+/// limits the machine as a whole.
 const SYSCTLS: [(&str, &str); 5] = [
     // A crashed guest ends at once: the host sees the reset.
     ("kernel/panic", "-1"),
@@ -20,8 +20,8 @@ const SYSCTLS: [(&str, &str); 5] = [
     ("vm/max_map_count", "1048576"),
 ];
 
-/// The kernel's default for min_free_kbytes, which it keeps free for allocations that cannot wait. With
-/// huge pages the kernel raises it a good deal, at the expense of containers' memory.
+/// The kernel's default for min_free_kbytes, which it keeps free for allocations that cannot wait.
+/// With huge pages the kernel raises it a good deal, at the expense of containers' memory.
 fn free_kib(total_kib: u64) -> u64 {
     (16 * total_kib).isqrt()
 }

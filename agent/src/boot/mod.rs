@@ -1,7 +1,7 @@
 //! Setting up the guest, from the kernel's hand-over to the point where containers can be made.
 //!
-//! Runs once, as the first code of pid 1, in the initial root file system. Its cost is part of every
-//! start of a container, so it does no more than a container needs.
+//! Runs once, as the first code of pid 1, in the initial root file system. Its cost is part of
+//! every start of a container, so it does no more than a container needs.
 
 mod console;
 mod filesystems;

@@ -1,10 +1,10 @@
 //! The eBPF program that allows or denies accesses to devices in a container's cgroup.
 //!
-//! The kernel runs it with a `struct bpf_cgroup_dev_ctx` (`<linux/bpf.h>`) for each access and allows
-//! the access if the program returns 1. The program tests the rules from the last to the first. One
-//! register holds the accesses that no rule has decided yet: a denying rule about any of them returns
-//! 0, an allowing rule clears its own, and when none is left the program returns 1. An access that is
-//! undecided after the first rule is denied.
+//! The kernel runs it with a `struct bpf_cgroup_dev_ctx` (`<linux/bpf.h>`) for each access and
+//! allows the access if the program returns 1. The program tests the rules from the last to the
+//! first. One register holds the accesses that no rule has decided yet: a denying rule about any of
+//! them returns 0, an allowing rule clears its own, and when none is left the program returns 1. An
+//! access that is undecided after the first rule is denied.
 //!
 //! Every container loads such a program, and the kernel's verifier walks every path through it:
 //! written plainly, with all conditions for each rule, the default rules alone took a million

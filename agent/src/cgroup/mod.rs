@@ -1,7 +1,8 @@
 //! The control groups of containers.
 //!
-//! The guest has cgroup v2 only. The agent stays in the root group; each container has one group right
-//! below the parent of all ([`parent`]), which is the root in the container's cgroup namespace.
+//! The guest has cgroup v2 only. The agent stays in the root group; each container has one group
+//! right below the parent of all ([`parent`]), which is the root in the container's cgroup
+//! namespace.
 
 mod bpf;
 mod convert;
@@ -33,8 +34,8 @@ const PREFIX: &str = "rvm-";
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the processes of a group may take to freeze; runc's.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same before a signal to all of them. A process in an uninterruptible sleep cannot freeze, and
-/// cannot fork either.
+/// The same before a signal to all of them. A process in an uninterruptible sleep cannot freeze,
+/// and cannot fork either.
 const SIGNAL_FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a container's group could not be made or changed.
@@ -120,8 +121,8 @@ impl Cgroup {
         self.apply_unified(resources.unified().as_ref())
     }
 
-    /// Refuses a memory limit below the memory in use, where config.json asks for the check: the limit
-    /// could end the container.
+    /// Refuses a memory limit below the memory in use, where config.json asks for the check: the
+    /// limit could end the container.
     fn check_before_update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let memory = resources.memory().as_ref();
         let memory = memory.filter(|memory| memory.check_before_update() == Some(true));
@@ -219,8 +220,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sends a signal to every process in the group and in all below it, while they are frozen: none
-    /// can fork a process that misses the signal.
+    /// Sends a signal to every process in the group and in all below it, while they are frozen:
+    /// none can fork a process that misses the signal.
     pub async fn signal_all(&self, number: u32) -> Result<(), CgroupError> {
         if number == libc::SIGKILL as u32 {
             return self.kill();

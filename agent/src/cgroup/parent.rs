@@ -57,8 +57,8 @@ struct Memory {
     available: u64,
 }
 
-/// Sets the limit of all containers together. The first call comes before the first container; later
-/// ones when memory may have been plugged or unplugged.
+/// Sets the limit of all containers together. The first call comes before the first container;
+/// later ones when memory may have been plugged or unplugged.
 pub fn limit_memory() -> Result<(), OsError> {
     static AT_FIRST: OnceLock<Memory> = OnceLock::new();
     let path = "/proc/meminfo";

@@ -1,9 +1,9 @@
-//! Which devices of a configuration the guest has.
+//! Checks that the guest has the devices of a configuration.
 //!
-//! A number stands for the same device in guest and host only where the kernel's documentation
-//! (admin-guide/devices.txt) has given it away. So nodes are made of those alone, and only where the
-//! guest has the device: with any other number a container would get a device that is not the one
-//! that was meant, such as a disk of the guest's.
+//! A number means the same device in guest and host only where the kernel's documentation
+//! (admin-guide/devices.txt) assigns it. So a container gets nodes for those numbers alone, and
+//! only where the guest has the device: with any other number it would get a different device, such
+//! as a disk of the guest.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 use super::spec::SpecError;
 use crate::init::plan::{ContainerPlan, DevicePlan};
 
-/// The first minor number of miscellaneous devices that is given to one for good; see
-/// `<linux/miscdevice.h>`. Those from 256 on are not, either.
+/// The minor numbers of miscellaneous devices that are assigned statically; see
+/// `<linux/miscdevice.h>`.
 const FIRST_STATIC_MISC: u32 = 128;
 const FIRST_DYNAMIC_MISC: u32 = 255;
 
@@ -23,8 +23,8 @@ const LOOP: u32 = 7;
 const MISC: u32 = 10;
 const UNIX98_TERMINALS: std::ops::RangeInclusive<u32> = 136..=143;
 
-/// Looks for the devices of a plan in the guest. A container that may use every device gets those
-/// that there are: engines list for it all that the host has.
+/// Refuses devices of a plan that the guest does not have. A container that may use every device
+/// gets those that exist instead: for it, engines list every device of the host.
 pub fn check(
     plan: &mut ContainerPlan,
     resources: Option<&LinuxResources>,
@@ -62,7 +62,7 @@ fn is_there(device: &DevicePlan) -> bool {
     };
     match (device.mode & libc::S_IFMT, device.major) {
         (libc::S_IFIFO, _) => true,
-        // Made when they are opened.
+        // The kernel makes it when it is opened.
         (libc::S_IFBLK, LOOP) => true,
         (libc::S_IFCHR, major) if UNIX98_TERMINALS.contains(&major) => true,
         (libc::S_IFCHR, MEMORY | TERMINALS) => exists("char"),

@@ -11,8 +11,8 @@ use crate::sys::clone::{CloneRequest, Cloned, clone_process};
 use crate::sys::{Doing as _, OsError, signal};
 use rvm_sys::mount::map_ids;
 
-/// Makes the descriptor that the container's process gets for each map: the mapped mount for a bind,
-/// or else the namespace itself.
+/// Makes the descriptor that the container's process gets for each map: the mapped mount for a
+/// bind, or else the namespace itself.
 pub fn prepare(maps: &[IdMap]) -> Result<Vec<OwnedFd>, OsError> {
     maps.iter().map(prepare_one).collect()
 }

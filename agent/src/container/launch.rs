@@ -1,5 +1,5 @@
-//! Making the process that becomes a container's program: clone3(2), then execveat(2) of the agent's
-//! own binary, which continues in [`crate::init`].
+//! Making the process that becomes a container's program: clone3(2), then execveat(2) of the
+//! agent's own binary, which continues in [`crate::init`].
 //!
 //! The agent has one thread; between the two calls the child makes system calls alone all the same.
 #![allow(unsafe_code)]
@@ -22,8 +22,9 @@ use crate::sys::clone::{
 };
 use crate::sys::{Doing as _, OsError};
 
-/// The agent copies descriptors to numbers from here on before the child puts them at the numbers of
-/// [`fd`], so that none is overwritten before it has been copied. Above the last prepared mount's.
+/// The agent copies descriptors to numbers from here on before the child puts them at the numbers
+/// of [`fd`], so that none is overwritten before it has been copied. Above the last prepared
+/// mount's.
 const PARKED_FROM: RawFd = 320;
 /// Mounts that the agent can prepare for one container.
 const MAX_MOUNTS: usize = (PARKED_FROM - fd::MOUNTS) as usize;

@@ -142,8 +142,8 @@ impl Container {
         }
     }
 
-    /// Kills the remaining processes and removes the cgroup. Returns when the init process's exit has
-    /// been published.
+    /// Kills the remaining processes and removes the cgroup. Returns when the init process's exit
+    /// has been published.
     pub async fn remove(&self) -> Result<(), ContainerError> {
         state::permit(*self.lock_state(), Operation::Remove)?;
         self.cgroup.remove().await?;

@@ -1,13 +1,13 @@
-//! The options of a mount in config.json, which are those of mount(8) and a few of runc's own.
+//! Parses the options of a mount in config.json: those of mount(8), and a few of runc's own.
 
 use rvm_sys::mount::{AttrChange, attr};
 
-/// Options, sorted by what they change.
+/// Options by what they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// `bind` or `rbind`, and whether it is the latter.
+    /// `Some(true)` for `rbind`, `Some(false)` for `bind`.
     pub bind: Option<bool>,
-    /// Change what is mounted already.
+    /// Change the attributes of an existing mount.
     pub remount: bool,
     /// Attributes of the mount.
     pub attributes: AttrChange,
@@ -19,26 +19,26 @@ pub struct MountOptions {
     pub superblock: Vec<&'static str>,
     /// `tmpcopyup`
     pub copy_up: bool,
-    /// `idmap` or `ridmap`, and whether it is the latter.
+    /// `Some(true)` for `ridmap`, `Some(false)` for `idmap`.
     pub idmap: Option<bool>,
-    /// What the file system itself is to understand.
+    /// Options of the file system itself.
     pub data: Vec<(String, Option<String>)>,
 }
 
 enum Meaning {
     Set(u64),
     Clear(u64),
-    /// One value of the field of access times.
+    /// A value of the access time field.
     Atime(u64),
     Propagation(u64),
     Superblock(&'static str),
-    /// Taken, and so by default.
+    /// Accepted; the default anyway.
     Nothing,
 }
 
 use Meaning::{Atime, Clear, Nothing, Propagation, Set, Superblock};
 
-/// Reads a list of options. A later one overrides an earlier one.
+/// Parses a list of options. A later one overrides an earlier one.
 pub fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
     // Some engines write several options in one, as mount(8) takes them.
@@ -78,7 +78,7 @@ impl MountOptions {
         }
     }
 
-    /// `r` before an attribute makes it hold for all mounts below; anything else is the file
+    /// `r` before an attribute applies it to all mounts below; any other option is the file
     /// system's.
     fn add_recursive_or_data(&mut self, option: &str) {
         if let Some(meaning @ (Set(_) | Clear(_) | Atime(_))) =
@@ -155,7 +155,7 @@ fn meaning(option: &str) -> Option<Meaning> {
         "rslave" => Propagation(libc::MS_SLAVE | libc::MS_REC),
         "rprivate" => Propagation(libc::MS_PRIVATE | libc::MS_REC),
         "runbindable" => Propagation(libc::MS_UNBINDABLE | libc::MS_REC),
-        // Engines write these; they ask for what is the case anyway.
+        // Engines write these; they name the default.
         "defaults" | "loud" | "silent" | "iversion" | "noiversion" => Nothing,
         _ => return None,
     })

@@ -164,8 +164,8 @@ impl Status<'_> {
     }
 }
 
-/// The name of a controlling terminal below /dev; empty if there is none, or one that has no name in
-/// a container.
+/// The name of a controlling terminal below /dev; empty if there is none, or one that has no name
+/// in a container.
 fn terminal(device: u64) -> String {
     let (major, minor) = (
         (device >> 8) & 0xfff,

@@ -10,8 +10,8 @@
 //!                               RemoveContainer
 //! ```
 //!
-//! RemoveContainer is also taken in Created, Running and Paused: it kills first. In Creating there is
-//! only a reserved id ([`crate::sandbox`]), and every operation is refused.
+//! RemoveContainer is also taken in Created, Running and Paused: it kills first. In Creating there
+//! is only a reserved id ([`crate::sandbox`]), and every operation is refused.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -1,8 +1,8 @@
 //! The messages between the agent and a process that prepares to execute its program.
 //!
-//! The process sends at most one `Terminal` with a descriptor, then `Ready` (the init process only) or
-//! `Failed`. The init process then waits for one byte before it goes on. The end of the connection,
-//! which execve(2) closes, means that the program runs.
+//! The process sends at most one `Terminal` with a descriptor, then `Ready` (the init process only)
+//! or `Failed`. The init process then waits for one byte before it goes on. The end of the
+//! connection, which execve(2) closes, means that the program runs.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

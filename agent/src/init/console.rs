@@ -20,15 +20,14 @@ const DEVPTS_MAGIC: u64 = 0x1cd1;
 
 /// Both ends of a terminal.
 pub struct Terminal {
-    /// The agent's.
+    /// For the agent.
     pub master: OwnedFd,
     slave: OwnedFd,
 }
 
 /// Makes a terminal in the container's own devpts: in `root`, or in the root of this process.
 ///
-/// The other end is asked of the master itself, never opened by path: what lies at a path is up to
-/// the container.
+/// TIOCGPTPEER on the master opens the other end: what lies at its path is up to the container.
 pub fn open(root: Option<&Rootfs>, size: (u16, u16)) -> Result<Terminal, OsError> {
     let flags = OFlags::RDWR | OFlags::NOCTTY;
     let master = match root {
@@ -74,7 +73,7 @@ pub fn bind(root: &Rootfs, terminal: &Terminal) -> Result<(), OsError> {
 }
 
 impl Terminal {
-    /// Makes it the standard streams and the controlling terminal of this session.
+    /// Makes the terminal the standard streams and the controlling terminal of this session.
     pub fn become_stdio(self) -> Result<(), OsError> {
         let slave = std::os::fd::AsRawFd::as_raw_fd(&self.slave);
         for number in 0..3 {
@@ -98,13 +97,13 @@ pub fn fix_stdio_owner(process: &ProcessPlan) -> Result<(), OsError> {
     ];
     for stream in streams {
         let status = rustix::fs::fstat(stream).doing(|| "look at a standard stream")?;
-        // /dev/null is everybody's.
+        // All containers share /dev/null.
         if status.st_rdev == null || status.st_uid == process.uid {
             continue;
         }
         let (uid, gid) = (Uid::from_raw(process.uid), None::<Gid>);
         match rustix::fs::fchown(stream, Some(uid), gid) {
-            // An id that has no name outside, or a file system without owners: it stays as it is.
+            // The id is not mapped, or the file system has no owners: the owner stays.
             Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::ROFS) => {}
             Err(errno) => return Err(errno).doing(|| "give a standard stream to the user"),
         }

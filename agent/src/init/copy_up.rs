@@ -1,4 +1,4 @@
-//! `tmpcopyup`: a tmpfs that starts with what it covers.
+//! `tmpcopyup`: a tmpfs that starts with a copy of the directory below it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -9,8 +9,7 @@ use rustix::io::Errno;
 
 use crate::sys::{Doing as _, OsError};
 
-/// How deep directories may be nested: the copying recurses, and an image could nest them without
-/// end.
+/// How deep directories may be nested: the copy recurses, and an image could exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
 const READ: OFlags = OFlags::RDONLY
@@ -64,7 +63,7 @@ fn copy_entry(
             let target = rustix::fs::readlinkat(from, name, Vec::new()).doing(doing)?;
             rustix::fs::symlinkat(target, to, name).doing(doing)?;
         }
-        // Sockets are somebody's, and a copy would be nobody's.
+        // No process listens on the copy of a socket.
         FileType::Socket | FileType::Unknown => return Ok(()),
         FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice => {
             rustix::fs::mknodat(to, name, kind, mode, status.st_rdev).doing(doing)?;

@@ -108,8 +108,8 @@ fn make_file_system(
     Ok(root)
 }
 
-/// Writes to the guest's own /proc, whose sysctls are those of the caller's namespaces, and never to a
-/// /proc that an image has prepared (CVE-2019-19921).
+/// Writes to the guest's own /proc, whose sysctls are those of the caller's namespaces, and never
+/// to a /proc that an image has prepared (CVE-2019-19921).
 pub fn write_sysctls(sysctls: &BTreeMap<String, String>) -> Result<(), OsError> {
     for (path, value) in sysctls {
         std::fs::write(format!("/proc/sys/{path}"), value)

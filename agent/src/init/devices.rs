@@ -12,7 +12,7 @@ use super::rootfs::Rootfs;
 use super::targets::{self, Kind};
 use crate::sys::{Doing as _, OsError};
 
-/// Links that the runtime specification demands.
+/// Links that the runtime specification requires.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -35,14 +35,14 @@ fn populate_without_umask(root: &Rootfs, plan: &ContainerPlan) -> Result<(), OsE
             continue;
         }
         match make_node(root, device) {
-            // The shared root's file system has no device nodes.
+            // The file system of the shared root refuses device nodes.
             Err(OsError {
                 errno: Errno::PERM, ..
             }) => bind_node(root, device)?,
             result => result?,
         }
     }
-    // The terminals are those of the container's own devpts.
+    // Terminals come from the container's own devpts.
     link(root, "pts/ptmx", "/dev/ptmx", true)?;
     for (target, path) in LINKS {
         link(root, target, path, false)?;
@@ -72,7 +72,7 @@ fn make_node(root: &Rootfs, device: &DevicePlan) -> Result<(), OsError> {
     .doing(doing)
 }
 
-/// Mounts the guest's own node, where none can be made.
+/// Bind-mounts the guest's own node.
 fn bind_node(root: &Rootfs, device: &DevicePlan) -> Result<(), OsError> {
     let kind = match FileType::from_raw_mode(device.mode) {
         FileType::BlockDevice => "block",

@@ -8,11 +8,11 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::sys::{Doing as _, OsError};
 
-/// Where sysfs has devices by their numbers.
+/// The directory of sysfs that has devices by their numbers.
 pub const BY_NUMBER: &str = "/sys/dev/";
 
-/// What udev gives to everybody, and devtmpfs to root alone.
-const FOR_EVERYBODY: [&str; 2] = ["fuse", "net/tun"];
+/// Devices that udev opens to every user, and devtmpfs to root alone.
+const WORLD_ACCESSIBLE: [&str; 2] = ["fuse", "net/tun"];
 
 /// A detached mount of the node of a device, by its path in /sys/dev, such as `/sys/dev/char/1:3`.
 pub fn node(by_number: &str) -> Result<OwnedFd, OsError> {
@@ -23,7 +23,7 @@ pub fn node(by_number: &str) -> Result<OwnedFd, OsError> {
         format!("find {numbers} in the guest")
     })?;
     let path = format!("/dev/{name}");
-    if FOR_EVERYBODY.contains(&name.as_str()) {
+    if WORLD_ACCESSIBLE.contains(&name.as_str()) {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::chmod(path.as_str(), mode).doing(|| format!("open {path} to all"))?;
     }

@@ -1,5 +1,5 @@
-//! Finding a program as Go's `exec.LookPath` does, with its words: engines tell exit code 126 from
-//! 127 by them.
+//! Finding a program as Go's `exec.LookPath` does, with its messages: engines tell exit code 126
+//! from 127 by them.
 
 use std::path::Path;
 
@@ -11,26 +11,16 @@ use crate::sys::errno_text;
 /// Why a program cannot be executed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// It was named by path and is not there.
+    /// `process.args` names it by a path that leads nowhere.
     #[error("exec: {name:?}: stat {name}: {}", errno_text(*.errno))]
-    Missing {
-        /// As in `process.args`.
-        name: String,
-        /// Why.
-        errno: Errno,
-    },
-    /// It was named by path and is no program.
+    Missing { name: String, errno: Errno },
+    /// `process.args` names it by the path of a file that is no program.
     #[error("exec: {name:?}: {}", errno_text(*.errno))]
-    NotExecutable {
-        /// As in `process.args`.
-        name: String,
-        /// Why.
-        errno: Errno,
-    },
+    NotExecutable { name: String, errno: Errno },
     /// No directory of `PATH` has it.
     #[error("exec: {0:?}: executable file not found in $PATH")]
     NotInPath(String),
-    /// `PATH` has a relative directory that has it.
+    /// A relative directory of `PATH` has it.
     #[error("exec: {0:?}: cannot run executable found relative to current directory")]
     Relative(String),
 }
@@ -80,7 +70,7 @@ fn check(path: &str) -> Result<(), Refusal> {
     }
     match rustix::fs::access(path, Access::EXEC_OK) {
         Ok(()) => Ok(()),
-        // A seccomp filter may refuse the question; the mode then has to answer it.
+        // A seccomp filter may refuse faccessat(2): the mode then decides.
         Err(Errno::NOSYS | Errno::PERM) if status.st_mode & 0o111 != 0 => Ok(()),
         Err(Errno::NOSYS | Errno::PERM) => Err(Refusal::NotExecutable(Errno::ACCESS)),
         Err(errno) => Err(Refusal::NotExecutable(errno)),

@@ -1,4 +1,4 @@
-//! Paths that the container is not to see, or not to write.
+//! `linux.maskedPaths` and `linux.readonlyPaths`.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,7 +12,7 @@ use super::targets;
 use crate::sys::{Doing as _, OsError};
 use rvm_sys::mount::{AttrChange, change_attributes};
 
-/// Makes paths read-only. One that does not exist is passed over.
+/// Makes paths read-only. Skips those that do not exist.
 pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
     for path in paths {
         let Some(found) = find(root, path)? else {
@@ -26,8 +26,8 @@ pub fn make_read_only(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
     Ok(())
 }
 
-/// Hides paths: a file behind /dev/null, a directory behind an empty one. One that does not exist
-/// is passed over.
+/// Overmounts files with /dev/null and directories with an empty one. Skips paths that do not
+/// exist.
 pub fn hide(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
     let mut empty: Option<OwnedFd> = None;
     for path in paths {
@@ -39,7 +39,7 @@ pub fn hide(root: &Rootfs, paths: &[String]) -> Result<(), OsError> {
             attach(copy_mount(&null(root)?, false).doing(doing)?, &found)?;
             continue;
         }
-        // One empty file system serves all. It can be copied once it has been attached.
+        // One empty file system serves all; only an attached one can be copied.
         match &empty {
             Some(empty) => attach(copy_mount(empty, false).doing(doing)?, &found)?,
             None => {
@@ -77,8 +77,8 @@ fn empty_directory() -> Result<OwnedFd, OsError> {
     Ok(empty)
 }
 
-/// The container's /dev/null, if that is what it is: an image could have something else there, and
-/// have it mounted wherever a path is to be hidden (CVE-2025-31133).
+/// Opens the container's /dev/null and checks that it is the null device: an image could otherwise
+/// have another file mounted over the masked paths (CVE-2025-31133).
 fn null(root: &Rootfs) -> Result<OwnedFd, OsError> {
     let null = targets::open(root.as_fd(), "/dev/null").doing(|| "open /dev/null")?;
     let status = rustix::fs::fstat(&null).doing(|| "look at /dev/null")?;

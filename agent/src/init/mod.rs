@@ -2,8 +2,9 @@
 //! that joins later, does before it executes the program.
 //!
 //! It runs the agent's binary, executed anew so that it has nothing of the agent's memory, with one
-//! thread. The agent starts it with the descriptors of [`plan::fd`] and no others. It has root's rights
-//! at first and gives them up step by step. It trusts the plan, and nothing in the container's root.
+//! thread. The agent starts it with the descriptors of [`plan::fd`] and no others. It has root's
+//! rights at first and gives them up step by step. It trusts the plan, and nothing in the
+//! container's root.
 
 pub mod channel;
 mod console;

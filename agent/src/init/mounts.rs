@@ -16,8 +16,8 @@ use super::{copy_up, guest_devices, inherited};
 use crate::sys::{Doing as _, OsError};
 use rvm_sys::mount::{AttrChange, attr, change_attributes, map_ids, set_propagation};
 
-/// Files below /proc that may be mounted over: those by which tools such as LXCFS tell a container
-/// of its own resources. runc's list; anything else would let an image deceive what runs in it.
+/// Files below /proc that a mount may cover: tools such as LXCFS show a container its own resources
+/// there. runc's list; other mounts below /proc could defeat what protects the container.
 const PROC_EXCEPTIONS: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -31,8 +31,8 @@ const PROC_EXCEPTIONS: [&str; 10] = [
     "/proc/sys/crypto/fips_enabled",
 ];
 
-/// File systems whose instances the kernel shares: a flag on the instance would be another
-/// container's, too, or is refused. Their mounts alone are read-only.
+/// File systems whose instances the kernel shares: a flag on the instance would apply to other
+/// containers too, or is refused. Only their mounts become read-only.
 const SHARED_INSTANCES: [&str; 7] = [
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
 ];
@@ -40,17 +40,14 @@ const SHARED_INSTANCES: [&str; 7] = [
 /// A mount that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// It could not be made or attached.
-    #[error("error mounting {source_name:?} to rootfs at {destination:?}: {error}")]
+    #[error("error mounting {from:?} to rootfs at {destination:?}")]
     Failed {
-        /// What was to be mounted.
-        source_name: String,
-        /// Where.
+        from: String,
         destination: String,
-        /// Why not.
-        error: OsError,
+        #[source]
+        source: OsError,
     },
-    /// It would hide a part of /proc.
+    /// The mount would hide a part of /proc.
     #[error("{0:?} cannot be mounted because it is inside /proc")]
     InsideProc(String),
 }
@@ -59,12 +56,11 @@ pub enum MountError {
 pub struct Mounts<'root> {
     root: &'root Rootfs,
     has_cgroup_namespace: bool,
-    /// Mounts that become read-only once they have been filled.
+    /// Mounts that become read-only once /dev is populated.
     read_only_later: Vec<OwnedFd>,
 }
 
 impl<'root> Mounts<'root> {
-    /// For the mounts of one container.
     pub fn new(root: &'root Rootfs, has_cgroup_namespace: bool) -> Self {
         Self {
             root,
@@ -73,17 +69,18 @@ impl<'root> Mounts<'root> {
         }
     }
 
-    /// Makes one.
+    /// Makes a mount and attaches it.
     pub fn make(&mut self, plan: &MountPlan) -> Result<(), MountError> {
         check_proc(plan)?;
-        self.make_checked(plan).map_err(|error| MountError::Failed {
-            source_name: source_name(&plan.source).to_owned(),
-            destination: plan.destination.clone(),
-            error,
-        })
+        self.make_unchecked(plan)
+            .map_err(|source| MountError::Failed {
+                from: source_name(&plan.source).to_owned(),
+                destination: plan.destination.clone(),
+                source,
+            })
     }
 
-    fn make_checked(&mut self, plan: &MountPlan) -> Result<(), OsError> {
+    fn make_unchecked(&mut self, plan: &MountPlan) -> Result<(), OsError> {
         let mount = match &plan.source {
             MountSource::Existing => {
                 let path = &plan.destination;
@@ -106,7 +103,8 @@ impl<'root> Mounts<'root> {
             } => {
                 let read_only = plan.attributes.set & attr::RDONLY != 0;
                 let mount = match filesystem(kind, source, data, read_only) {
-                    // Only the user namespace that owns the network namespace may mount it anew.
+                    // Only the user namespace that owns the network namespace may mount a new
+                    // sysfs.
                     Err(OsError {
                         errno: Errno::PERM, ..
                     }) if kind == "sysfs" => bind("/sys", true, None),
@@ -133,7 +131,7 @@ impl<'root> Mounts<'root> {
         Ok(())
     }
 
-    /// Opens the place to mount on, and makes it if it is missing.
+    /// Opens the mount point, and makes it if it is missing.
     fn target(&self, plan: &MountPlan, mount: &OwnedFd) -> Result<OwnedFd, OsError> {
         let kind = match targets::is_directory(mount).doing(|| "look at the source")? {
             true => Kind::Directory,
@@ -143,8 +141,8 @@ impl<'root> Mounts<'root> {
         let is_kernel_interface = matches!(&plan.source,
             MountSource::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs");
         if is_kernel_interface {
-            // An image with a link in its place would have it mounted elsewhere, and the paths
-            // below that are to be masked would be left open (CVE-2023-27561).
+            // A link of the image at the mount point would move the mount, and masked paths below
+            // it would stay visible (CVE-2023-27561).
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             return targets::open_without_links(self.root.as_fd(), &plan.destination, flags)
                 .doing(|| "the filesystem must be mounted on an ordinary directory");
@@ -154,7 +152,7 @@ impl<'root> Mounts<'root> {
 
     fn set_attributes(&mut self, mount: &OwnedFd, plan: &MountPlan) -> Result<(), OsError> {
         let mut own = plan.attributes;
-        // Device nodes are still to be made in it.
+        // The device nodes of /dev come later.
         if plan.destination.trim_end_matches('/') == "/dev" && own.set & attr::RDONLY != 0 {
             own.set &= !attr::RDONLY;
             let later = mount.try_clone().doing(|| "keep /dev")?;
@@ -170,12 +168,11 @@ impl<'root> Mounts<'root> {
         Ok(())
     }
 
-    /// The cgroup tree as the container is to see it: its own group is the root, if it has a cgroup
-    /// namespace.
+    /// The cgroup tree, whose root is the container's own group if it has a cgroup namespace.
     fn cgroup(&self, plan: &MountPlan) -> Result<OwnedFd, OsError> {
         let read_only = plan.attributes.set & attr::RDONLY != 0;
         match filesystem("cgroup2", "cgroup", &[], read_only) {
-            // A user namespace that does not own the cgroup namespace may not mount it anew.
+            // A user namespace that does not own the cgroup namespace may not mount a new one.
             Err(OsError {
                 errno: Errno::PERM | Errno::BUSY,
                 ..
@@ -184,7 +181,7 @@ impl<'root> Mounts<'root> {
         }
     }
 
-    /// What can only be done when /dev has been populated.
+    /// Makes /dev read-only, once it is populated.
     pub fn finish(self) -> Result<(), OsError> {
         for mount in &self.read_only_later {
             change_attributes(mount.as_fd(), AttrChange::READ_ONLY, false)
@@ -268,7 +265,7 @@ fn check_proc(plan: &MountPlan) -> Result<(), MountError> {
     }
 }
 
-/// The path without empty parts, `.` and `..`.
+/// Removes empty parts, `.` and `..` from a path.
 fn clean(path: &str) -> String {
     let mut parts = Vec::new();
     for part in path.split('/') {

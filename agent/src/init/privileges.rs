@@ -8,7 +8,8 @@ use rvm_sys::check;
 use super::plan::ProcessPlan;
 use crate::sys::{Doing as _, OsError, caps, sched, seccomp};
 
-/// The hard limit of open files where config.json has none: what engines ask for at most, in practice.
+/// The hard limit of open files where config.json has none: what engines ask for at most, in
+/// practice.
 pub const HARD_NOFILE: u64 = 1 << 20;
 
 /// The soft limit: select(2) breaks above it, so programs that can do more raise it themselves.
@@ -95,8 +96,8 @@ pub fn install_filter(process: &ProcessPlan, filter: &[u8]) -> Result<(), OsErro
 
 /// Becomes the user, with the capabilities of the plan and no others.
 ///
-/// A change of the user from root clears the permitted set unless the process keeps its capabilities;
-/// execve(2) resets that flag.
+/// A change of the user from root clears the permitted set unless the process keeps its
+/// capabilities; execve(2) resets that flag.
 pub fn set_user_and_capabilities(process: &ProcessPlan) -> Result<(), OsError> {
     let sets = process.capabilities;
     caps::limit_bounding_set(sets.bounding).doing(|| "limit the bounding set")?;

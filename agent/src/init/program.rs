@@ -1,4 +1,4 @@
-//! The program: found as the user who runs it, and executed.
+//! Finding the program as the user who runs it, and executing it.
 
 use std::convert::Infallible;
 use std::ffi::{CString, NulError};
@@ -8,7 +8,7 @@ use super::plan::ProcessPlan;
 use super::{EXIT_FAILED, Failure, lookup, user};
 use crate::sys::{clone, errno_text};
 
-/// A program that is ready to be executed.
+/// A program with its arguments and environment, ready for execve(2).
 pub struct Program {
     path: String,
     path_c: CString,
@@ -19,23 +19,19 @@ pub struct Program {
 /// Why there is no program to execute.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// It is not there or not executable.
     #[error(transparent)]
     Lookup(#[from] lookup::LookupError),
     /// An entry of the environment is not of the form `NAME=value`.
     #[error("invalid environment variable {0:?}")]
     Environment(String),
-    /// A string cannot be passed to a program.
     #[error("process.args or process.env contains a NUL")]
     Nul(#[from] NulError),
-    /// There is no argument.
     #[error("process.args is empty")]
     NoArguments,
 }
 
 impl Program {
-    /// Finds the program by the environment that it will have, in the root and with the rights that
-    /// it will have.
+    /// Finds the program by its future environment. The caller has its root and its rights already.
     pub fn find(process: &ProcessPlan) -> Result<Self, ProgramError> {
         let mut env = environment(&process.env)?;
         if !env
@@ -63,10 +59,10 @@ impl Program {
         })
     }
 
-    /// Becomes the program.
+    /// Executes the program.
     ///
-    /// By now a failure, such as a script without an interpreter line, belongs to the container and
-    /// not to its creation: it is written to its standard error, as runc does.
+    /// The container has started by now, so a failure, such as a script without an interpreter
+    /// line, goes to its standard error, as with runc.
     pub fn execute(self) -> Result<Infallible, Failure> {
         let pointers = |strings: &[CString]| {
             let mut pointers: Vec<_> = strings.iter().map(|text| text.as_ptr()).collect();
@@ -83,7 +79,7 @@ impl Program {
     }
 }
 
-/// Names and values, the last of several values for a name in the place of the first.
+/// Names and values. The last value of a name takes the place of the first.
 fn environment(entries: &[String]) -> Result<Vec<(String, String)>, ProgramError> {
     let mut env: Vec<(String, String)> = Vec::with_capacity(entries.len() + 1);
     for entry in entries {

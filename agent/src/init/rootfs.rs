@@ -1,4 +1,4 @@
-//! The container's root: put in place, entered, and closed to writing.
+//! The container's root: mounted, entered with pivot_root(2), and made read-only.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,7 +13,7 @@ use super::targets::{self, Kind};
 use crate::sys::{Doing as _, OsError};
 use rvm_sys::mount::{AttrChange, change_attributes, set_propagation};
 
-/// Where the root is attached until it is pivoted to, in every container's own mount namespace.
+/// Where the root is mounted until pivot_root(2), in every container's own mount namespace.
 pub const STAGING: &str = "/run/rvm/root";
 /// The mount that [`STAGING`] lies in.
 const STAGING_MOUNT: &str = "/run";
@@ -25,15 +25,15 @@ pub struct Rootfs {
 }
 
 impl Rootfs {
-    /// Makes the root a mount of its own, attached where nothing else sees it.
+    /// Makes the root a mount of its own at [`STAGING`].
     pub fn prepare(plan: &ContainerPlan) -> Result<Self, OsError> {
-        // Nothing that the container mounts is to reach the guest, unless config.json asks for it.
+        // Mounts of the container do not propagate to the guest, unless config.json asks for it.
         let propagation = match plan.rootfs_propagation {
             0 => MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
             flags => MountPropagationFlags::from_bits_retain(flags as _),
         };
         mount_change("/", propagation).doing(|| "set the propagation of /")?;
-        // pivot_root(2) wants a root whose parent mount is not shared.
+        // pivot_root(2) refuses a root whose parent mount is shared.
         mount_change(STAGING_MOUNT, MountPropagationFlags::PRIVATE)
             .doing(|| format!("make {STAGING_MOUNT} private"))?;
 
@@ -58,32 +58,31 @@ impl Rootfs {
         })
     }
 
-    /// The root's directory.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()
     }
 
-    /// Makes a directory of the container and all that lead to it.
+    /// Makes a directory of the container with its parents.
     pub fn make_directory(&self, path: &str) -> Result<(), OsError> {
         targets::open_or_make(self.as_fd(), path, Kind::Directory).map(drop)
     }
 
-    /// Makes the root, but not what is mounted below it, read-only.
+    /// Makes the root read-only, but not the mounts below it.
     pub fn make_read_only(&self) -> Result<(), OsError> {
         change_attributes(self.as_fd(), AttrChange::READ_ONLY, false)
             .doing(|| "make the rootfs read-only")
     }
 
-    /// Makes it the root of this process and takes the guest's away.
+    /// Makes the root that of this process and unmounts the guest's.
     pub fn pivot(self) -> Result<(), OsError> {
         let old = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .doing(|| "open the old root")?;
         rustix::process::fchdir(&self.mount).doing(|| "enter the new root")?;
-        // With one directory for both, the old root ends up on top of the new one, and no
-        // directory is needed to put it in; see pivot_root(2).
+        // With one directory for both, the old root is mounted on top of the new one and needs no
+        // directory of its own; see pivot_root(2).
         rustix::process::pivot_root(".", ".").doing(|| "pivot_root")?;
         rustix::process::fchdir(&old).doing(|| "enter the old root")?;
-        // What is unmounted here is to stay mounted in the guest.
+        // The unmount must not propagate to the guest.
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         mount_change(".", slave).doing(|| "set the propagation of the old root")?;
         unmount(".", UnmountFlags::DETACH).doing(|| "unmount the old root")?;

@@ -1,8 +1,8 @@
 //! Paths below a container's root, which an image may have filled with hostile links.
 //!
-//! Every path is resolved by the kernel with RESOLVE_IN_ROOT, so that neither `..` nor a link leads
-//! out, and is held as a descriptor from then on: nothing that happens in the root afterwards can
-//! make it mean another file.
+//! The kernel resolves every path with RESOLVE_IN_ROOT, so that neither `..` nor a link leads out.
+//! From then on a descriptor stands for the path: no later change in the root can make it mean
+//! another file.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -13,21 +13,20 @@ use rvm_sys::beneath;
 
 use crate::sys::{Doing as _, OsError};
 
-/// As many links as the kernel follows.
+/// The number of links that the kernel follows.
 const MAX_LINKS: usize = 40;
 
 const PATH_ONLY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
-/// What to make where nothing is.
+/// What to make at a path that does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A directory.
     Directory,
     /// An empty file.
     File,
 }
 
-/// Opens a path to refer to it; links are followed within the root.
+/// Opens a path with O_PATH; links are followed within the root.
 pub fn open(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
     beneath::open(root, relative(path), PATH_ONLY, ResolveFlags::IN_ROOT)
 }
@@ -42,8 +41,8 @@ pub fn open_without_links(
     beneath::open(root, relative(path), flags, how)
 }
 
-/// Opens a path, and makes what is missing of it. Links that lead nowhere are followed to where
-/// they would lead within the root, and that is made.
+/// Opens a path, and makes what is missing of it. A dangling link is followed within the root, and
+/// its target is made.
 pub fn open_or_make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<OwnedFd, OsError> {
     match open(root, path) {
         Err(Errno::NOENT) => {}
@@ -52,7 +51,7 @@ pub fn open_or_make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<Owne
     make(root, path, kind).doing(|| format!("make {path}"))
 }
 
-/// Makes what is missing of a path's directory, and returns it with the last name.
+/// Opens the directory of a path, makes what is missing of it, and returns it with the last name.
 pub fn open_parent(root: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String), OsError> {
     let path = Path::new(relative(path));
     let name = path
@@ -85,13 +84,13 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> rustix::io::Result<Owne
         }
         match make_one(parent.as_fd(), &name, is_last, kind) {
             Ok(()) => {
-                // Opened without following, in the directory that it was made in: someone else may
-                // have the root open as well and put a link there in between.
+                // Opened without following links, in the directory that it was made in: another
+                // container of the root could put a link there in between.
                 let flags = PATH_ONLY | OFlags::NOFOLLOW;
                 parent = rustix::fs::openat(&parent, &name, flags, Mode::empty())?;
                 resolved = next;
             }
-            // A link that leads nowhere yet.
+            // A dangling link.
             Err(Errno::EXIST) => {
                 links += 1;
                 if links > MAX_LINKS {
@@ -99,7 +98,7 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> rustix::io::Result<Owne
                 }
                 let target = match rustix::fs::readlinkat(&parent, &name, Vec::new()) {
                     Err(Errno::INVAL) => {
-                        // No link: someone else has made it in between.
+                        // No link: another container has made it in between.
                         rest.push(name);
                         continue;
                     }
@@ -133,7 +132,7 @@ fn make_one(
     rustix::fs::mkdirat(parent, name, mode)
 }
 
-/// The names in a path; `..` stays, for the kernel to resolve.
+/// The names in a path, with `..`, which the kernel resolves.
 fn components(path: &Path) -> Vec<String> {
     path.components()
         .filter_map(|component| match component {
@@ -144,7 +143,7 @@ fn components(path: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The path without what makes it absolute; never empty.
+/// The path without leading slashes; never empty.
 fn relative(path: &str) -> &str {
     match path.trim_start_matches('/') {
         "" => ".",
@@ -152,7 +151,6 @@ fn relative(path: &str) -> &str {
     }
 }
 
-/// Whether a descriptor refers to a directory.
 pub fn is_directory(fd: impl AsFd) -> rustix::io::Result<bool> {
     let status = rustix::fs::fstat(fd)?;
     Ok(FileType::from_raw_mode(status.st_mode) == FileType::Directory)

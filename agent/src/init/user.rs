@@ -9,41 +9,32 @@ use rvm_sys::accounts::User;
 use super::plan::ProcessPlan;
 use crate::sys::{Doing as _, OsError, errno_text};
 
-/// How much of an image's /etc/passwd is read: a hostile one must not take the memory that the
-/// container's limit allows before the program has begun.
+/// How much of an image's /etc/passwd is read, in bytes: a hostile one must not use up the
+/// container's memory before the program has started.
 const MAX_PASSWD: u64 = 1 << 20;
 
 /// Why the working directory cannot be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// It cannot be entered.
     #[error("chdir to cwd ({path:?}) set in config.json failed: {}", errno_text(*.errno))]
-    Enter {
-        /// `process.cwd`
-        path: String,
-        /// Why.
-        errno: Errno,
-    },
-    /// It is not below the container's root (CVE-2024-21626).
+    Enter { path: String, errno: Errno },
+    /// The directory is not below the container's root (CVE-2024-21626).
     #[error(
         "current working directory is outside of container mount namespace root -- possible \
          container breakout detected"
     )]
     Outside,
-    /// It cannot be asked for.
     #[error(transparent)]
     Os(#[from] OsError),
 }
 
-/// The home directory that the image's /etc/passwd gives a user, or `/`.
-///
-/// Read by hand: the C library's getpwnam(3) would load modules of the image.
+/// The home directory of a user by the image's /etc/passwd, or `/`.
 pub fn home(uid: u32) -> String {
     read_home(uid).unwrap_or_else(|| "/".to_owned())
 }
 
 fn read_home(uid: u32) -> Option<String> {
-    // Without NONBLOCK a fifo in its place would hold the container up for ever.
+    // Without NONBLOCK a fifo at the path would block the container for ever.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok()?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode);
@@ -57,8 +48,8 @@ fn read_home(uid: u32) -> Option<String> {
     })
 }
 
-/// Enters the working directory with root's rights. Returns false if these do not suffice, as on
-/// a file system that denies them to root; the user is to try then.
+/// Enters the working directory with root's rights. Returns false if these do not suffice, as on a
+/// file system that denies root access; [`enter_directory`] then tries with the user's.
 pub fn enter_directory_as_root(process: &ProcessPlan) -> Result<bool, DirectoryError> {
     match rustix::process::chdir(process.cwd.as_str()) {
         Ok(()) => Ok(true),
@@ -78,8 +69,8 @@ pub fn enter_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
     })
 }
 
-/// Makes sure that the working directory lies in the container's root: a path through a leaked
-/// descriptor leads out of it.
+/// Checks that the working directory lies in the container's root: a path through a leaked
+/// descriptor would lead out of it.
 pub fn check_directory(process: &ProcessPlan) -> Result<(), DirectoryError> {
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),

@@ -1,4 +1,4 @@
-//! Questions that are asked on connections: a message's length stands before it (RFC 1035, 4.2.2).
+//! Queries on TCP connections: the length of a message precedes it (RFC 1035, 4.2.2).
 
 use std::io;
 use std::sync::Arc;
@@ -9,45 +9,45 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::Question;
+use super::Query;
 
-/// Connections at one time.
+/// How many connections are served at one time.
 const MAX_CONNECTIONS: usize = 32;
 
-/// How long a connection may be silent, and an answer take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a connection may be idle, and an answer take.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Takes connections for ever.
-pub async fn serve(listener: TcpListener, ask: mpsc::Sender<Question>) {
+/// Accepts connections for ever.
+pub async fn serve(listener: TcpListener, ask: mpsc::Sender<Query>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(place) = places.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let ask = ask.clone();
                 tokio::spawn(async move {
-                    // It ends when the asker has had enough, or never asked.
+                    // Ends with an error when the client closes the connection or is idle.
                     let _ = answer_all(stream, ask).await;
                     drop(place);
                 });
             }
             Err(error) => {
-                log::debug!("a question about a name: {error}");
+                log::debug!("a connection for DNS queries: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn answer_all(mut stream: TcpStream, ask: mpsc::Sender<Question>) -> io::Result<()> {
+async fn answer_all(mut stream: TcpStream, ask: mpsc::Sender<Query>) -> io::Result<()> {
     loop {
-        let length = timeout(PATIENCE, stream.read_u16()).await??;
+        let length = timeout(TIMEOUT, stream.read_u16()).await??;
         let mut message = vec![0; usize::from(length)];
-        timeout(PATIENCE, stream.read_exact(&mut message)).await??;
+        timeout(TIMEOUT, stream.read_exact(&mut message)).await??;
         let (sender, answer) = oneshot::channel();
         ask.send((message, sender))
             .await
             .map_err(io::Error::other)?;
-        let answer = timeout(PATIENCE, answer).await?.map_err(io::Error::other)?;
+        let answer = timeout(TIMEOUT, answer).await?.map_err(io::Error::other)?;
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         stream.write_u16(length).await?;
         stream.write_all(&answer).await?;

@@ -1,5 +1,5 @@
-//! Names that Docker serves at 127.0.0.11: questions that arrive there in the guest are passed to the
-//! host (see `rvm_protocol::names`), which asks them in the container's network namespace.
+//! Docker's name server at 127.0.0.11: the agent relays DNS queries to that address to the host
+//! (see `rvm_protocol::names`), which asks them in the container's network namespace.
 
 mod connections;
 mod redirect;
@@ -18,31 +18,31 @@ use tokio::sync::{mpsc, oneshot};
 use crate::streams::{Endpoint, StreamHub};
 use redirect::Ports;
 
-/// Questions that may wait for their answers. The host answers each, if only by saying that there is
-/// no answer, so none waits forever.
+/// How many queries may wait for their answers. The host answers each, with an empty message if
+/// there is no answer, so none waits for ever.
 const MAX_WAITING: usize = 256;
 
-/// The longest question or answer.
+/// The longest query or answer, in bytes.
 const MAX_MESSAGE: usize = u16::MAX as usize;
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// Who asked.
-enum Asker {
+/// Where an answer goes.
+enum Client {
     Datagram(SocketAddr),
     Connection(oneshot::Sender<Vec<u8>>),
 }
 
-/// A question that came on a connection, and where the answer goes.
-type Question = (Vec<u8>, oneshot::Sender<Vec<u8>>);
+/// A query from a connection, and where its answer goes.
+type Query = (Vec<u8>, oneshot::Sender<Vec<u8>>);
 
-/// Whether names are relayed already.
+/// Whether the relay runs. A copy is another handle.
 #[derive(Clone, Default)]
 pub struct Names(Arc<AtomicBool>);
 
 impl Names {
-    /// Starts to relay on the stream of this id. Questions are redirected to the relay once this
-    /// returns. Doing it again does nothing.
+    /// Starts the relay on the stream of this id. Queries reach it once this returns. Does nothing
+    /// if it runs already.
     pub async fn relay(&self, streams: &StreamHub, stream: u64) -> io::Result<()> {
         if self.0.swap(true, Ordering::Relaxed) {
             return Ok(());
@@ -64,7 +64,7 @@ async fn start(streams: &StreamHub, stream: u64) -> io::Result<()> {
         tcp: listener.local_addr()?.port(),
     };
     redirect::install(ports, open_cgroup_root()?.as_fd())?;
-    let (ask, questions) = mpsc::channel(16);
+    let (ask, queries) = mpsc::channel(16);
     tokio::spawn(connections::serve(listener, ask));
     let relay = Relay {
         host: Arc::new(host),
@@ -73,7 +73,7 @@ async fn start(streams: &StreamHub, stream: u64) -> io::Result<()> {
         next_tag: 0,
     };
     tokio::spawn(async move {
-        match relay.run(questions).await {
+        match relay.run(queries).await {
             Ok(()) => log::debug!("names are no longer relayed"),
             Err(error) => log::warn!("names are no longer relayed: {error}"),
         }
@@ -90,28 +90,28 @@ fn open_cgroup_root() -> io::Result<OwnedFd> {
 struct Relay {
     host: Arc<Endpoint>,
     datagrams: UdpSocket,
-    waiting: HashMap<u32, Asker>,
+    waiting: HashMap<u32, Client>,
     next_tag: u32,
 }
 
 impl Relay {
-    /// Runs until the host hangs up.
-    async fn run(mut self, mut questions: mpsc::Receiver<Question>) -> io::Result<()> {
+    /// Runs until the host closes the stream.
+    async fn run(mut self, mut queries: mpsc::Receiver<Query>) -> io::Result<()> {
         let (found, mut answers) = mpsc::channel(16);
         tokio::spawn(read_answers(self.host.clone(), found));
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
             tokio::select! {
                 received = self.datagrams.recv_from(&mut buffer) => {
-                    // An error is about an answer that nobody wanted any more.
+                    // An error comes from an answer to a client that is gone.
                     if let Ok((length, from)) = received {
-                        let asker = Asker::Datagram(from);
-                        self.ask(Transport::Udp, &buffer[..length], asker).await?;
+                        let client = Client::Datagram(from);
+                        self.ask(Transport::Udp, &buffer[..length], client).await?;
                     }
                 }
-                Some((message, answer)) = questions.recv() => {
-                    let asker = Asker::Connection(answer);
-                    self.ask(Transport::Tcp, &message, asker).await?;
+                Some((message, answer)) = queries.recv() => {
+                    let client = Client::Connection(answer);
+                    self.ask(Transport::Tcp, &message, client).await?;
                 }
                 answer = answers.recv() => match answer {
                     Some((tag, message)) => self.answer(tag, message).await,
@@ -121,14 +121,19 @@ impl Relay {
         }
     }
 
-    async fn ask(&mut self, transport: Transport, message: &[u8], asker: Asker) -> io::Result<()> {
+    async fn ask(
+        &mut self,
+        transport: Transport,
+        message: &[u8],
+        client: Client,
+    ) -> io::Result<()> {
         if self.waiting.len() >= MAX_WAITING {
-            log::debug!("a question about a name was dropped: {MAX_WAITING} wait already");
+            log::debug!("dropped a DNS query: {MAX_WAITING} wait already");
             return Ok(());
         }
         let tag = self.next_tag;
         self.next_tag = tag.wrapping_add(1);
-        self.waiting.insert(tag, asker);
+        self.waiting.insert(tag, client);
         let header = Header {
             tag,
             transport,
@@ -140,11 +145,11 @@ impl Relay {
 
     async fn answer(&mut self, tag: u32, message: Vec<u8>) {
         match self.waiting.remove(&tag) {
-            // Whoever asked may be gone.
-            Some(Asker::Datagram(to)) if !message.is_empty() => {
+            // Fails if the client is gone.
+            Some(Client::Datagram(to)) if !message.is_empty() => {
                 let _ = self.datagrams.send_to(&message, to).await;
             }
-            Some(Asker::Connection(answer)) if !message.is_empty() => {
+            Some(Client::Connection(answer)) if !message.is_empty() => {
                 let _ = answer.send(message);
             }
             _ => {}

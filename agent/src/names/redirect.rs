@@ -1,9 +1,10 @@
-//! What a process sends to the name server's address and port goes to the relay's ports, without
-//! the process noticing.
+//! BPF programs that redirect packets for the name server's address and port to the relay's ports,
+//! invisibly to the process that sends them.
 //!
-//! Were the relay to listen on port 53 itself, no container could have a name server of its own on
-//! all addresses. A rule of netfilter would do too, but containers may have rules of their own. These
-//! programs act where a process names an address (`struct bpf_sock_addr`, `<linux/bpf.h>`).
+//! If the relay listened on port 53 itself, no container could have a name server of its own on all
+//! addresses. A netfilter rule would redirect too, but containers may have rules of their own.
+//! These programs rewrite the address that a process passes to the kernel (`struct bpf_sock_addr`,
+//! `<linux/bpf.h>`).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -16,7 +17,6 @@ const ADDRESS: i16 = 4;
 const PORT_OF: i16 = 24;
 const SOCKET_TYPE: i16 = 32;
 
-/// A kind of socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Socket {
     Stream = 1,
@@ -27,16 +27,14 @@ const RESULT: Register = Register::R0;
 const CONTEXT: Register = Register::R1;
 const SCRATCH: Register = Register::R2;
 
-/// Where the relay listens, on the name server's address.
+/// The relay's ports on the name server's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports {
-    /// For datagrams.
     pub udp: u16,
-    /// For connections.
     pub tcp: u16,
 }
 
-/// Redirects what the processes of a control group send.
+/// Redirects what the processes of a cgroup send.
 pub fn install(ports: Ports, cgroup: BorrowedFd<'_>) -> io::Result<()> {
     let attach = |program: Result<Program, AssemblyError>, point| {
         let program = program.map_err(io::Error::other)?.load(point)?;
@@ -47,12 +45,12 @@ pub fn install(ports: Ports, cgroup: BorrowedFd<'_>) -> io::Result<()> {
     attach(datagrams(), AttachPoint::CGROUP_CONNECT4)?;
     attach(streams, AttachPoint::CGROUP_CONNECT4)?;
     attach(datagrams(), AttachPoint::CGROUP_SENDMSG4)?;
-    // Some resolvers take an answer only from where they asked.
+    // Some resolvers accept an answer only from the address that they asked.
     let answers = replace(ports.udp, PORT, Socket::Datagram);
     attach(answers, AttachPoint::CGROUP_RECVMSG4)
 }
 
-/// Replaces a port of the server's address by another, and always says yes.
+/// Replaces a port of the server's address by another, and allows every packet.
 fn replace(from: u16, to: u16, socket: Socket) -> Result<Program, AssemblyError> {
     let mut program = Assembler::new();
     let answer = program.label();

@@ -1,8 +1,7 @@
-//! The machine's network cards: virtio devices that are bound to their driver while an interface
-//! uses them.
+//! The machine's network cards: virtio devices, bound to their driver while an interface uses them.
 //!
-//! A virtio-mmio slot without a device, and a card that was put away, are platform devices without
-//! a driver. Binding one tells which it is.
+//! An empty virtio-mmio slot and an unbound card are both platform devices without a driver; only
+//! binding tells them apart.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,31 +17,30 @@ use crate::sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
 /// The bus of virtio-mmio slots.
 const DEVICES: &str = "/sys/bus/platform/devices";
 
-/// Their driver.
+/// The driver of virtio-mmio slots.
 const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 
-/// How a slot's name begins; a number follows.
+/// The prefix of a slot's name; a number follows.
 const SLOT: &str = "virtio-mmio.";
 
-/// A card with its driver.
+/// A card that is bound to its driver.
 #[derive(Debug)]
 pub struct Card {
-    /// The MAC address that the machine gave it.
+    /// The card's own address; the interface may have another.
     pub mac: Mac,
-    /// The index of its interface.
+    /// Of the interface.
     pub index: u32,
-    /// What its interface is called, as far as the agent knows.
+    /// Of the interface, unless a container has renamed it.
     pub name: String,
-    /// The name of its slot.
     slot: String,
 }
 
-/// All cards with a driver.
+/// All cards that are bound.
 #[derive(Debug, Default)]
 pub struct Cards(Vec<Card>);
 
 impl Cards {
-    /// Finds the cards with these addresses, and gives a driver to those that have none.
+    /// Finds the cards with these addresses, and binds those that are not bound.
     pub fn find(&mut self, wanted: &[Mac]) -> Result<(), NetworkError> {
         let missing = |cards: &[Card]| {
             let absent = |mac: &&Mac| cards.iter().all(|card| card.mac != **mac);
@@ -51,7 +49,8 @@ impl Cards {
         let slots = slots().map_err(failed("list", DEVICES))?;
         for slot in &slots {
             if !self.has(slot) {
-                self.0.extend(look(slot).map_err(failed("look at", slot))?);
+                self.0
+                    .extend(card_in(slot).map_err(failed("look at", slot))?);
             }
         }
         for slot in slots.iter().filter(|slot| !has_driver(slot)) {
@@ -63,11 +62,11 @@ impl Cards {
         missing(&self.0).map_or(Ok(()), |mac| Err(NetworkError::NoCard(mac)))
     }
 
-    /// Begins to take the driver from every card that is not among these, in a process of its own;
-    /// returns that process's id. None if there is nothing to do.
+    /// Starts a process that unbinds every card that is not among these; returns its id, or `None`
+    /// if there is no such card.
     ///
-    /// It takes some 50 ms a card: the kernel waits until nobody can be using the interface.
-    pub fn put_away_all_but(&mut self, wanted: &[Mac]) -> Result<Option<Pid>, NetworkError> {
+    /// It takes some 50 ms a card: the kernel waits for an RCU grace period of the interface.
+    pub fn unbind_all_but(&mut self, wanted: &[Mac]) -> Result<Option<Pid>, NetworkError> {
         let idle = self.0.extract_if(.., |card| !wanted.contains(&card.mac));
         let slots: Vec<String> = idle.map(|card| card.slot).collect();
         if slots.is_empty() {
@@ -78,13 +77,11 @@ impl Cards {
         start_unbinding(&unbind.map_err(failed("open", &path))?, &slots).map(Some)
     }
 
-    /// The card with an address.
     pub fn get(&self, mac: Mac) -> Result<&Card, NetworkError> {
         let card = self.0.iter().find(|card| card.mac == mac);
         card.ok_or(NetworkError::NoCard(mac))
     }
 
-    /// All of them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Card> {
         self.0.iter_mut()
     }
@@ -93,17 +90,17 @@ impl Cards {
         self.0.iter().any(|card| card.slot == slot)
     }
 
-    /// Gives a slot its driver, and keeps it so if there is a card in it that is wanted.
+    /// Binds a slot, and leaves it bound if it holds a wanted card.
     fn bind(&mut self, slot: &str, wanted: &[Mac]) -> Result<(), NetworkError> {
         match fs::write(format!("{DRIVER}/bind"), slot) {
-            // Nothing is in it.
+            // The slot is empty.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
             other => other.map_err(failed("bind", slot))?,
         }
-        match look(slot).map_err(failed("look at", slot))? {
+        match card_in(slot).map_err(failed("look at", slot))? {
             Some(card) if wanted.contains(&card.mac) => self.0.push(card),
             Some(_) => unbind(slot)?,
-            // A device of another kind has been plugged in, which needs its driver.
+            // A device of another kind: it stays bound.
             None => {}
         }
         Ok(())
@@ -127,7 +124,7 @@ fn unbind(slot: &str) -> Result<(), NetworkError> {
     fs::write(format!("{DRIVER}/unbind"), slot).map_err(failed("unbind", slot))
 }
 
-/// The names of all slots, in order of their numbers.
+/// The names of all slots, by number.
 fn slots() -> io::Result<Vec<String>> {
     let mut slots = Vec::new();
     for entry in fs::read_dir(DEVICES)? {
@@ -146,8 +143,9 @@ fn has_driver(slot: &str) -> bool {
     Path::new(DEVICES).join(slot).join("driver").exists()
 }
 
-/// The card in a slot, if there is one and it has its driver. Nobody has changed its address yet.
-fn look(slot: &str) -> io::Result<Option<Card>> {
+/// The card in a slot, if there is one and it is bound. Its interface still has the card's own
+/// address.
+fn card_in(slot: &str) -> io::Result<Option<Card>> {
     // virtio-mmio.N/virtioM/net/NAME
     let Some(device) = find(&Path::new(DEVICES).join(slot), "virtio")? else {
         return Ok(None);

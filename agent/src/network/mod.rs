@@ -1,8 +1,8 @@
-//! The guest's network, as the host asks for it (ConfigureNetwork).
+//! The guest's network, as the host configures it (ConfigureNetwork).
 //!
-//! A request says all that there is to be. What an earlier one asked for and the new one does not
-//! is taken away; what containers have made themselves is left alone. The network is the guest's
-//! own: containers on their own and pods have no other.
+//! A request holds the whole network. The agent removes what an earlier request had and the new one
+//! lacks, and leaves alone what containers have made themselves. The containers of the guest share
+//! this network.
 
 mod cards;
 mod objects;
@@ -21,21 +21,24 @@ use crate::sys::{Doing as _, OsError};
 use cards::Cards;
 use objects::{Kind, Object};
 
-/// A MAC address.
 pub type Mac = [u8; 6];
 
-/// The network cannot be as the host asks.
+/// Why the network cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// A system call failed.
     #[error("cannot {0}")]
-    Os(#[from] OsError),
+    Os(OsError),
     /// No slot of the machine has the card.
     #[error("the machine has no network card {}", Text(.0))]
     NoCard(Mac),
-    /// The request is not understood.
     #[error("malformed request: {0}")]
     Malformed(&'static str),
+}
+
+impl From<OsError> for NetworkError {
+    fn from(error: OsError) -> Self {
+        Self::Os(error)
+    }
 }
 
 fn failed(action: &'static str, what: &str) -> impl FnOnce(io::Error) -> NetworkError {
@@ -46,7 +49,7 @@ fn failed(action: &'static str, what: &str) -> impl FnOnce(io::Error) -> Network
     }
 }
 
-/// A MAC address as people write it.
+/// A MAC address in the usual notation.
 struct Text<'mac>(&'mac Mac);
 
 impl std::fmt::Display for Text<'_> {
@@ -57,13 +60,13 @@ impl std::fmt::Display for Text<'_> {
     }
 }
 
-/// What the host has asked for so far.
+/// The network as the host has configured it so far.
 pub struct Network {
     reaper: Reaper,
     cards: Cards,
-    /// The end of a process that puts cards away.
+    /// The exit of the process that unbinds cards.
     pending: Option<oneshot::Receiver<Exit>>,
-    /// Nothing was asked for yet.
+    /// Before the first request.
     is_new: bool,
     interfaces: Vec<Interface>,
     /// By kind.
@@ -71,7 +74,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// A network of loopback only.
+    /// A network with the loopback interface alone.
     pub fn new(reaper: Reaper) -> Self {
         Self {
             reaper,
@@ -85,8 +88,8 @@ impl Network {
 
     /// Makes the network what the request says.
     ///
-    /// The first time, cards may still be on their way out of sight when this returns; see
-    /// [`Network::settle`]. Later the host may take them out of the machine.
+    /// After the first request some cards may still be bound when this returns; see
+    /// [`Network::settle`]. After a later one none is: the host may unplug the cards.
     pub async fn configure(
         &mut self,
         request: ConfigureNetworkRequest,
@@ -98,24 +101,24 @@ impl Network {
             .map(card_of)
             .collect::<Result<Vec<_>, _>>()?;
         self.cards.find(&wanted)?;
-        let put_away = self.apply(request, &wanted)?;
-        self.pending = put_away.map(|pid| self.reaper.expect(pid));
+        let unbinding = self.apply(request, &wanted)?;
+        self.pending = unbinding.map(|pid| self.reaper.expect(pid));
         if !std::mem::replace(&mut self.is_new, false) {
             self.settle().await;
         }
         Ok(())
     }
 
-    /// Returns when everything is as it was asked for.
+    /// Waits until the cards that no interface uses are unbound.
     pub async fn settle(&mut self) {
         if let Some(end) = self.pending.take()
             && !end.await.is_ok_and(|exit| exit.status == 0)
         {
-            log::warn!("a network card could not be put away");
+            log::warn!("a network card could not be unbound from its driver");
         }
     }
 
-    /// Does all but putting the cards away that are no longer wanted, which it starts.
+    /// Applies a request, and starts the process that unbinds the cards that are no longer wanted.
     fn apply(
         &mut self,
         request: ConfigureNetworkRequest,
@@ -126,23 +129,23 @@ impl Network {
         for kind in Kind::ALL.into_iter().rev() {
             self.remove(&netlink, kind, &objects[kind as usize])?;
         }
-        self.make_way(&netlink, &request.interfaces)?;
-        let put_away = self.cards.put_away_all_but(wanted)?;
+        self.free_names(&netlink, &request.interfaces)?;
+        let unbinding = self.cards.unbind_all_but(wanted)?;
         self.set_interfaces(&netlink, request.interfaces)?;
         for (kind, list) in Kind::ALL.into_iter().zip(objects) {
             self.add(&netlink, kind, list)?;
         }
-        Ok(put_away)
+        Ok(unbinding)
     }
 
-    /// The objects of a request, with the interfaces that they name.
+    /// The objects of a request, with the indices of their interfaces.
     fn resolve(
         &self,
         request: &ConfigureNetworkRequest,
     ) -> Result<[Vec<Object>; Kind::ALL.len()], NetworkError> {
         let index = |name: &str| match name {
             "" => Ok(0),
-            // Always the first.
+            // The first interface of every network namespace.
             "lo" => Ok(1),
             name => {
                 let mut interfaces = request.interfaces.iter();
@@ -167,11 +170,11 @@ impl Network {
         wanted: &[Object],
     ) -> Result<(), NetworkError> {
         let list = &mut self.objects[kind as usize];
-        // What was made last may need what was made first.
+        // Later objects may need earlier ones.
         while let Some(position) = list.iter().rposition(|object| !wanted.contains(object)) {
             let object = list.remove(position);
             match netlink.request(object.removal()) {
-                // It went with its interface, or a container has removed it.
+                // The kernel removed it with its interface, or a container did.
                 Err(
                     Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL | Errno::NODEV | Errno::NXIO,
                 ) => {}
@@ -213,8 +216,8 @@ impl Network {
         Ok(())
     }
 
-    /// Takes the names that interfaces are to have from others that have them.
-    fn make_way(&mut self, netlink: &Netlink, wanted: &[Interface]) -> Result<(), NetworkError> {
+    /// Renames other interfaces that have the wanted names.
+    fn free_names(&mut self, netlink: &Netlink, wanted: &[Interface]) -> Result<(), NetworkError> {
         for interface in wanted {
             let card = card_of(interface)?;
             let mut others = self.cards.iter_mut().filter(|other| other.mac != card);
@@ -245,7 +248,7 @@ impl Network {
         message.attribute(libc::IFLA_IFNAME, &with_nul(&interface.name));
         message.attribute(libc::IFLA_MTU, &interface.mtu.to_ne_bytes());
         message.attribute(libc::IFLA_ADDRESS, &interface.mac);
-        message.nested(libc::IFLA_AF_SPEC, no_addresses_of_its_own);
+        message.nested(libc::IFLA_AF_SPEC, no_generated_address);
         netlink
             .request(message)
             .doing(|| doing("name, address and MTU"))?;
@@ -257,7 +260,7 @@ impl Network {
             let (family, name) = (&setting.family, &setting.name);
             let path = format!("/proc/sys/net/{family}/conf/{}/{name}", interface.name);
             match fs::write(&path, setting.value.to_string()) {
-                // An interface for packets smaller than IPv6's has no settings for it.
+                // An interface whose MTU is below IPv6's has no settings for it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => other.map_err(failed("write", &path))?,
             }
@@ -266,8 +269,8 @@ impl Network {
         let header = link_header(index, Some(interface.flags));
         let message = Message::new(libc::RTM_SETLINK, 0, &header);
         netlink.request(message).doing(|| doing("flags"))?;
-        // The kernel lets up to a second pass before it finds that a new card can send, and says so
-        // at once to whoever asks.
+        // The kernel takes up to a second to notice the carrier of a new card; a read of the file
+        // makes it look at once.
         let _ = fs::read(format!("/sys/class/net/{}/carrier", interface.name));
         Ok(())
     }
@@ -278,12 +281,12 @@ fn card_of(interface: &Interface) -> Result<Mac, NetworkError> {
     mac.map_err(|_| NetworkError::Malformed("a MAC address has six bytes"))
 }
 
-/// The flags that the host decides; see netdevice(7).
+/// The flags that the host sets; see netdevice(7).
 const FLAGS: u32 =
     (libc::IFF_UP | libc::IFF_NOARP | libc::IFF_PROMISC | libc::IFF_ALLMULTI | libc::IFF_MULTICAST)
         as u32;
 
-/// struct ifinfomsg, with the flags that are to be set.
+/// struct ifinfomsg, with flags to set.
 fn link_header(index: u32, flags: Option<u32>) -> [u8; 16] {
     let change = flags.map_or(0, |_| FLAGS);
     let flags = flags.map_or(0, |flags| flags & FLAGS);
@@ -294,8 +297,8 @@ fn link_header(index: u32, flags: Option<u32>) -> [u8; 16] {
     header
 }
 
-/// The host says which addresses there are, that of the link included.
-fn no_addresses_of_its_own(message: &mut Message) {
+/// The host sends every address, the link-local one included: the kernel generates none.
+fn no_generated_address(message: &mut Message) {
     const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
     message.nested(libc::AF_INET6 as u16, |message| {

@@ -1,4 +1,4 @@
-//! Addresses, neighbours, routes and rules, as messages for the guest's kernel. Pure.
+//! Addresses, neighbours, routes and rules as rtnetlink messages. Pure.
 
 use std::fmt;
 
@@ -9,24 +9,19 @@ use rvm_protocol::agent::{
 use super::NetworkError;
 use crate::sys::netlink::Message;
 
-/// What kind of object it is, in the order in which they are made.
+/// The kinds of objects, in the order in which they are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// RTM_NEWADDR
     Address,
-    /// RTM_NEWNEIGH
     Neighbour,
-    /// RTM_NEWROUTE
     Route,
-    /// RTM_NEWRULE
     Rule,
 }
 
 impl Kind {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Address, Self::Neighbour, Self::Route, Self::Rule];
 
-    /// The list in a request.
+    /// The objects of this kind in a request.
     pub fn of(self, request: &ConfigureNetworkRequest) -> &[NetworkObject] {
         match self {
             Self::Address => &request.addresses,
@@ -55,7 +50,7 @@ impl Kind {
     }
 }
 
-/// An object, and the interfaces that it names.
+/// An object with the indices of its interfaces.
 #[derive(Debug, PartialEq)]
 pub struct Object {
     kind: Kind,

@@ -43,8 +43,8 @@ impl Reaper {
         }
     }
 
-    /// Registers for the exit of a child. The caller has just made the child and has awaited nothing
-    /// since: otherwise the child could have been reaped already.
+    /// Registers for the exit of a child. The caller has just made the child and has awaited
+    /// nothing since: otherwise the child could have been reaped already.
     pub fn expect(&self, pid: Pid) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
         self.waiters

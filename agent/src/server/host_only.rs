@@ -1,8 +1,8 @@
 //! Accepting the host's connections, and no others.
 //!
-//! A process in the guest can open a vsock too. Where the kernel loops such connections back, it could
-//! command the agent. So the agent closes a connection from any other context id than the host's
-//! before it reads from it.
+//! A process in the guest can open a vsock too. Where the kernel loops such connections back, it
+//! could command the agent. So the agent closes a connection from any other context id than the
+//! host's before it reads from it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

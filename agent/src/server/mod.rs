@@ -54,8 +54,8 @@ impl Service {
     }
 }
 
-/// Runs a request to its end even if its connection breaks meanwhile: otherwise a container could be
-/// left half made.
+/// Runs a request to its end even if its connection breaks meanwhile: otherwise a container could
+/// be left half made.
 async fn to_the_end<T: Send + 'static>(
     request: impl Future<Output = Result<T, RequestError>> + Send + 'static,
 ) -> Result<T, RequestError> {

@@ -1,14 +1,16 @@
-//! One end of a stream: a pipe, a terminal's master or a socket, read and written without blocking.
+//! One end of a stream: a pipe, the master of a terminal or a socket, read and written without
+//! blocking.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rvm_sys::readiness;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 
-/// A non-blocking descriptor that is known to the runtime.
+/// A non-blocking descriptor, registered with the runtime.
 pub struct Endpoint(AsyncFd<OwnedFd>);
 
 impl Endpoint {
@@ -18,24 +20,22 @@ impl Endpoint {
         readiness::watch(fd, Interest::READABLE | Interest::WRITABLE).map(Self)
     }
 
-    /// The descriptor.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.get_ref().as_fd()
     }
 
-    /// Gives the descriptor back.
     pub fn into_inner(self) -> OwnedFd {
         self.0.into_inner()
     }
 
-    /// Reads what there is, waiting for something; 0 at the end.
+    /// Waits for data and reads what there is; 0 at the end.
     pub async fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
         loop {
             let mut ready = self.0.readable().await?;
             match rustix::io::read(self.0.get_ref(), &mut *buffer) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
-                // What a terminal's master says when the last slave has been closed.
+                // The master of a terminal, once the last slave is closed.
                 Err(Errno::IO) => return Ok(0),
                 result => return Ok(result?),
             }
@@ -54,7 +54,7 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Writes everything, waiting for room.
+    /// Writes everything, and waits for room as needed.
     pub async fn write_all(&self, mut data: &[u8]) -> std::io::Result<()> {
         while !data.is_empty() {
             match rustix::io::write(self.0.get_ref(), data) {
@@ -70,7 +70,7 @@ impl Endpoint {
     async fn wait_writable(&self) -> std::io::Result<()> {
         loop {
             let mut ready = self.0.writable().await?;
-            // Readiness may be old news; the kernel is asked before it is believed.
+            // tokio's readiness may be out of date: ask the kernel.
             if self.is_writable() {
                 return Ok(());
             }
@@ -79,16 +79,10 @@ impl Endpoint {
     }
 
     fn is_writable(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(self.0.get_ref(), PollFlags::OUT)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
+        self.polls(PollFlags::OUT)
     }
 
-    /// Returns when the reading end of this pipe has been closed.
+    /// Waits until the reading end of this pipe is closed.
     pub async fn reader_closed(&self) {
         loop {
             match self.0.ready(Interest::ERROR).await {
@@ -101,8 +95,12 @@ impl Endpoint {
     }
 
     fn has_error(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(self.0.get_ref(), PollFlags::empty())];
+        self.polls(PollFlags::empty())
+    }
+
+    /// Whether poll(2) reports one of these events, or an error, at once.
+    fn polls(&self, events: PollFlags) -> bool {
+        let mut fds = [PollFd::new(self.0.get_ref(), events)];
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
@@ -110,13 +108,13 @@ impl Endpoint {
         poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
     }
 
-    /// Tells the peer of a socket that nothing more will come.
+    /// Shuts the writing half of a socket down: the peer reads the end.
     pub fn finish_writing(&self) {
-        // It fails when the peer is gone, and then it does not matter.
+        // Fails if the peer is gone.
         let _ = shutdown(self.0.get_ref(), Shutdown::Write);
     }
 
-    /// Ends a socket both ways: whoever reads it sees its end.
+    /// Shuts a socket down both ways.
     pub fn finish(&self) {
         let _ = shutdown(self.0.get_ref(), Shutdown::Both);
     }

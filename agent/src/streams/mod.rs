@@ -1,9 +1,8 @@
 //! Standard streams: connections from the host, paired with processes.
 //!
-//! Each connection begins with the id of the stream it carries. It may come before or after the
-//! request that starts the process, so whichever is first waits here for the other. The bounds
-//! guard against a confused host, not a hostile one: what reaches this port comes from outside the
-//! guest only.
+//! Each connection begins with the id of its stream. It may come before or after the request that
+//! starts the process, so the first of the two waits here for the other. The bounds guard against a
+//! confused host, not a hostile one: only the host can connect to this port.
 
 mod endpoint;
 pub mod relay;
@@ -26,12 +25,12 @@ pub use endpoint::Endpoint;
 pub use stdio::{ProcessEnds, ProcessStreams, StreamIds, Terminal, prepare};
 
 /// Connections that may wait for their process at one time. A pod starts its containers one after
-/// the other, three streams each.
+/// the other, with three streams each.
 const MAX_UNPAIRED: usize = 256;
-/// How long a connection may wait for its process: longer than a container takes to be made on the
-/// slowest machine.
-const UNPAIRED_LIFETIME: Duration = Duration::from_secs(60);
-/// How long a connection may take to say its id.
+/// How long a connection may wait for its process: longer than CreateContainer takes on the slowest
+/// machine.
+const UNPAIRED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection may take to send its id.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 enum Half {
@@ -46,7 +45,7 @@ struct Halves {
     arrivals: u64,
 }
 
-/// Pairs connections with the processes that want them.
+/// Pairs connections with the processes that claim them.
 #[derive(Clone, Default)]
 pub struct StreamHub {
     halves: Arc<Mutex<Halves>>,
@@ -63,17 +62,17 @@ impl StreamHub {
                 SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             ) {
                 Ok(socket) if !vsock::peer_is_host(socket.as_fd()) => {
-                    log::warn!("a stream from inside the guest, refused");
+                    log::warn!("refused a stream from inside the guest");
                 }
                 Ok(socket) => {
                     tokio::spawn(self.clone().receive(socket));
                 }
                 Err(Errno::AGAIN) => ready.clear_ready(),
-                // The peer went away before it was accepted.
+                // The peer has closed the connection before it was accepted.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 Err(errno) => {
                     log::warn!("accept a stream: {errno}");
-                    // Out of descriptors or memory: wait for some to be given back.
+                    // Out of descriptors or memory: wait until others are closed or freed.
                     sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -88,31 +87,32 @@ impl StreamHub {
         match timeout(HEADER_TIMEOUT, endpoint.read_exact(&mut header)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return log::debug!("a stream ended before its id: {error}"),
-            Err(_) => return log::debug!("a stream did not say its id in time"),
+            Err(_) => return log::debug!("a stream did not send its id in time"),
         }
         let id = u64::from_be_bytes(header);
         if let Some(arrival) = self.pair(id, endpoint.into_inner()) {
-            sleep(UNPAIRED_LIFETIME).await;
+            sleep(UNPAIRED_TIMEOUT).await;
             self.expire(id, arrival);
         }
     }
 
-    /// Hands a connection over or keeps it; returns its arrival number if it has to wait.
+    /// Passes a connection to its process or keeps it; returns its arrival number if it has to
+    /// wait.
     fn pair(&self, id: u64, socket: OwnedFd) -> Option<u64> {
         let mut halves = self.lock();
         match halves.by_id.remove(&id) {
             Some(Half::Process(process)) => {
-                // The process has given up if this fails; the connection then closes.
+                // Fails if the claim was dropped; the connection then closes.
                 let _ = process.send(socket);
                 None
             }
             Some(first @ Half::Connection { .. }) => {
-                log::warn!("stream {id}: a second connection, refused");
+                log::warn!("stream {id}: refused a second connection");
                 halves.by_id.insert(id, first);
                 None
             }
             None if halves.connections >= MAX_UNPAIRED => {
-                log::warn!("stream {id}: {MAX_UNPAIRED} connections wait already, refused");
+                log::warn!("stream {id}: refused, {MAX_UNPAIRED} connections wait already");
                 None
             }
             None => {
@@ -132,23 +132,23 @@ impl StreamHub {
         let waits = matches!(halves.by_id.get(&id),
             Some(Half::Connection { arrival: waiting, .. }) if *waiting == arrival);
         if waits {
-            log::warn!("stream {id}: no process wanted it, closed");
+            log::warn!("stream {id}: closed, no process claimed it");
             halves.by_id.remove(&id);
             halves.connections -= 1;
         }
     }
 
-    /// Waits for the connection with this id. Fails if another process waits for it already.
+    /// Claims the connection with this id. Fails if another process has claimed it already.
     fn claim(&self, id: u64) -> Result<Claim, StreamError> {
         let (sender, receiver) = oneshot::channel();
         let mut halves = self.lock();
         match halves.by_id.remove(&id) {
             Some(Half::Connection { socket, .. }) => {
                 halves.connections -= 1;
-                // The receiver is right here.
+                // The receiver exists: it cannot fail.
                 let _ = sender.send(socket);
             }
-            // A claim that was given up leaves its sender behind.
+            // A dropped claim leaves its sender behind.
             Some(Half::Process(other)) if !other.is_closed() => {
                 halves.by_id.insert(id, Half::Process(other));
                 return Err(StreamError::Claimed(id));
@@ -164,9 +164,9 @@ impl StreamHub {
         })
     }
 
-    /// Waits for a connection that is no process's.
+    /// Waits for a connection that belongs to no process.
     pub async fn connection(&self, id: u64) -> Result<Endpoint, StreamError> {
-        let connection = timeout(UNPAIRED_LIFETIME, self.claim(id)?.connection()).await;
+        let connection = timeout(UNPAIRED_TIMEOUT, self.claim(id)?.connection()).await;
         connection.ok().flatten().ok_or(StreamError::Missing(id))
     }
 
@@ -175,7 +175,7 @@ impl StreamHub {
     }
 }
 
-/// A process's wish for a connection. Dropping it withdraws the wish.
+/// A process's claim of a connection, until it is dropped.
 struct Claim {
     hub: StreamHub,
     id: u64,
@@ -206,19 +206,15 @@ impl Drop for Claim {
 /// Why a process could not have its streams.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// Two processes name the same stream.
     #[error("stream {0} already belongs to another process")]
     Claimed(u64),
-    /// The host did not open it.
     #[error("stream {0} was not opened")]
     Missing(u64),
-    /// A process cannot have that many.
     #[error(
         "a process cannot have more than {} extra descriptors",
         stdio::MAX_EXTRA
     )]
     TooMany,
-    /// A pipe or terminal could not be made.
     #[error(transparent)]
     Os(#[from] crate::sys::OsError),
 }

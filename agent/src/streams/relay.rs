@@ -1,17 +1,17 @@
-//! Copying between a process and its connection, with ends and pressure passed on both ways.
+//! Copying between a process and its connection, with ends and backpressure in both directions.
 
 use std::sync::Arc;
 
 use super::endpoint::Endpoint;
 
-/// What is moved at a time: a pipe's default capacity, so one read empties it.
+/// Bytes per read: a pipe's default capacity, so that one read empties it.
 const BUFFER_SIZE: usize = 64 * 1024;
 
 /// From a process's standard output or error to the host.
 ///
-/// A host that does not read stops this, then the pipe fills, then the process waits. The end of
-/// the pipe (every holder of its writing end has gone) becomes the end of the connection. If the
-/// host is gone, the pipe is closed and the process gets SIGPIPE.
+/// If the host does not read, the copy stops, the pipe fills, and the process waits. When the last
+/// writing end of the pipe is closed, the connection ends. When the host closes the connection, the
+/// pipe is closed and the process gets SIGPIPE.
 pub async fn output(pipe: Endpoint, connection: Endpoint) {
     copy(&pipe, &connection).await;
     connection.finish_writing();
@@ -29,8 +29,8 @@ pub async fn input(connection: Endpoint, pipe: Endpoint) {
 
 /// Between the master of a terminal and the host, both ways.
 ///
-/// The end of the process's output ends the whole; the end of the host's input only that direction,
-/// unless the host has gone altogether: then the terminal hangs up.
+/// The end of the process's output ends both directions; the end of the host's input only that one,
+/// unless the host has closed the connection: then the terminal hangs up.
 pub async fn terminal(master: Arc<Endpoint>, connection: Endpoint) {
     let input = async {
         copy(&connection, &master).await;
@@ -44,13 +44,13 @@ pub async fn terminal(master: Arc<Endpoint>, connection: Endpoint) {
     }
 }
 
-/// Between a process's socket and the host, both ways, each with an end of its own.
+/// Between a process's socket and the host; each direction ends on its own.
 pub async fn socket(ours: Endpoint, connection: Endpoint) {
     tokio::join!(one_way(&ours, &connection), one_way(&connection, &ours));
 }
 
-/// Copies to the end and tells it. An end that has gone altogether takes no more either, and the
-/// other direction hears of it: the socket is shut down both ways.
+/// Copies to the end and passes the end on. If `from` is closed altogether, both sockets are shut
+/// down, so that the other direction ends too.
 async fn one_way(from: &Endpoint, to: &Endpoint) {
     copy(from, to).await;
     to.finish_writing();
@@ -60,7 +60,7 @@ async fn one_way(from: &Endpoint, to: &Endpoint) {
     }
 }
 
-/// Reads a terminal that nobody listens to, so that its writers do not wait for ever.
+/// Reads a terminal without a connection, so that its writers do not wait for ever.
 pub async fn discard(master: Arc<Endpoint>) {
     let mut buffer = vec![0; BUFFER_SIZE];
     while master.read(&mut buffer).await.is_ok_and(|count| count > 0) {}

@@ -1,5 +1,5 @@
-//! A process's three standard streams and extra descriptors, as descriptors for it and relays for
-//! us.
+//! A process's standard streams and extra descriptors: the ends for the process, and relays for the
+//! agent's ends.
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ use super::{Claim, Endpoint, StreamError, StreamHub, relay};
 use crate::init::plan::fd;
 use crate::sys::Doing as _;
 
-/// Descriptors that a process can have beyond its standard streams.
+/// How many descriptors a process can have beyond its standard streams.
 pub const MAX_EXTRA: usize = (fd::CONTROL - fd::EXTRA) as usize;
 
 /// Which connections carry a process's standard streams; 0 is none.
@@ -25,22 +25,19 @@ pub const MAX_EXTRA: usize = (fd::CONTROL - fd::EXTRA) as usize;
 pub struct StreamIds {
     /// Whether the process gets a terminal, carried by `stdin` both ways.
     pub terminal: bool,
-    /// Standard input.
     pub stdin: u64,
-    /// Standard output.
     pub stdout: u64,
-    /// Standard error.
     pub stderr: u64,
     /// The terminal's size in characters, 0 where unset.
     pub rows: u16,
-    /// See `rows`.
     pub cols: u16,
-    /// Descriptors from 3 on: a connection, and as what the process sees it.
+    /// Descriptors from 3 on: a connection, and its kind for the process.
     pub extra: Vec<(u64, Kind)>,
 }
 
 impl StreamIds {
-    /// The size of the process's terminal, if it gets one: the request's, else `configured`, else 0.
+    /// The size of the process's terminal, if it gets one: the request's, else `configured`, else
+    /// 0.
     pub fn terminal_size(&self, configured: Option<(u16, u16)>) -> Option<(u16, u16)> {
         let requested = (self.rows != 0 || self.cols != 0).then_some((self.rows, self.cols));
         let size = requested.or(configured).unwrap_or_default();
@@ -68,39 +65,37 @@ impl From<&Stdio> for StreamIds {
 
 type Relay = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The process's ends of its streams, and what will serve ours.
+/// The process's ends of its streams, and the relays of the agent's ends.
 pub struct ProcessStreams {
-    /// The process's ends.
     pub for_process: ProcessEnds,
     relays: Vec<Relay>,
     terminal: Option<Claim>,
 }
 
-/// A terminal that is relayed as long as this lives, even while no process has it open: systemd, for
-/// one, closes its console and opens it again when it has something to say.
+/// Keeps a terminal relayed, even while no process has it open: systemd, for one, closes its
+/// console and opens it again to write.
 pub struct Terminal {
-    /// The master, which belongs to the relay; serves for the size.
+    /// The relay owns the master; this one sets the size.
     pub master: Weak<Endpoint>,
     _slave: OwnedFd,
 }
 
-/// The descriptors that a process has to begin with.
+/// The descriptors that a process starts with.
 pub struct ProcessEnds {
-    /// 0 to 2. With a terminal they are /dev/null, until the process replaces them with the terminal
-    /// it makes.
+    /// 0 to 2. With a terminal they are /dev/null, until the process replaces them with the
+    /// terminal it makes.
     pub stdio: [OwnedFd; 3],
-    /// From 3 on; no more than [`MAX_EXTRA`].
+    /// From 3 on; at most [`MAX_EXTRA`].
     pub extra: Vec<OwnedFd>,
 }
 
 impl ProcessEnds {
-    /// The number of extra descriptors.
     pub fn extra_count(&self) -> u32 {
         self.extra.len() as u32
     }
 }
 
-/// Makes the pipes and asks for the connections.
+/// Makes the pipes and claims the connections.
 pub fn prepare(hub: &StreamHub, ids: &StreamIds) -> Result<ProcessStreams, StreamError> {
     if ids.extra.len() > MAX_EXTRA {
         return Err(StreamError::TooMany);
@@ -184,16 +179,16 @@ fn socket(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, 
 }
 
 impl ProcessStreams {
-    /// Starts relaying and closes the process's ends here.
+    /// Starts the relays and closes the agent's copies of the process's ends.
     pub fn start(self) {
         for relay in self.relays {
             tokio::spawn(relay);
         }
     }
 
-    /// The same for a process that has made a terminal. Its master stays open as long as the relay
-    /// runs, which is until nobody has the terminal open: neither a process nor whoever keeps what is
-    /// returned.
+    /// The same for a process that has made a terminal. The relay keeps the master open until the
+    /// last slave is closed: no process has the terminal open, and the returned [`Terminal`] is
+    /// dropped.
     pub fn start_terminal(mut self, master: OwnedFd) -> Result<Terminal, StreamError> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = ioctl_tiocgptpeer(&master, flags).doing(|| "open the terminal")?;

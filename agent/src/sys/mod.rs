@@ -1,8 +1,8 @@
-//! System calls that rustix lacks and only the agent makes, each behind a safe façade; `rvm_sys` has
-//! those that the host makes too.
+//! System calls that rustix lacks and only the agent makes, each behind a safe façade; `rvm_sys`
+//! has those that the host makes too.
 //!
-//! No function keeps state. [`clone`], [`signal`] and [`caps`] allocate nothing, because the child of
-//! [`clone::clone_process`] calls them.
+//! No function keeps state. [`clone`], [`signal`] and [`caps`] allocate nothing, because the child
+//! of [`clone::clone_process`] calls them.
 
 pub mod caps;
 pub mod clone;

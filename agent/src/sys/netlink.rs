@@ -22,8 +22,8 @@ impl Message {
     pub fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
         let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         let mut bytes = Vec::with_capacity(128);
-        // `finish` writes the length. Sequence and port numbers serve overlapping requests, of which
-        // there are none.
+        // `finish` writes the length. Sequence and port numbers serve overlapping requests, of
+        // which there are none.
         bytes.extend(0_u32.to_ne_bytes());
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
@@ -51,7 +51,8 @@ impl Message {
         let start = self.0.len();
         self.0.extend([0; 2]);
         fill(self);
-        // The kernel refuses what does not fit: the message then ends in the middle of an attribute.
+        // The kernel refuses what does not fit: the message then ends in the middle of an
+        // attribute.
         let length = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }

@@ -1,6 +1,6 @@
-//! Copies of volumes that the host updates as a whole (see the protocol's `UpdateVolume`). The agent
-//! makes an update as kubelet does, so that a program that watches the copy sees the same events: the
-//! new files come in a directory of their own, and then the link `..data` is exchanged.
+//! Copies of volumes that the host updates as a whole (see the protocol's `UpdateVolume`). The
+//! agent makes an update as kubelet does, so that a program that watches the copy sees the same
+//! events: the new files come in a directory of their own, and then the link `..data` is exchanged.
 
 use std::fs;
 use std::io;

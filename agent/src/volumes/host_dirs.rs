@@ -1,11 +1,11 @@
 //! Directories of the host that containers mount.
 //!
-//! On virtio-fs each is a file system of its own, which the guest's kernel mounts when a path through
-//! it is first resolved (fuse_dentry_automount), and once more in every mount namespace that has no
-//! copy of that mount yet. Two such instances share nothing: a program cannot connect to a socket in
-//! the other instance, locks do not conflict, and mappings of a file are not the same memory. So the
-//! agent resolves the path before the container's mount namespace is made. The namespace then has a
-//! copy of the mount, of the same instance for all containers.
+//! On virtio-fs each is a file system of its own, which the guest's kernel mounts when a path
+//! through it is first resolved (fuse_dentry_automount), and once more in every mount namespace
+//! that has no copy of that mount yet. Two such instances share nothing: a program cannot connect
+//! to a socket in the other instance, locks do not conflict, and mappings of a file are not the
+//! same memory. So the agent resolves the path before the container's mount namespace is made. The
+//! namespace then has a copy of the mount, of the same instance for all containers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

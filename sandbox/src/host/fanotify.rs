@@ -1,5 +1,5 @@
-//! Permission events of fanotify(7): a process that opens a directory waits until this one allows it.
-//! Used by [`crate::anchor::synthetic_proc`].
+//! Permission events of fanotify(7): a process that opens a directory waits until this one allows
+//! it. Used by [`crate::anchor::synthetic_proc`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,8 +31,8 @@ impl OpenRequests {
     /// Watches a directory, wherever it is mounted, but not the files and directories in it. This
     /// process must not wait for one that opens the directory: neither would go on.
     ///
-    /// Fails without CAP_SYS_ADMIN, and on a kernel without CONFIG_FANOTIFY_ACCESS_PERMISSIONS. Called
-    /// within a tokio runtime.
+    /// Fails without CAP_SYS_ADMIN, and on a kernel without CONFIG_FANOTIFY_ACCESS_PERMISSIONS.
+    /// Called within a tokio runtime.
     pub fn watch(dir: BorrowedFd<'_>) -> io::Result<Self> {
         let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
         let group = Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)?;

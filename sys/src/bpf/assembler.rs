@@ -35,7 +35,8 @@ pub struct Instruction {
     pub code: u8,
     /// The destination in the low four bits, the source in the high ones.
     pub registers: u8,
-    /// The distance of a jump from the next instruction, or of a word from the address in a register.
+    /// The distance of a jump from the next instruction, or of a word from the address in a
+    /// register.
     pub offset: i16,
     /// The constant operand.
     pub immediate: i32,

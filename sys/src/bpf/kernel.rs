@@ -66,7 +66,8 @@ pub struct Link {
 pub struct SocketMap(OwnedFd);
 
 impl Program {
-    /// Loads the program for `point`. Needs CAP_BPF, and CAP_NET_ADMIN for programs that see packets.
+    /// Loads the program for `point`. Needs CAP_BPF, and CAP_NET_ADMIN for programs that see
+    /// packets.
     pub fn load(&self, point: AttachPoint) -> io::Result<LoadedProgram> {
         let instructions = self.instructions();
         let attributes = ProgramLoad {
@@ -77,8 +78,8 @@ impl Program {
             attach_type: point.attach_type,
             ..ProgramLoad::default()
         };
-        // SAFETY: `attributes` is of this command, and points to as many instructions as it says and to
-        // a NUL-terminated string, which both live across the call.
+        // SAFETY: `attributes` is of this command, and points to as many instructions as it says
+        // and to a NUL-terminated string, which both live across the call.
         let fd = unsafe { bpf(Command::ProgramLoad, &attributes) }?;
         // SAFETY: the command has returned a new descriptor.
         let fd = unsafe { owned(fd) };
@@ -141,8 +142,8 @@ impl SocketMap {
             value: (&raw const value) as u64,
             flags: 0,
         };
-        // SAFETY: `attributes` is of this command; key and value are as long as the map was made for
-        // and live across the call.
+        // SAFETY: `attributes` is of this command; key and value are as long as the map was made
+        // for and live across the call.
         unsafe { bpf(Command::MapUpdate, &attributes) }?;
         Ok(Self(map))
     }
@@ -210,7 +211,8 @@ struct LinkCreate {
 ///
 /// `attributes` is the head of `union bpf_attr` for the command, and what it points to lives.
 unsafe fn bpf<T>(command: Command, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes live across the call with their own size; the caller vouches for the rest.
+    // SAFETY: the attributes live across the call with their own size; the caller vouches for the
+    // rest.
     check(unsafe {
         libc::syscall(
             libc::SYS_bpf,

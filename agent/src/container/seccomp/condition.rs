@@ -5,22 +5,16 @@ use super::program::{
     RETURN,
 };
 
-/// How an argument is compared; unsigned.
+/// How an argument compares to the value; unsigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// The argument is something else.
     NotEqual,
-    /// The argument is less.
     Less,
-    /// The argument is less or the same.
     LessOrEqual,
-    /// The argument is the same.
     Equal,
-    /// The argument is greater or the same.
     GreaterOrEqual,
-    /// The argument is greater.
     Greater,
-    /// These bits of the argument are the same.
+    /// The argument's bits of this mask are equal.
     MaskedEqual(u64),
 }
 
@@ -29,9 +23,7 @@ pub enum Comparison {
 pub struct Condition {
     /// 0 to 5.
     pub argument: u8,
-    /// How.
     pub comparison: Comparison,
-    /// With what.
     pub value: u64,
 }
 
@@ -42,13 +34,13 @@ enum Target {
     Next,
     /// The condition holds: past the rest of it.
     Holds,
-    /// It does not: past the whole rule.
+    /// The condition fails: past the whole rule.
     Fails,
 }
 
 use Target::{Fails, Holds, Next};
 
-/// An instruction whose jumps are still to be filled in.
+/// An instruction with jumps to targets.
 struct Step {
     code: u16,
     operand: u32,
@@ -74,7 +66,7 @@ const fn test(code: u16, operand: u32, if_true: Target, if_false: Target) -> Ste
     }
 }
 
-/// Code that returns the action if all conditions hold, and goes on behind itself otherwise. With
+/// Code that returns the action if all conditions hold, and continues after itself otherwise. With
 /// six conditions of six instructions, every jump in it fits its eight bits.
 pub fn rule(conditions: &[Condition], action: Action) -> Vec<Instruction> {
     let mut code = vec![Instruction::new(RETURN, 0, 0, action)];

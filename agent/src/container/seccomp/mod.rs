@@ -1,8 +1,8 @@
-//! `linux.seccomp`, compiled into the program that the kernel runs.
+//! Compiles `linux.seccomp` into the program that the kernel runs.
 //!
-//! Compiled once a container, in the agent: a filter that cannot be is an error of its creation,
-//! and an exec costs nothing. The processes that install it only load the result. libseccomp's part
-//! is its tables of system calls.
+//! The agent compiles the filter once per container, so that a bad filter fails CreateContainer and
+//! an exec costs nothing; processes only load the result. libseccomp contributes its tables of
+//! system calls.
 
 mod condition;
 mod multiplexed;
@@ -17,42 +17,41 @@ use oci_spec::runtime::{
 use condition::{Comparison, Condition};
 use program::{Action, Architecture, Call, Program};
 
-/// What the kernel takes: `SECCOMP_FILTER_FLAG_*` and an array of `struct sock_filter`.
+/// A filter for seccomp(2).
 #[derive(Debug)]
 pub struct Filter {
-    /// Flags for the call that installs it.
+    /// `SECCOMP_FILTER_FLAG_*`
     pub flags: u64,
-    /// The program.
+    /// An array of `struct sock_filter`.
     pub instructions: Vec<u8>,
 }
 
-/// Why a filter cannot be had.
+/// Why a filter cannot be compiled.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    /// A process on the host would have to answer for the kernel.
+    /// The listener would be a process on the host.
     #[error("config.json: linux.seccomp: SCMP_ACT_NOTIFY is not supported in the guest")]
     Notify,
-    /// An argument's index is out of range.
     #[error("config.json: linux.seccomp: a system call has no argument {0}")]
     Argument(usize),
-    /// The kernel has a limit of 4096 instructions.
+    /// The kernel takes 4096 instructions.
     #[error("config.json: linux.seccomp: the filter is too large for the kernel")]
     TooLarge,
 }
 
-/// An architecture whose programs the guest's kernel runs: as profiles name it, as libseccomp's
-/// tables do, and as the kernel does.
+/// An architecture whose programs the guest's kernel runs: its name in profiles, in libseccomp's
+/// tables and in the kernel.
 struct Runnable {
     name: Arch,
     tables: ScmpArch,
+    /// `AUDIT_ARCH_*`
     audit: u32,
 }
 
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 
-/// The native one first. Some profiles list every architecture there is; the others make no
-/// difference here.
+/// The native one first. Some profiles list every architecture; the kernel never runs the others.
 const RUNNABLE: [Runnable; 3] = [
     Runnable {
         name: Arch::ScmpArchX86_64,
@@ -102,11 +101,11 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Action, Filt
     }
 }
 
-/// What calls newer than any that the profile names get.
+/// The action for system calls newer than any that the profile names.
 ///
-/// A profile that denies what it does not list was written for the system calls of its day. To a
-/// newer one it would answer EPERM, and C libraries fall back to an older call only on ENOSYS. runc
-/// does the same.
+/// A profile that denies what it does not list was written for the system calls of its time. It
+/// would answer EPERM to a newer one, and C libraries fall back to an older call only on ENOSYS. As
+/// runc.
 fn newer(config: &LinuxSeccomp, default: Action) -> Action {
     match config.default_action() {
         LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog => default,
@@ -134,10 +133,10 @@ fn rules(
     Ok(rules)
 }
 
-/// Sets of conditions, of which one must hold as a whole; none for a rule without conditions.
+/// Sets of conditions, of which one must hold as a whole; no set for a rule without conditions.
 ///
-/// Conditions on different arguments must all hold. Of several on one argument libseccomp cannot
-/// say that, and runc takes them for alternatives.
+/// Conditions on different arguments must all hold. libseccomp cannot express that for several on
+/// one argument; as runc, they are alternatives then.
 fn alternatives(syscall: &LinuxSyscall) -> Result<Vec<Vec<Condition>>, FilterError> {
     let args = syscall.args().as_deref().unwrap_or_default();
     let conditions = args.iter().map(condition).collect::<Result<Vec<_>, _>>()?;
@@ -191,7 +190,7 @@ fn add(
         .then(|| multiplexed::ways(name))
         .flatten();
     if let Some(ways) = &multiplexed {
-        // Through the multiplexer the other arguments lie in memory, where no filter sees them.
+        // The multiplexer's other arguments are in memory, where no filter sees them.
         if alternatives.is_empty() && action != default {
             let argument = Condition {
                 argument: 0,
@@ -204,14 +203,14 @@ fn add(
     }
     let number = match multiplexed {
         Some(ways) => ways.own,
-        // A name that libseccomp does not know is of a newer kernel; a negative number is of
-        // another architecture.
+        // libseccomp does not know names of newer kernels, and returns a negative number for calls
+        // of other architectures.
         None => ScmpSyscall::from_name_by_arch(name, runnable.tables)
             .ok()
             .and_then(|number| u32::try_from(number.as_raw_syscall()).ok()),
     };
     let Some(number) = number else { return };
-    // A call with the default action is entered too: it is known, and so not newer.
+    // Also for the default action: the profile knows the call, so it is not newer.
     let call: &mut Call = rules.calls.entry(number).or_default();
     if action == default {
         return;
@@ -225,8 +224,7 @@ fn add(
 
 fn flags(config: &LinuxSeccomp) -> u64 {
     let Some(flags) = config.flags() else {
-        // As runc: without a word about it, the filter does not slow the program by switching
-        // speculation off.
+        // As runc: by default the filter leaves speculation on, which is faster.
         return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     };
     flags.iter().fold(0, |all, flag| {
@@ -236,7 +234,7 @@ fn flags(config: &LinuxSeccomp) -> u64 {
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => {
                 libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
             }
-            // About notifications, which there are none of.
+            // Concerns notifications, which are refused.
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
         }
     })

@@ -1,22 +1,22 @@
-//! System calls that i386 reaches in two ways: by a number of their own, since Linux 4.3 and 5.1,
-//! and through socketcall(2) or ipc(2), whose first argument then says which is meant. See
-//! syscall_32.tbl, `<linux/net.h>` and `<linux/ipc.h>`. libseccomp names them by negative numbers.
+//! System calls that an i386 program makes in two ways: by a number of their own, since Linux 4.3
+//! and
+//! 5.1, and through socketcall(2) or ipc(2), whose first argument then selects the call. See
+//! syscall_32.tbl, `<linux/net.h>` and `<linux/ipc.h>`. libseccomp gives them negative numbers.
 
-/// socketcall and ipc.
 const SOCKETCALL: u32 = 102;
 const IPC: u32 = 117;
 
-/// The two ways to one call.
+/// The two ways to make one call.
 pub struct Ways {
     /// Its own number; send and recv have none.
     pub own: Option<u32>,
-    /// The number of the call that multiplexes it.
+    /// The number of the multiplexer.
     pub through: u32,
-    /// The first argument there.
+    /// The multiplexer's first argument.
     pub selector: u64,
 }
 
-/// The ways to a system call, if it is one of these.
+/// The ways to make a system call, if it is one of these.
 pub fn ways(name: &str) -> Option<Ways> {
     let (own, through, selector) = match name {
         "socket" => (359, SOCKETCALL, 1),

@@ -1,15 +1,15 @@
 //! A filter as the kernel runs it: classic BPF over `struct seccomp_data`.
 //!
-//! For each architecture the system call's number is looked up in a binary tree of ranges, whose
-//! leaves are actions, or conditions on arguments that lead to them. libseccomp would build a list
-//! instead: of a profile of the usual size it takes 33 million instructions to make, as much as the
-//! kernel takes to boot, and every system call of the container walks half of it.
+//! For each architecture the program looks the system call's number up in a binary tree of ranges,
+//! whose leaves are actions, or conditions on arguments that lead to them. libseccomp builds a list
+//! instead: for a profile of the usual size that takes 33 million instructions, as many as the
+//! kernel's boot, and every system call of the container walks half of the list.
 
 use std::collections::BTreeMap;
 
 use super::condition::Condition;
 
-/// What becomes of a system call: `SECCOMP_RET_*` with its data.
+/// `SECCOMP_RET_*` with its data.
 pub type Action = u32;
 
 /// The rules of one architecture.
@@ -24,13 +24,12 @@ pub struct Architecture {
 /// The rules about one system call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Call {
-    /// Without conditions; holds whatever the others say, as in libseccomp.
+    /// Without conditions; overrides the conditional ones, as in libseccomp.
     pub always: Option<Action>,
     /// Conditions that must all hold, and what then happens. The first that matches decides.
     pub conditional: Vec<(Vec<Condition>, Action)>,
 }
 
-/// A whole filter.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
     /// For calls without a rule.
@@ -39,11 +38,11 @@ pub struct Program {
     pub newer: Action,
     /// For architectures without rules.
     pub unknown_architecture: Action,
-    /// The architectures; those of one `audit` have numbers that do not meet.
+    /// The numbers of architectures with one `audit` are disjoint.
     pub architectures: Vec<Architecture>,
 }
 
-/// `struct sock_filter`, and the few codes of classic BPF that are used; see `<linux/filter.h>`.
+/// `struct sock_filter` of `<linux/filter.h>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
     pub(super) code: u16,
@@ -88,7 +87,7 @@ impl Instruction {
 }
 
 impl Program {
-    /// The instructions as bytes, or `None` if the kernel would not take so many.
+    /// The instructions as bytes, or `None` if they are too many for the kernel.
     pub fn assemble(&self) -> Option<Vec<u8>> {
         let mut code = vec![Instruction::new(LOAD, 0, 0, ARCHITECTURE)];
         let mut by_audit: BTreeMap<u32, BTreeMap<u32, Call>> = BTreeMap::new();
@@ -113,7 +112,7 @@ impl Program {
         fits.then(|| code.iter().flat_map(|one| one.to_bytes()).collect())
     }
 
-    /// Where each run of numbers with the same rules begins, and those rules.
+    /// The first number of each run with the same rules, and those rules.
     fn ranges(&self, calls: &BTreeMap<u32, Call>) -> Vec<(u32, Call)> {
         let plain = |action| Call {
             always: Some(action),
@@ -127,7 +126,7 @@ impl Program {
         let mut next = 0;
         for (number, call) in calls {
             if *number > next {
-                // x32 has its numbers far above; what lies between belongs to neither.
+                // The numbers of x32 are far above; those between belong to neither.
                 let gap = if *number & X32_BIT != 0 && next & X32_BIT == 0 {
                     self.newer
                 } else {
@@ -149,7 +148,7 @@ impl Program {
         ranges
     }
 
-    /// Code that decides, with the number in the accumulator.
+    /// Code that finds the action of the number in the accumulator.
     fn tree(&self, ranges: &[(u32, Call)]) -> Vec<Instruction> {
         let [(_, only)] = ranges else {
             let (low, high) = ranges.split_at(ranges.len() / 2);

@@ -1,4 +1,4 @@
-//! `linux.devices`, and the devices that every container has.
+//! Translates `linux.devices`, with the devices that every container has.
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType};
 
@@ -7,7 +7,7 @@ use crate::init::plan::{ContainerPlan, DevicePlan};
 
 const DEFAULT_MODE: u32 = 0o666;
 
-/// Path, major and minor number of the character devices that the runtime specification demands.
+/// Path, major and minor number of the character devices that the runtime specification requires.
 const DEFAULTS: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -17,13 +17,13 @@ const DEFAULTS: [(&str, u32, u32); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
-/// Adds the devices to the plan. One of config.json takes the place of a default one.
+/// Adds the devices to the plan. A device of config.json replaces a default one of the same path.
 pub fn translate(
     linux: &Linux,
     namespaces: &Namespaces,
     plan: &mut ContainerPlan,
 ) -> Result<(), SpecError> {
-    // In a user namespace of its own a process can make no device nodes.
+    // A process in a user namespace cannot make device nodes.
     plan.bind_devices = namespaces.user.is_own();
     if !plan.populate_dev {
         return Ok(());

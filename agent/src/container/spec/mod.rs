@@ -1,8 +1,8 @@
-//! From config.json to a plan, purely: nothing is made here, and nothing depends on the machine.
+//! Translates config.json to a plan. Pure: nothing here depends on the machine.
 //!
-//! What the guest cannot honour is refused with the field's name. Two kinds of thing are passed
-//! over: the labels of security modules that the guest's kernel does not have, with a log line, and
-//! the hooks that run on the host.
+//! A field that the guest cannot honour is refused by its name. Two kinds of fields are ignored:
+//! the labels of security modules that the guest's kernel does not have, with a log line, and the
+//! hooks that run on the host.
 
 mod config;
 mod devices;
@@ -24,18 +24,11 @@ use config::Config;
 /// Why config.json, or an exec's process object, is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// It is not of the form that the OCI runtime specification gives.
     #[error("config.json: {0}")]
     Malformed(String),
-    /// A field is missing or contradicts another.
+    /// `process.args` `is empty`.
     #[error("config.json: {field} {problem}")]
-    Invalid {
-        /// The field's path, such as `process.args`.
-        field: String,
-        /// What is wrong with it, as a predicate: `is empty`.
-        problem: String,
-    },
-    /// The guest has nothing of the kind.
+    Invalid { field: String, problem: String },
     #[error("config.json: {0} is not supported in the guest")]
     Unsupported(String),
 }
@@ -53,24 +46,18 @@ impl SpecError {
     }
 }
 
-/// A container as it is to be made.
+/// A container to make: the plan of its init process, and what the agent does itself.
 #[derive(Debug)]
 pub struct ContainerSpec {
-    /// What its first process does.
     pub container: ContainerPlan,
-    /// What that process becomes.
     pub process: ProcessPlan,
-    /// The namespaces it gets.
     pub namespaces: Namespaces,
     /// The user namespaces by which mounts map ids, in the order of their indices.
     pub idmaps: Vec<IdMap>,
-    /// Settings of the guest's own network, which its process may not have the right to change.
+    /// Settings of the guest's own network, which the init process may have no right to change.
     pub guest_sysctls: BTreeMap<String, String>,
-    /// Limits and device rules.
     pub resources: Option<LinuxResources>,
-    /// The system call filter.
     pub seccomp: Option<LinuxSeccomp>,
-    /// How likely the OOM killer is to take it.
     pub oom_score_adj: i32,
 }
 
@@ -170,8 +157,8 @@ fn refuse_first(fields: &[(&str, bool)]) -> Result<(), SpecError> {
     }
 }
 
-/// Names become paths below /proc/sys as sysctl(8) has it: a name with dots has slashes, unless
-/// slashes came first, which then stand for themselves and dots for dots.
+/// Turns names into paths below /proc/sys as sysctl(8) does: dots become slashes and slashes dots,
+/// unless the first of them is a slash.
 fn translate_sysctls(linux: &Linux, plan: &mut ContainerPlan) -> Result<(), SpecError> {
     for (name, value) in linux.sysctl().iter().flatten() {
         let dots_separate = name
@@ -199,7 +186,8 @@ fn translate_sysctls(linux: &Linux, plan: &mut ContainerPlan) -> Result<(), Spec
     Ok(())
 }
 
-/// What a user namespace of the container's own has no power over: the network is the guest's.
+/// Takes the sysctls of the guest's network, which a user namespace of the container's own may not
+/// set.
 fn take_network_sysctls(
     namespaces: &Namespaces,
     plan: &mut ContainerPlan,
@@ -250,7 +238,7 @@ fn hook_plan(hook: &Hook) -> HookPlan {
     }
 }
 
-/// A path as text; config.json is JSON and so are paths in it.
+/// A path as text.
 fn path_text(field: &str, path: &std::path::Path) -> Result<String, SpecError> {
     match path.to_str() {
         Some("") => Err(SpecError::invalid(field, "is empty")),

@@ -1,4 +1,4 @@
-//! `mounts`.
+//! Translates `mounts`.
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
@@ -6,15 +6,13 @@ use super::{SpecError, namespaces, path_text};
 use crate::container::mount_options::{self, MountOptions};
 use crate::init::plan::{ContainerPlan, MountPlan, MountSource};
 
-/// The lines of the maps of a user namespace that a mount uses.
+/// The maps of a user namespace for a mount, as lines of `inside outside count`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdMap {
-    /// Lines of `inside outside count`.
     pub uid_map: String,
-    /// Likewise.
     pub gid_map: String,
-    /// For a bind mount, its source, and whether all below is mapped too; the agent prepares the
-    /// mount, because a container's own user namespace has no power over the guest's mounts.
+    /// For a bind mount: the agent prepares it, because a container's own user namespace has no
+    /// rights on the guest's mounts.
     pub bind: Option<BindMap>,
 }
 
@@ -23,7 +21,7 @@ pub struct IdMap {
 pub struct BindMap {
     /// The source in the guest.
     pub path: String,
-    /// With the mounts below.
+    /// Whether the mounts below are bound too.
     pub recursive: bool,
     /// Whether the ids of the mounts below are mapped too.
     pub map_recursive: bool,
@@ -68,7 +66,7 @@ fn translate_one(
         filesystem(field, kind, mount, &options, linux, idmaps)?
     };
     Ok(MountPlan {
-        // runc takes a relative destination to begin at the root.
+        // As with runc, a relative destination starts at the root.
         destination: format!("/{}", destination.trim_start_matches('/')),
         source,
         attributes: options.attributes,
@@ -112,7 +110,7 @@ fn bind(
             Some(idmaps.len() as i32 - 1)
         }
     };
-    // Options that only a file system could understand are passed over, as the kernel does.
+    // Options for a file system are ignored, as by the kernel.
     Ok(MountSource::Bind {
         path,
         recursive,
@@ -158,7 +156,7 @@ fn filesystem(
         .superblock
         .iter()
         .map(|flag| ((*flag).to_owned(), None));
-    // Labels are for SELinux, which the guest's kernel does not have.
+    // Labels of SELinux, which the guest's kernel does not have.
     let labels = ["context", "fscontext", "defcontext", "rootcontext"];
     let data = options
         .data

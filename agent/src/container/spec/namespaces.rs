@@ -10,25 +10,24 @@ use crate::init::plan::TimeOffset;
 /// The namespaces of a container.
 #[derive(Debug, Default)]
 pub struct Namespaces {
-    /// New ones that clone3(2) makes, as `CLONE_NEW*`. Not the user namespace, and not the cgroup
-    /// namespace, whose root is the group that the process is in when it makes it.
+    /// New namespaces that clone3(2) makes, as `CLONE_NEW*`. Not the user namespace, and not the
+    /// cgroup namespace, whose root is the group of the process that makes it.
     pub create: u64,
-    /// Those the process is to be born into.
+    /// Existing namespaces to be born into.
     pub join: Vec<Join>,
-    /// The user namespace.
     pub user: UserNamespace,
     /// Whether the process makes a cgroup namespace.
     pub unshare_cgroup: bool,
     /// Whether the UTS namespace is not the guest's.
     pub has_uts: bool,
-    /// Whether the pid namespace ends with the container's first process.
+    /// Whether the pid namespace ends with the container's init process.
     pub owns_pid: bool,
 }
 
-/// A namespace that exists.
+/// An existing namespace.
 #[derive(Debug)]
 pub struct Join {
-    /// Its `CLONE_NEW*`.
+    /// `CLONE_NEW*`
     pub flag: u64,
     /// A path of the guest, such as /proc/<pid>/ns/net.
     pub path: PathBuf,
@@ -40,21 +39,18 @@ pub enum UserNamespace {
     /// The guest's own.
     #[default]
     Guest,
-    /// A new one, with the lines of its uid_map and gid_map.
+    /// A new one, with the lines of its uid_map and gid_map: `inside outside count`.
     New {
-        /// Lines of `inside outside count`.
         uid_map: String,
-        /// Likewise.
         gid_map: String,
-        /// What the container's root is outside, if it is anyone: uid and gid.
+        /// The uid and gid outside of the container's root, if it is mapped.
         root: Option<(u32, u32)>,
     },
-    /// An existing one.
     Join(PathBuf),
 }
 
 impl UserNamespace {
-    /// Whether it is another than the guest's.
+    /// Whether it is not the guest's.
     pub fn is_own(&self) -> bool {
         !matches!(self, Self::Guest)
     }
@@ -106,14 +102,14 @@ fn add(
     match (kind, path) {
         (LinuxNamespaceType::User, None) => namespaces.user = new_user_namespace(linux)?,
         (LinuxNamespaceType::User, Some(path)) => namespaces.user = UserNamespace::Join(path),
-        // A container's root is set up in a mount namespace of its own.
+        // The init process sets the root up in a new mount namespace.
         (LinuxNamespaceType::Mount, Some(_)) => {
             return Err(SpecError::unsupported(
                 "linux.namespaces with a path for mount",
             ));
         }
         (LinuxNamespaceType::Cgroup, None) => namespaces.unshare_cgroup = true,
-        // Made by the process itself, which first sets its offsets.
+        // The init process makes it, and first sets the offsets.
         (LinuxNamespaceType::Time, None) => {}
         (_, Some(path)) => namespaces.join.push(Join { flag, path }),
         (_, None) => {
@@ -157,7 +153,7 @@ pub(super) fn id_map<'map>(
     Ok((mappings, mappings.iter().map(line).collect()))
 }
 
-/// What an id of the container is outside.
+/// The id outside of an id of the container.
 fn outside(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
     mappings
         .iter()

@@ -1,4 +1,4 @@
-//! The process object, of config.json or of an exec.
+//! Translates the process object, of config.json or of an exec.
 
 use oci_spec::runtime::{
     Capabilities, Capability, IOPriorityClass, Linux, LinuxCapabilities, LinuxPersonalityDomain,
@@ -27,8 +27,9 @@ pub fn init_process(process: &Process) -> Result<ProcessPlan, SpecError> {
     )
 }
 
-/// A process that joins, from its JSON. As runc has it: capabilities, limits, scheduling, CPUs and
-/// umask are the container's where the object is silent; the seccomp filter always is.
+/// A process that joins, from its JSON. As with runc, capabilities, limits, scheduling, CPUs and
+/// umask are the container's where the object has none; the seccomp filter always is the
+/// container's.
 pub fn exec_process(json: &[u8], defaults: &ProcessPlan) -> Result<ProcessPlan, SpecError> {
     let process: Process =
         serde_json::from_slice(json).map_err(|error| SpecError::Malformed(error.to_string()))?;
@@ -81,7 +82,7 @@ fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, S
         scheduler: scheduler.or(defaults.scheduler),
         io_priority: io_priority(process)?.or(defaults.io_priority),
         cpu_affinity: cpu_affinity(process)?,
-        // The caller knows the terminal, and what belongs to the container.
+        // The caller sets the terminal, and what comes from the container.
         terminal: process
             .console_size
             .filter(|_| process.terminal.unwrap_or(false))
