@@ -15,10 +15,10 @@ use tokio::net::UnixStream;
 use tokio::sync::RwLock;
 
 use crate::dir::SandboxDir;
-use rvm_sys::error_chain::chain;
 use crate::sandbox::{MemoryResult, Sandbox, SandboxError};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
+use rvm_sys::error_chain::chain;
 
 /// The longest line that is read, in bytes. JSON makes six of a byte of a message at most.
 const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;

@@ -14,9 +14,9 @@ use tokio::task::AbortHandle;
 
 use super::{Engine, EngineError};
 use crate::host::process::ProcessId;
-use rvm_sys::readiness::Readable;
 use crate::network::{Mac, NetCard};
 use crate::sizing::Size;
+use rvm_sys::readiness::Readable;
 
 /// Why a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use crate::dir::{Record, SandboxDir};
 use crate::engine::{MachineEnd, MachineEnded};
 use crate::guest::agent::{Agent, AgentError, Exit};
 use crate::guest::stdio::{HostStdio, Relay};
-use rvm_sys::readiness::Readable;
 use crate::host::timings::Timings;
+use rvm_sys::readiness::Readable;
 
 /// How long the agent of another process's machine may take to create or start a container, if the
 /// configuration does not say. Hooks in the guest count.

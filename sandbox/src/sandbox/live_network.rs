@@ -15,9 +15,9 @@ use crate::dir::SandboxDir;
 use crate::engine::Machine;
 use crate::guest::agent::Agent;
 use crate::guest::stdio::open_stream;
-use rvm_sys::error_chain::chain;
 use crate::host::timings::Timings;
 use crate::network::{Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
+use rvm_sys::error_chain::chain;
 
 /// The network, and the guest's configuration of it.
 pub(super) struct LiveNetwork {

@@ -21,10 +21,10 @@ use crate::engine::{Engine, Machine, Plan};
 use crate::guest::agent::Agent;
 use crate::host::memory::total_memory_mib;
 use crate::host::process::Process;
-use rvm_sys::readiness::Readable;
 use crate::host::timings::Timings;
 use crate::network::{NetCard, Network};
 use crate::sizing::{Bounds, Running, Size};
+use rvm_sys::readiness::Readable;
 
 /// How long a machine whose sockets have closed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);

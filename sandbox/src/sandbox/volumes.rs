@@ -11,9 +11,9 @@ use rustix::fs::inotify;
 use rvm_protocol::agent::UpdateVolumeRequest;
 
 use super::Guest;
+use crate::share::{DATA, read_volume};
 use rvm_sys::error_chain::chain;
 use rvm_sys::readiness::Readable;
-use crate::share::{DATA, read_volume};
 
 /// How long an update may take: its owner moves the links after it has exchanged the directory.
 const SETTLE: Duration = Duration::from_millis(50);

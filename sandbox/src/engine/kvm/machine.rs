@@ -14,9 +14,9 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
-use rvm_sys::readiness::Readable;
 use crate::network::{Mac, NetCard};
 use crate::sizing::Size;
+use rvm_sys::readiness::Readable;
 
 /// A machine that rvm-vmm runs.
 pub(super) struct KvmMachine {

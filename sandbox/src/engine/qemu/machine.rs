@@ -14,9 +14,9 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
-use rvm_sys::readiness::Readable;
 use crate::network::{Mac, NetCard};
 use crate::sizing::Size;
+use rvm_sys::readiness::Readable;
 
 /// QEMU's exit status after the guest wrote its byte to the isa-debug-exit device.
 const EXIT_POWER_OFF: i32 = 2 * POWER_OFF_BYTE as i32 + 1;
