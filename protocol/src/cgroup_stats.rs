@@ -1,5 +1,5 @@
-//! The numbers of a cgroup of version 2, see admin-guide/cgroup-v2.rst of the kernel's documentation:
-//! the agent's of a container, and the host's of the processes that run its machine.
+//! The numbers of a cgroup of version 2, see admin-guide/cgroup-v2.rst of the kernel's
+//! documentation: the agent's of a container, and the host's of the processes that run its machine.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use crate::agent as api;
 /// The sizes of huge pages that x86-64 has, as the files' names have them.
 const PAGE_SIZES: [&str; 2] = ["2MB", "1GB"];
 
-/// Reads the numbers from the files of a group. What cannot be read counts as nothing: controllers are
-/// a matter of the kernel, and a group may be going.
+/// Reads the numbers from the files of a group. What cannot be read counts as nothing: controllers
+/// are a matter of the kernel, and a group may be going.
 pub fn read(file: &dyn Fn(&str) -> Option<String>) -> api::StatsResponse {
     let files = Files(file);
     api::StatsResponse {

@@ -2,8 +2,8 @@
 //!
 //! Docker's own name server listens at 127.0.0.11 in a container's network namespace. A packet to
 //! that address does not leave the guest, so the agent takes the questions and sends them over a
-//! stream, each as a frame: a [`Header`] and a DNS message. The host answers every frame with one of
-//! the same tag; an empty message says that there was no answer.
+//! stream, each as a frame: a [`Header`] and a DNS message. The host answers every frame with one
+//! of the same tag; an empty message says that there was no answer.
 
 use std::net::Ipv4Addr;
 

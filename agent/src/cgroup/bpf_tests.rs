@@ -1,5 +1,5 @@
-use super::super::device_rules::{access, with_defaults};
 use super::*;
+use crate::cgroup::device_rules::{access, with_defaults};
 use rvm_sys::bpf::Instruction;
 use rvm_sys::bpf::opcode::*;
 

@@ -1,13 +1,13 @@
 //! The states of a container, and what may be done in each.
 //!
 //! ```text
-//!   CreateContainer      init process is ready         StartContainer
-//!  ───────────────► Creating ───────────────► Created ───────────────► Running
-//!                      │                         │                        │  ▲    PauseContainer
-//!                      │ failed                  │ init process ended     │  └──► Paused
-//!                      ▼                         ▼                        ▼         │ ResumeContainer
-//!                   (nothing) ◄─────────────── Stopped ◄──────────────────┴─────────┘ or its end
-//!                               RemoveContainer
+//!  CreateContainer       init process is ready      StartContainer
+//!  ──────────────► Creating ──────────────► Created ──────────────► Running
+//!                     │                        │                     │  ▲   PauseContainer
+//!                     │ failed                 │ init process ended  │  └─► Paused
+//!                     ▼                        ▼                     ▼        │ ResumeContainer
+//!                  (nothing) ◄────────────── Stopped ◄───────────────┴────────┘ or its end
+//!                              RemoveContainer
 //! ```
 //!
 //! RemoveContainer is also taken in Created, Running and Paused: it kills first. In Creating there

@@ -133,65 +133,52 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
     child
 }
 
+/// The machine's devices, but for those that need a path.
+const QEMU_OPTIONS: [(&str, &str); 13] = [
+    ("-M", "microvm,acpi=off,memory-backend=mem,rtc=on"),
+    ("-accel", "tcg"),
+    ("-cpu", "max"),
+    ("-m", "512"),
+    ("-smp", "1"),
+    ("-display", "none"),
+    ("-object", "memory-backend-memfd,id=mem,share=on,size=512M"),
+    ("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+    ("-serial", "chardev:console"),
+    ("-device", "virtio-serial-device"),
+    ("-device", "virtconsole,chardev=console"),
+    ("-device", "vhost-user-vsock-device,chardev=vsock"),
+    ("-device", "virtio-9p-device,fsdev=shared,mount_tag=rvm"),
+];
+
 fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path) -> Command {
     let log = std::env::var("RVM_TEST_LOG").unwrap_or("info".to_owned());
+    let console = machine.console();
+    let vsock = machine.path("vhost");
+    let shared = machine.shared_directory();
     let mut command = Command::new(qemu);
     command
-        .args([
-            "-M",
-            "microvm,acpi=off,memory-backend=mem,rtc=on",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-        ])
-        .args([
-            "-m",
-            "512",
-            "-smp",
-            "1",
-            "-nodefaults",
-            "-no-reboot",
-            "-display",
-            "none",
-        ])
-        .args(["-object", "memory-backend-memfd,id=mem,share=on,size=512M"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .args(["-nodefaults", "-no-reboot"])
         .arg("-chardev")
-        .arg(format!(
-            "file,id=console,mux=on,path={}",
-            machine.console().display()
-        ))
-        .args([
-            "-serial",
-            "chardev:console",
-            "-device",
-            "virtio-serial-device",
-        ])
-        .args(["-device", "virtconsole,chardev=console"])
+        .arg(format!("file,id=console,mux=on,path={}", console.display()))
         .arg("-chardev")
-        .arg(format!(
-            "socket,id=vsock,path={}",
-            machine.path("vhost").display()
-        ))
-        .args(["-device", "vhost-user-vsock-device,chardev=vsock"])
+        .arg(format!("socket,id=vsock,path={}", vsock.display()))
         .arg("-fsdev")
         .arg(format!(
             "local,id=shared,security_model=passthrough,multidevs=remap,path={}",
-            machine.shared_directory().display()
-        ))
-        .args(["-device", "virtio-9p-device,fsdev=shared,mount_tag=rvm"])
+            shared.display()
+        ));
+    for (option, value) in QEMU_OPTIONS {
+        command.args([option, value]);
+    }
+    let more = std::env::var("RVM_TEST_QEMU_ARGS").unwrap_or_default();
+    command
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
         .arg(format!("{KERNEL_PARAMS} rvm.shared=9p rvm.log={log}"))
-        .args(
-            std::env::var("RVM_TEST_QEMU_ARGS")
-                .unwrap_or_default()
-                .split_whitespace(),
-        )
+        .args(more.split_whitespace())
         .stdin(Stdio::null());
     command
 }

@@ -86,12 +86,7 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         network_namespace: namespaces.create & libc::CLONE_NEWNET as u64 != 0,
         ..ContainerPlan::default()
     };
-    if (plan.hostname.is_some() || plan.domainname.is_some()) && !namespaces.has_uts {
-        return Err(SpecError::invalid(
-            "hostname",
-            "needs a UTS namespace of the container's own",
-        ));
-    }
+    check_names(&plan, &namespaces)?;
     if let Some(name) = linux
         .rootfs_propagation()
         .as_ref()
@@ -126,6 +121,14 @@ pub fn translate(id: &str, json: &[u8]) -> Result<ContainerSpec, SpecError> {
         seccomp: linux.seccomp().clone(),
         oom_score_adj: process.oom_score_adj.unwrap_or(0).clamp(-1000, 1000),
     })
+}
+
+fn check_names(plan: &ContainerPlan, namespaces: &Namespaces) -> Result<(), SpecError> {
+    if (plan.hostname.is_some() || plan.domainname.is_some()) && !namespaces.has_uts {
+        let problem = "needs a UTS namespace of the container's own";
+        return Err(SpecError::invalid("hostname", problem));
+    }
+    Ok(())
 }
 
 fn refuse_other_platforms(config: &Config) -> Result<(), SpecError> {
