@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::lifecycle::{LifecycleError, delete, failed, write_pid_file};
 use crate::guest::descriptors;
-use rvm_sys::readiness::Readable;
 use crate::state::Container;
+use rvm_sys::readiness::Readable;
 
 /// The longest report, in bytes. JSON makes six of a byte of a message at most.
 const MAX_REPORT: u64 = 8 * MAX_MESSAGE as u64;

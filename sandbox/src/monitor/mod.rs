@@ -37,7 +37,6 @@ use crate::share;
 use crate::spec::Bundle;
 use crate::state::{Container, StateError, Status};
 use rvm_sys::error_chain::chain;
-use rvm_sys::readiness::Readable;
 
 /// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
 /// has happened to its processes.
