@@ -194,8 +194,8 @@ mod tap {
         }
     }
 
-    /// A UDP packet from the guest. Its checksum covers only the pseudo header; the receiver completes
-    /// it.
+    /// A UDP packet from the guest. Its checksum covers only the pseudo header; the receiver
+    /// completes it.
     fn udp(payload: &[u8]) -> Vec<u8> {
         let length = 8 + payload.len() as u16;
         let mut header = vec![0; HEADER];
