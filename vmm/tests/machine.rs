@@ -1,5 +1,6 @@
 //! `rvm-vmm machine` from its configuration to its end, with guests of a few bytes. Needs root and
 //! /dev/kvm, on which ring 0 may be emulated.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::fs::File;
 use std::io::Write;
