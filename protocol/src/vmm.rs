@@ -10,14 +10,14 @@
 //! fail with a clear message.
 
 mod channel;
-mod failure;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
+
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_PACKET};
-pub use failure::{Failure, FailureCode};
 
 /// The version of the messages in this module. Any change that a peer of the previous version would
 /// misread increments it.

@@ -10,6 +10,7 @@ use crate::container::lifecycle::LifecycleError;
 use crate::container::start::StartError;
 use crate::container::update::UpdateError;
 use crate::control::{ControlError, RequestError};
+use crate::engine::EngineError;
 use crate::guest::agent::AgentError;
 use crate::monitor::MonitorError;
 use crate::monitor::exec::ExecError;
@@ -97,7 +98,16 @@ impl Coded for ResizeError {
             Self::Guest(error) => error.code(),
             Self::NotTaken => Code::DeadlineExceeded,
             Self::Ended(_) => Code::Unavailable,
-            Self::Engine(_) => Code::Internal,
+            Self::Engine(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for EngineError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused { failure, .. } => failure.code(),
+            _ => Code::Internal,
         }
     }
 }

@@ -18,9 +18,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rvm_protocol::vmm::{
-    BackendConfig, Channel, Event, Failure, FailureCode, MachineConfig, QemuConfig, StopReason,
-};
+use rvm_protocol::failure::{Code, Failure};
+use rvm_protocol::vmm::{BackendConfig, Channel, Event, MachineConfig, QemuConfig, StopReason};
 use rvm_vmm::jails::{self, ThreadKind};
 use serde::de::DeserializeOwned;
 
@@ -49,10 +48,7 @@ fn main() {
         (true, "backend") => in_a_backend(&channel, &host),
         (true, _) => in_qemu(&channel, &host),
     };
-    let failure = Failure {
-        code: FailureCode::Internal,
-        message: serde_json::to_string(&report).unwrap(),
-    };
+    let failure = Failure::new(Code::Internal, serde_json::to_string(&report).unwrap());
     let _ = channel.send(&Event::Stopped(StopReason::Failed(failure)), &[]);
 }
 

@@ -4,9 +4,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, bail};
+use rvm_protocol::failure::{Code, Coded, Failure};
 use rvm_protocol::vmm::{
-    BackendConfig, Channel, ChannelError, Event, Failure, FailureCode, MachineConfig, QemuConfig,
-    StopReason,
+    BackendConfig, Channel, ChannelError, Event, MachineConfig, QemuConfig, StopReason,
 };
 use serde::de::DeserializeOwned;
 
@@ -18,10 +18,7 @@ pub fn machine() -> anyhow::Result<()> {
     let (channel, config, fds) = receive_configuration::<MachineConfig>()?;
     let reason = match machine::start(&config, fds) {
         Ok(mut machine) => control::run(&mut machine, &channel)?,
-        Err(error) => StopReason::Failed(Failure {
-            code: error.code(),
-            message: logging::error_chain(&error),
-        }),
+        Err(error) => StopReason::Failed(Failure::new(error.code(), logging::error_chain(&error))),
     };
     // This fails only if the host has closed its end.
     let _ = channel.send(&Event::Stopped(reason), &[]);
@@ -79,10 +76,7 @@ fn report_failure<E: std::error::Error>(
     result: Result<(), E>,
 ) -> anyhow::Result<()> {
     if let Err(error) = result {
-        let failure = Failure {
-            code: FailureCode::Internal,
-            message: logging::error_chain(&error),
-        };
+        let failure = Failure::new(Code::Internal, logging::error_chain(&error));
         channel.send(&Event::Stopped(StopReason::Failed(failure)), &[])?;
     }
     Ok(())

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rvm_protocol::vmm::{Channel, ChannelError, Event, Failure, FailureCode, Request, StopReason};
+use rvm_protocol::failure::{Code, Coded, Failure};
+use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
 
 use crate::fds::borrow_eventfd;
 use crate::hotplug::{HotplugMemoryError, MemorySizeError, NetError};
@@ -48,15 +49,11 @@ fn serve(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
     let answer = match channel.receive::<Request>() {
         Ok((request, mut fds)) => match execute(machine, request, fds.pop()) {
             Ok(()) => Event::Done,
-            Err(error) => Event::Refused(Failure {
-                code: error.code(),
-                message: error_chain(&error),
-            }),
+            Err(error) => Event::Refused(Failure::new(error.code(), error_chain(&error))),
         },
-        Err(ChannelError::Malformed(error)) => Event::Refused(Failure {
-            code: FailureCode::InvalidArgument,
-            message: error.to_string(),
-        }),
+        Err(ChannelError::Malformed(error)) => {
+            Event::Refused(Failure::new(Code::InvalidArgument, error.to_string()))
+        }
         Err(error) => return Err(error),
     };
     channel.send(&answer, &[])?;
@@ -83,19 +80,16 @@ enum RequestError {
     Memory(#[from] MemorySizeError),
 }
 
-impl RequestError {
-    /// The code with which the error crosses the control socket.
-    fn code(&self) -> FailureCode {
+impl Coded for RequestError {
+    fn code(&self) -> Code {
         match self {
-            Self::Net(NetError::UnknownCard) => FailureCode::NotFound,
-            Self::Net(NetError::NoTap) => FailureCode::InvalidArgument,
+            Self::Net(NetError::UnknownCard) => Code::NotFound,
+            Self::Net(NetError::NoTap) => Code::InvalidArgument,
             Self::Net(NetError::NoFreeSlot(_))
             | Self::Vcpus(VcpuError::TooMany { .. })
-            | Self::Memory(MemorySizeError::TooMuch { .. }) => FailureCode::FailedPrecondition,
-            Self::Memory(MemorySizeError::Memory(HotplugMemoryError::Map(_))) => {
-                FailureCode::Unavailable
-            }
-            _ => FailureCode::Internal,
+            | Self::Memory(MemorySizeError::TooMuch { .. }) => Code::FailedPrecondition,
+            Self::Memory(MemorySizeError::Memory(HotplugMemoryError::Map(_))) => Code::Unavailable,
+            _ => Code::Internal,
         }
     }
 }
@@ -127,13 +121,13 @@ mod tests {
     fn failures_have_the_codes_that_the_host_acts_on() {
         let too_many = VcpuError::TooMany { wanted: 9, max: 4 };
         for (error, code) in [
-            (NetError::UnknownCard.into(), FailureCode::NotFound),
-            (NetError::NoTap.into(), FailureCode::InvalidArgument),
+            (NetError::UnknownCard.into(), Code::NotFound),
+            (NetError::NoTap.into(), Code::InvalidArgument),
             (
                 RequestError::from(NetError::NoFreeSlot(12)),
-                FailureCode::FailedPrecondition,
+                Code::FailedPrecondition,
             ),
-            (too_many.into(), FailureCode::FailedPrecondition),
+            (too_many.into(), Code::FailedPrecondition),
         ] {
             assert_eq!(error.code(), code, "{error}");
         }

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
-use rvm_protocol::vmm::{Channel, Event, FailureCode, FdIndex, MachineConfig, Request, StopReason};
+use rvm_protocol::failure::Code;
+use rvm_protocol::vmm::{Channel, Event, FdIndex, MachineConfig, Request, StopReason};
 
 /// `mov al, 1; out 0xf4, al`: powers the machine off. Then an endless loop.
 const POWER_OFF: &[u8] = &[0xb0, 0x01, 0xe6, 0xf4, 0xeb, 0xfe];
@@ -84,9 +85,9 @@ impl Vmm {
     }
 
     /// The code of a request that must fail.
-    fn code(&self, request: Request, fds: &[BorrowedFd<'_>]) -> FailureCode {
+    fn code(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Code {
         match self.request(request, fds) {
-            Event::Refused(failure) => failure.code,
+            Event::Refused(failure) => failure.code(),
             other => panic!("{request:?}: {other:?}"),
         }
     }
@@ -160,7 +161,7 @@ fn a_running_machine_gets_vcpus_and_memory_up_to_its_limits() {
     let resize = |vcpus, memory_mib| Request::Resize { vcpus, memory_mib };
     assert_eq!(vmm.request(resize(2, 200), &[]), Event::Done);
     for beyond in [resize(3, 200), resize(2, 1000)] {
-        assert_eq!(vmm.code(beyond, &[]), FailureCode::FailedPrecondition);
+        assert_eq!(vmm.code(beyond, &[]), Code::FailedPrecondition);
     }
     vmm.end();
 }
@@ -176,13 +177,13 @@ fn a_network_card_is_plugged_and_unplugged() {
     let unplug = |last| Request::UnplugNet {
         mac: [2, 0, 0, 0, 0, last],
     };
-    assert_eq!(vmm.code(plug(1), &[]), FailureCode::InvalidArgument);
-    assert_eq!(vmm.code(unplug(1), &[]), FailureCode::NotFound);
+    assert_eq!(vmm.code(plug(1), &[]), Code::InvalidArgument);
+    assert_eq!(vmm.code(unplug(1), &[]), Code::NotFound);
     for _ in 0..2 {
         assert_eq!(vmm.request(plug(1), &[tap.as_fd()]), Event::Done);
         assert_eq!(
             vmm.code(plug(2), &[tap.as_fd()]),
-            FailureCode::FailedPrecondition,
+            Code::FailedPrecondition,
             "there is one spare slot"
         );
         assert_eq!(vmm.request(unplug(1), &[]), Event::Done);

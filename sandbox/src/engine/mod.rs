@@ -18,7 +18,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rvm_protocol::vmm::{ChannelError, Failure};
+use rvm_protocol::failure::Failure;
+use rvm_protocol::vmm::ChannelError;
 
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};

@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use rvm_protocol::vmm::{FailureCode, MachineConfig, StartTimes};
+use rvm_protocol::failure::{Code, Coded};
+use rvm_protocol::vmm::{MachineConfig, StartTimes};
 
 use crate::arch::x86_64::mptable;
 use crate::arch::x86_64::registers::{self, RegisterError};
@@ -59,13 +60,12 @@ pub enum MachineError {
     Thread(#[source] io::Error),
 }
 
-impl MachineError {
-    /// The code with which the error crosses the control socket.
-    pub fn code(&self) -> FailureCode {
+impl Coded for MachineError {
+    fn code(&self) -> Code {
         match self {
-            Self::Config(_) | Self::Fd(_) => FailureCode::InvalidArgument,
-            Self::Memory(MemoryError::Map { .. }) => FailureCode::Unavailable,
-            _ => FailureCode::Internal,
+            Self::Config(_) | Self::Fd(_) => Code::InvalidArgument,
+            Self::Memory(MemoryError::Map { .. }) => Code::Unavailable,
+            _ => Code::Internal,
         }
     }
 }

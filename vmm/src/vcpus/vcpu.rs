@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rvm_protocol::POWER_OFF_PORT;
-use rvm_protocol::vmm::{Failure, FailureCode, StopReason};
+use rvm_protocol::failure::{Code, Failure};
+use rvm_protocol::vmm::StopReason;
 
 use super::kick::{VcpuThread, drain_kick};
 use super::run_state::RunState;
@@ -137,8 +138,5 @@ impl Vcpu {
 }
 
 fn failed(message: String) -> StopReason {
-    StopReason::Failed(Failure {
-        code: FailureCode::Internal,
-        message,
-    })
+    StopReason::Failed(Failure::new(Code::Internal, message))
 }

@@ -5,9 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rvm_protocol::vmm::{
-    Channel, ChannelError, Event, Failure, FailureCode, Request, StartTimes, StopReason,
-};
+use rvm_protocol::failure::{Code, Failure};
+use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StartTimes, StopReason};
 use tokio::sync::{oneshot, watch};
 
 use crate::engine::exit::describe_exit;
@@ -61,10 +60,8 @@ impl KvmMachine {
             Ok((event, _)) => Some(event),
             // rvm-vmm is of another build and is about to exit.
             Err(error @ ChannelError::Version(_)) => {
-                Some(Event::Stopped(StopReason::Failed(Failure {
-                    code: FailureCode::FailedPrecondition,
-                    message: error.to_string(),
-                })))
+                let failure = Failure::new(Code::FailedPrecondition, error.to_string());
+                Some(Event::Stopped(StopReason::Failed(failure)))
             }
             Err(_) => None,
         }
@@ -86,12 +83,9 @@ impl KvmMachine {
                 .map_err(|source| EngineError::Channel { action, source })?;
             waiting.push_back(answer);
         }
-        let answer = answered.await.unwrap_or_else(|_| {
-            Err(Failure {
-                code: FailureCode::Unavailable,
-                message: "it has ended".to_owned(),
-            })
-        });
+        let answer = answered
+            .await
+            .unwrap_or_else(|_| Err(Failure::new(Code::Unavailable, "it has ended")));
         answer.map_err(|failure| EngineError::Refused { action, failure })
     }
 
@@ -133,7 +127,7 @@ impl Vm for KvmMachine {
                     break MachineEnd::GuestReset(Some(place));
                 }
                 Some(Event::Stopped(StopReason::Failed(failure))) => {
-                    break MachineEnd::Failed(failure.message);
+                    break MachineEnd::Failed(failure.to_string());
                 }
                 None => break self.post_mortem(),
             }

@@ -107,7 +107,7 @@ impl Processes {
 fn refusal(channel: &Channel) -> Option<String> {
     rustix::io::ioctl_fionbio(channel.as_fd(), true).ok()?;
     match channel.receive() {
-        Ok((Event::Stopped(StopReason::Failed(failure)), _)) => Some(failure.message),
+        Ok((Event::Stopped(StopReason::Failed(failure)), _)) => Some(failure.to_string()),
         Err(error @ ChannelError::Version(_)) => Some(error.to_string()),
         _ => None,
     }
