@@ -1,4 +1,4 @@
-//! The directories and files of control groups.
+//! Creates groups, writes limits to their files and lists their processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,8 +9,8 @@ use super::hierarchy::Version;
 use super::limits::Setting;
 use super::{Cgroup, CgroupError, Dir, failed};
 
-/// Makes a group, and those above it, usable.
-pub fn make(version: Version, dir: &Dir) -> Result<(), CgroupError> {
+/// Creates a group and those above it, with the controllers that the kernel lets them have.
+pub fn create(version: Version, dir: &Dir) -> Result<(), CgroupError> {
     let below = dir.path.strip_prefix(&dir.mount).unwrap_or(&dir.path);
     let mut at = dir.mount.clone();
     for name in below {
@@ -29,8 +29,8 @@ pub fn make(version: Version, dir: &Dir) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Lets the groups below use every controller that there is. One that cannot be had is missed when a
-/// limit needs it, and nothing is wrong if none does.
+/// Lets the groups below use every controller. A controller that cannot be enabled fails the limit
+/// that needs it, later.
 fn delegate_controllers(group: &Path) {
     let Ok(controllers) = fs::read_to_string(group.join("cgroup.controllers")) else {
         return;
@@ -46,7 +46,7 @@ fn delegate_controllers(group: &Path) {
     if missing.is_empty() || fs::write(&file, missing.join(" ")).is_ok() {
         return;
     }
-    // Together they fail if one does.
+    // One write for all of them fails if one controller does.
     for controller in missing {
         if let Err(error) = fs::write(&file, &controller) {
             tracing::debug!("{controller} in {}: {error}", file.display());
@@ -54,7 +54,7 @@ fn delegate_controllers(group: &Path) {
     }
 }
 
-/// A group of version 1's cpuset takes no process before it has CPUs and memory nodes.
+/// A group of version 1's cpuset accepts no process before it has CPUs and memory nodes.
 fn inherit_cpuset(group: &Path) -> Result<(), CgroupError> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = group.join(name);
@@ -70,8 +70,8 @@ fn inherit_cpuset(group: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Writes settings. Whether the kernel takes a value may depend on another that is still to be
-/// written, so those that it refuses at first are tried again.
+/// Writes settings. The kernel may refuse a value until another one is written, so refused values
+/// are written again at the end.
 pub fn apply(cgroup: &Cgroup, settings: &[Setting]) -> Result<(), CgroupError> {
     let mut refused = Vec::new();
     for setting in settings {
@@ -95,7 +95,7 @@ fn write(cgroup: &Cgroup, setting: &Setting) -> Result<(), CgroupError> {
     };
     for (file, value) in &setting.choices {
         let path = group.join(file);
-        // Opened without O_CREAT: what the kernel does not have is not to be made.
+        // Without O_CREAT: a file that the kernel does not have must not be created.
         let file = fs::File::options().write(true).open(&path);
         let written = match file {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -126,7 +126,7 @@ fn missing(setting: &Setting, path: &Path) -> Result<(), CgroupError> {
     })
 }
 
-/// The groups in a group, it included, those below before those above. None if it is not there.
+/// A group and those below it, children before their parents. Empty if the group does not exist.
 pub fn tree(group: &Path) -> Result<Vec<std::path::PathBuf>, CgroupError> {
     let mut groups = Vec::new();
     let mut waiting = vec![group.to_owned()];
@@ -161,14 +161,14 @@ pub fn processes(group: &Path) -> Result<BTreeSet<i32>, CgroupError> {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
             text => text.map_err(failed("read", &file))?,
         };
-        // A process of another pid namespace reads 0.
+        // A process outside this pid namespace appears as 0.
         let pids = text.lines().filter_map(|line| line.parse().ok());
         processes.extend(pids.filter(|pid: &i32| *pid > 0));
     }
     Ok(processes)
 }
 
-/// A group that was removed meanwhile.
+/// The error of a group that was removed meanwhile.
 pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }

@@ -1,54 +1,53 @@
-//! The control group hierarchies of this host, and where in them this process is.
+//! The host's control group hierarchies, and this process's group in each.
 //!
-//! Version 2 has one hierarchy for all controllers. Version 1 has several, and each container gets a
-//! group in every one of them. Where both are mounted, version 1 has the controllers.
+//! Version 2 has one hierarchy for all controllers. Version 1 has several, and each container gets
+//! a group in every one of them. Where both are mounted, version 1 has the controllers.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The version that the host's controllers belong to.
+/// The version of the hierarchies that have the host's controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Version {
-    /// Several hierarchies, each with controllers of its own.
+    /// Several hierarchies, each with some of the controllers.
     One,
-    /// One hierarchy.
+    /// The unified hierarchy.
     Two,
 }
 
-/// Where version 2 is mounted if it is the only one.
+/// The mount point of version 2 where it is the only one.
 const UNIFIED: &str = "/sys/fs/cgroup";
 
 /// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
-    /// What it is called in /proc/self/cgroup: its controllers or `name=…`; empty for version 2.
+    /// Its name in /proc/self/cgroup: its controllers or `name=…`; empty for version 2.
     pub name: String,
-    /// Where it is mounted.
+    /// Its mount point.
     pub mount: PathBuf,
-    /// The directory of the group that this process is in.
+    /// The directory of this process's group.
     pub own: PathBuf,
 }
 
 /// The hierarchies of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
-    /// What the controllers belong to.
+pub struct Hierarchies {
     pub version: Version,
-    /// One for version 2.
-    pub hierarchies: Vec<Hierarchy>,
+    /// A single one with version 2.
+    pub list: Vec<Hierarchy>,
 }
 
-impl Host {
-    /// As it is now.
+impl Hierarchies {
+    /// Reads them from /proc. None if no hierarchy is mounted.
     pub fn current() -> io::Result<Option<Self>> {
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
         let groups = std::fs::read_to_string("/proc/self/cgroup")?;
         Ok(Self::parse(&mounts, &groups))
     }
 
-    /// From the texts of /proc/self/mountinfo and /proc/self/cgroup. None if nothing is mounted.
+    /// Parses /proc/self/mountinfo and /proc/self/cgroup.
     fn parse(mounts: &str, groups: &str) -> Option<Self> {
         let mounts: Vec<Mount> = mounts.lines().filter_map(Mount::parse).collect();
         let unified = mounts.iter().rfind(|mount| mount.kind == "cgroup2");
@@ -60,14 +59,14 @@ impl Host {
         if !only_unified && !version_one.is_empty() {
             return Some(Self {
                 version: Version::One,
-                hierarchies: version_one,
+                list: version_one,
             });
         }
         let unified = unified?;
         let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
         Some(Self {
             version: Version::Two,
-            hierarchies: vec![Hierarchy {
+            list: vec![Hierarchy {
                 name: String::new(),
                 mount: unified.point.clone(),
                 own: unified.directory_of(own),
@@ -76,7 +75,8 @@ impl Host {
     }
 }
 
-/// A line of /proc/self/cgroup, `id:controllers:path`, where that hierarchy is mounted.
+/// Parses a line of /proc/self/cgroup, `id:controllers:path`. None if that hierarchy is not
+/// mounted.
 fn version_one(line: &str, mounts: &[Mount]) -> Option<Hierarchy> {
     let mut fields = line.splitn(3, ':');
     let (_, name, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -117,7 +117,7 @@ impl Mount {
         })
     }
 
-    /// Where a group lies. In a container the mount may begin further down.
+    /// The directory of a group. In a container the mount may begin below the hierarchy's root.
     fn directory_of(&self, group: &str) -> PathBuf {
         let group = Path::new(group);
         let below = group.strip_prefix(&self.root).unwrap_or(group);
@@ -125,7 +125,7 @@ impl Mount {
     }
 }
 
-/// The kernel writes space, tab, newline and backslash as octal numbers.
+/// Replaces the kernel's octal escapes for space, tab, newline and backslash.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ")
         .replace("\\011", "\t")
@@ -133,7 +133,7 @@ fn unescape(text: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// The path as one below some directory, which `..` does not lead out of.
+/// The path relative to some directory, which `..` does not leave.
 pub fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::new();
     for component in path.components() {
@@ -161,10 +161,10 @@ mod tests {
     #[test]
     fn version_one_has_a_directory_for_every_mounted_hierarchy() {
         let groups = "9:name=systemd:/\n4:memory:/docker/x/y\n2:pids:/\n1:cpu,cpuacct:/a\n0::/\n";
-        let host = Host::parse(ONE, groups).unwrap();
+        let host = Hierarchies::parse(ONE, groups).unwrap();
         assert_eq!(host.version, Version::One);
         let own: Vec<_> = host
-            .hierarchies
+            .list
             .iter()
             .map(|h| (h.name.as_str(), h.own.to_str().unwrap()))
             .collect();
@@ -181,16 +181,16 @@ mod tests {
     #[test]
     fn version_two_has_one() {
         let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
-        let host = Host::parse(mounts, "0::/system.slice/x.service\n").unwrap();
+        let host = Hierarchies::parse(mounts, "0::/system.slice/x.service\n").unwrap();
         assert_eq!(host.version, Version::Two);
         let own = Path::new("/sys/fs/cgroup/system.slice/x.service");
-        assert_eq!(host.hierarchies[0].own, own);
+        assert_eq!(host.list[0].own, own);
     }
 
     #[test]
     fn nothing_mounted_is_nothing() {
         assert_eq!(
-            Host::parse("1 0 0:1 / / rw - ext4 /dev/x rw\n", "0::/\n"),
+            Hierarchies::parse("1 0 0:1 / / rw - ext4 /dev/x rw\n", "0::/\n"),
             None
         );
     }

@@ -1,5 +1,5 @@
-//! What a container costs the host, in the same terms as the agent's answer about its cost in the
-//! guest. What a host does not count is 0; "no limit" is the greatest number.
+//! A container's resource use on the host, in the same message as the agent's statistics of the
+//! guest. What the host does not count is 0; "no limit" is `u64::MAX`.
 
 use std::collections::HashMap;
 
@@ -9,14 +9,12 @@ use rvm_protocol::cgroup_stats;
 use super::Cgroup;
 use super::hierarchy::Version;
 
-/// The ticks of /proc and of version 1's cpuacct.stat: USER_HZ, which is 100 on every architecture
-/// that KVM has.
+/// The unit of version 1's cpuacct.stat is USER_HZ, which is 100 on every architecture with KVM.
 const USEC_PER_TICK: u64 = 10_000;
 
-/// Version 1 writes "no limit" as the greatest number of pages.
+/// Version 1 writes "no limit" as the greatest number of whole pages.
 const NO_LIMIT: u64 = 1 << 62;
 
-/// Reads the numbers of a container's groups.
 pub fn read(cgroup: &Cgroup) -> api::StatsResponse {
     let files = Files(cgroup);
     match cgroup.version {
@@ -94,15 +92,15 @@ fn cpu(files: &Files<'_>) -> api::CpuStats {
 fn memory(files: &Files<'_>) -> api::MemoryStats {
     let number = |file: &str| files.number("memory", &format!("memory.{file}"));
     let (current, max) = (number("usage_in_bytes"), number("limit_in_bytes"));
-    let both = number("memsw.limit_in_bytes");
+    let memsw = number("memsw.limit_in_bytes");
     api::MemoryStats {
         current,
         max,
         peak: number("max_usage_in_bytes"),
         swap_current: number("memsw.usage_in_bytes").saturating_sub(current),
-        swap_max: match both {
+        swap_max: match memsw {
             u64::MAX => u64::MAX,
-            both => both.saturating_sub(max),
+            memsw => memsw.saturating_sub(max),
         },
         events_max: number("failcnt"),
         events_oom_kill: files
@@ -115,7 +113,7 @@ fn memory(files: &Files<'_>) -> api::MemoryStats {
     }
 }
 
-/// Lines such as `8:0 Read 4096`, bytes and operations in files of their own.
+/// Parses lines such as `8:0 Read 4096`; bytes and operations are in separate files.
 fn io(files: &Files<'_>) -> Vec<api::IoStats> {
     let mut list: Vec<api::IoStats> = Vec::new();
     let names = ["io_service_bytes_recursive", "io_serviced_recursive"];

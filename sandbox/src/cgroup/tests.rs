@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 use super::limits::ENGINE;
 use super::*;
 
-/// Groups of this host's that nobody else has.
+/// Groups on this host for one test.
 struct Group(Cgroup);
 
 impl Group {
@@ -58,7 +58,7 @@ fn limits() -> LinuxResources {
 }
 
 #[test]
-fn processes_are_held_to_limits_and_end_with_the_groups() {
+fn processes_have_limits_and_end_with_the_groups() {
     let group = Group::new();
     let mut child = sleeper();
     let resources = limits();
@@ -114,7 +114,7 @@ fn limits_change_up_and_down_and_are_lifted() {
 }
 
 #[test]
-fn a_group_of_somebody_elses_is_not_taken() {
+fn a_group_with_processes_is_refused() {
     let group = Group::new();
     let mut child = sleeper();
     group.0.create(&[child.id().cast_signed()], None).unwrap();
@@ -127,14 +127,14 @@ fn a_group_of_somebody_elses_is_not_taken() {
 }
 
 #[test]
-fn groups_that_were_made_below_go_too_and_removing_twice_is_no_error() {
+fn groups_below_are_removed_too_and_removing_twice_is_no_error() {
     let group = Group::new();
     let mut child = sleeper();
     group.0.create(&[], None).unwrap();
     for dir in &group.0.dirs {
         let mut below = dir.clone();
         below.path = below.path.join("a/b");
-        files::make(group.0.version, &below).unwrap();
+        files::create(group.0.version, &below).unwrap();
         let procs = below.path.join("cgroup.procs");
         std::fs::write(procs, child.id().to_string()).unwrap();
     }
@@ -158,7 +158,7 @@ fn a_limit_that_the_host_cannot_set_names_its_field() {
 }
 
 #[test]
-fn what_is_written_down_is_read_again() {
+fn a_serialized_cgroup_is_read_again() {
     let group = Group::new();
     let text = serde_json::to_string(&group.0).unwrap();
     assert_eq!(serde_json::from_str::<Cgroup>(&text).unwrap(), group.0);

@@ -1,81 +1,41 @@
-//! Limits in the files of control groups version 1; see admin-guide/cgroup-v1 of the kernel's
-//! documentation. Pure.
+//! Limits in the interface files of control groups version 1; see admin-guide/cgroup-v1 of the
+//! kernel's documentation. Pure.
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu};
 
-use super::limits::{self, LimitError, Overhead, Setting};
+use super::limits::{self, HostMemory, LimitError, Setting};
 
-/// Everything but where the machine may be placed.
-pub fn settings(resources: &LinuxResources, engine: Overhead) -> Result<Vec<Setting>, LimitError> {
+pub fn memory(host: &HostMemory, swappiness: Option<u64>) -> Vec<Setting> {
+    let setting = |field, file, value| Setting::new(field, "memory", file, value);
     let mut settings = Vec::new();
-    if let Some(memory) = resources.memory() {
-        let host = limits::memory(memory, engine);
-        let file = |name: &str| format!("memory.{name}");
-        if let Some(limit) = host.limit {
-            let file = file("limit_in_bytes");
-            settings.push(Setting::new("memory.limit", "memory", &file, limit));
-        }
-        if let Some(both) = host.both {
-            // Absent where the host does not account for swap.
-            let file = file("memsw.limit_in_bytes");
-            settings.push(Setting::new("memory.swap", "memory", &file, both).optional(true));
-        }
-        if let Some(reservation) = host.reservation {
-            let file = file("soft_limit_in_bytes");
-            settings.push(Setting::new(
-                "memory.reservation",
-                "memory",
-                &file,
-                reservation,
-            ));
-        }
-        if let Some(swappiness) = memory.swappiness() {
-            let file = file("swappiness");
-            settings.push(Setting::new(
-                "memory.swappiness",
-                "memory",
-                &file,
-                swappiness,
-            ));
-        }
+    if let Some(limit) = host.limit {
+        settings.push(setting("memory.limit", "memory.limit_in_bytes", limit));
     }
-    if let Some(cpu) = resources.cpu() {
-        add_cpu(cpu, &mut settings);
+    if let Some(memsw) = host.memsw {
+        // Absent where the host does not account for swap.
+        let file = "memory.memsw.limit_in_bytes";
+        settings.push(setting("memory.swap", file, memsw).optional(true));
     }
-    if let Some(limit) = limits::pids(resources) {
-        settings.push(Setting::new(
-            "pids.limit",
-            "pids",
-            "pids.max",
-            limits::or_max(limit),
-        ));
+    if let Some(reservation) = host.reservation {
+        let file = "memory.soft_limit_in_bytes";
+        settings.push(setting("memory.reservation", file, reservation));
     }
-    if let Some(io) = resources.block_io() {
-        add_block_io(io, &mut settings);
+    if let Some(swappiness) = swappiness {
+        let (field, file) = ("memory.swappiness", "memory.swappiness");
+        settings.push(Setting::new(field, "memory", file, swappiness));
     }
-    for file in resources.unified().iter().flatten().map(|(file, _)| file) {
-        if super::is_hosts(file) {
-            return Err(LimitError {
-                field: format!("unified[{file:?}]"),
-                reason: "is about the host, whose control groups are of version 1",
-            });
-        }
-    }
-    Ok(settings)
+    settings
 }
 
-fn add_cpu(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
+pub fn cpu(cpu: &LinuxCpu) -> Vec<Setting> {
+    let mut settings = Vec::new();
     let mut add = |field, file: &str, value: String| {
         settings.push(Setting::new(field, "cpu", file, value));
     };
     if let Some(idle) = cpu.idle() {
         add("cpu.idle", "cpu.idle", idle.to_string());
     }
-    // The kernel refuses shares while idle is 1.
-    if let Some(shares) = cpu
-        .shares()
-        .filter(|shares| *shares != 0 && cpu.idle() != Some(1))
-    {
+    if let Some(shares) = limits::shares(cpu) {
         add("cpu.shares", "cpu.shares", shares.to_string());
     }
     if let Some(period) = cpu.period().filter(|us| *us != 0) {
@@ -85,12 +45,14 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
         add("cpu.quota", "cpu.cfs_quota_us", quota.to_string());
     }
     if let Some(burst) = cpu.burst() {
-        settings
-            .push(Setting::new("cpu.burst", "cpu", "cpu.cfs_burst_us", burst).optional(burst == 0));
+        let setting = Setting::new("cpu.burst", "cpu", "cpu.cfs_burst_us", burst);
+        settings.push(setting.optional(burst == 0));
     }
+    settings
 }
 
-fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
+pub fn block_io(io: &LinuxBlockIo) -> Vec<Setting> {
+    let mut settings = Vec::new();
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
         settings.push(
             Setting::new("blockIO.weight", "blkio", "blkio.bfq.weight", weight)
@@ -99,7 +61,8 @@ fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
     }
     for device in io.weight_device().iter().flatten() {
         if let Some(weight) = device.weight() {
-            let line = format!("{}:{} {weight}", device.major(), device.minor());
+            let number = limits::device(device.major(), device.minor());
+            let line = format!("{number} {weight}");
             let file = "blkio.bfq.weight_device";
             settings.push(
                 Setting::new("blockIO.weightDevice", "blkio", file, &line)
@@ -107,33 +70,25 @@ fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
             );
         }
     }
-    let throttles: [(_, _, &Option<Vec<LinuxThrottleDevice>>); 4] = [
-        (
-            "blockIO.throttleReadBpsDevice",
-            "blkio.throttle.read_bps_device",
-            io.throttle_read_bps_device(),
-        ),
-        (
-            "blockIO.throttleWriteBpsDevice",
-            "blkio.throttle.write_bps_device",
-            io.throttle_write_bps_device(),
-        ),
-        (
-            "blockIO.throttleReadIOPSDevice",
-            "blkio.throttle.read_iops_device",
-            io.throttle_read_iops_device(),
-        ),
-        (
-            "blockIO.throttleWriteIOPSDevice",
-            "blkio.throttle.write_iops_device",
-            io.throttle_write_iops_device(),
-        ),
-    ];
-    for (field, file, devices) in throttles {
-        for device in devices.iter().flatten() {
-            let line = format!("{}:{} {}", device.major(), device.minor(), device.rate());
-            settings.push(Setting::new(field, "blkio", file, line));
-        }
+    for throttle in limits::throttles(io) {
+        let device = throttle.device;
+        let number = limits::device(device.major(), device.minor());
+        let line = format!("{number} {}", device.rate());
+        settings.push(Setting::new(
+            throttle.field,
+            "blkio",
+            throttle.v1_file,
+            line,
+        ));
+    }
+    settings
+}
+
+/// Refuses a file of `unified` that only version 2 has.
+pub fn no_unified(file: &str) -> LimitError {
+    LimitError {
+        field: format!("unified[{file:?}]"),
+        reason: "is about the host, whose control groups are of version 1",
     }
 }
 
@@ -141,11 +96,13 @@ fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
 mod tests {
     use super::super::limits::ENGINE;
     use super::*;
+    use crate::cgroup::hierarchy::Version;
+    use crate::cgroup::settings::settings;
     use serde_json::{Value, json};
 
     fn written(resources: Value) -> Vec<String> {
         let resources = serde_json::from_value(resources).unwrap();
-        let settings = settings(&resources, ENGINE).unwrap();
+        let settings = settings(Version::One, &resources, ENGINE).unwrap();
         settings.iter().map(Setting::first_choice).collect()
     }
 
@@ -188,7 +145,7 @@ mod tests {
     fn a_file_of_the_hosts_version_two_is_refused_by_name() {
         let resources = json!({ "unified": { "io.max": "8:0 rbps=1", "memory.high": "1" } });
         let resources = serde_json::from_value(resources).unwrap();
-        let error = settings(&resources, ENGINE).unwrap_err();
+        let error = settings(Version::One, &resources, ENGINE).unwrap_err();
         assert!(error.to_string().contains("unified[\"io.max\"]"), "{error}");
     }
 }

@@ -1,49 +1,22 @@
-//! Limits in the files of control groups version 2; see admin-guide/cgroup-v2.rst of the kernel's
-//! documentation. Pure. The formulas are runc's, so that tools of the host see the same numbers.
+//! Limits in the interface files of control groups version 2; see admin-guide/cgroup-v2.rst of the
+//! kernel's documentation. Pure. The formulas are runc's, so that tools of the host see the same
+//! numbers.
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu};
 
-use super::limits::{self, LimitError, Overhead, Setting};
+use super::limits::{self, HostMemory, LimitError, Setting};
 
-/// The kernel's own period, in microseconds.
+/// The kernel's default period in microseconds.
 pub const CPU_PERIOD: u64 = 100_000;
 
-/// Everything but where the machine may be placed.
-pub fn settings(resources: &LinuxResources, engine: Overhead) -> Result<Vec<Setting>, LimitError> {
+pub fn memory(host: &HostMemory, swappiness: Option<u64>) -> Result<Vec<Setting>, LimitError> {
+    if swappiness.is_some() {
+        return Err(LimitError {
+            field: "memory.swappiness".to_owned(),
+            reason: "is nothing that the host's control groups, of version 2, can set",
+        });
+    }
     let mut settings = Vec::new();
-    if let Some(memory) = resources.memory() {
-        if memory.swappiness().is_some() {
-            return Err(LimitError {
-                field: "memory.swappiness".to_owned(),
-                reason: "is nothing that the host's control groups, of version 2, can set",
-            });
-        }
-        add_memory(&limits::memory(memory, engine), &mut settings);
-    }
-    if let Some(cpu) = resources.cpu() {
-        add_cpu(cpu, &mut settings);
-    }
-    if let Some(limit) = limits::pids(resources) {
-        settings.push(Setting::new(
-            "pids.limit",
-            "pids",
-            "pids.max",
-            limits::or_max(limit),
-        ));
-    }
-    if let Some(io) = resources.block_io() {
-        add_block_io(io, &mut settings);
-    }
-    for (file, value) in resources.unified().iter().flatten() {
-        if super::is_hosts(file) {
-            let lines = value.lines().filter(|line| !line.is_empty());
-            settings.extend(lines.map(|line| Setting::new("unified", "", file, line)));
-        }
-    }
-    Ok(settings)
-}
-
-fn add_memory(host: &limits::HostMemory, settings: &mut Vec<Setting>) {
     let mut add = |field, file: &str, limit: i64, is_default: bool| {
         let setting = Setting::new(field, "memory", file, limits::or_max(limit));
         settings.push(setting.optional(is_default));
@@ -58,25 +31,20 @@ fn add_memory(host: &limits::HostMemory, settings: &mut Vec<Setting>) {
     if let Some(reservation) = host.reservation {
         add("memory.reservation", "memory.low", reservation, false);
     }
+    Ok(settings)
 }
 
-fn add_cpu(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
+pub fn cpu(cpu: &LinuxCpu) -> Vec<Setting> {
+    let mut settings = Vec::new();
     let mut add = |field, file: &str, value: String, is_default: bool| {
         settings.push(Setting::new(field, "cpu", file, value).optional(is_default));
     };
     if let Some(idle) = cpu.idle() {
         add("cpu.idle", "cpu.idle", idle.to_string(), idle == 0);
     }
-    if let Some(shares) = cpu
-        .shares()
-        .filter(|shares| *shares != 0 && cpu.idle() != Some(1))
-    {
-        add(
-            "cpu.shares",
-            "cpu.weight",
-            weight(shares).to_string(),
-            false,
-        );
+    if let Some(shares) = limits::shares(cpu) {
+        let weight = weight(shares).to_string();
+        add("cpu.shares", "cpu.weight", weight, false);
     }
     let quota = cpu.quota().filter(|us| *us != 0);
     let period = cpu.period().filter(|us| *us != 0);
@@ -89,14 +57,16 @@ fn add_cpu(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
     if let Some(burst) = cpu.burst() {
         add("cpu.burst", "cpu.max.burst", burst.to_string(), burst == 0);
     }
+    settings
 }
 
-/// Version 1's 2 to 262144 on version 2's 1 to 10000.
+/// Maps version 1's shares, 2 to 262144, to version 2's weights, 1 to 10000.
 pub fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
+pub fn block_io(io: &LinuxBlockIo) -> Vec<Setting> {
+    let mut settings = Vec::new();
     let mut add = |field, prefix: String, weight: u16| {
         settings.push(
             Setting::new(field, "io", "io.bfq.weight", format!("{prefix} {weight}"))
@@ -108,42 +78,33 @@ fn add_block_io(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
     }
     for device in io.weight_device().iter().flatten() {
         if let Some(weight) = device.weight() {
-            let device = format!("{}:{}", device.major(), device.minor());
-            add("blockIO.weightDevice", device, weight);
+            let number = limits::device(device.major(), device.minor());
+            add("blockIO.weightDevice", number, weight);
         }
     }
-    let throttles: [(_, _, &Option<Vec<LinuxThrottleDevice>>); 4] = [
-        (
-            "blockIO.throttleReadBpsDevice",
-            "rbps",
-            io.throttle_read_bps_device(),
-        ),
-        (
-            "blockIO.throttleWriteBpsDevice",
-            "wbps",
-            io.throttle_write_bps_device(),
-        ),
-        (
-            "blockIO.throttleReadIOPSDevice",
-            "riops",
-            io.throttle_read_iops_device(),
-        ),
-        (
-            "blockIO.throttleWriteIOPSDevice",
-            "wiops",
-            io.throttle_write_iops_device(),
-        ),
-    ];
-    for (field, key, devices) in throttles {
-        for device in devices.iter().flatten() {
-            let rate = limits::rate(device.rate());
-            let line = format!("{}:{} {key}={rate}", device.major(), device.minor());
-            settings.push(Setting::new(field, "io", "io.max", line));
-        }
+    for throttle in limits::throttles(io) {
+        let (device, key) = (throttle.device, throttle.v2_key);
+        let rate = match device.rate() {
+            // 0 lifts the limit.
+            0 => "max".to_owned(),
+            rate => rate.to_string(),
+        };
+        let number = limits::device(device.major(), device.minor());
+        let line = format!("{number} {key}={rate}");
+        settings.push(Setting::new(throttle.field, "io", "io.max", line));
     }
+    settings
 }
 
-/// blkio's 10 to 1000 on io.weight's 1 to 10000.
+/// A file of `unified`, a line at a time: the kernel takes one device per write.
+pub fn unified(file: &str, value: &str) -> Vec<Setting> {
+    let lines = value.lines().filter(|line| !line.is_empty());
+    lines
+        .map(|line| Setting::new("unified", "", file, line))
+        .collect()
+}
+
+/// Maps blkio's weights, 10 to 1000, to io.weight's, 1 to 10000.
 fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
 }
@@ -152,11 +113,13 @@ fn io_weight(weight: u16) -> u64 {
 mod tests {
     use super::super::limits::ENGINE;
     use super::*;
+    use crate::cgroup::hierarchy::Version;
+    use crate::cgroup::settings::settings;
     use serde_json::{Value, json};
 
     fn written(resources: Value) -> Vec<String> {
         let resources = serde_json::from_value(resources).unwrap();
-        let settings = settings(&resources, ENGINE).unwrap();
+        let settings = settings(Version::Two, &resources, ENGINE).unwrap();
         settings.iter().map(Setting::first_choice).collect()
     }
 
@@ -206,7 +169,7 @@ mod tests {
     #[test]
     fn swappiness_is_refused_by_name() {
         let resources = serde_json::from_value(json!({ "memory": { "swappiness": 0 } })).unwrap();
-        let error = settings(&resources, ENGINE).unwrap_err();
+        let error = settings(Version::Two, &resources, ENGINE).unwrap_err();
         assert!(error.to_string().contains("memory.swappiness"), "{error}");
     }
 }

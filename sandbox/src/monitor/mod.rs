@@ -126,7 +126,7 @@ pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, Moni
     let torn_down = tear_down(order.container, exit_status).await;
     if let Mode::Foreground = order.mode {
         // This process is about to delete the container, and its groups with it.
-        home.take_back()?;
+        home.rejoin()?;
     }
     timings.lap("tear down");
     let status = result?;

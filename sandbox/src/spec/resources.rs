@@ -8,7 +8,7 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use crate::cgroup::is_hosts;
+use crate::cgroup::is_host_file;
 
 /// Takes away what names CPUs, memory nodes and disks of the host, and what the host alone sets.
 pub fn for_guest(resources: &mut LinuxResources) {
@@ -31,7 +31,7 @@ pub fn for_guest(resources: &mut LinuxResources) {
     resources.set_network(None);
     resources.set_rdma(None);
     if let Some(unified) = resources.unified_mut() {
-        unified.retain(|file, _| !is_hosts(file));
+        unified.retain(|file, _| !is_host_file(file));
     }
 }
 

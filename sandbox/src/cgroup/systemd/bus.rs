@@ -1,5 +1,4 @@
-//! A connection to systemd, over the system bus or its own socket. Everything waits; whoever calls
-//! has nothing else to do meanwhile.
+//! A blocking connection to systemd, over the system bus or systemd's own socket.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -7,83 +6,73 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::wire::{self, Body, FIXED, Message, kind};
+use super::wire::{self, Body, FIXED_HEADER, Message, kind};
 
-/// Where the system bus is, unless `DBUS_SYSTEM_BUS_ADDRESS` says otherwise.
-const BUS: &str = "/run/dbus/system_bus_socket";
+/// The system bus, unless `DBUS_SYSTEM_BUS_ADDRESS` names another.
+const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 
-/// systemd's own socket, where there is no bus.
-const PRIVATE: &str = "/run/systemd/private";
+/// systemd's own socket, for hosts without a bus.
+const PRIVATE_SOCKET: &str = "/run/systemd/private";
 
-/// How long systemd may take to answer, or to finish a job; runc's limit.
+/// The time that systemd has to answer or to finish a job; runc's limit.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest line while the connection is set up.
+/// The longest line of the authentication, in bytes.
 const MAX_LINE: usize = 512;
 
-/// systemd could not be asked, or did not do what it was asked.
+/// A call of systemd failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum SystemdError {
-    /// Nobody is there.
     #[error("cannot connect to systemd at {}; without systemd leave --systemd-cgroup away", path.display())]
     Connect {
-        /// The socket.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// The connection broke, or it took too long.
     #[error("cannot talk to systemd")]
     Talk(#[from] io::Error),
-    /// An answer that is none.
     #[error("systemd's answer is malformed")]
     Malformed,
-    /// It refused.
+    /// An error reply: the D-Bus error's name and text.
     #[error("{name}: {message}")]
-    Refused {
-        /// The error's name.
-        name: String,
-        /// Its text.
-        message: String,
-    },
-    /// It tried.
+    Refused { name: String, message: String },
+    /// The result of a job that is not `done`.
     #[error("the job ended with {0:?}")]
     Job(String),
 }
 
-/// A connection.
+/// A connection to systemd.
 pub struct Bus {
     socket: UnixStream,
     serial: u32,
-    /// Behind the socket is systemd itself and no bus.
+    /// The peer is systemd itself, not a bus.
     is_direct: bool,
     signals: VecDeque<Message>,
 }
 
-/// An object of whom to call what.
+/// The target of a call.
 pub struct Object {
-    /// The name on the bus.
     pub destination: &'static str,
-    /// The path.
     pub path: &'static str,
-    /// The interface.
     pub interface: &'static str,
 }
 
-const BUS_ITSELF: Object = Object {
+const BUS_DRIVER: Object = Object {
     destination: "org.freedesktop.DBus",
     path: "/org/freedesktop/DBus",
     interface: "org.freedesktop.DBus",
 };
 
 impl Bus {
-    /// Connects to the bus, or to systemd itself.
+    /// Connects to the system bus, or to systemd itself where there is no bus.
     pub fn connect() -> Result<Self, SystemdError> {
-        match address() {
+        match bus_address() {
             Some(path) => Self::connect_to(&path, false),
-            None => match Self::connect_to(Path::new(BUS), false) {
-                Err(SystemdError::Connect { .. }) => Self::connect_to(Path::new(PRIVATE), true),
+            None => match Self::connect_to(Path::new(SYSTEM_BUS), false) {
+                Err(SystemdError::Connect { .. }) => {
+                    Self::connect_to(Path::new(PRIVATE_SOCKET), true)
+                }
                 connected => connected,
             },
         }
@@ -104,15 +93,15 @@ impl Bus {
         };
         bus.authenticate()?;
         if !is_direct {
-            bus.call(&BUS_ITSELF, "Hello", &Body::default())?;
+            bus.call(&BUS_DRIVER, "Hello", &Body::default())?;
         }
         Ok(bus)
     }
 
-    /// The kernel tells the other end who we are; this only says that it should look.
+    /// Authenticates with EXTERNAL: the peer reads our credentials from the socket.
     ///
-    /// All of it is sent at once, as systemd's own programs do: systemd overlooks a call that has
-    /// come together with `BEGIN` until there is another.
+    /// All lines go in one message, as systemd's own programs send them: systemd overlooks a call
+    /// that arrives together with `BEGIN` until the next one.
     fn authenticate(&mut self) -> Result<(), SystemdError> {
         let uid = rustix::process::getuid().as_raw().to_string();
         let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -136,8 +125,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Asks for a kind of signal, which a bus else does not pass on.
-    pub fn listen_to(&mut self, of: &Object, member: &str) -> Result<(), SystemdError> {
+    /// Subscribes to a signal, which a bus otherwise does not forward.
+    pub fn add_match(&mut self, of: &Object, member: &str) -> Result<(), SystemdError> {
         if self.is_direct {
             return Ok(());
         }
@@ -145,11 +134,11 @@ impl Bus {
             "type='signal',interface='{}',path='{}',member='{member}'",
             of.interface, of.path
         );
-        self.call(&BUS_ITSELF, "AddMatch", &Body::default().text(&rule))
+        self.call(&BUS_DRIVER, "AddMatch", &Body::default().text(&rule))
             .map(drop)
     }
 
-    /// Calls and waits for the answer.
+    /// Calls a method and waits for the reply.
     pub fn call(
         &mut self,
         object: &Object,
@@ -199,18 +188,18 @@ impl Bus {
     }
 
     fn receive(&mut self) -> Result<Message, SystemdError> {
-        let mut fixed = [0; FIXED];
+        let mut fixed = [0; FIXED_HEADER];
         self.socket.read_exact(&mut fixed)?;
-        let length = wire::length(&fixed).ok_or(SystemdError::Malformed)?;
+        let length = wire::message_len(&fixed).ok_or(SystemdError::Malformed)?;
         let mut bytes = fixed.to_vec();
         bytes.resize(length, 0);
-        self.socket.read_exact(&mut bytes[FIXED..])?;
+        self.socket.read_exact(&mut bytes[FIXED_HEADER..])?;
         Message::parse(&bytes).ok_or(SystemdError::Malformed)
     }
 }
 
 /// The path in `DBUS_SYSTEM_BUS_ADDRESS`, of the form `unix:path=/…`.
-fn address() -> Option<PathBuf> {
+fn bus_address() -> Option<PathBuf> {
     let addresses = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok()?;
     addresses.split(';').find_map(|address| {
         let path = address.strip_prefix("unix:path=")?;

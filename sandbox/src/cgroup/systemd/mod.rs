@@ -1,7 +1,7 @@
-//! The systemd driver: a container's group is a scope, which systemd makes in a slice.
+//! The systemd driver: a container's group is a scope, which systemd creates in a slice.
 //!
-//! We write the limits to the group's files with either driver. systemd is told of them too, because
-//! it writes what it knows again whenever it is reloaded.
+//! rvm writes the limits to the group's files with either driver. With this one it sets them as
+//! properties of the unit too, because systemd writes its properties to the files on every reload.
 
 mod bus;
 mod wire;
@@ -24,20 +24,20 @@ const MANAGER: Object = Object {
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
-/// The highest number of a CPU that a kernel can have (`CONFIG_NR_CPUS`).
+/// The highest CPU number that a kernel can have (`CONFIG_NR_CPUS`).
 const MAX_CPU: usize = 8191;
 
-/// Without a limit.
+/// "No limit" in a unit's properties.
 const INFINITY: u64 = u64::MAX;
 
-/// Makes the scope `unit` in `slice` with processes in it; there must be one.
+/// Starts the scope `unit` in `slice` with `processes` in it, of which there must be one.
 pub fn start(slice: &str, unit: &str, processes: &[i32]) -> Result<(), CgroupError> {
     let pids = processes.iter().map(|pid| pid.unsigned_abs()).collect();
     let properties = [
         ("Description", Value::Text(format!("rvm container {unit}"))),
         ("Slice", Value::Text(slice.to_owned())),
         ("PIDs", Value::Numbers(pids)),
-        // Its groups are ours to change.
+        // systemd leaves the groups below the scope alone.
         ("Delegate", Value::Flag(true)),
         ("MemoryAccounting", Value::Flag(true)),
         ("CPUAccounting", Value::Flag(true)),
@@ -49,11 +49,11 @@ pub fn start(slice: &str, unit: &str, processes: &[i32]) -> Result<(), CgroupErr
         .text(unit)
         .text("replace")
         .properties(&properties)
-        .no_units();
-    asked("to start", unit, || {
+        .empty_aux_units();
+    request("to start", unit, || {
         let mut bus = Bus::connect()?;
         match job(&mut bus, "StartTransientUnit", &body) {
-            // What is left of a failed one of this name keeps it.
+            // A failed unit keeps its name until it is reset.
             Err(SystemdError::Refused { name, .. }) if name == UNIT_EXISTS => {
                 bus.call(&MANAGER, "ResetFailedUnit", &Body::default().text(unit))?;
                 job(&mut bus, "StartTransientUnit", &body)
@@ -63,7 +63,7 @@ pub fn start(slice: &str, unit: &str, processes: &[i32]) -> Result<(), CgroupErr
     })
 }
 
-/// Tells systemd of the limits of a scope.
+/// Sets the limits as properties of a scope, until the host reboots.
 pub fn set_limits(
     unit: &str,
     version: Version,
@@ -79,31 +79,31 @@ pub fn set_limits(
         .text(unit)
         .flag(is_runtime)
         .properties(&properties);
-    asked("to limit", unit, || {
+    request("to limit", unit, || {
         Bus::connect()?
             .call(&MANAGER, "SetUnitProperties", &body)
             .map(drop)
     })
 }
 
-/// Ends a scope. One that has ended by itself is no error.
+/// Stops a scope. A scope that does not exist is no error.
 pub fn stop(unit: &str) -> Result<(), CgroupError> {
     let body = Body::default().text(unit);
-    asked("to stop", unit, || {
+    request("to stop", unit, || {
         let mut bus = Bus::connect()?;
         match job(&mut bus, "StopUnit", &body.clone().text("replace")) {
             Err(SystemdError::Refused { name, .. }) if name == NO_SUCH_UNIT => return Ok(()),
             result => result?,
         }
         match bus.call(&MANAGER, "ResetFailedUnit", &body) {
-            // It has not failed, and is gone.
+            // The unit has not failed, and systemd has forgotten it.
             Err(SystemdError::Refused { .. }) => Ok(()),
             result => result.map(drop),
         }
     })
 }
 
-fn asked(
+fn request(
     action: &'static str,
     unit: &str,
     ask: impl FnOnce() -> Result<(), SystemdError>,
@@ -115,12 +115,12 @@ fn asked(
     })
 }
 
-/// Makes a call that starts a job, and waits for the job's end.
+/// Calls a method that starts a job, and waits for the job's end.
 fn job(bus: &mut Bus, member: &str, body: &Body) -> Result<(), SystemdError> {
-    bus.listen_to(&MANAGER, "JobRemoved")?;
+    bus.add_match(&MANAGER, "JobRemoved")?;
     bus.call(&MANAGER, "Subscribe", &Body::default())
         .or_else(|error| match error {
-            // Once is enough.
+            // A bus connection subscribes once.
             SystemdError::Refused { name, .. } if name.ends_with(".AlreadySubscribed") => {
                 Ok(wire::Message::default())
             }
@@ -186,11 +186,11 @@ fn add_cpu(version: Version, cpu: &LinuxCpu, properties: &mut Vec<(&'static str,
         }
     }
     if let Some(quota) = cpu.quota().filter(|us| *us != 0) {
-        let per_second = per_second(quota, cpu.period());
+        let per_second = quota_per_second(quota, cpu.period());
         add("CPUQuotaPerSecUSec", Value::Number(per_second));
     }
     if version == Version::One {
-        // There it knows nothing of the following, and leaves them alone.
+        // systemd has no properties for the following with version 1.
         return;
     }
     if let Some(period) = cpu.period().filter(|us| *us != 0) {
@@ -200,15 +200,15 @@ fn add_cpu(version: Version, cpu: &LinuxCpu, properties: &mut Vec<(&'static str,
         ("AllowedCPUs", cpu.cpus()),
         ("AllowedMemoryNodes", cpu.mems()),
     ] {
-        // What is no list has been refused by the kernel.
-        if let Some(bits) = list.as_deref().and_then(bits) {
+        // The kernel has refused malformed lists already.
+        if let Some(bits) = list.as_deref().and_then(bitmask) {
             add(name, Value::Bytes(bits));
         }
     }
 }
 
-/// A list such as `0-2,7` as systemd has it: a bit for each number, the lowest first.
-fn bits(list: &str) -> Option<Vec<u8>> {
+/// A list such as `0-2,7` in systemd's form: a bit for each number, the lowest first.
+fn bitmask(list: &str) -> Option<Vec<u8>> {
     let mut bits = Vec::new();
     for range in list
         .split(',')
@@ -228,8 +228,8 @@ fn bits(list: &str) -> Option<Vec<u8>> {
     Some(bits).filter(|bits| !bits.is_empty())
 }
 
-/// Microseconds in a second, in whole percents of a CPU, as systemd keeps them.
-fn per_second(quota: i64, period: Option<u64>) -> u64 {
+/// The quota in microseconds per second, rounded up to whole percents of a CPU as systemd does.
+fn quota_per_second(quota: i64, period: Option<u64>) -> u64 {
     const PERCENT: u64 = 10_000;
     let Ok(quota) = u64::try_from(quota) else {
         return INFINITY;

@@ -21,7 +21,7 @@ fn number(properties: &[(&str, Value)], name: &str) -> Option<u64> {
 }
 
 #[test]
-fn limits_are_told_in_the_terms_of_each_version() {
+fn limits_are_properties_of_each_version() {
     let two = properties(Version::Two, &resources(15_000), ENGINE);
     assert_eq!(number(&two, "CPUWeight"), Some(39));
     assert_eq!(number(&two, "CPUQuotaPerSecUSec"), Some(150_000));
@@ -33,22 +33,22 @@ fn limits_are_told_in_the_terms_of_each_version() {
 
 #[test]
 fn a_quota_is_rounded_up_to_whole_percents() {
-    assert_eq!(per_second(1, None), 10_000);
-    assert_eq!(per_second(12_345, Some(100_000)), 130_000);
-    assert_eq!(per_second(i64::MAX, Some(1)), INFINITY);
+    assert_eq!(quota_per_second(1, None), 10_000);
+    assert_eq!(quota_per_second(12_345, Some(100_000)), 130_000);
+    assert_eq!(quota_per_second(i64::MAX, Some(1)), INFINITY);
 }
 
 #[test]
 fn cpus_are_bits() {
-    assert_eq!(bits("0-2,9"), Some(vec![0b111, 0b10]));
-    assert_eq!(bits(" 7 "), Some(vec![0x80]));
+    assert_eq!(bitmask("0-2,9"), Some(vec![0b111, 0b10]));
+    assert_eq!(bitmask(" 7 "), Some(vec![0x80]));
     for list in ["", "a", "3-", "0-100000"] {
-        assert_eq!(bits(list), None, "{list}");
+        assert_eq!(bitmask(list), None, "{list}");
     }
 }
 
 #[test]
-fn systemd_knows_of_version_two_what_it_would_set_back() {
+fn version_two_sets_every_property_that_a_reload_would_reset() {
     let resources: LinuxResources = serde_json::from_value(serde_json::json!({
         "memory": { "limit": 64 << 20, "swap": 96 << 20 },
         "cpu": { "quota": 5_000, "period": 50_000, "cpus": "1" },

@@ -1,15 +1,11 @@
-//! Messages of D-Bus, as far as a few calls of systemd's need them; see the D-Bus specification,
-//! "Type System" and "Message Protocol". Little-endian, as both ends on a machine are.
+//! The part of the D-Bus wire format that the calls of systemd need; see the D-Bus specification,
+//! "Type System" and "Message Protocol". Both ends run on one host, so everything is little-endian.
 
-/// The kinds of message.
+/// Message types.
 pub mod kind {
-    /// A call.
     pub const CALL: u8 = 1;
-    /// An answer.
     pub const RETURN: u8 = 2;
-    /// An answer that says why there is none.
     pub const ERROR: u8 = 3;
-    /// News for whoever listens.
     pub const SIGNAL: u8 = 4;
 }
 
@@ -27,11 +23,11 @@ mod field {
 const LITTLE_ENDIAN: u8 = b'l';
 const PROTOCOL_VERSION: u8 = 1;
 
-/// The part of a message whose length is known.
-pub const FIXED: usize = 16;
+/// The length of a header before its array of fields, with that array's length.
+pub const FIXED_HEADER: usize = 16;
 
-/// The longest message that is read. Answers to our calls are short; the specification allows 128
-/// MiB.
+/// The longest message that is read, in bytes. Replies to our calls are short; the specification
+/// allows 128 MiB.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
 /// A property's value.
@@ -49,7 +45,7 @@ pub enum Value {
     Bytes(Vec<u8>),
 }
 
-/// Values in their form on the wire, with their types.
+/// Marshalled values and their signature.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
     signature: String,
@@ -57,21 +53,19 @@ pub struct Body {
 }
 
 impl Body {
-    /// Adds a string.
     pub fn text(mut self, text: &str) -> Self {
         self.signature.push('s');
         put_text(&mut self.bytes, text);
         self
     }
 
-    /// Adds a truth value.
     pub fn flag(mut self, flag: bool) -> Self {
         self.signature.push('b');
         put_number(&mut self.bytes, flag.into());
         self
     }
 
-    /// Adds a list of properties.
+    /// Adds an array of properties.
     pub fn properties(mut self, properties: &[(&str, Value)]) -> Self {
         self.signature.push_str("a(sv)");
         put_array(&mut self.bytes, 8, |bytes| {
@@ -84,15 +78,15 @@ impl Body {
         self
     }
 
-    /// Adds an empty list of units with properties.
-    pub fn no_units(mut self) -> Self {
+    /// Adds StartTransientUnit's `aux`, an empty array of units with properties.
+    pub fn empty_aux_units(mut self) -> Self {
         self.signature.push_str("a(sa(sv))");
         put_array(&mut self.bytes, 8, |_| {});
         self
     }
 }
 
-/// A call, ready to be sent.
+/// Marshals a method call.
 pub fn call(
     serial: u32,
     destination: Option<&str>,
@@ -144,7 +138,7 @@ fn put_signature(bytes: &mut Vec<u8>, signature: &str) {
     bytes.push(0);
 }
 
-/// The length of an array does not count what aligns its first element.
+/// An array's length leaves out the padding before the first element.
 fn put_array(bytes: &mut Vec<u8>, align: usize, elements: impl FnOnce(&mut Vec<u8>)) {
     pad(bytes, 4);
     let length_at = bytes.len();
@@ -191,22 +185,22 @@ fn put_variant(bytes: &mut Vec<u8>, value: &Value) {
     }
 }
 
-/// A message that has come.
+/// A received message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// See [`kind`].
     pub kind: u8,
-    /// The call that it answers.
+    /// The serial of the call that this message answers.
     pub reply_to: Option<u32>,
-    /// The name of a signal or call.
+    /// The name of the signal or method.
     pub member: String,
-    /// The name of an error.
+    /// The name of the error, in an error reply.
     pub error: String,
     body: Vec<u8>,
 }
 
-/// How long the message is that begins so.
-pub fn length(fixed: &[u8; FIXED]) -> Option<usize> {
+/// The length of the message that begins with `fixed`. None if it is malformed or too long.
+pub fn message_len(fixed: &[u8; FIXED_HEADER]) -> Option<usize> {
     if fixed[0] != LITTLE_ENDIAN {
         return None;
     }
@@ -219,20 +213,19 @@ pub fn length(fixed: &[u8; FIXED]) -> Option<usize> {
     let fields = reader.number()? as usize;
     let length = fields
         .checked_next_multiple_of(8)?
-        .checked_add(FIXED)?
+        .checked_add(FIXED_HEADER)?
         .checked_add(body)?;
     (length <= MAX_MESSAGE).then_some(length)
 }
 
 impl Message {
-    /// Reads a whole message.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut message = Self {
             kind: *bytes.get(1)?,
             ..Self::default()
         };
         let mut reader = Reader { bytes, at: 12 };
-        let end = (reader.number()? as usize).checked_add(FIXED)?;
+        let end = (reader.number()? as usize).checked_add(FIXED_HEADER)?;
         while reader.at < end {
             reader.align(8)?;
             let code = reader.byte()?;
@@ -251,7 +244,7 @@ impl Message {
         Some(message)
     }
 
-    /// The values that the body begins with, of these types: `s`, `o` or `u`.
+    /// The first values of the body as text. `types` holds `s`, `o` or `u` for each of them.
     pub fn texts(&self, types: &str) -> Option<Vec<String>> {
         let mut reader = Reader {
             bytes: &self.body,
@@ -345,8 +338,8 @@ mod tests {
     fn what_was_written_is_read_back() {
         let body = Body::default().text("one").text("two");
         let bytes = call(1, None, "/p", "i", "Member", &body);
-        let fixed: &[u8; FIXED] = bytes[..FIXED].try_into().unwrap();
-        assert_eq!(length(fixed), Some(bytes.len()));
+        let fixed: &[u8; FIXED_HEADER] = bytes[..FIXED_HEADER].try_into().unwrap();
+        assert_eq!(message_len(fixed), Some(bytes.len()));
         let message = Message::parse(&bytes).unwrap();
         assert_eq!(
             (message.kind, message.member.as_str()),

@@ -1,48 +1,47 @@
-//! Where config.json's `linux.cgroupsPath` leads. Pure.
+//! From config.json's `linux.cgroupsPath` to the directories of a container's groups. Pure.
 
 use std::path::{Path, PathBuf};
 
-use super::hierarchy::{Host, Version, clean};
+use super::hierarchy::{Hierarchies, Version, clean};
 use super::{CgroupError, Dir};
 
-/// Who makes the groups of containers.
+/// What creates the groups of containers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Driver {
-    /// We do.
+    /// rvm, by file.
     #[default]
     Cgroupfs,
-    /// systemd does, in a scope for each container.
+    /// systemd, in a scope for each container.
     Systemd,
 }
 
-/// A scope of systemd's.
+/// A systemd scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// The slice that it is in.
     pub slice: String,
-    /// Its unit's name.
+    /// The name of the scope's unit.
     pub unit: String,
 }
 
-/// A container's groups, and the scope that they belong to.
+/// The directories of a container's groups.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct CgroupPaths {
     /// One for each hierarchy.
     pub dirs: Vec<Dir>,
-    /// Where systemd makes them.
+    /// The scope that they belong to, with the systemd driver.
     pub scope: Option<Scope>,
 }
 
-/// Finds the place of the container `id`.
-pub fn find(
-    host: &Host,
+/// The groups of the container `id`.
+pub fn resolve(
+    host: &Hierarchies,
     driver: Driver,
     cgroups_path: Option<&Path>,
     id: &str,
-) -> Result<Place, CgroupError> {
+) -> Result<CgroupPaths, CgroupError> {
     let wanted = cgroups_path.filter(|path| !path.as_os_str().is_empty());
     match driver {
-        Driver::Cgroupfs => Ok(Place {
+        Driver::Cgroupfs => Ok(CgroupPaths {
             dirs: by_path(host, wanted.unwrap_or(Path::new(id)))?,
             scope: None,
         }),
@@ -51,7 +50,7 @@ pub fn find(
             let path = Path::new("/")
                 .join(expand_slice(&scope.slice)?)
                 .join(&scope.unit);
-            Ok(Place {
+            Ok(CgroupPaths {
                 dirs: by_path(host, &path)?,
                 scope: Some(scope),
             })
@@ -59,14 +58,15 @@ pub fn find(
     }
 }
 
-/// An absolute path begins at the root; a relative one, as runc has it, in the group of the calling
-/// process, with version 2 beside that group: one that has processes can have no groups below it.
-fn by_path(host: &Host, path: &Path) -> Result<Vec<Dir>, CgroupError> {
+/// An absolute path begins at the root. A relative one begins, as in runc, at the group of the
+/// calling process; with version 2 beside that group, because a group that has processes cannot
+/// have groups below it.
+fn by_path(host: &Hierarchies, path: &Path) -> Result<Vec<Dir>, CgroupError> {
     let below = clean(path);
     if below.as_os_str().is_empty() {
         return Err(CgroupError::Root);
     }
-    let dirs = host.hierarchies.iter().map(|hierarchy| {
+    let dirs = host.list.iter().map(|hierarchy| {
         let own = match host.version {
             Version::One => hierarchy.own.clone(),
             Version::Two if hierarchy.own == hierarchy.mount => hierarchy.own.clone(),
@@ -84,7 +84,7 @@ fn by_path(host: &Host, path: &Path) -> Result<Vec<Dir>, CgroupError> {
     Ok(dirs.collect())
 }
 
-/// `slice:prefix:name`, as engines write it for the systemd driver.
+/// Parses `slice:prefix:name`, as engines write it for the systemd driver.
 fn scope(cgroups_path: Option<&Path>, id: &str) -> Result<Scope, CgroupError> {
     let Some(path) = cgroups_path else {
         return Ok(Scope {
@@ -114,7 +114,7 @@ fn scope(cgroups_path: Option<&Path>, id: &str) -> Result<Scope, CgroupError> {
     })
 }
 
-/// The path of a slice: `a-b.slice` lies in `a.slice`; see systemd.slice(5).
+/// The path of a slice: `a-b.slice` is in `a.slice`; see systemd.slice(5).
 fn expand_slice(slice: &str) -> Result<PathBuf, CgroupError> {
     let malformed = || CgroupError::Slice(slice.to_owned());
     let name = slice.strip_suffix(".slice").ok_or_else(malformed)?;
@@ -141,11 +141,11 @@ mod tests {
     use super::super::hierarchy::Hierarchy;
     use super::*;
 
-    fn host(version: Version, own: &str) -> Host {
+    fn host(version: Version, own: &str) -> Hierarchies {
         let mount = PathBuf::from("/cg");
-        Host {
+        Hierarchies {
             version,
-            hierarchies: vec![Hierarchy {
+            list: vec![Hierarchy {
                 name: String::new(),
                 own: mount.join(own),
                 mount,
@@ -153,9 +153,9 @@ mod tests {
         }
     }
 
-    fn found(host: &Host, driver: Driver, path: Option<&str>) -> String {
-        let place = find(host, driver, path.map(Path::new), "box");
-        place.unwrap().dirs[0].path.to_str().unwrap().to_owned()
+    fn found(host: &Hierarchies, driver: Driver, path: Option<&str>) -> String {
+        let paths = resolve(host, driver, path.map(Path::new), "box");
+        paths.unwrap().dirs[0].path.to_str().unwrap().to_owned()
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
     fn the_root_itself_is_refused() {
         let host = host(Version::Two, "");
         for path in ["/", "/..", "."] {
-            let error = find(&host, Driver::Cgroupfs, Some(Path::new(path)), "box");
+            let error = resolve(&host, Driver::Cgroupfs, Some(Path::new(path)), "box");
             assert!(matches!(error, Err(CgroupError::Root)), "{path}");
         }
     }
@@ -219,11 +219,11 @@ mod tests {
             "system.slice:docker:",
             "x/y.slice:p:n",
         ] {
-            let error = find(&host, Driver::Systemd, Some(Path::new(path)), "box").unwrap_err();
+            let error = resolve(&host, Driver::Systemd, Some(Path::new(path)), "box").unwrap_err();
             assert!(error.to_string().contains("slice:prefix:name"), "{error}");
         }
         for path in ["a:b:c", "a--b.slice:p:n", ".slice:p:n"] {
-            let error = find(&host, Driver::Systemd, Some(Path::new(path)), "box").unwrap_err();
+            let error = resolve(&host, Driver::Systemd, Some(Path::new(path)), "box").unwrap_err();
             assert!(error.to_string().contains("slice"), "{error}");
         }
     }
