@@ -133,7 +133,7 @@ fn obey(orders: &mpsc::Receiver<Order>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::Wanted;
+    use crate::network::NamespaceSource;
 
     fn network(pid: i32) -> std::path::PathBuf {
         std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap()
@@ -143,7 +143,7 @@ mod tests {
     fn every_container_has_a_number_with_namespaces() {
         let (one, other) = (StandIn::spawn().unwrap(), StandIn::spawn().unwrap());
         let own = StandIn::spawn().unwrap();
-        let new = Namespace::take(&Wanted::New).unwrap();
+        let new = Namespace::create_or_open(&NamespaceSource::New).unwrap();
         one.enter(&new).unwrap();
         other.enter(&new).unwrap();
         assert_ne!(one.pid(), other.pid());
@@ -161,7 +161,7 @@ mod tests {
         let stay = own();
         let test = move || {
             let done = StandIn::with_first_thread(|stand_in| {
-                let new = Namespace::take(&Wanted::New).unwrap();
+                let new = Namespace::create_or_open(&NamespaceSource::New).unwrap();
                 stand_in.enter(&new).unwrap();
                 (own(), stand_in.have(own).unwrap())
             });

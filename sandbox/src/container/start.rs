@@ -23,7 +23,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::hooks::{self, HookError, Moment};
 use crate::host::timings::Timings;
-use crate::network::{Namespace, Network, NetworkError, Wanted};
+use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::{Guest, Sandbox, SandboxError, VolumeError, Volumes};
 use crate::share::{self, StorageError};
 use crate::sizing::{Size, SizeError};
@@ -147,11 +147,11 @@ pub struct Start<'a> {
 /// enter the namespace before anything else happens: engines look for it there.
 pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Placement), NetworkError> {
     // Reading the bundle has made sure that it asks for one.
-    let wanted = Wanted::of(&bundle.spec).unwrap_or(Wanted::New);
+    let wanted = NamespaceSource::of(&bundle.spec).unwrap_or(NamespaceSource::New);
     if let Role::Member(_) = bundle.role {
-        return Ok((Namespace::take(&wanted)?, Placement::Joined));
+        return Ok((Namespace::create_or_open(&wanted)?, Placement::Joined));
     }
-    let network = Network::take(&wanted)?;
+    let network = Network::open(&wanted)?;
     Ok((network.namespace()?, Placement::New(network)))
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use rvm_protocol::vmm::{FdIndex, Net, VsockPort};
 
-use crate::network::NetCard;
+use crate::network::NicBackend;
 
 /// Descriptors in the order in which they are sent. A configuration names each by its place.
 #[derive(Default)]
@@ -25,8 +25,8 @@ impl Fds {
         ports.into_iter().map(add).collect()
     }
 
-    pub(super) fn add_nets(&mut self, cards: Vec<NetCard>) -> Vec<Net> {
-        let add = |card: NetCard| Net {
+    pub(super) fn add_nets(&mut self, cards: Vec<NicBackend>) -> Vec<Net> {
+        let add = |card: NicBackend| Net {
             tap: self.add(card.tap),
             mac: card.mac,
         };

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::{Engine, EngineError};
 use crate::host::process::ProcessId;
-use crate::network::{Mac, NetCard};
+use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
 
@@ -54,7 +54,7 @@ pub trait Vm: Send + Sync {
     fn start_times(&self) -> Option<StartTimes>;
 
     /// Plugs a network card in. The guest's driver finds it later.
-    async fn plug_net(&self, card: NetCard) -> Result<(), EngineError>;
+    async fn plug_net(&self, card: NicBackend) -> Result<(), EngineError>;
 
     /// Unplugs a network card that the guest no longer uses.
     async fn unplug_net(&self, mac: Mac) -> Result<(), EngineError>;
@@ -116,7 +116,7 @@ impl Machine {
     }
 
     /// Plugs a network card in, if the engine can. The guest's driver finds it later.
-    pub async fn plug_net(&self, card: NetCard) -> Result<(), EngineError> {
+    pub async fn plug_net(&self, card: NicBackend) -> Result<(), EngineError> {
         self.engine.net_hotplug.map_err(EngineError::Unsupported)?;
         self.vm.plug_net(card).await
     }
@@ -205,7 +205,7 @@ mod tests {
         fn start_times(&self) -> Option<StartTimes> {
             None
         }
-        async fn plug_net(&self, _: NetCard) -> Result<(), EngineError> {
+        async fn plug_net(&self, _: NicBackend) -> Result<(), EngineError> {
             Ok(())
         }
         async fn unplug_net(&self, _: Mac) -> Result<(), EngineError> {

@@ -23,7 +23,7 @@ use rvm_protocol::vmm::ChannelError;
 
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
-use crate::network::{NetCard, Room};
+use crate::network::{NicBackend, NicLimits};
 use crate::sizing::Size;
 
 pub use files::check_host_memory;
@@ -41,7 +41,7 @@ pub struct Engine {
     /// How long a guest may take until its agent answers, if the configuration does not say.
     pub start_timeout: Duration,
     /// How many network cards a machine can have when it starts.
-    pub net_room: Room,
+    pub nic_limits: NicLimits,
     /// Whether network cards can be plugged into a running machine and unplugged.
     pub net_hotplug: Support,
     /// Whether a running machine can be given more memory than it started with.
@@ -93,8 +93,8 @@ pub struct Plan<'a> {
     pub console: &'a Path,
     /// Guest ports and the sockets that lead to them.
     pub ports: Vec<(u32, UnixListener)>,
-    /// Network cards; as many as [`Engine::net_room`] allows.
-    pub nets: Vec<NetCard>,
+    /// Network cards; as many as [`Engine::nic_limits`] allows.
+    pub nets: Vec<NicBackend>,
 }
 
 /// A machine could not be started or changed.

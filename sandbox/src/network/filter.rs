@@ -1,6 +1,6 @@
-//! Messages about filters for the packets that arrive at an interface: tc-u32(8), tc-mirred(8). Pure.
+//! rtnetlink messages for an interface's ingress filters: tc-u32(8), tc-mirred(8). Pure.
 //!
-//! u32 and not matchall, which not every kernel has.
+//! The filters use u32, because not every kernel has matchall.
 
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
@@ -8,40 +8,36 @@ use netlink_packet_route::tc::{
     TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 
-/// A filter's place among those of an interface: lower priorities come first, and all filters of a
-/// priority are for one protocol.
+/// The position of a filter in an interface's list. The kernel tries lower priorities first, and
+/// all filters of one priority have the same protocol.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// The priority.
+pub struct Slot {
     pub priority: u16,
     /// ETH_P_*.
     pub protocol: libc::c_int,
 }
 
-/// Bits of a packet: these of the four bytes at this offset, from the network header on, must have
-/// this value.
+/// A u32 key: the masked big-endian word at an offset of the packet must have this value.
 #[derive(Clone, Copy, Debug)]
-pub struct Bits {
-    /// A multiple of four.
+pub struct Match {
+    /// In bytes from the network header, a multiple of four.
     pub offset: i32,
-    /// Which bits, the first byte's in front.
     pub mask: u32,
-    /// What they are.
     pub value: u32,
 }
 
-/// What becomes of the packets that a filter is for.
+/// What a filter does with the packets that match.
 #[derive(Clone, Copy, Debug)]
-pub enum Fate {
-    /// They leave by this interface and nothing else sees them.
+pub enum Action {
+    /// Sends them out of the interface with this index; the host's network does not see them.
     Redirect(u32),
-    /// A copy leaves by this interface, and they go on.
+    /// Sends a copy out of the interface with this index, and passes them.
     Copy(u32),
-    /// They go on, past the filters that follow.
+    /// Passes them to the host's network; later filters do not see them.
     Pass,
 }
 
-/// Where filters for what arrives hang, whether from an ingress or a clsact queue.
+/// The parent of ingress filters, with an ingress as well as with a clsact qdisc.
 const INGRESS: TcHandle = TcHandle {
     major: TcHandle::INGRESS.major,
     minor: TcHandle::MIN_INGRESS,
@@ -51,8 +47,8 @@ fn message(index: u32) -> TcMessage {
     TcMessage::with_index(index.cast_signed())
 }
 
-/// What filters for what arrives hang from.
-pub fn queue(index: u32) -> TcMessage {
+/// The qdisc that ingress filters belong to.
+pub fn ingress_qdisc(index: u32) -> TcMessage {
     let mut message = message(index);
     message.header.handle = TcHandle {
         major: TcHandle::INGRESS.major,
@@ -63,65 +59,65 @@ pub fn queue(index: u32) -> TcMessage {
     message
 }
 
-/// All filters of an interface.
+/// All ingress filters of an interface.
 pub fn all(index: u32) -> TcMessage {
     let mut message = message(index);
     message.header.parent = INGRESS;
     message
 }
 
-/// The filters in a place.
-pub fn at(index: u32, place: Place) -> TcMessage {
+/// The filters in a slot.
+pub fn at(index: u32, slot: Slot) -> TcMessage {
     let message = message(index);
     // The protocol is in network byte order.
-    let protocol = (place.protocol as u16).to_be();
+    let protocol = (slot.protocol as u16).to_be();
     TcMessage::from_parts(
         TcHeader {
             parent: INGRESS,
-            info: u32::from(place.priority) << 16 | u32::from(protocol),
+            info: u32::from(slot.priority) << 16 | u32::from(protocol),
             ..message.header
         },
         vec![TcAttribute::Kind(TcFilterU32::KIND.to_owned())],
     )
 }
 
-/// A new filter for the packets that have all of these bits.
-pub fn new(index: u32, place: Place, bits: &[Bits], fate: Fate) -> TcMessage {
-    let mut message = at(index, place);
-    let mut options = vec![TcFilterU32Option::Selector(selector(bits))];
-    options.extend(action(fate).map(|action| TcFilterU32Option::Action(vec![action])));
+/// A new filter for the packets that match all of `keys`.
+pub fn new(index: u32, slot: Slot, keys: &[Match], action: Action) -> TcMessage {
+    let mut message = at(index, slot);
+    let mut options = vec![TcFilterU32Option::Selector(selector(keys))];
+    options.extend(tc_action(action).map(|action| TcFilterU32Option::Action(vec![action])));
     let options = options.into_iter().map(TcOption::U32).collect();
     message.attributes.push(TcAttribute::Options(options));
     message
 }
 
-fn selector(bits: &[Bits]) -> TcU32Selector {
-    // One key there must be.
-    const NONE: Bits = Bits {
+fn selector(keys: &[Match]) -> TcU32Selector {
+    // The kernel requires one key.
+    const ANY: Match = Match {
         offset: 0,
         mask: 0,
         value: 0,
     };
-    let bits = if bits.is_empty() { &[NONE] } else { bits };
-    let key = |bits: &Bits| {
+    let keys = if keys.is_empty() { &[ANY] } else { keys };
+    let key = |field: &Match| {
         let mut key = TcU32Key::default();
-        (key.off, key.mask, key.val) = (bits.offset, bits.mask, bits.value);
+        (key.off, key.mask, key.val) = (field.offset, field.mask, field.value);
         key
     };
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
-    selector.keys = bits.iter().map(key).collect();
+    selector.keys = keys.iter().map(key).collect();
     selector.nkeys = selector.keys.len() as u8;
     selector
 }
 
-fn action(fate: Fate) -> Option<TcAction> {
+fn tc_action(action: Action) -> Option<TcAction> {
     let mut mirror = TcMirror::default();
-    (mirror.eaction, mirror.generic.action, mirror.ifindex) = match fate {
-        Fate::Redirect(to) => (TcMirrorActionType::EgressRedir, TcActionType::Stolen, to),
-        Fate::Copy(to) => (TcMirrorActionType::EgressMirror, TcActionType::Ok, to),
-        // A filter without action lets pass.
-        Fate::Pass => return None,
+    (mirror.eaction, mirror.generic.action, mirror.ifindex) = match action {
+        Action::Redirect(to) => (TcMirrorActionType::EgressRedir, TcActionType::Stolen, to),
+        Action::Copy(to) => (TcMirrorActionType::EgressMirror, TcActionType::Ok, to),
+        // A filter without an action passes.
+        Action::Pass => return None,
     };
     let options = TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror));
     let mut action = TcAction::default();

@@ -1,9 +1,9 @@
-//! What there is in a network namespace, and what of it the guest is to have. Pure, but for
-//! [`Found::look`].
+//! The contents of a network namespace, and the part of them that the guest gets. Pure except for
+//! [`Inventory::scan`].
 //!
-//! Not taken over: what the guest's kernel makes by itself (the local table, the routes that come
-//! with addresses, the default rules), what it learns by itself (neighbours, router
-//! advertisements), and interfaces that are no Ethernet cards.
+//! The guest does not get what its own kernel creates (the local table, the routes that come with
+//! addresses, the default rules), what it learns (neighbours, router advertisements), and
+//! interfaces that are not Ethernet.
 
 use std::io;
 
@@ -16,45 +16,41 @@ use netlink_packet_route::rule::RuleMessage;
 use rvm_protocol::agent::{ConfigureNetworkRequest, Interface, InterfaceSetting};
 
 use super::netlink::Netlink;
-use super::{objects, settings, tap};
+use super::{sysctls, tap, translate};
 
-/// A MAC address.
+/// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// The flags that a guest's interface has as the host's; see netdevice(7).
+/// The flags that the guest's interface copies from the host's; see netdevice(7).
 const FLAGS: LinkFlags = LinkFlags::Up
     .union(LinkFlags::Noarp)
     .union(LinkFlags::Promisc)
     .union(LinkFlags::Allmulti)
     .union(LinkFlags::Multicast);
 
-/// The loopback interface, which every namespace has.
 const LOOPBACK: &str = "lo";
 
-/// An interface that the guest is to have.
+/// An interface that the guest gets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Link {
     /// Its index in the namespace.
     pub index: u32,
-    /// Its name.
     pub name: String,
-    /// Its MAC address.
     pub mac: Mac,
-    /// The largest packet without its Ethernet header, in bytes.
     pub mtu: u32,
     flags: LinkFlags,
-    settings: Vec<InterfaceSetting>,
+    sysctls: Vec<InterfaceSetting>,
 }
 
 /// The contents of a namespace.
 #[derive(Debug, Default)]
-pub struct Found {
-    /// The interfaces for the guest, in the order of their indices.
+pub struct Inventory {
+    /// The interfaces for the guest, by ascending index.
     pub links: Vec<Link>,
-    /// Interfaces that the guest cannot have, and why.
-    pub left: Vec<(String, &'static str)>,
-    /// The interfaces that a sandbox has.
-    pub taken: Vec<u32>,
+    /// Interfaces that the guest cannot have, with the reasons.
+    pub skipped: Vec<(String, &'static str)>,
+    /// The indices of the interfaces that a TAP of some sandbox serves.
+    pub served: Vec<u32>,
     loopback: Option<u32>,
     addresses: Vec<AddressMessage>,
     neighbours: Vec<NeighbourMessage>,
@@ -62,9 +58,9 @@ pub struct Found {
     rules: Vec<RuleMessage>,
 }
 
-impl Found {
+impl Inventory {
     /// Reads the namespace that the socket belongs to.
-    pub fn look(netlink: &mut Netlink) -> io::Result<Self> {
+    pub fn scan(netlink: &mut Netlink) -> io::Result<Self> {
         let mut messages = Vec::new();
         for request in [
             RouteNetlinkMessage::GetLink(LinkMessage::default()),
@@ -75,23 +71,25 @@ impl Found {
         ] {
             messages.extend(netlink.dump(&request)?);
         }
-        Ok(Self::of(messages))
+        Ok(Self::from_messages(messages))
     }
 
-    fn of(messages: Vec<RouteNetlinkMessage>) -> Self {
-        let mut found = Self::default();
+    fn from_messages(messages: Vec<RouteNetlinkMessage>) -> Self {
+        let mut inventory = Self::default();
         for message in messages {
             match message {
-                RouteNetlinkMessage::NewLink(link) => found.add_link(&link),
-                RouteNetlinkMessage::NewAddress(address) => found.addresses.push(address),
-                RouteNetlinkMessage::NewNeighbour(neighbour) => found.neighbours.push(neighbour),
-                RouteNetlinkMessage::NewRoute(route) => found.routes.push(route),
-                RouteNetlinkMessage::NewRule(rule) => found.rules.push(rule),
+                RouteNetlinkMessage::NewLink(link) => inventory.add_link(&link),
+                RouteNetlinkMessage::NewAddress(address) => inventory.addresses.push(address),
+                RouteNetlinkMessage::NewNeighbour(neighbour) => {
+                    inventory.neighbours.push(neighbour)
+                }
+                RouteNetlinkMessage::NewRoute(route) => inventory.routes.push(route),
+                RouteNetlinkMessage::NewRule(rule) => inventory.rules.push(rule),
                 _ => {}
             }
         }
-        found.links.sort_by_key(|link| link.index);
-        found
+        inventory.links.sort_by_key(|link| link.index);
+        inventory
     }
 
     fn add_link(&mut self, message: &LinkMessage) {
@@ -99,24 +97,24 @@ impl Found {
             self.loopback = Some(message.header.index);
             return;
         }
-        let facts = Facts::of(message);
-        if let Some(number) = facts.served() {
-            self.taken.push(number);
+        let attributes = Attributes::of(message);
+        if let Some(index) = attributes.served_link() {
+            self.served.push(index);
             return;
         }
-        match facts.obstacle(message) {
-            None => self.links.push(facts.link(message)),
-            Some(reason) => self.left.push((facts.name, reason)),
+        match attributes.unsupported(message) {
+            None => self.links.push(attributes.link(message)),
+            Some(reason) => self.skipped.push((attributes.name, reason)),
         }
     }
 
-    /// What the guest is told. `card` names the card that serves an interface; one without is left
-    /// out, with all that depends on it.
-    pub fn request(&self, card: impl Fn(u32) -> Option<Mac>) -> ConfigureNetworkRequest {
+    /// The agent's configuration of the guest's network. `nic` gives the NIC that serves an
+    /// interface; the request leaves out an interface without a NIC, and all that depends on it.
+    pub fn request(&self, nic: impl Fn(u32) -> Option<Mac>) -> ConfigureNetworkRequest {
         let served: Vec<_> = self
             .links
             .iter()
-            .filter_map(|link| Some((link, card(link.index)?)))
+            .filter_map(|link| Some((link, nic(link.index)?)))
             .collect();
         let device = |index: u32| {
             let link = served.iter().find(|(link, _)| link.index == index);
@@ -128,37 +126,37 @@ impl Found {
         let mut routes: Vec<_> = self
             .routes
             .iter()
-            .filter_map(|route| objects::route(route, &device))
+            .filter_map(|route| translate::route(route, &device))
             .collect();
-        // The way to a gateway must be there before what goes through it. The sort is stable.
-        routes.sort_by_key(objects::needs_others);
+        // The route to a gateway must exist before the routes through it. The sort is stable.
+        routes.sort_by_key(translate::has_gateway);
         ConfigureNetworkRequest {
             interfaces: served
                 .iter()
-                .map(|(link, card)| link.interface(*card))
+                .map(|(link, nic)| link.interface(*nic))
                 .collect(),
             addresses: self
                 .addresses
                 .iter()
                 .filter_map(|address| {
-                    let own = |name: &str| name != LOOPBACK || !objects::is_loopback(address);
+                    let own = |name: &str| name != LOOPBACK || !translate::is_loopback(address);
                     let device = device(address.header.index).filter(|name| own(name))?;
-                    objects::address(address, device, self.has_prefix_route(address))
+                    translate::address(address, device, self.has_prefix_route(address))
                 })
                 .collect(),
             neighbours: self
                 .neighbours
                 .iter()
-                .filter_map(|neighbour| objects::neighbour(neighbour, &device))
+                .filter_map(|neighbour| translate::neighbour(neighbour, &device))
                 .collect(),
             routes,
-            rules: self.rules.iter().filter_map(objects::rule).collect(),
+            rules: self.rules.iter().filter_map(translate::rule).collect(),
             ..Default::default()
         }
     }
 
-    /// Whether the kernel keeps a route to the address's network, as it does unless told not to or
-    /// somebody has removed it. Of an interface that is down this cannot be said.
+    /// Whether the kernel keeps a route to the address's network, which it does unless the address
+    /// has `noprefixroute` or the route was removed. Assumed for an interface that is down.
     fn has_prefix_route(&self, address: &AddressMessage) -> bool {
         let index = address.header.index;
         let is_up = |link: &Link| link.index == index && link.flags.contains(LinkFlags::Up);
@@ -166,51 +164,51 @@ impl Found {
             || self
                 .routes
                 .iter()
-                .any(|route| objects::is_prefix_route(route, address))
+                .any(|route| translate::is_prefix_route(route, address))
     }
 }
 
-/// What the attributes of an interface say.
+/// The attributes of an interface.
 #[derive(Default)]
-struct Facts {
+struct Attributes {
     name: String,
     address: Vec<u8>,
     mtu: u32,
     kind: Option<InfoKind>,
     has_master: bool,
-    /// The interface below it, if that is in the same namespace.
+    /// The index of its lower interface, if that is in the same namespace.
     lower: Option<u32>,
-    settings: Vec<InterfaceSetting>,
+    sysctls: Vec<InterfaceSetting>,
 }
 
-impl Facts {
+impl Attributes {
     fn of(message: &LinkMessage) -> Self {
-        let mut facts = Self::default();
+        let mut attributes = Self::default();
         let mut elsewhere = false;
         for attribute in &message.attributes {
             match attribute {
-                LinkAttribute::IfName(name) => facts.name.clone_from(name),
-                LinkAttribute::Address(address) => facts.address.clone_from(address),
-                LinkAttribute::Mtu(mtu) => facts.mtu = *mtu,
-                LinkAttribute::Controller(_) => facts.has_master = true,
-                LinkAttribute::Link(index) => facts.lower = Some(*index),
+                LinkAttribute::IfName(name) => attributes.name.clone_from(name),
+                LinkAttribute::Address(address) => attributes.address.clone_from(address),
+                LinkAttribute::Mtu(mtu) => attributes.mtu = *mtu,
+                LinkAttribute::Controller(_) => attributes.has_master = true,
+                LinkAttribute::Link(index) => attributes.lower = Some(*index),
                 LinkAttribute::LinkNetNsId(_) => elsewhere = true,
-                LinkAttribute::LinkInfo(infos) => facts.kind = settings::kind(infos),
-                LinkAttribute::AfSpecUnspec(specs) => facts.settings = settings::of(specs),
+                LinkAttribute::LinkInfo(infos) => attributes.kind = translate::link_kind(infos),
+                LinkAttribute::AfSpecUnspec(specs) => attributes.sysctls = sysctls::of(specs),
                 _ => {}
             }
         }
-        facts.lower = facts.lower.filter(|_| !elsewhere);
-        facts
+        attributes.lower = attributes.lower.filter(|_| !elsewhere);
+        attributes
     }
 
-    /// Of the TAP of a sandbox, this one or another, the interface that it serves.
-    fn served(&self) -> Option<u32> {
-        tap::number(&self.name).filter(|_| self.kind == Some(InfoKind::Tun))
+    /// The index of the interface that this one serves, if it is the TAP of some sandbox.
+    fn served_link(&self) -> Option<u32> {
+        tap::served_link(&self.name).filter(|_| self.kind == Some(InfoKind::Tun))
     }
 
-    /// Why the guest cannot have it.
-    fn obstacle(&self, message: &LinkMessage) -> Option<&'static str> {
+    /// Why the guest cannot have the interface.
+    fn unsupported(&self, message: &LinkMessage) -> Option<&'static str> {
         use InfoKind::{ErSpan, GreTap, GreTap6, Ip6ErSpan, IpVlan, MacVlan, Vlan};
         if message.header.link_layer_type != LinkLayerType::Ether || self.mac().is_none() {
             return Some("it is no Ethernet interface");
@@ -238,20 +236,20 @@ impl Facts {
             name: self.name,
             mtu: self.mtu,
             flags: message.header.flags & FLAGS,
-            settings: self.settings,
+            sysctls: self.sysctls,
         }
     }
 }
 
 impl Link {
-    fn interface(&self, card: Mac) -> Interface {
+    fn interface(&self, nic: Mac) -> Interface {
         Interface {
-            card: card.to_vec(),
+            card: nic.to_vec(),
             name: self.name.clone(),
             mac: self.mac.to_vec(),
             mtu: self.mtu,
             flags: self.flags.bits(),
-            settings: self.settings.clone(),
+            settings: self.sysctls.clone(),
             ..Default::default()
         }
     }

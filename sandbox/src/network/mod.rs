@@ -1,143 +1,116 @@
-//! The network of a sandbox: what is in a network namespace of the host becomes the guest's.
+//! A sandbox's network: the guest gets the contents of a network namespace of the host.
 //!
-//! An engine hands a namespace with interfaces in it, or fills one while the container starts or
-//! runs. Each Ethernet interface gets a TAP beside it in the namespace, and every packet is passed
-//! on between the two (see [`redirect`]), so that whatever the host sends there arrives in the
-//! guest. The interface keeps its addresses, for engines that look; the guest has the same, and
-//! the same routes. Packets never reach the host's own network in that namespace.
+//! A container engine passes a namespace with interfaces, or adds interfaces while the container
+//! starts or runs. Each Ethernet interface gets a TAP in the same namespace, and tc redirects every
+//! packet between the two (see [`redirect`]). The guest has the interface's addresses and routes;
+//! the interface keeps its own, for engines that inspect it, but the host's network stack in that
+//! namespace gets no packet.
 
-mod answers;
-mod cards;
 mod filter;
-mod found;
+mod host_dns;
+mod inventory;
 mod namespace;
 mod netlink;
-mod objects;
+mod nics;
 mod redirect;
-mod settings;
+mod sysctls;
 mod tap;
+mod translate;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use cards::Room;
-pub use found::{Found, Link, Mac};
-pub use namespace::{Namespace, Wanted};
-pub use settings::add_defaults;
+pub use namespace::{Namespace, NamespaceSource};
 
-use cards::Card;
+pub(crate) use inventory::{Inventory, Link, Mac};
+pub(crate) use nics::{NicBackend, NicLimits};
+pub(crate) use sysctls::add_defaults;
+
 use netlink::Netlink;
+use nics::Nic;
 use rvm_sys::readiness::Readable;
 
-/// The network of a sandbox cannot be had.
+/// A sandbox's network could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum NetworkError {
-    /// A new namespace.
     #[error("cannot make a network namespace")]
-    Make(#[source] io::Error),
-    /// An existing one.
+    Create(#[source] io::Error),
     #[error("cannot open the network namespace {}", path.display())]
     Open {
-        /// Where it is.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// The host's own.
     #[error(
         "the network namespace {} is the host's own, which a virtual machine cannot share; give \
          the container a network of its own (--network bridge) or none (--network none)",
         .0.display()
     )]
     Host(PathBuf),
-    /// The namespace cannot be entered or read.
     #[error("cannot {action} the sandbox's network namespace")]
     Namespace {
-        /// What was tried.
         action: &'static str,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// Another sandbox has the interface.
     #[error(
         "the interface {0} belongs to another sandbox already; containers that share a network \
          must be in one pod"
     )]
     Taken(String),
-    /// A TAP, or the way to it.
     #[error("cannot connect the interface {link} to the machine: {action}")]
     Connect {
-        /// The interface's name.
         link: String,
-        /// What was tried.
         action: &'static str,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// There are too many.
     #[error(
         "the machine has room for {room} network interfaces and the network namespace has {found}"
     )]
-    Room {
-        /// What the engine allows.
-        room: usize,
-        /// What there is.
-        found: usize,
-    },
+    TooManyInterfaces { room: usize, found: usize },
 }
 
 fn failed(action: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Namespace { action, source }
 }
 
-/// A network card of the machine.
-#[derive(Debug)]
-pub struct NetCard {
-    /// The TAP behind it.
-    pub tap: File,
-    /// Its MAC address.
-    pub mac: Mac,
-}
-
-/// A namespace, and the machine's cards that serve its interfaces. When it is dropped, packets go to
-/// the host's own network in that namespace again.
+/// A namespace, and the machine's NICs that serve its interfaces. Dropping it removes the
+/// redirection: packets reach the host's network stack in that namespace again.
 #[derive(Debug)]
 pub struct Network {
     namespace: Namespace,
-    /// Whether it was made for the sandbox.
+    /// The namespace was created for the sandbox.
     is_new: bool,
     netlink: Netlink,
     notifications: OwnedFd,
-    cards: Vec<Card>,
-    /// Whether the host gets the answers to what it asks.
-    host_asks: bool,
+    nics: Vec<Nic>,
+    /// See [`Self::pass_host_dns`].
+    passes_host_dns: bool,
 }
 
 impl Network {
-    /// Makes or opens the namespace. The calling thread stays where it is.
-    pub fn take(wanted: &Wanted) -> Result<Self, NetworkError> {
-        let namespace = Namespace::take(wanted)?;
+    /// Creates or opens the namespace. The calling thread stays in its own.
+    pub fn open(source: &NamespaceSource) -> Result<Self, NetworkError> {
+        let namespace = Namespace::create_or_open(source)?;
         let open = || Ok((Netlink::open()?, netlink::open_notifications()?));
         let (mut netlink, notifications) = namespace
             .within(open)
             .and_then(|opened| opened)
             .map_err(failed("read"))?;
-        if *wanted == Wanted::New {
+        if *source == NamespaceSource::New {
             tap::bring_up_loopback(&mut netlink).map_err(failed("set up"))?;
         }
         Ok(Self {
             namespace,
-            is_new: *wanted == Wanted::New,
+            is_new: *source == NamespaceSource::New,
             netlink,
             notifications,
-            cards: Vec::new(),
-            host_asks: false,
+            nics: Vec::new(),
+            passes_host_dns: false,
         })
     }
 
@@ -146,40 +119,40 @@ impl Network {
         self.namespace.try_clone().map_err(failed("open"))
     }
 
-    /// What tells of changes. Called within a tokio runtime.
+    /// Notifications of changes. Must be called within a tokio runtime.
     pub fn changes(&self) -> Result<Changes, NetworkError> {
         let notifications = Readable::new(self.notifications.as_fd());
         notifications.map(Changes).map_err(failed("watch"))
     }
 
-    /// Whether anything may have changed since the last look, or the last time this was asked.
+    /// Whether anything may have changed since the last scan or the last call of this.
     pub fn has_changed(&self) -> Result<bool, NetworkError> {
         netlink::drain(self.notifications.as_fd()).map_err(failed("watch"))
     }
 
-    /// Looks at what is there.
-    pub fn look(&mut self) -> Result<Found, NetworkError> {
+    /// Reads the contents of the namespace.
+    pub fn scan(&mut self) -> Result<Inventory, NetworkError> {
         self.has_changed()?;
-        Found::look(&mut self.netlink).map_err(failed("read"))
+        Inventory::scan(&mut self.netlink).map_err(failed("read"))
     }
 }
 
-/// How long the TAPs of a sandbox that was killed may outlive it.
-const TAP_LIMIT: Duration = Duration::from_millis(500);
+/// How long the TAPs of a killed sandbox may outlive it.
+const TAP_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Undoes what a sandbox that was killed has done to the namespace at this path: packets go to the
-/// host's own network there again. Interfaces of other sandboxes are left alone.
+/// Removes what a killed sandbox has set up in the namespace at this path: packets reach the host's
+/// network stack there again. Interfaces of other sandboxes stay as they are.
 pub fn restore(path: &Path) -> Result<(), NetworkError> {
-    let mut network = Network::take(&Wanted::Path(path.to_owned()))?;
-    let mut found = network.look()?;
-    // The processes that hold them may be about to end.
+    let mut network = Network::open(&NamespaceSource::Path(path.to_owned()))?;
+    let mut found = network.scan()?;
+    // The processes that hold the TAPs may be about to end.
     let start = Instant::now();
-    while !found.taken.is_empty() && start.elapsed() < TAP_LIMIT {
-        std::thread::sleep(PAUSE);
-        found = network.look()?;
+    while !found.served.is_empty() && start.elapsed() < TAP_TIMEOUT {
+        std::thread::sleep(DEBOUNCE);
+        found = network.scan()?;
     }
     let abandoned = found.links.iter().map(|link| link.index);
-    for index in abandoned.filter(|index| !found.taken.contains(index)) {
+    for index in abandoned.filter(|index| !found.served.contains(index)) {
         redirect::remove(&mut network.netlink, index).map_err(failed("tidy up"))?;
     }
     Ok(())
@@ -189,21 +162,20 @@ pub fn restore(path: &Path) -> Result<(), NetworkError> {
 #[derive(Debug)]
 pub struct Changes(Readable);
 
-/// How long a change may be followed by another before it is looked at. Whoever sets an interface up
-/// makes many in a row.
-const PAUSE: Duration = Duration::from_millis(20);
+/// The delay between a change and the scan: setting an interface up makes many changes in a row.
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
 impl Changes {
-    /// Returns some time after something has changed. May be given up and called again.
+    /// Returns [`DEBOUNCE`] after a change. Safe to cancel.
     pub async fn next(&self) -> io::Result<()> {
-        self.0.read(wait_for_some).await?;
-        tokio::time::sleep(PAUSE).await;
+        self.0.read(peek).await?;
+        tokio::time::sleep(DEBOUNCE).await;
         Ok(())
     }
 }
 
-/// Leaves what there is to [`Network::look`], so that nothing is lost if the wait is given up.
-fn wait_for_some(socket: BorrowedFd<'_>) -> io::Result<()> {
+/// Leaves the notifications for [`Network::scan`], so that a cancelled wait loses none.
+fn peek(socket: BorrowedFd<'_>) -> io::Result<()> {
     let flags = rustix::net::RecvFlags::PEEK;
     match rustix::net::recv(socket, &mut [0; 1], flags) {
         Ok(_) | Err(rustix::io::Errno::NOBUFS) => Ok(()),

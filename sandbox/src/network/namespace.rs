@@ -11,23 +11,22 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::NetworkError;
 
-/// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// The namespace of the host's first process.
+/// The namespace of the host's pid 1.
 const HOST: &str = "/proc/1/ns/net";
 
-/// A namespace that a configuration asks for.
+/// Where a container's network namespace comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// A new one.
+pub enum NamespaceSource {
+    /// rvm creates it.
     New,
-    /// The one at this path.
+    /// An existing namespace is mounted here.
     Path(PathBuf),
 }
 
-impl Wanted {
-    /// Reads `linux.namespaces`. None if it asks for the host's own network.
+impl NamespaceSource {
+    /// Reads `linux.namespaces`. None if config.json asks for the host's own network.
     pub fn of(spec: &Spec) -> Option<Self> {
         let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
         let network = namespaces
@@ -40,20 +39,20 @@ impl Wanted {
     }
 }
 
-/// A network namespace; it exists as long as this does.
+/// An open network namespace. The kernel keeps it as long as the descriptor is open.
 #[derive(Debug)]
 pub struct Namespace(File);
 
 impl Namespace {
-    /// Makes or opens the namespace that is wanted.
-    pub fn take(wanted: &Wanted) -> Result<Self, NetworkError> {
-        match wanted {
-            Wanted::New => Self::make().map_err(NetworkError::Make),
-            Wanted::Path(path) => Self::open(path),
+    /// Fails if the namespace at a path is the host's own.
+    pub fn create_or_open(source: &NamespaceSource) -> Result<Self, NetworkError> {
+        match source {
+            NamespaceSource::New => Self::create().map_err(NetworkError::Create),
+            NamespaceSource::Path(path) => Self::open(path),
         }
     }
 
-    fn make() -> io::Result<Self> {
+    fn create() -> io::Result<Self> {
         let own = Self(File::open(OWN)?);
         unshare()?;
         let made = File::open(OWN);
@@ -76,24 +75,24 @@ impl Namespace {
                 }
                 _ => failed(error),
             })?;
-        // The caller's is the host's own too, if the caller is in a container.
+        // In a container, the caller's own namespace is the one to protect.
         if namespace.is_at(HOST) || namespace.is_at(OWN) {
             return Err(NetworkError::Host(path.to_owned()));
         }
         Ok(namespace)
     }
 
-    /// The calling thread's.
+    /// The calling thread's namespace.
     pub fn own() -> io::Result<Self> {
         File::open(OWN).map(Self)
     }
 
-    /// Another descriptor of the same.
+    /// Another descriptor of the same namespace.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
-    /// Moves the calling thread into it. A process is where its first thread is.
+    /// Moves the calling thread into the namespace. /proc/pid/ns shows that of the main thread.
     pub fn enter(&self) -> io::Result<()> {
         Ok(move_into_link_name_space(
             self.0.as_fd(),
@@ -111,7 +110,7 @@ impl Namespace {
     }
 
     fn is_at(&self, path: &str) -> bool {
-        // Whoever may not look at it is not in it.
+        // A caller without permission to read the path is not in that namespace.
         let (Ok(this), Ok(other)) = (self.0.metadata(), std::fs::metadata(path)) else {
             return false;
         };
@@ -136,28 +135,34 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn wanted(namespaces: serde_json::Value) -> Option<Wanted> {
+    fn wanted(namespaces: serde_json::Value) -> Option<NamespaceSource> {
         let config = json!({
             "ociVersion": "1.0.2",
             "root": { "path": "rootfs" },
             "linux": { "namespaces": namespaces },
         });
-        Wanted::of(&serde_json::from_value(config).unwrap())
+        NamespaceSource::of(&serde_json::from_value(config).unwrap())
     }
 
     #[test]
     fn a_namespace_without_a_path_is_new_and_none_is_the_hosts() {
-        assert_eq!(wanted(json!([{ "type": "network" }])), Some(Wanted::New));
+        assert_eq!(
+            wanted(json!([{ "type": "network" }])),
+            Some(NamespaceSource::New)
+        );
         let empty = json!([{ "type": "network", "path": "" }]);
-        assert_eq!(wanted(empty), Some(Wanted::New));
+        assert_eq!(wanted(empty), Some(NamespaceSource::New));
         let path = json!([{ "type": "network", "path": "/run/netns/a" }]);
-        assert_eq!(wanted(path), Some(Wanted::Path("/run/netns/a".into())));
+        assert_eq!(
+            wanted(path),
+            Some(NamespaceSource::Path("/run/netns/a".into()))
+        );
         assert_eq!(wanted(json!([{ "type": "mount" }])), None);
     }
 
     #[test]
     fn a_new_namespace_is_another_and_the_thread_comes_back() {
-        let made = Namespace::take(&Wanted::New).unwrap();
+        let made = Namespace::create_or_open(&NamespaceSource::New).unwrap();
         assert!(!made.is_at(OWN));
         assert!(made.within(|| made.is_at(OWN)).unwrap());
         assert!(!made.is_at(OWN));
@@ -165,14 +170,14 @@ mod tests {
 
     #[test]
     fn the_hosts_own_namespace_is_refused_with_advice() {
-        let error = Namespace::take(&Wanted::Path(OWN.into())).unwrap_err();
+        let error = Namespace::create_or_open(&NamespaceSource::Path(OWN.into())).unwrap_err();
         assert!(error.to_string().contains("--network"), "{error}");
     }
 
     #[test]
     fn what_is_no_network_namespace_is_refused() {
         for path in ["/etc/passwd", "/proc/self/ns/mnt", "/nonexistent"] {
-            let error = Namespace::take(&Wanted::Path(path.into())).unwrap_err();
+            let error = Namespace::create_or_open(&NamespaceSource::Path(path.into())).unwrap_err();
             assert!(error.to_string().contains(path), "{error}");
         }
     }

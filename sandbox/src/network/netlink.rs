@@ -1,5 +1,4 @@
-//! rtnetlink(7), as far as a sandbox's network needs it: requests that are answered at once, and
-//! notifications.
+//! A blocking rtnetlink(7) client for requests, and a socket for notifications.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -17,20 +16,19 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
-/// What the kernel fills at most in one go (NLMSG_GOODSIZE and the dump's upper bound).
+/// The most that the kernel writes into one packet (NLMSG_GOODSIZE and the dump's upper bound).
 const BUFFER: usize = 32 * 1024;
 
-/// Where messages begin in a packet (NLMSG_ALIGNTO).
+/// NLMSG_ALIGNTO.
 const ALIGNMENT: usize = 4;
 
-/// How long the kernel may take to answer. It answers while it is asked.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// The kernel replies within the call of send, so this never ends in practice.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The attempts to list something that changes while it is listed.
+/// Attempts at a dump that is interrupted by changes.
 const DUMP_ATTEMPTS: usize = 10;
 
-/// Groups of notifications, from linux/rtnetlink.h: links, neighbours, and per family addresses,
-/// routes and rules.
+/// RTNLGRP_* of linux/rtnetlink.h: links, neighbours, and per family addresses, routes and rules.
 const GROUPS: u32 =
     group(1) | group(3) | group(5) | group(7) | group(8) | group(9) | group(11) | group(19);
 
@@ -50,7 +48,7 @@ fn open(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A socket for requests. It belongs to the namespace it was opened in, wherever it is used.
+/// A socket for requests. It acts on the namespace that it was opened in, whatever thread uses it.
 #[derive(Debug)]
 pub struct Netlink {
     socket: OwnedFd,
@@ -58,24 +56,24 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens one in the calling thread's namespace.
+    /// Opens a socket in the calling thread's namespace.
     pub fn open() -> io::Result<Self> {
         let socket = open(SocketFlags::empty(), 0)?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_LIMIT))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(REPLY_TIMEOUT))?;
         Ok(Self {
             socket,
             sequence: 0,
         })
     }
 
-    /// Makes a change; `flags` are NLM_F_CREATE and the like.
+    /// Makes a change. `flags` are NLM_F_CREATE and the like.
     pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let [changed] = self.change_all([(message, flags)])?;
         changed
     }
 
-    /// Makes changes one after the other, each whatever becomes of those before. Nothing comes between
-    /// them, not even the end of this process: the kernel makes them while they are sent.
+    /// Makes changes in order, whether earlier ones fail or not. The kernel makes them all within
+    /// one system call, so even a SIGKILL of this process does not come between them.
     pub fn change_all<const N: usize>(
         &mut self,
         changes: [(RouteNetlinkMessage, u16); N],
@@ -88,7 +86,7 @@ impl Netlink {
         Ok(requests.map(|request| self.receive(request, |_| {}).map(|_| ())))
     }
 
-    /// Lists everything that a request asks for.
+    /// Lists the objects that a request asks for.
     pub fn dump(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut packet = Vec::new();
@@ -103,7 +101,7 @@ impl Netlink {
         Err(io::Error::other("it changes too often to be listed"))
     }
 
-    /// Adds a request to a packet; returns the number by which its answers are known.
+    /// Appends a request to a packet, and returns its sequence number.
     fn append(&mut self, packet: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) -> u32 {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
@@ -118,7 +116,7 @@ impl Netlink {
         self.sequence
     }
 
-    /// Hands every message of the answer to a request on. False if what was listed changed meanwhile.
+    /// Calls `take` with every message of the reply. False if changes interrupted a dump.
     fn receive(&self, request: u32, mut take: impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
         let mut buffer = vec![0; BUFFER];
         let mut consistent = true;
@@ -130,7 +128,7 @@ impl Netlink {
                 let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
                     Ok(message) => message,
                     Err(error) => {
-                        // The library knows less than the kernel; the rest is as good as before.
+                        // The library does not know this message; the others are usable.
                         tracing::debug!("rtnetlink: {error}");
                         continue;
                     }
@@ -152,7 +150,7 @@ impl Netlink {
     }
 }
 
-/// The first message of a packet, and what follows it.
+/// Splits a packet after its first message.
 fn split(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = packet.first_chunk().copied().map(u32::from_ne_bytes)?;
     let length = length as usize;
@@ -161,19 +159,18 @@ fn split(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((first, &packet[aligned..]))
 }
 
-/// Opens a socket for notifications of everything that makes up a network, in the calling thread's
-/// namespace. It does not block.
+/// Opens a non-blocking socket for notifications of [`GROUPS`] in the calling thread's namespace.
 pub fn open_notifications() -> io::Result<OwnedFd> {
     open(SocketFlags::NONBLOCK, GROUPS)
 }
 
-/// Takes all notifications that are there. False if there were none.
+/// Reads all pending notifications. False if there were none.
 pub fn drain(socket: BorrowedFd<'_>) -> io::Result<bool> {
     let mut some = false;
     loop {
-        // What they say is found out by looking.
+        // The contents do not matter: a scan reads the new state.
         match recv(socket, &mut [0; 1], RecvFlags::TRUNC) {
-            // Where some were lost, there were some.
+            // Notifications were lost, so there were some.
             Ok(_) | Err(Errno::NOBUFS) => some = true,
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => return Ok(some),

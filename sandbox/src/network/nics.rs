@@ -1,28 +1,34 @@
-//! The machine's network cards and the interfaces that they serve.
+//! The machine's NICs and the interfaces that they serve.
 //!
-//! A card serves one interface or is idle: because the machine has it from the start for one that
-//! may come, or because its interface has gone.
+//! A NIC serves one interface or is idle. An idle NIC waits for an interface that the engine adds
+//! after the start, or has lost its interface.
 
 use std::fs::File;
 use std::io;
 
-use super::found::{Found, Link, Mac};
-use super::tap::{Purpose, Tap};
-use super::{NetCard, Network, NetworkError, answers, redirect};
+use super::inventory::{Inventory, Link, Mac};
+use super::tap::{Tap, TapName};
+use super::{Network, NetworkError, host_dns, redirect};
 
-/// How many cards a machine can have from its start.
+/// How many NICs a machine can have at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// At the most.
-    pub most: usize,
-    /// Idle ones, for an engine that fills a namespace only later, in a machine that no card can be
-    /// added to then.
+pub struct NicLimits {
+    pub max: usize,
+    /// Idle NICs in a new namespace, which an engine fills later, for machines without hotplug of
+    /// NICs.
     pub idle: usize,
 }
 
-/// A card.
+/// What an engine needs to give the machine a NIC.
 #[derive(Debug)]
-pub struct Card {
+pub struct NicBackend {
+    pub tap: File,
+    pub mac: Mac,
+}
+
+/// A NIC of the machine.
+#[derive(Debug)]
+pub struct Nic {
     tap: Tap,
     mac: Mac,
     serves: Option<Served>,
@@ -36,89 +42,93 @@ struct Served {
 }
 
 impl Network {
-    /// Gives every interface a card, for a machine that is about to start.
-    pub fn first_cards(&mut self, found: &Found, room: Room) -> Result<Vec<NetCard>, NetworkError> {
-        if found.links.len() > room.most {
-            return Err(NetworkError::Room {
-                room: room.most,
+    /// Adds a NIC for every interface, for a machine that is about to start.
+    pub fn initial_nics(
+        &mut self,
+        found: &Inventory,
+        limits: NicLimits,
+    ) -> Result<Vec<NicBackend>, NetworkError> {
+        if found.links.len() > limits.max {
+            return Err(NetworkError::TooManyInterfaces {
+                room: limits.max,
                 found: found.links.len(),
             });
         }
-        let mut cards = Vec::new();
+        let mut nics = Vec::new();
         for link in &found.links {
-            cards.push(self.add_card(link)?);
+            nics.push(self.add_nic(link)?);
         }
         if self.is_new && found.links.is_empty() {
-            for _ in 0..room.idle {
-                cards.push(self.add_idle_card()?);
+            for _ in 0..limits.idle {
+                nics.push(self.add_idle_nic()?);
             }
         }
-        Ok(cards)
+        Ok(nics)
     }
 
-    /// The card that serves an interface.
-    pub fn card_of(&self, index: u32) -> Option<Mac> {
-        let serves = |card: &&Card| card.serves.as_ref().is_some_and(|of| of.index == index);
-        self.cards.iter().find(serves).map(|card| card.mac)
+    /// The NIC that serves an interface.
+    pub fn nic_of(&self, index: u32) -> Option<Mac> {
+        let serves = |nic: &&Nic| nic.serves.as_ref().is_some_and(|of| of.index == index);
+        self.nics.iter().find(serves).map(|nic| nic.mac)
     }
 
-    /// The interfaces that no card serves.
-    pub fn unserved<'found>(&self, found: &'found Found) -> Vec<&'found Link> {
-        let unserved = |link: &&Link| self.card_of(link.index).is_none();
+    /// The interfaces that no NIC serves.
+    pub fn unserved<'found>(&self, found: &'found Inventory) -> Vec<&'found Link> {
+        let unserved = |link: &&Link| self.nic_of(link.index).is_none();
         found.links.iter().filter(unserved).collect()
     }
 
-    /// The cards that serve nothing.
-    pub fn idle_cards(&self) -> Vec<Mac> {
-        let idle = self.cards.iter().filter(|card| card.serves.is_none());
-        idle.map(|card| card.mac).collect()
+    /// The NICs that serve no interface.
+    pub fn idle_nics(&self) -> Vec<Mac> {
+        let idle = self.nics.iter().filter(|nic| nic.serves.is_none());
+        idle.map(|nic| nic.mac).collect()
     }
 
-    /// Makes a card for an interface; the machine has yet to take it.
-    pub fn add_card(&mut self, link: &Link) -> Result<NetCard, NetworkError> {
+    /// Adds a NIC for an interface. The caller plugs it into the machine.
+    pub fn add_nic(&mut self, link: &Link) -> Result<NicBackend, NetworkError> {
         let (tap, file) = self
-            .create_tap(Purpose::Link(link.index))
+            .create_tap(TapName::Link(link.index))
             .map_err(|error| refused(link, "make a TAP")(error))?;
         let mac = self.mac_for(link);
-        self.cards.push(Card {
+        self.nics.push(Nic {
             tap,
             mac,
             serves: None,
         });
-        let last = self.cards.len() - 1;
+        let last = self.nics.len() - 1;
         if let Err(error) = self.connect(last, link) {
-            self.cards.truncate(last);
+            self.nics.truncate(last);
             return Err(error);
         }
-        Ok(NetCard { tap: file, mac })
+        Ok(NicBackend { tap: file, mac })
     }
 
-    /// Gives an idle card to an interface. False if there is none.
-    pub fn reuse_card(&mut self, link: &Link) -> Result<bool, NetworkError> {
-        let Some(idle) = self.cards.iter().position(|card| card.serves.is_none()) else {
+    /// Assigns an idle NIC to an interface. False if no NIC is idle.
+    pub fn reuse_idle_nic(&mut self, link: &Link) -> Result<bool, NetworkError> {
+        let Some(idle) = self.nics.iter().position(|nic| nic.serves.is_none()) else {
             return Ok(false);
         };
-        self.cards[idle]
+        self.nics[idle]
             .tap
-            .give_to(&mut self.netlink, Purpose::Link(link.index))
+            .rename(&mut self.netlink, TapName::Link(link.index))
             .map_err(|error| refused(link, "name the TAP")(error))?;
         self.connect(idle, link).map(|()| true)
     }
 
-    /// Lets go of interfaces that are not there any more, and follows those that changed.
-    pub fn follow(&mut self, found: &Found) -> Result<(), NetworkError> {
-        for position in 0..self.cards.len() {
-            let Some(served) = &self.cards[position].serves else {
+    /// Releases the NICs of interfaces that are gone, and applies changed MTUs.
+    pub fn sync(&mut self, found: &Inventory) -> Result<(), NetworkError> {
+        for position in 0..self.nics.len() {
+            let Some(served) = &self.nics[position].serves else {
                 continue;
             };
             match found.links.iter().find(|link| link.index == served.index) {
                 None => self.release(position)?,
                 Some(link) if link.mtu != served.mtu => {
-                    let card = &mut self.cards[position];
-                    card.tap
-                        .resize(&mut self.netlink, link.mtu)
+                    let nic = &mut self.nics[position];
+                    nic.tap
+                        .set_mtu(&mut self.netlink, link.mtu)
                         .map_err(|error| refused(link, "resize the TAP")(error))?;
-                    card.serves = Some(Served::from(link));
+                    nic.serves = Some(Served::from(link));
                 }
                 Some(_) => {}
             }
@@ -126,36 +136,36 @@ impl Network {
         Ok(())
     }
 
-    /// Forgets a card that the machine has given back, or not taken.
-    pub fn remove_card(&mut self, mac: Mac) {
-        if let Some(position) = self.cards.iter().position(|card| card.mac == mac) {
-            let card = self.cards.remove(position);
-            if let Some(served) = card.serves {
+    /// Removes a NIC that was unplugged from the machine or could not be plugged.
+    pub fn remove_nic(&mut self, mac: Mac) {
+        if let Some(position) = self.nics.iter().position(|nic| nic.mac == mac) {
+            let nic = self.nics.remove(position);
+            if let Some(served) = nic.serves {
                 self.disconnect(&served);
             }
         }
     }
 
-    fn add_idle_card(&mut self) -> Result<NetCard, NetworkError> {
+    fn add_idle_nic(&mut self) -> Result<NicBackend, NetworkError> {
         let (tap, tap_file) = self.create_idle_tap().map_err(super::failed("set up"))?;
         let mac = self.unused_mac();
-        self.cards.push(Card {
+        self.nics.push(Nic {
             tap,
             mac,
             serves: None,
         });
-        Ok(NetCard { tap: tap_file, mac })
+        Ok(NicBackend { tap: tap_file, mac })
     }
 
-    fn create_tap(&self, purpose: Purpose) -> io::Result<(Tap, File)> {
-        self.namespace.within(|| Tap::create(purpose))?
+    fn create_tap(&self, name: TapName) -> io::Result<(Tap, File)> {
+        self.namespace.within(|| Tap::create(name))?
     }
 
-    /// Other sandboxes may have idle cards in the same namespace.
+    /// Other sandboxes may have idle TAPs in the same namespace.
     fn create_idle_tap(&self) -> io::Result<(Tap, File)> {
         const ATTEMPTS: u32 = 1000;
         for number in 0..ATTEMPTS {
-            match self.create_tap(Purpose::Idle(number)) {
+            match self.create_tap(TapName::Idle(number)) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return other,
             }
@@ -163,10 +173,10 @@ impl Network {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// The interface's own address, which then stays when a guest looks for the card's. Interfaces
-    /// on top of one may share theirs, cards must not.
+    /// The interface's own address, so that the guest's NIC keeps it as its permanent address. Two
+    /// interfaces of a namespace may share an address, two NICs must not.
     fn mac_for(&self, link: &Link) -> Mac {
-        match self.cards.iter().any(|card| card.mac == link.mac) {
+        match self.nics.iter().any(|nic| nic.mac == link.mac) {
             true => self.unused_mac(),
             false => link.mac,
         }
@@ -175,15 +185,15 @@ impl Network {
     fn unused_mac(&self) -> Mac {
         // A locally administered address.
         let made = (0..=u8::MAX).map(|number| [0x02, b'r', b'v', b'm', 0, number]);
-        let mut unused = made.filter(|mac| self.cards.iter().all(|card| card.mac != *mac));
+        let mut unused = made.filter(|mac| self.nics.iter().all(|nic| nic.mac != *mac));
         unused.next().unwrap_or_default()
     }
 
     fn connect(&mut self, position: usize, link: &Link) -> Result<(), NetworkError> {
-        let card = &mut self.cards[position];
-        let tap = card.tap.index;
-        card.tap
-            .bring_up(&mut self.netlink, link.mtu)
+        let nic = &mut self.nics[position];
+        let tap = nic.tap.index;
+        nic.tap
+            .set_up(&mut self.netlink, link.mtu)
             .map_err(|error| refused(link, "bring the TAP up")(error))?;
         for (from, to) in [(link.index, tap), (tap, link.index)] {
             redirect::start(&mut self.netlink, from, to).map_err(|error| {
@@ -193,51 +203,50 @@ impl Network {
                 )(error)
             })?;
         }
-        card.serves = Some(Served::from(link));
-        if self.host_asks {
-            answers::start(&mut self.netlink, link.index, tap)
-                .map_err(|error| refused(link, "keep the host's answers")(error))?;
+        nic.serves = Some(Served::from(link));
+        if self.passes_host_dns {
+            host_dns::add_filters(&mut self.netlink, link.index, tap)
+                .map_err(|error| refused(link, "keep the host's host_dns")(error))?;
         }
         Ok(())
     }
 
-    /// From now on the host gets the answers to what it asks name servers from within the namespace.
-    /// Docker's name server for containers does so.
-    pub fn let_host_ask(&mut self) -> Result<(), NetworkError> {
-        if self.host_asks {
+    /// From now on replies to the host's DNS queries from within the namespace reach the host.
+    /// Docker's embedded DNS server sends such queries.
+    pub fn pass_host_dns(&mut self) -> Result<(), NetworkError> {
+        if self.passes_host_dns {
             return Ok(());
         }
         self.namespace
-            .within(answers::set_ports)
+            .within(host_dns::set_port_range)
             .and_then(|set| set)
             .map_err(super::failed("set up"))?;
-        for card in &self.cards {
-            if let Some(served) = &card.serves {
-                answers::start(&mut self.netlink, served.index, card.tap.index)
+        for nic in &self.nics {
+            if let Some(served) = &nic.serves {
+                host_dns::add_filters(&mut self.netlink, served.index, nic.tap.index)
                     .map_err(super::failed("set up"))?;
             }
         }
-        self.host_asks = true;
+        self.passes_host_dns = true;
         Ok(())
     }
 
     fn release(&mut self, position: usize) -> Result<(), NetworkError> {
-        let card = &mut self.cards[position];
-        let Some(served) = card.serves.take() else {
+        let nic = &mut self.nics[position];
+        let Some(served) = nic.serves.take() else {
             return Ok(());
         };
         tracing::info!(
             "the interface {} has left the network namespace",
             served.name
         );
-        let tap = card.tap.index;
+        let tap = nic.tap.index;
         redirect::stop(&mut self.netlink, tap)
-            .and_then(|_| card.tap.take_down(&mut self.netlink))
+            .and_then(|_| nic.tap.set_down(&mut self.netlink))
             .map_err(super::failed("tidy up"))?;
-        // For as long as the card is idle; the name must not stand for an interface of that index
-        // that comes later.
+        // The index in the TAP's name may be another interface's later.
         for number in 0..=u8::MAX.into() {
-            match card.tap.give_to(&mut self.netlink, Purpose::Idle(number)) {
+            match nic.tap.rename(&mut self.netlink, TapName::Idle(number)) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return other.map_err(super::failed("tidy up")),
             }
@@ -254,8 +263,8 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for card in std::mem::take(&mut self.cards) {
-            if let Some(served) = card.serves {
+        for nic in std::mem::take(&mut self.nics) {
+            if let Some(served) = nic.serves {
                 self.disconnect(&served);
             }
         }

@@ -1,5 +1,5 @@
-//! The way between an interface and a TAP: what arrives at one leaves by the other, before the
-//! host's own network sees it.
+//! Redirects every packet that arrives at an interface to a TAP and back, before the host's network
+//! stack sees it.
 
 use std::io;
 
@@ -7,100 +7,99 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::TcMessage;
 
-use super::answers;
-use super::filter::{self, Fate, Place};
+use super::filter::{self, Action, Slot};
+use super::host_dns;
 use super::netlink::Netlink;
 
-/// Where the filter is that takes everything; the priority also tells it from others' filters. Those
-/// that people make, to limit bandwidth for one, come before it and still see every packet.
-const EVERYTHING: Place = Place {
+/// The slot of the filter that redirects every packet; the priority tells it from others' filters.
+/// Filters that administrators add, to limit bandwidth for one, come first and see every packet.
+const CATCH_ALL: Slot = Slot {
     priority: 0x7276,
     protocol: libc::ETH_P_ALL,
 };
 
-/// Passes on to interface `to` all that arrives at interface `from`.
+/// Redirects all packets that arrive at interface `from` to interface `to`.
 ///
-/// Whatever is done here and in [`remove`] is done at once: a queue without the filter would not be
-/// known for what it is, and stay if this process is killed.
+/// The changes here and in [`remove`] are made in one system call each: after a SIGKILL between the
+/// qdisc and its filter nothing would identify the qdisc as rvm's, and it would stay.
 pub fn start(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
-    // A dead sandbox's, if there are any.
-    for place in answers::PLACES {
-        remove_at(netlink, from, place)?;
+    // Filters of a dead sandbox.
+    for slot in host_dns::SLOTS {
+        remove_at(netlink, from, slot)?;
     }
     let create = NLM_F_CREATE | NLM_F_EXCL;
-    let old = RouteNetlinkMessage::DelTrafficFilter(filter::at(from, EVERYTHING));
-    let queue = RouteNetlinkMessage::NewQueueDiscipline(filter::queue(from));
-    let everything = filter::new(from, EVERYTHING, &[], Fate::Redirect(to));
-    let new = RouteNetlinkMessage::NewTrafficFilter(everything);
+    let old = RouteNetlinkMessage::DelTrafficFilter(filter::at(from, CATCH_ALL));
+    let qdisc = RouteNetlinkMessage::NewQueueDiscipline(filter::ingress_qdisc(from));
+    let catch_all = filter::new(from, CATCH_ALL, &[], Action::Redirect(to));
+    let new = RouteNetlinkMessage::NewTrafficFilter(catch_all);
     let [stopped, queued, started] =
-        netlink.change_all([(old, 0), (queue, create), (new, create)])?;
+        netlink.change_all([(old, 0), (qdisc, create), (new, create)])?;
     match stopped {
-        // A dead sandbox's, if there is one.
-        Err(error) if !is_gone(&error) => return Err(error),
+        // No dead sandbox has left a filter.
+        Err(error) if !is_absent(&error) => return Err(error),
         _ => {}
     }
     match queued {
-        // Somebody's, or a dead sandbox's: filters can be added to it.
+        // Another program's or a dead sandbox's qdisc: it takes filters, too.
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
         _ => started,
     }
 }
 
-/// Ends that. False if it was not so, or the interface is not there any more.
+/// Removes the filters. False if there were none, or the interface is gone.
 pub fn stop(netlink: &mut Netlink, from: u32) -> io::Result<bool> {
-    for place in answers::PLACES {
-        remove_at(netlink, from, place)?;
+    for slot in host_dns::SLOTS {
+        remove_at(netlink, from, slot)?;
     }
-    remove_at(netlink, from, EVERYTHING)
+    remove_at(netlink, from, CATCH_ALL)
 }
 
-/// Ends that, and removes what the filter hung from, unless there are others.
+/// Removes the filters, and the qdisc unless it has other filters.
 pub fn remove(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     let priorities = priorities(netlink, from)?;
-    if !priorities.contains(&EVERYTHING.priority) {
+    if !priorities.contains(&CATCH_ALL.priority) {
         return Ok(());
     }
     let ours = |priority: &u16| {
-        let places = answers::PLACES.iter().chain([&EVERYTHING]);
-        places.into_iter().any(|place| place.priority == *priority)
+        let slots = host_dns::SLOTS.iter().chain([&CATCH_ALL]);
+        slots.into_iter().any(|slot| slot.priority == *priority)
     };
     if !priorities.iter().all(ours) {
         return stop(netlink, from).map(|_| ());
     }
-    let queue = filter::queue(from);
-    match netlink.change(RouteNetlinkMessage::DelQueueDiscipline(queue), 0) {
-        Err(error) if is_gone(&error) => Ok(()),
+    let qdisc = filter::ingress_qdisc(from);
+    match netlink.change(RouteNetlinkMessage::DelQueueDiscipline(qdisc), 0) {
+        Err(error) if is_absent(&error) => Ok(()),
         other => other,
     }
 }
 
-/// Adds a filter.
 pub fn add(netlink: &mut Netlink, filter: TcMessage) -> io::Result<()> {
     let filter = RouteNetlinkMessage::NewTrafficFilter(filter);
     netlink.change(filter, NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Removes the filters in a place. False if there are none, or no such interface.
-pub fn remove_at(netlink: &mut Netlink, from: u32, place: Place) -> io::Result<bool> {
-    let filters = RouteNetlinkMessage::DelTrafficFilter(filter::at(from, place));
+/// Removes the filters in a slot. False if there were none, or the interface is gone.
+fn remove_at(netlink: &mut Netlink, from: u32, slot: Slot) -> io::Result<bool> {
+    let filters = RouteNetlinkMessage::DelTrafficFilter(filter::at(from, slot));
     match netlink.change(filters, 0) {
-        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) if is_absent(&error) => Ok(false),
         other => other.map(|()| true),
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
+fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
     )
 }
 
-/// The priorities of the filters for what arrives at an interface.
+/// The priorities of an interface's ingress filters.
 fn priorities(netlink: &mut Netlink, index: u32) -> io::Result<Vec<u16>> {
     let all = RouteNetlinkMessage::GetTrafficFilter(filter::all(index));
     let filters = match netlink.dump(&all) {
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
         other => other?,
     };
     let priority = |message| match message {

@@ -1,15 +1,15 @@
-//! An interface's settings below /proc/sys/net. Pure.
+//! An interface's sysctls below net.ipv4.conf and net.ipv6.conf. Pure.
 
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, Inet6DevConf, InetDevConf, InfoKind, LinkInfo,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, Inet6DevConf, InetDevConf,
 };
 use rvm_protocol::agent::{ConfigureNetworkRequest, InterfaceSetting};
 
-/// A setting that a guest's interface has as the host's: its name, the value that a kernel gives a
-/// new interface, and where it is found.
-type Setting<T> = (&'static str, i32, fn(&T) -> i32);
+/// A sysctl that the guest's interface copies from the host's: its name, the value of a new
+/// interface, and the field of the kernel's structure.
+type Sysctl<T> = (&'static str, i32, fn(&T) -> i32);
 
-const INET: &[Setting<InetDevConf>] = &[
+const INET: &[Sysctl<InetDevConf>] = &[
     ("accept_local", 0, |conf| conf.accept_local),
     ("accept_redirects", 1, |conf| conf.accept_redirects),
     ("arp_accept", 0, |conf| conf.arp_accept),
@@ -22,7 +22,7 @@ const INET: &[Setting<InetDevConf>] = &[
     ("send_redirects", 1, |conf| conf.send_redirects),
 ];
 
-const INET6: &[Setting<Inet6DevConf>] = &[
+const INET6: &[Sysctl<Inet6DevConf>] = &[
     ("accept_ra", 1, |conf| conf.accept_ra),
     ("accept_redirects", 1, |conf| conf.accept_redirects),
     ("autoconf", 1, |conf| conf.autoconf),
@@ -31,7 +31,7 @@ const INET6: &[Setting<Inet6DevConf>] = &[
     ("use_tempaddr", 0, |conf| conf.use_tempaddr),
 ];
 
-/// The settings of an interface that are not as a kernel makes them.
+/// The sysctls of an interface that do not have the value of a new interface.
 pub fn of(specs: &[AfSpecUnspec]) -> Vec<InterfaceSetting> {
     let mut settings = Vec::new();
     for spec in specs {
@@ -58,7 +58,7 @@ pub fn of(specs: &[AfSpecUnspec]) -> Vec<InterfaceSetting> {
 
 fn changed<T>(
     family: &str,
-    settings: &[Setting<T>],
+    settings: &[Sysctl<T>],
     conf: &T,
 ) -> impl Iterator<Item = InterfaceSetting> {
     settings.iter().filter_map(move |(name, default, value)| {
@@ -72,14 +72,14 @@ fn changed<T>(
     })
 }
 
-/// Adds to a request what an earlier one has set and is as a kernel makes it again.
+/// Adds the sysctls that `earlier` set and that have their default value again.
 pub fn add_defaults(request: &mut ConfigureNetworkRequest, earlier: &ConfigureNetworkRequest) {
     for interface in &mut request.interfaces {
-        let same_card = earlier
+        let same_nic = earlier
             .interfaces
             .iter()
-            .find(|it| it.card == interface.card);
-        let Some(earlier) = same_card else { continue };
+            .find(|other| other.card == interface.card);
+        let Some(earlier) = same_nic else { continue };
         for old in &earlier.settings {
             let is_old =
                 |new: &InterfaceSetting| (&new.family, &new.name) == (&old.family, &old.name);
@@ -105,20 +105,12 @@ fn default_of(setting: &InterfaceSetting) -> Option<i32> {
     found.map(|(_, _, default)| default)
 }
 
-/// What kind of interface it is, where the kernel says.
-pub fn kind(infos: &[LinkInfo]) -> Option<InfoKind> {
-    infos.iter().find_map(|info| match info {
-        LinkInfo::Kind(kind) => Some(kind.clone()),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use rvm_protocol::agent::Interface;
 
-    fn request(card: u8, settings: &[(&str, &str, i32)]) -> ConfigureNetworkRequest {
+    fn request(nic: u8, settings: &[(&str, &str, i32)]) -> ConfigureNetworkRequest {
         let settings = settings
             .iter()
             .map(|&(family, name, value)| InterfaceSetting {
@@ -128,7 +120,7 @@ mod tests {
                 ..Default::default()
             });
         let interface = Interface {
-            card: vec![card; 6],
+            card: vec![nic; 6],
             settings: settings.collect(),
             ..Default::default()
         };
@@ -156,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn another_card_has_its_defaults_already() {
+    fn another_nic_has_its_defaults_already() {
         let mut now = request(3, &[]);
         add_defaults(&mut now, &request(2, &[("ipv4", "proxy_arp", 1)]));
         assert_eq!(now, request(3, &[]));

@@ -1,4 +1,4 @@
-//! TAP interfaces: what the machine has in its hands of a network.
+//! TAP interfaces, the host's end of the machine's NICs.
 
 use std::fs::File;
 use std::io;
@@ -13,35 +13,36 @@ use rvm_protocol::vmm::TAP_HEADER;
 
 use super::netlink::Netlink;
 
-/// How the names of all TAPs of sandboxes begin. A number follows.
+/// The prefix of the names of all sandboxes' TAPs. A number follows.
 const PREFIX: &str = "rvm";
 
-/// The number of the first TAP that serves no interface yet. The numbers below are interfaces'.
+/// The number of the first idle TAP. Lower numbers are indices of interfaces.
 const FIRST_IDLE: u32 = 1_000_000_000;
 
-/// The number in the name of some sandbox's TAP: mostly the index of the interface that it serves.
-pub fn number(name: &str) -> Option<u32> {
+/// The index of the interface that a TAP of this name serves; [`FIRST_IDLE`] or more if it is idle.
+pub fn served_link(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.parse().ok()
 }
 
-/// A TAP, which goes when the last descriptor of it is closed.
+/// A TAP. The kernel removes it when its last descriptor is closed.
 #[derive(Debug)]
 pub struct Tap {
     /// Its index in the namespace.
     pub index: u32,
 }
 
-/// For which interface a TAP is made. There is one TAP for each in a namespace, by its name.
+/// The name of a TAP. It names the interface that the TAP serves, so that an interface of a
+/// namespace has one TAP at the most.
 #[derive(Clone, Copy, Debug)]
-pub enum Purpose {
-    /// The interface of this index.
+pub enum TapName {
+    /// Serves the interface with this index.
     Link(u32),
-    /// None for now; the number tells them apart.
+    /// Serves none; the number makes the name unique.
     Idle(u32),
 }
 
-impl Purpose {
-    fn name(self) -> String {
+impl TapName {
+    fn text(self) -> String {
         match self {
             Self::Link(index) => format!("{PREFIX}{index}"),
             Self::Idle(number) => format!("{PREFIX}{}", FIRST_IDLE + number),
@@ -50,16 +51,15 @@ impl Purpose {
 }
 
 impl Tap {
-    /// Makes one in the calling thread's namespace. `AlreadyExists` if there is one for the same
-    /// purpose.
-    pub fn create(purpose: Purpose) -> io::Result<(Self, File)> {
-        let name = purpose.name();
+    /// Creates a TAP in the calling thread's namespace. `AlreadyExists` if the name is in use.
+    pub fn create(name: TapName) -> io::Result<(Self, File)> {
+        let name = name.text();
         let file = File::options()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")?;
-        set_interface(&file, &name).map_err(taken)?;
+        set_interface(&file, &name).map_err(already_exists)?;
         set_header_size(&file)?;
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::UNIX,
@@ -70,21 +70,21 @@ impl Tap {
         Ok((Self { index }, file))
     }
 
-    /// Gives it to another interface, or to none. It must be down. `AlreadyExists` if there is one
-    /// for the same purpose.
-    pub fn give_to(&self, netlink: &mut Netlink, purpose: Purpose) -> io::Result<()> {
-        let name = LinkAttribute::IfName(purpose.name());
+    /// Renames the TAP, which must be down. `AlreadyExists` if the name is in use.
+    pub fn rename(&self, netlink: &mut Netlink, name: TapName) -> io::Result<()> {
+        let name = LinkAttribute::IfName(name.text());
         self.set(netlink, vec![name], LinkFlags::empty())
-            .map_err(taken)
+            .map_err(already_exists)
     }
 
-    /// Makes it ready to pass packets of that size on. It stays without an address: its own kernel
-    /// has nothing to say on it.
-    pub fn bring_up(&self, netlink: &mut Netlink, mtu: u32) -> io::Result<()> {
+    /// Sets the MTU and brings the TAP up, without a link-local address: the host's kernel must not
+    /// send on it.
+    pub fn set_up(&self, netlink: &mut Netlink, mtu: u32) -> io::Result<()> {
         let mtu = LinkAttribute::Mtu(mtu);
         let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let quiet = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![no_address])]);
-        match self.set(netlink, vec![mtu, quiet], LinkFlags::empty()) {
+        let no_link_local =
+            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![no_address])]);
+        match self.set(netlink, vec![mtu, no_link_local], LinkFlags::empty()) {
             // The host has no IPv6.
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
             other => other?,
@@ -92,14 +92,12 @@ impl Tap {
         self.set(netlink, Vec::new(), LinkFlags::Up)
     }
 
-    /// Sets how large the packets are that it passes on.
-    pub fn resize(&self, netlink: &mut Netlink, mtu: u32) -> io::Result<()> {
+    pub fn set_mtu(&self, netlink: &mut Netlink, mtu: u32) -> io::Result<()> {
         let mtu = LinkAttribute::Mtu(mtu);
         self.set(netlink, vec![mtu], LinkFlags::empty())
     }
 
-    /// Stops it.
-    pub fn take_down(&self, netlink: &mut Netlink) -> io::Result<()> {
+    pub fn set_down(&self, netlink: &mut Netlink) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = self.index;
         message.header.change_mask = LinkFlags::Up;
@@ -121,7 +119,7 @@ impl Tap {
     }
 }
 
-/// Brings up the loopback interface, which is the first of every namespace.
+/// Brings up the loopback interface, which has index 1 in every namespace.
 pub fn bring_up_loopback(netlink: &mut Netlink) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = 1;
@@ -130,20 +128,19 @@ pub fn bring_up_loopback(netlink: &mut Netlink) -> io::Result<()> {
     netlink.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-fn taken(error: io::Error) -> io::Error {
+fn already_exists(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => io::ErrorKind::AlreadyExists.into(),
         _ => error,
     }
 }
 
-/// Makes the descriptor a new TAP's. Packets come with a header that says what their checksums and
-/// segments lack, and no other.
+/// Creates the TAP (TUNSETIFF). Packets have a virtio_net_hdr in front, and no other header.
 #[expect(unsafe_code, reason = "ioctl")]
 fn set_interface(file: &File, name: &str) -> io::Result<()> {
     // SAFETY: ifreq is plain data for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero: names that are made here are shorter.
+    // The last byte stays zero: the names are shorter.
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
@@ -157,7 +154,7 @@ fn set_interface(file: &File, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Whoever serves the machine may make no such call.
+/// Sets the size of virtio_net_hdr. The jailed VMM's seccomp filter does not allow this call.
 #[expect(unsafe_code, reason = "ioctl")]
 fn set_header_size(file: &File) -> io::Result<()> {
     let size = TAP_HEADER as libc::c_int;

@@ -1,11 +1,12 @@
-//! With namespaces and interfaces of their own, and the ip command.
+//! Each test has its own namespaces and interfaces, which ip(8) sets up.
 
 use super::*;
 use rvm_protocol::agent::ConfigureNetworkRequest;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::process::Command;
 
-/// A namespace for a sandbox, and another that its interfaces lead to.
+/// A sandbox's namespace, and the namespace of its interfaces' peers.
 struct World {
     inside: Network,
     peer: Namespace,
@@ -14,12 +15,11 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            inside: Network::take(&Wanted::New).unwrap(),
-            peer: Namespace::take(&Wanted::New).unwrap(),
+            inside: Network::open(&NamespaceSource::New).unwrap(),
+            peer: Namespace::create_or_open(&NamespaceSource::New).unwrap(),
         }
     }
 
-    /// A world with an interface that leads out.
     fn with_link(name: &str) -> Self {
         let world = Self::new();
         world.add_link(name);
@@ -42,12 +42,12 @@ impl World {
         ip(&self.inside.namespace, arguments)
     }
 
-    fn look(&mut self) -> Found {
-        self.inside.look().unwrap()
+    fn scan(&mut self) -> Inventory {
+        self.inside.scan().unwrap()
     }
 
     fn request(&mut self) -> ConfigureNetworkRequest {
-        self.look().request(|_| Some([2; 6]))
+        self.scan().request(|_| Some([2; 6]))
     }
 }
 
@@ -79,10 +79,10 @@ fn devices(list: &[rvm_protocol::agent::NetworkObject]) -> Vec<&str> {
     list.iter().map(|object| object.device.as_str()).collect()
 }
 
-const ROOM: Room = Room { most: 3, idle: 0 };
+const LIMITS: NicLimits = NicLimits { max: 3, idle: 0 };
 
 #[test]
-fn an_empty_namespace_holds_nothing_for_the_guest() {
+fn an_empty_namespace_has_nothing_for_the_guest() {
     let request = World::new().request();
     assert_eq!(request, ConfigureNetworkRequest::default());
 }
@@ -129,8 +129,8 @@ fn addresses_routes_rules_and_neighbours_are_found_and_the_kernels_own_are_not()
     assert_eq!(request.rules.len(), 2);
     assert_eq!(devices(&request.neighbours), ["eth0"]);
     assert_eq!(request.routes.len(), 4, "{:?}", request.routes);
-    let gateways: Vec<bool> = request.routes.iter().map(objects::needs_others).collect();
-    assert!(gateways.is_sorted(), "what gateways need comes first");
+    let gateways: Vec<bool> = request.routes.iter().map(translate::has_gateway).collect();
+    assert!(gateways.is_sorted(), "the routes to gateways come first");
     // The interface has given itself a third, from its MAC address.
     assert_eq!(devices(&request.addresses), ["eth0"; 3]);
 }
@@ -148,36 +148,36 @@ fn an_address_whose_network_route_was_removed_says_so() {
 }
 
 #[test]
-fn what_depends_on_an_interface_without_a_card_is_left_out() {
+fn what_depends_on_an_interface_without_a_nic_is_left_out() {
     let mut world = World::with_link("eth0");
     world.ip("addr add 10.0.0.2/24 dev eth0");
     world.ip("route add default via 10.0.0.1");
-    let request = world.look().request(|_| None);
+    let request = world.scan().request(|_| None);
     assert_eq!(request, ConfigureNetworkRequest::default());
 }
 
 #[test]
-fn ports_and_what_is_no_ethernet_are_named_with_the_reason() {
+fn ports_and_interfaces_without_ethernet_are_skipped_with_the_reason() {
     let mut world = World::with_link("eth0");
     world.ip("link add br0 type bridge");
     world.ip("link set eth0 master br0");
     world.ip("tuntap add tun5 mode tun");
-    let found = world.look();
+    let found = world.scan();
     let names: Vec<&str> = found.links.iter().map(|link| link.name.as_str()).collect();
     assert_eq!(names, ["br0"]);
     assert!(
         found
-            .left
+            .skipped
             .contains(&("eth0".to_owned(), "it is a port of another interface"))
     );
     assert!(
         found
-            .left
+            .skipped
             .contains(&("tun5".to_owned(), "it is no Ethernet interface"))
     );
 }
 
-/// Asks over the TAP who has 10.0.0.1; the answer comes from the other namespace.
+/// Sends an ARP request for 10.0.0.1 over the TAP; the reply comes from the other namespace.
 fn ask(tap: &mut File, mac: Mac) -> Vec<u8> {
     let mut packet = vec![0; 12];
     packet.extend([0xff; 6]);
@@ -201,13 +201,13 @@ fn ask(tap: &mut File, mac: Mac) -> Vec<u8> {
 }
 
 #[test]
-fn packets_pass_between_the_interface_and_the_card_in_both_directions() {
+fn packets_pass_between_the_interface_and_the_nic_in_both_directions() {
     let mut world = World::with_link("eth0");
-    let found = world.look();
-    let mut cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let found = world.scan();
+    let mut nics = world.inside.initial_nics(&found, LIMITS).unwrap();
     let mac = found.links[0].mac;
-    assert_eq!(cards[0].mac, mac);
-    let answer = ask(&mut cards[0].tap, mac);
+    assert_eq!(nics[0].mac, mac);
+    let answer = ask(&mut nics[0].tap, mac);
     assert_eq!(
         (&answer[..6], &answer[28..32]),
         (&mac[..], &[10, 0, 0, 1][..])
@@ -224,10 +224,10 @@ fn the_hosts_own_network_does_not_answer_in_the_guests_place() {
         ping.output().unwrap().status.success()
     };
     assert!(world.peer.within(ping).unwrap());
-    let found = world.look();
-    let _cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let found = world.scan();
+    let _nics = world.inside.initial_nics(&found, LIMITS).unwrap();
     assert!(!world.peer.within(ping).unwrap());
-    // And does again when the sandbox is gone.
+    // The host answers again when the sandbox is gone.
     let peer = world.peer;
     let namespace = world
         .inside
@@ -240,8 +240,8 @@ fn the_hosts_own_network_does_not_answer_in_the_guests_place() {
     assert!(!tc(&namespace, "qdisc show dev eth0").contains("ingress"));
 }
 
-/// Asks a name server at 10.0.0.1 from a port of the host's in the sandbox's namespace. False if no
-/// answer comes.
+/// Sends a query to a DNS server at 10.0.0.1 from a host port in the sandbox's namespace. False if
+/// no reply arrives.
 fn ask_name_server(world: &World, port: u16, limit: Duration) -> bool {
     use std::net::UdpSocket;
     let server = world.peer.within(|| UdpSocket::bind("10.0.0.1:53"));
@@ -265,19 +265,19 @@ fn ask_name_server(world: &World, port: u16, limit: Duration) -> bool {
 }
 
 #[test]
-fn the_host_gets_answers_of_name_servers_only_when_it_is_let_ask() {
+fn the_host_gets_dns_replies_only_when_they_are_passed_to_it() {
     let mut world = World::with_link("eth0");
     world.ip("addr add 10.0.0.2/24 dev eth0");
-    let found = world.look();
-    let mut cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let found = world.scan();
+    let mut nics = world.inside.initial_nics(&found, LIMITS).unwrap();
     // The kernel looks for a neighbour once a second.
     let (short, long) = (Duration::from_millis(500), Duration::from_secs(10));
     assert!(!ask_name_server(&world, 0, short));
-    world.inside.let_host_ask().unwrap();
+    world.inside.pass_host_dns().unwrap();
     assert!(ask_name_server(&world, 0, long));
     assert!(!ask_name_server(&world, 40_000, short), "the guest's port");
     // Neighbours answer the guest as before.
-    ask(&mut cards[0].tap, found.links[0].mac);
+    ask(&mut nics[0].tap, found.links[0].mac);
     let namespace = world.inside.namespace().unwrap();
     drop(world.inside);
     assert!(!tc(&namespace, "qdisc show dev eth0").contains("ingress"));
@@ -286,26 +286,26 @@ fn the_host_gets_answers_of_name_servers_only_when_it_is_let_ask() {
 #[test]
 fn an_interface_belongs_to_one_sandbox() {
     let mut world = World::with_link("eth0");
-    let found = world.look();
-    let _cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let found = world.scan();
+    let _nics = world.inside.initial_nics(&found, LIMITS).unwrap();
     let path = format!("/proc/self/fd/{}", raw(&world.inside.namespace));
-    let mut other = Network::take(&Wanted::Path(path.into())).unwrap();
-    let error = other.first_cards(&found, ROOM).unwrap_err().to_string();
+    let mut other = Network::open(&NamespaceSource::Path(path.into())).unwrap();
+    let error = other.initial_nics(&found, LIMITS).unwrap_err().to_string();
     assert!(error.contains("eth0") && error.contains("pod"), "{error}");
 }
 
 #[test]
 fn an_interface_that_a_dead_sandbox_had_can_be_had_again() {
     let mut world = World::with_link("eth0");
-    let found = world.look();
-    let cards = world.inside.first_cards(&found, ROOM).unwrap();
-    // A process that is killed drops its descriptors and nothing else.
-    world.inside.cards.clear();
-    drop(cards);
+    let found = world.scan();
+    let nics = world.inside.initial_nics(&found, LIMITS).unwrap();
+    // The kernel closes a killed process's descriptors and does nothing else.
+    world.inside.nics.clear();
+    drop(nics);
     // Another test's child may hold them until it executes its program.
-    let again = || world.inside.first_cards(&found, ROOM).ok();
-    let mut cards = std::iter::repeat_with(again).flatten().next().unwrap();
-    ask(&mut cards[0].tap, found.links[0].mac);
+    let again = || world.inside.initial_nics(&found, LIMITS).ok();
+    let mut nics = std::iter::repeat_with(again).flatten().next().unwrap();
+    ask(&mut nics[0].tap, found.links[0].mac);
 }
 
 #[test]
@@ -313,8 +313,8 @@ fn what_a_dead_sandbox_did_is_undone_and_what_others_did_is_not() {
     let mut world = World::with_link("eth0");
     world.add_link("eth1");
     tc(&world.inside.namespace, "qdisc add dev eth1 ingress");
-    let found = world.look();
-    let cards = world.inside.first_cards(&found, ROOM).unwrap();
+    let found = world.scan();
+    let nics = world.inside.initial_nics(&found, LIMITS).unwrap();
     let path = format!("/proc/self/fd/{}", raw(&world.inside.namespace));
     let ingress = |name| {
         let line = format!("filter show dev {name} ingress");
@@ -322,8 +322,8 @@ fn what_a_dead_sandbox_did_is_undone_and_what_others_did_is_not() {
     };
     restore(Path::new(&path)).unwrap();
     assert!(ingress("eth0").contains("mirred"), "its sandbox is there");
-    world.inside.cards.clear();
-    drop(cards);
+    world.inside.nics.clear();
+    drop(nics);
     // Another test's child may hold the TAPs until it executes its program.
     while ingress("eth0").contains("mirred") {
         restore(Path::new(&path)).unwrap();
@@ -332,40 +332,40 @@ fn what_a_dead_sandbox_did_is_undone_and_what_others_did_is_not() {
 }
 
 #[test]
-fn an_idle_card_serves_an_interface_that_comes_later_and_is_idle_again_when_it_goes() {
+fn an_idle_nic_serves_a_later_interface_and_is_idle_again_when_that_goes() {
     let mut world = World::new();
-    let found = world.look();
-    let room = Room { most: 3, idle: 1 };
-    let mut cards = world.inside.first_cards(&found, room).unwrap();
-    assert_eq!(world.inside.idle_cards(), [cards[0].mac]);
+    let found = world.scan();
+    let limits = NicLimits { max: 3, idle: 1 };
+    let mut nics = world.inside.initial_nics(&found, limits).unwrap();
+    assert_eq!(world.inside.idle_nics(), [nics[0].mac]);
     for name in ["eth0", "eth1"] {
         world.add_link(name);
-        let found = world.look();
+        let found = world.scan();
         let link = world.inside.unserved(&found)[0].clone();
         assert_eq!(link.name, name);
-        assert!(world.inside.reuse_card(&link).unwrap());
+        assert!(world.inside.reuse_idle_nic(&link).unwrap());
         assert!(
-            !world.inside.reuse_card(&link).unwrap(),
+            !world.inside.reuse_idle_nic(&link).unwrap(),
             "there is one only"
         );
-        ask(&mut cards[0].tap, link.mac);
+        ask(&mut nics[0].tap, link.mac);
         world.ip(&format!("link del {name}"));
-        let found = world.look();
-        world.inside.follow(&found).unwrap();
-        assert_eq!(world.inside.idle_cards(), [cards[0].mac]);
+        let found = world.scan();
+        world.inside.sync(&found).unwrap();
+        assert_eq!(world.inside.idle_nics(), [nics[0].mac]);
     }
 }
 
 #[test]
-fn cards_have_different_addresses_even_if_interfaces_share_one() {
+fn nics_have_different_addresses_even_if_interfaces_share_one() {
     let mut world = World::new();
     for name in ["eth0", "eth1"] {
         world.add_link(name);
         world.ip(&format!("link set {name} address 02:00:00:00:00:01"));
     }
-    let found = world.look();
-    let cards = world.inside.first_cards(&found, ROOM).unwrap();
-    assert_ne!(cards[0].mac, cards[1].mac);
+    let found = world.scan();
+    let nics = world.inside.initial_nics(&found, LIMITS).unwrap();
+    assert_ne!(nics[0].mac, nics[1].mac);
     assert_eq!(found.links[0].mac, found.links[1].mac);
 }
 
@@ -375,8 +375,8 @@ fn more_interfaces_than_a_machine_has_room_for_are_refused() {
     for number in 0..4 {
         world.add_link(&format!("eth{number}"));
     }
-    let found = world.look();
-    let error = world.inside.first_cards(&found, ROOM).unwrap_err();
+    let found = world.scan();
+    let error = world.inside.initial_nics(&found, LIMITS).unwrap_err();
     assert!(error.to_string().contains("room for 3"), "{error}");
 }
 

@@ -1,4 +1,4 @@
-//! Addresses, neighbours, routes and rules of the host, as the guest is to have them. Pure.
+//! From rtnetlink messages of the host's namespace to the agent's network objects. Pure.
 
 use std::net::IpAddr;
 
@@ -7,6 +7,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
+use netlink_packet_route::link::{InfoKind, LinkInfo};
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -17,7 +18,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use rvm_protocol::agent::{NetworkAttribute, NetworkObject, NextHop};
 
-/// An address. None for what the guest's kernel makes or learns by itself.
+/// Translates an address. None for what the guest's kernel creates or learns by itself.
 pub fn address(
     message: &AddressMessage,
     device: String,
@@ -26,12 +27,12 @@ pub fn address(
     let flags = flags(message);
     let is_ipv6 = message.header.family == AddressFamily::Inet6;
     if is_ipv6 && !flags.contains(AddressFlags::Permanent) {
-        // Comes from a router, and so will the guest's.
+        // From a router advertisement, which the guest receives too.
         return None;
     }
     let mut kept = flags & (AddressFlags::Noprefixroute | AddressFlags::Mcautojoin);
     if is_ipv6 {
-        // Nobody else has it: the host saw to that.
+        // The host has already done duplicate address detection.
         kept |= AddressFlags::Nodad;
     }
     if !has_prefix_route && has_network(message) {
@@ -70,7 +71,7 @@ fn has_network(message: &AddressMessage) -> bool {
         || peer(message) != local(message)
 }
 
-/// The address itself.
+/// The interface's own address.
 fn local(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|given| match given {
         AddressAttribute::Local(address) => Some(*address),
@@ -79,7 +80,7 @@ fn local(message: &AddressMessage) -> Option<IpAddr> {
     local.or_else(|| peer(message))
 }
 
-/// The other end of a point-to-point link; elsewhere the address itself.
+/// The peer of a point-to-point link; otherwise the interface's own address.
 fn peer(message: &AddressMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|given| match given {
         AddressAttribute::Address(address) => Some(*address),
@@ -96,7 +97,7 @@ pub fn is_loopback(message: &AddressMessage) -> bool {
     }
 }
 
-/// Whether this is the route to an address's network that the kernel made for it.
+/// Whether this is the route to an address's network that the kernel created with the address.
 pub fn is_prefix_route(route: &RouteMessage, address: &AddressMessage) -> bool {
     let destination = route.attributes.iter().find_map(|given| match given {
         RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(IpAddr::V4(*to)),
@@ -113,7 +114,7 @@ pub fn is_prefix_route(route: &RouteMessage, address: &AddressMessage) -> bool {
         && destination == peer(address).map(|address| network(address, length))
 }
 
-/// The network that an address belongs to.
+/// The network address of an address.
 fn network(address: IpAddr, length: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
@@ -131,7 +132,7 @@ fn network(address: IpAddr, length: u8) -> IpAddr {
     }
 }
 
-/// A neighbour that was set by hand.
+/// Translates a permanent neighbour.
 pub fn neighbour(
     message: &NeighbourMessage,
     device: &impl Fn(u32) -> Option<String>,
@@ -159,8 +160,8 @@ pub fn neighbour(
     })
 }
 
-/// A route. None for what the guest's kernel makes or learns by itself, and for one whose interface
-/// the guest does not have.
+/// Translates a route. None for what the guest's kernel creates or learns by itself, and for a
+/// route over an interface that the guest does not have.
 pub fn route(
     message: &RouteMessage,
     device: &impl Fn(u32) -> Option<String>,
@@ -190,7 +191,7 @@ pub fn route(
                     .map(|hop| next_hop(hop, device))
                     .collect::<Option<_>>()?;
             }
-            // The state of the host's kernel; and next hops by number come with their contents.
+            // State of the host's kernel. A next hop id comes with the hop's attributes.
             RouteAttribute::CacheInfo(_)
             | RouteAttribute::MfcStats(_)
             | RouteAttribute::Expires(_)
@@ -212,8 +213,8 @@ fn next_hop(hop: &RouteNextHop, device: &impl Fn(u32) -> Option<String>) -> Opti
     })
 }
 
-/// Whether a route can only be made when others are there.
-pub fn needs_others(route: &NetworkObject) -> bool {
+/// Whether a route needs another one, to its gateway.
+pub fn has_gateway(route: &NetworkObject) -> bool {
     /// RTA_GATEWAY and RTA_VIA, see rtnetlink(7).
     const GATEWAY: u32 = 5;
     const VIA: u32 = 18;
@@ -225,7 +226,7 @@ pub fn needs_others(route: &NetworkObject) -> bool {
             .any(|hop| hop.attributes.iter().any(is_gateway))
 }
 
-/// A rule that somebody has made.
+/// Translates a rule. None for the kernel's default rules.
 pub fn rule(message: &RuleMessage) -> Option<NetworkObject> {
     let by_kernel = RuleAttribute::Protocol(RouteProtocol::Kernel);
     let is_ip = matches!(
@@ -241,6 +242,14 @@ pub fn rule(message: &RuleMessage) -> Option<NetworkObject> {
         header: emit(&header),
         attributes: message.attributes.iter().map(attribute).collect(),
         ..Default::default()
+    })
+}
+
+/// An interface's kind, unless it is a hardware device.
+pub fn link_kind(infos: &[LinkInfo]) -> Option<InfoKind> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.clone()),
+        _ => None,
     })
 }
 

@@ -16,7 +16,7 @@ use crate::engine::Machine;
 use crate::guest::agent::Agent;
 use crate::guest::stdio::open_stream;
 use crate::host::timings::Timings;
-use crate::network::{Found, Link, NetCard, Network, NetworkError, Room, add_defaults};
+use crate::network::{Inventory, Link, Network, NetworkError, NicBackend, NicLimits, add_defaults};
 use rvm_sys::error_chain::chain;
 
 /// The network, and the guest's configuration of it.
@@ -36,13 +36,13 @@ impl LiveNetwork {
     /// Makes network cards for the interfaces that are there, for a machine that is about to start.
     pub(super) fn first(
         mut network: Network,
-        room: Room,
-    ) -> Result<(Self, Vec<NetCard>), NetworkError> {
-        let found = network.look()?;
+        room: NicLimits,
+    ) -> Result<(Self, Vec<NicBackend>), NetworkError> {
+        let found = network.scan()?;
         if found.links.is_empty() {
             tracing::info!("the network namespace has no interfaces: the guest has loopback only");
         }
-        let cards = network.first_cards(&found, room)?;
+        let cards = network.initial_nics(&found, room)?;
         let mut live = Self {
             network,
             configured: cards.is_empty().then(ConfigureNetworkRequest::default),
@@ -61,9 +61,9 @@ impl LiveNetwork {
         }
         // Until everything is done.
         self.is_settled = false;
-        let found = self.network.look()?;
+        let found = self.network.scan()?;
         self.mention_left(&found);
-        self.network.follow(&found)?;
+        self.network.sync(&found)?;
         let mut plugged = Ok(());
         for link in self.network.unserved(&found) {
             if let Err(error) = self.plug(link, machine).await {
@@ -71,7 +71,7 @@ impl LiveNetwork {
                 plugged = Err(error);
             }
         }
-        let request = found.request(|index| self.network.card_of(index));
+        let request = found.request(|index| self.network.nic_of(index));
         if self.configured.as_ref() != Some(&request) {
             let mut whole = request.clone();
             if let Some(before) = &self.configured {
@@ -81,14 +81,14 @@ impl LiveNetwork {
             tracing::debug!("the guest has {} interfaces", request.interfaces.len());
             self.configured = Some(request);
         }
-        for mac in self.network.idle_cards() {
+        for mac in self.network.idle_nics() {
             // Where it cannot be unplugged, the machine keeps it for the next interface.
             if machine.engine().net_hotplug.is_ok() {
                 machine
                     .unplug_net(mac)
                     .await
                     .map_err(SandboxError::Unplug)?;
-                self.network.remove_card(mac);
+                self.network.remove_nic(mac);
             }
         }
         self.is_settled = plugged.is_ok();
@@ -102,7 +102,7 @@ impl LiveNetwork {
             return Ok(());
         }
         // Docker's name server asks others over the container's interface.
-        self.network.let_host_ask()?;
+        self.network.pass_host_dns()?;
         let namespace = self.network.namespace()?;
         let (id, stream) = open_stream(dir).map_err(SandboxError::Names)?;
         dns::relay(stream, move || namespace.enter()).map_err(SandboxError::Names)?;
@@ -117,14 +117,14 @@ impl LiveNetwork {
             "the interface {} has come into the network namespace",
             link.name
         );
-        if self.network.reuse_card(link)? {
+        if self.network.reuse_idle_nic(link)? {
             return Ok(());
         }
-        let card = self.network.add_card(link)?;
+        let card = self.network.add_nic(link)?;
         let mac = card.mac;
         let plugged = machine.plug_net(card).await;
         if plugged.is_err() {
-            self.network.remove_card(mac);
+            self.network.remove_nic(mac);
         }
         plugged.map_err(|source| SandboxError::Plug {
             link: link.name.clone(),
@@ -132,8 +132,8 @@ impl LiveNetwork {
         })
     }
 
-    fn mention_left(&mut self, found: &Found) {
-        for (name, reason) in &found.left {
+    fn mention_left(&mut self, found: &Inventory) {
+        for (name, reason) in &found.skipped {
             if self.left.insert(name.clone()) {
                 tracing::warn!("the guest does not get the interface {name}: {reason}");
             }

@@ -22,7 +22,7 @@ use crate::guest::agent::Agent;
 use crate::host::memory::total_memory_mib;
 use crate::host::process::Process;
 use crate::host::timings::Timings;
-use crate::network::{NetCard, Network};
+use crate::network::{Network, NicBackend};
 use crate::sizing::{Bounds, Running, Size};
 use rvm_sys::readiness::Readable;
 
@@ -56,7 +56,7 @@ impl Sandbox {
         let Choice { engine, reason } = choice::choose(config)?;
         tracing::info!("engine {}: {reason}", engine.kind);
         tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
-        let (network, nets) = LiveNetwork::first(network, engine.net_room)?;
+        let (network, nets) = LiveNetwork::first(network, engine.nic_limits)?;
         timings.lap("prepare the network");
         let running = running(engine, size, config);
         let machine = start_machine(engine, &dir, running, nets, config)?;
@@ -155,7 +155,7 @@ fn start_machine(
     engine: &'static Engine,
     dir: &SandboxDir,
     running: Running,
-    nets: Vec<NetCard>,
+    nets: Vec<NicBackend>,
     config: &Config,
 ) -> Result<Machine, SandboxError> {
     let plan = Plan {

@@ -13,7 +13,7 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
-use crate::network::{Mac, NetCard};
+use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
 
@@ -141,7 +141,7 @@ impl Vm for KvmMachine {
         self.times.get().cloned()
     }
 
-    async fn plug_net(&self, card: NetCard) -> Result<(), EngineError> {
+    async fn plug_net(&self, card: NicBackend) -> Result<(), EngineError> {
         let request = Request::PlugNet { mac: card.mac };
         self.request("plug a network card in", &request, &[card.tap.as_fd()])
             .await

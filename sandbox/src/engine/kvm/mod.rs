@@ -16,7 +16,7 @@ use super::spawn::Vmm;
 use super::{Engine, EngineError, Plan, Verdict, Vm};
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
-use crate::network::Room;
+use crate::network::NicLimits;
 use machine::KvmMachine;
 
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
@@ -39,8 +39,8 @@ pub(super) static ENGINE: Engine = Engine {
         cpu_millis: 100,
     },
     start_timeout: Duration::from_secs(30),
-    net_room: Room {
-        most: MAX_NETS,
+    nic_limits: NicLimits {
+        max: MAX_NETS,
         idle: 0,
     },
     net_hotplug: Ok(()),

@@ -14,7 +14,7 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
-use crate::network::{Mac, NetCard};
+use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
 
@@ -139,7 +139,7 @@ impl Vm for QemuMachine {
         None
     }
 
-    async fn plug_net(&self, _: NetCard) -> Result<(), EngineError> {
+    async fn plug_net(&self, _: NicBackend) -> Result<(), EngineError> {
         ENGINE.net_hotplug.map_err(EngineError::Unsupported)
     }
 

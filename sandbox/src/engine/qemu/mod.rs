@@ -20,7 +20,7 @@ use super::spawn::Vmm;
 use super::{Engine, EngineError, Plan, Verdict, Vm, io_failed};
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
-use crate::network::{Mac, Room};
+use crate::network::{Mac, NicLimits};
 use crate::share::STAGE;
 use args::{CODE_MIB, Fd, MAX_NETS, arguments};
 use machine::QemuMachine;
@@ -43,8 +43,8 @@ pub(super) static ENGINE: Engine = Engine {
         cpu_millis: 250,
     },
     start_timeout: Duration::from_secs(180),
-    net_room: Room {
-        most: MAX_NETS,
+    nic_limits: NicLimits {
+        max: MAX_NETS,
         idle: IDLE_NETS,
     },
     net_hotplug: Err(
