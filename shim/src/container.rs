@@ -8,7 +8,7 @@ use std::time::Duration;
 use containerd_shim_protos::api::Status as TaskStatus;
 use oci_spec::runtime::{LinuxResources, Process as Program};
 use rvm_protocol::agent::StatsResponse;
-use rvm_sandbox::anchor::StandIn;
+use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::container::lifecycle::{self, LifecycleError};
 use rvm_sandbox::container::running::{self, Observed};
 use rvm_sandbox::container::update;
@@ -306,7 +306,7 @@ fn forget_state(bundle: &Path) {
 }
 
 /// From now on the container is this process's.
-pub fn claim(record: &state::Container, stand_in: &StandIn) -> Result<(), ShimError> {
+pub fn claim(record: &state::Container, anchor: &PidAnchor) -> Result<(), ShimError> {
     let own = ProcessId::own().map_err(|source| ShimError::Own {
         action: "find out the own pid",
         source,
@@ -314,7 +314,7 @@ pub fn claim(record: &state::Container, stand_in: &StandIn) -> Result<(), ShimEr
     let locked = record.lock()?;
     locked.claim(own)?;
     let mut state = locked.load()?;
-    state.stand_in = Some(stand_in.pid());
+    state.stand_in = Some(anchor.pid());
     Ok(locked.save(&state)?)
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
-use rvm_sandbox::anchor::StandIn;
+use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
@@ -223,10 +223,10 @@ impl Pod {
         remember_state(&bundle.dir, record).map_err(own("write into the bundle"))?;
         let outside = Namespace::own().map_err(own("find the host's network namespace"))?;
         let (namespace, placement) = take_network(bundle)?;
-        let stand_in = StandIn::spawn().map_err(own("make a thread"))?;
-        let entered = stand_in.enter(&namespace);
+        let anchor = PidAnchor::spawn().map_err(own("make a thread"))?;
+        let entered = anchor.enter(&namespace);
         entered.map_err(own("enter the container's network namespace"))?;
-        claim(record, &stand_in)?;
+        claim(record, &anchor)?;
         let uris = Uris {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -240,7 +240,7 @@ impl Pod {
             config,
             driver: driver(bundle),
             outside: &outside,
-            stand_in: &stand_in,
+            anchor: &anchor,
         };
         let placement = match (placement, self.sandbox().clone()) {
             (Placement::Joined, Some(sandbox)) => Placement::Owned(sandbox),
@@ -256,7 +256,7 @@ impl Pod {
             machine::attend(self, sandbox, &bundle.role);
             remains::sweep(record.store());
         }
-        let init = Arc::new(Process::first(uris, stand_in));
+        let init = Arc::new(Process::first(uris, anchor));
         init.keep_stdin(opened.keeper);
         let output = Output {
             relay,

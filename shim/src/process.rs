@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use oci_spec::runtime::Process as Program;
 use protobuf::well_known_types::timestamp::Timestamp;
-use rvm_sandbox::anchor::StandIn;
+use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
 use tokio::sync::watch;
 
@@ -60,7 +60,7 @@ pub struct Process {
     /// other lock.
     pub telling: tokio::sync::Mutex<()>,
     /// A first process's number on the host.
-    stand_in: Option<StandIn>,
+    anchor: Option<PidAnchor>,
     /// An added process's number in the guest.
     pid: AtomicU32,
     stdin: Mutex<Stdin>,
@@ -69,9 +69,9 @@ pub struct Process {
 
 impl Process {
     /// A container's first process.
-    pub fn first(uris: Uris, stand_in: StandIn) -> Self {
+    pub fn first(uris: Uris, anchor: PidAnchor) -> Self {
         Self {
-            stand_in: Some(stand_in),
+            anchor: Some(anchor),
             ..Self::new(String::new(), uris)
         }
     }
@@ -89,7 +89,7 @@ impl Process {
             id,
             uris,
             program: None,
-            stand_in: None,
+            anchor: None,
             telling: tokio::sync::Mutex::default(),
             pid: AtomicU32::new(0),
             stdin: Mutex::default(),
@@ -99,7 +99,7 @@ impl Process {
 
     /// Its number, or 0 if it was added and not started.
     pub fn pid(&self) -> u32 {
-        let first = self.stand_in.as_ref();
+        let first = self.anchor.as_ref();
         first.map_or_else(
             || self.pid.load(Ordering::Relaxed),
             |first| first.pid().unsigned_abs(),
@@ -137,7 +137,7 @@ impl Process {
     /// It has ended.
     pub fn set_ended(&self, ended: Ended) {
         self.end_stdin();
-        if let Some(Err(error)) = self.stand_in.as_ref().map(StandIn::leave_view) {
+        if let Some(Err(error)) = self.anchor.as_ref().map(PidAnchor::leave_rootfs) {
             tracing::warn!("the container's files may stay mounted: {error}");
         }
         self.ended.send_replace(Some(ended));

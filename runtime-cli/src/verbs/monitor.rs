@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rvm_sandbox::anchor::StandIn;
+use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
@@ -19,8 +19,8 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
     rustix::thread::set_name(c"rvm")?;
     let starter = Starter::inherited(args.ready)
         .context("rvm monitor is started by rvm create, not by hand")?;
-    let watch = |stand_in: &StandIn| watch(global, args, Mode::Detached(&starter), stand_in);
-    let result = StandIn::with_first_thread(watch)?;
+    let watch = |anchor: &PidAnchor| watch(global, args, Mode::Detached(&starter), anchor);
+    let result = PidAnchor::with_main_thread(watch)?;
     match result {
         // The starter prints it. It has gone once the container was created.
         Err(error) if starter.report_failure(failure(&error)).is_ok() => Ok(ExitCode::FAILURE),
@@ -32,7 +32,7 @@ fn watch(
     global: &Global,
     args: MonitorArgs,
     mode: Mode<'_>,
-    stand_in: &StandIn,
+    anchor: &PidAnchor,
 ) -> anyhow::Result<ExitCode> {
     // A session of its own: the terminal is the container's, and signals are the engine's to send.
     rustix::process::setsid().context("cannot make a session")?;
@@ -52,7 +52,7 @@ fn watch(
         pidfd_socket: args.pidfd_socket,
         extra,
         mode,
-        stand_in,
+        anchor,
     };
     let status = block_on(monitor::run(order, &mut Timings::default()))??;
     Ok(ExitCode::from(status))

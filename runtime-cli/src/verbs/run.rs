@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use rvm_sandbox::anchor::StandIn;
+use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
@@ -19,7 +19,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         detached(global, args)
     } else {
-        StandIn::with_first_thread(|stand_in| foreground(global, args, stand_in))?
+        PidAnchor::with_main_thread(|anchor| foreground(global, args, anchor))?
     }
 }
 
@@ -35,7 +35,7 @@ fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn foreground(global: &Global, args: &RunArgs, stand_in: &StandIn) -> anyhow::Result<ExitCode> {
+fn foreground(global: &Global, args: &RunArgs, anchor: &PidAnchor) -> anyhow::Result<ExitCode> {
     if args.create.console_socket.is_some() {
         bail!("cannot use console socket if rvm will not detach or allocate tty");
     }
@@ -61,7 +61,7 @@ fn foreground(global: &Global, args: &RunArgs, stand_in: &StandIn) -> anyhow::Re
         pidfd_socket: args.create.pidfd_socket.clone(),
         extra,
         mode: Mode::Foreground,
-        stand_in,
+        anchor,
     };
     let result = block_on(monitor::run(order, &mut timings))?;
     if !args.keep || result.is_err() {

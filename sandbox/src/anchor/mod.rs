@@ -1,12 +1,13 @@
-//! The thread whose number is a container's pid on the host.
+//! The thread whose id is a container's pid on the host.
 //!
-//! Engines and their users look at a container through the namespaces of its pid. So this thread is in
-//! the container's network namespace and in a mount namespace that shows the container's files, see
-//! [`crate::anchor::rootfs_view`], and does nothing but be there; all work is done by others, who are where the host
-//! is. It is the first thread of a monitor, or any of a shim's, which has several containers.
+//! Engines and administrators inspect a container through the namespaces of its pid. The anchor
+//! thread is therefore in the container's network namespace and in a mount namespace that shows the
+//! container's files, see [`rootfs_view`]. It does no other work; all other threads stay in the
+//! host's namespaces. In a monitor it is the main thread. A shim has several containers and so an
+//! anchor thread for each.
 
-pub mod rootfs_view;
-pub mod synthetic_proc;
+pub(crate) mod rootfs_view;
+pub(crate) mod synthetic_proc;
 
 use std::fs::File;
 use std::io;
@@ -20,32 +21,32 @@ use tokio::sync::watch;
 use crate::host::signals;
 use crate::network::Namespace;
 
-/// A thread needs no more to wait, and to mount.
+/// Enough to wait and to mount, in bytes.
 const STACK: usize = 128 * 1024;
 
-type Order = Box<dyn FnOnce() + Send>;
+type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread that stands for a container.
+/// A handle to a container's anchor thread.
 #[derive(Debug)]
-pub struct StandIn {
+pub struct PidAnchor {
     pid: i32,
-    orders: mpsc::Sender<Order>,
+    jobs: mpsc::Sender<Job>,
     has_left: watch::Sender<bool>,
 }
 
-impl StandIn {
-    /// Does `work` on a new thread, while this one, which must be the process's first, stands in. Both
-    /// block the signals that the container is told of.
-    pub fn with_first_thread<T: Send>(work: impl FnOnce(&Self) -> T + Send) -> io::Result<T> {
+impl PidAnchor {
+    /// Makes the calling thread, which must be the process's main thread, an anchor while `work`
+    /// runs on a new thread. Both block the signals that are forwarded to the container.
+    pub fn with_main_thread<T: Send>(work: impl FnOnce(&Self) -> T + Send) -> io::Result<T> {
         signals::mask()?;
-        let (orders, received) = mpsc::channel();
+        let (jobs, received) = mpsc::channel();
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let stand_in = Self::of(pid, orders);
+        let anchor = Self::of(pid, jobs);
         thread::scope(|scope| {
             let worker = thread::Builder::new()
                 .name("monitor".to_owned())
-                .spawn_scoped(scope, move || work(&stand_in))?;
-            obey(&received);
+                .spawn_scoped(scope, move || work(&anchor))?;
+            run_jobs(&received);
             match worker.join() {
                 Ok(done) => Ok(done),
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -53,80 +54,80 @@ impl StandIn {
         })
     }
 
-    /// A new thread. Its number is the container's alone while the value lives, and whoever kills it
-    /// ends this process.
+    /// Starts an anchor thread, which ends when the handle is dropped. A signal that kills the
+    /// thread kills the whole process.
     pub fn spawn() -> io::Result<Self> {
-        let (orders, received) = mpsc::channel();
-        let (tell, told) = mpsc::channel();
+        let (jobs, received) = mpsc::channel();
+        let (send, receive) = mpsc::channel();
         let wait = move || {
-            let _ = tell.send(rustix::thread::gettid().as_raw_nonzero().get());
-            obey(&received);
+            let _ = send.send(rustix::thread::gettid().as_raw_nonzero().get());
+            run_jobs(&received);
         };
         thread::Builder::new()
             .name("container".to_owned())
             .stack_size(STACK)
             .spawn(wait)?;
-        let pid = told.recv().map_err(io::Error::other)?;
-        Ok(Self::of(pid, orders))
+        let pid = receive.recv().map_err(io::Error::other)?;
+        Ok(Self::of(pid, jobs))
     }
 
-    fn of(pid: i32, orders: mpsc::Sender<Order>) -> Self {
+    fn of(pid: i32, jobs: mpsc::Sender<Job>) -> Self {
         Self {
             pid,
-            orders,
+            jobs,
             has_left: watch::channel(false).0,
         }
     }
 
-    /// Its number.
+    /// The thread's id, which is the container's pid.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Moves it into a network namespace.
+    /// Moves the anchor thread into a network namespace.
     pub fn enter(&self, namespace: &Namespace) -> io::Result<()> {
         let namespace = namespace.try_clone()?;
-        self.have(move || namespace.enter())?
+        self.run(move || namespace.enter())?
     }
 
-    /// Moves it back to the calling thread's files, so that it keeps none of the container's from being
-    /// unmounted.
-    pub fn leave_view(&self) -> io::Result<()> {
+    /// Moves the anchor thread into the calling thread's mount namespace, so that it no longer
+    /// keeps the container's mounts busy.
+    pub fn leave_rootfs(&self) -> io::Result<()> {
         self.has_left.send_replace(true);
         let mounts = File::open("/proc/thread-self/ns/mnt")?;
         let kind = Some(LinkNameSpaceType::Mount);
-        Ok(self.have(move || move_into_link_name_space(mounts.as_fd(), kind))??)
+        Ok(self.run(move || move_into_link_name_space(mounts.as_fd(), kind))??)
     }
 
-    /// What is done when it has left the container's files, or ended.
-    pub fn left(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Completes when the anchor thread has left the container's root file system or has ended.
+    pub fn left_rootfs(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut has_left = self.has_left.subscribe();
         async move {
-            // An error is its end.
+            // An error means that the handle is gone.
             let _ = has_left.wait_for(|has_left| *has_left).await;
         }
     }
 
-    /// Has it do something, and waits until it is done.
-    pub fn have<T: Send + 'static>(
+    /// Runs `work` on the anchor thread and waits for its result.
+    pub fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        let (tell, told) = mpsc::channel();
-        let order = move || {
-            let _ = tell.send(work());
+        let (send, receive) = mpsc::channel();
+        let job = move || {
+            let _ = send.send(work());
         };
-        self.orders
-            .send(Box::new(order))
+        self.jobs
+            .send(Box::new(job))
             .map_err(|_| io::Error::other("the container's thread has ended"))?;
-        told.recv().map_err(io::Error::other)
+        receive.recv().map_err(io::Error::other)
     }
 }
 
-/// Does what is asked until nobody is left who could ask.
-fn obey(orders: &mpsc::Receiver<Order>) {
-    for order in orders {
-        order();
+/// Runs jobs until the handle is dropped.
+fn run_jobs(jobs: &mpsc::Receiver<Job>) {
+    for job in jobs {
+        job();
     }
 }
 
@@ -140,9 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn every_container_has_a_number_with_namespaces() {
-        let (one, other) = (StandIn::spawn().unwrap(), StandIn::spawn().unwrap());
-        let own = StandIn::spawn().unwrap();
+    fn every_container_has_a_pid_with_namespaces() {
+        let (one, other) = (PidAnchor::spawn().unwrap(), PidAnchor::spawn().unwrap());
+        let own = PidAnchor::spawn().unwrap();
         let new = Namespace::create_or_open(&NamespaceSource::New).unwrap();
         one.enter(&new).unwrap();
         other.enter(&new).unwrap();
@@ -156,20 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn the_worker_is_not_where_the_stand_in_is() {
+    fn the_worker_stays_outside_the_anchors_namespaces() {
         let own = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let stay = own();
         let test = move || {
-            let done = StandIn::with_first_thread(|stand_in| {
+            let done = PidAnchor::with_main_thread(|anchor| {
                 let new = Namespace::create_or_open(&NamespaceSource::New).unwrap();
-                stand_in.enter(&new).unwrap();
-                (own(), stand_in.have(own).unwrap())
+                anchor.enter(&new).unwrap();
+                (own(), anchor.run(own).unwrap())
             });
             done.unwrap()
         };
-        // The first thread is the tests' own.
-        let (worker, stand_in) = thread::spawn(test).join().unwrap();
+        // The main thread is the test harness's.
+        let (worker, anchor) = thread::spawn(test).join().unwrap();
         assert_eq!(worker, stay);
-        assert_ne!(stand_in, stay);
+        assert_ne!(anchor, stay);
     }
 }

@@ -1,13 +1,13 @@
-//! The mount namespace of a container's stand-in: what the host's tools find behind the container's
-//! pid.
+//! The mount namespace of a container's anchor thread: a view of the container's root file system
+//! for the host's tools.
 //!
-//! Podman copies files to and from a container that runs in the mount namespace of its pid, and others
-//! look below `/proc/PID/root`. Both must find the container's files there and nothing of the host's. The
-//! view has the root and the volumes that the guest has, at the same places. What the guest alone has,
-//! such as a tmpfs or `/dev`, is an empty directory that cannot be written, so that nothing is put
-//! where the container never sees it. So is `/proc`, which [`crate::anchor::synthetic_proc`] fills for Podman when
-//! somebody looks into it. Where it cannot, whoever looks for processes there meets an error, which is better than
-//! finding none.
+//! `podman cp` copies files in the mount namespace of a running container's pid, and other tools
+//! read `/proc/PID/root`. Both must find the container's files there and none of the host's. The
+//! view has the root and the volumes that the guest has, at the same paths. File systems that only
+//! the guest has, such as a tmpfs or `/dev`, are empty read-only directories in the view, so that
+//! no tool writes a file that the container never sees. So is `/proc`, which
+//! [`super::synthetic_proc`] fills for Podman when a tool opens it. Where it is not filled, a tool
+//! that looks for processes gets an error instead of an empty list.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,10 +28,10 @@ use crate::anchor::synthetic_proc;
 use crate::host::read_only::make_read_only;
 use crate::share::ROOT;
 
-/// The view could not be made.
+/// The view could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {} for the host's tools", path.display())]
-pub struct ViewError {
+pub struct RootfsViewError {
     action: &'static str,
     path: PathBuf,
     #[source]
@@ -42,43 +42,41 @@ fn at<T, E: Into<io::Error>>(
     action: &'static str,
     path: &Path,
     result: Result<T, E>,
-) -> Result<T, ViewError> {
-    result.map_err(|source| ViewError {
+) -> Result<T, RootfsViewError> {
+    result.map_err(|source| RootfsViewError {
         action,
         path: path.to_owned(),
         source: source.into(),
     })
 }
 
-/// What a container's files are made of.
+/// The mounts of a container's root file system that the host can show.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
+pub struct RootfsView {
     root: PathBuf,
     read_only: bool,
-    mounts: Vec<Place>,
+    mounts: Vec<ViewMount>,
 }
 
-/// Something mounted in a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    /// Where, as the configuration says.
+struct ViewMount {
+    /// As in config.json.
     destination: PathBuf,
-    /// What of the host is there, if anything.
+    /// The source on the host; None for a file system that only the guest has.
     source: Option<PathBuf>,
-    /// Whether processes are looked for there.
     is_proc: bool,
 }
 
-impl View {
-    /// That of the container `id`, whose files are in the shared directory as its translated
-    /// configuration says.
+impl RootfsView {
+    /// The view of the container `id`. `spec` is the translated configuration, whose sources are in
+    /// the shared directory.
     pub fn of(spec: &Spec, shared: &Path, id: &str) -> Self {
         let root = spec.root().as_ref();
         let mounts = spec.mounts().iter().flatten();
-        let place = |mount: &oci_spec::runtime::Mount| {
+        let view_mount = |mount: &oci_spec::runtime::Mount| {
             let source = mount.source().as_deref();
             let within = source.and_then(|source| source.strip_prefix(SHARED_DIR).ok());
-            Place {
+            ViewMount {
                 destination: mount.destination().clone(),
                 source: within.map(|within| shared.join(within)),
                 is_proc: mount.typ().as_deref() == Some("proc"),
@@ -87,24 +85,24 @@ impl View {
         Self {
             root: shared.join(id).join(ROOT),
             read_only: root.and_then(|root| root.readonly()).unwrap_or(false),
-            mounts: mounts.map(place).collect(),
+            mounts: mounts.map(view_mount).collect(),
         }
     }
 
-    /// Moves the calling thread into a new mount namespace that shows it. The mount points are there:
-    /// the guest has made them. Returns a writable mount of its `/proc`, if it has one and the host's
-    /// kernel is not older than Linux 5.2.
-    pub fn enter(&self) -> Result<Option<OwnedFd>, ViewError> {
+    /// Moves the calling thread into a new mount namespace with the view as its root. The guest
+    /// must have created the mount points. Returns a writable mount of the view's `/proc`, if there
+    /// is one and the host's kernel is not older than Linux 5.2.
+    pub fn enter(&self) -> Result<Option<OwnedFd>, RootfsViewError> {
         let here = Path::new("/");
         at("make a mount namespace from", here, unshare())?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-        at("let go of", here, mount_change(here, slave))?;
+        at("make a slave of", here, mount_change(here, slave))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&self.root, flags, Mode::empty());
         let root = at("open", &self.root, root)?;
-        let mut processes = None;
-        for place in &self.mounts {
-            processes = self.mount(&root, place)?.or(processes);
+        let mut proc = None;
+        for mount in &self.mounts {
+            proc = self.mount(&root, mount)?.or(proc);
         }
         if self.read_only {
             at(
@@ -114,18 +112,18 @@ impl View {
             )?;
         }
         at("change the root to", &self.root, pivot(&root))?;
-        Ok(processes)
+        Ok(proc)
     }
 
-    fn mount(&self, root: &OwnedFd, place: &Place) -> Result<Option<OwnedFd>, ViewError> {
-        let path = &place.destination;
+    fn mount(&self, root: &OwnedFd, mount: &ViewMount) -> Result<Option<OwnedFd>, RootfsViewError> {
+        let path = &mount.destination;
         let found = match open_in(root, path) {
-            // Below something that is the guest's.
+            // Below a file system that only the guest has.
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             found => at("find", path, found)?,
         };
         let point = format!("/proc/thread-self/fd/{}", found.as_raw_fd());
-        match &place.source {
+        match &mount.source {
             Some(source) => {
                 at("show", path, mount_bind_recursive(source, &point))?;
                 Ok(None)
@@ -133,7 +131,7 @@ impl View {
             None => {
                 let stat = at("examine", path, rustix::fs::fstat(&found))?;
                 match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => at("cover", path, cover(root, place, &point)),
+                    FileType::Directory => at("overmount", path, overmount(root, mount, &point)),
                     _ => Ok(None),
                 }
             }
@@ -141,28 +139,27 @@ impl View {
     }
 }
 
-/// Mounts an empty directory that cannot be written. Returns, of a place for processes, a mount of it
-/// that can.
-fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<Option<OwnedFd>> {
+/// Mounts an empty read-only tmpfs. For a /proc, returns another mount of it, which is writable.
+fn overmount(root: &OwnedFd, view_mount: &ViewMount, point: &str) -> io::Result<Option<OwnedFd>> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let limits = match place.is_proc {
-        true => synthetic_proc::LIMITS,
+    let options = match view_mount.is_proc {
+        true => synthetic_proc::MOUNT_OPTIONS,
         false => c"mode=755,size=4k",
     };
-    mount("rvm", point, "tmpfs", flags, Some(limits))?;
-    // `point` still leads below it.
-    let top = open_in(root, &place.destination)?;
+    mount("rvm", point, "tmpfs", flags, Some(options))?;
+    // `point` is a descriptor of the directory below the tmpfs.
+    let top = open_in(root, &view_mount.destination)?;
     let mut writable = None;
-    if place.is_proc {
-        // The first process is nowhere to be found: a link to itself.
+    if view_mount.is_proc {
+        // A link to itself makes reading /proc/1 an error until processes are written.
         rustix::fs::symlinkat("1", &top, "1")?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;
         writable = open_tree(&top, "", flags).ok();
     }
-    if place.destination == Path::new("/dev") {
-        // Terminals are looked for there, and it is an error if it is not there.
+    if view_mount.destination == Path::new("/dev") {
+        // Podman reads /dev/pts for the names of terminals, and fails without it.
         rustix::fs::mkdirat(&top, "pts", Mode::from_raw_mode(0o755))?;
     }
     let point = format!("/proc/thread-self/fd/{}", top.as_raw_fd());
@@ -170,7 +167,7 @@ fn cover(root: &OwnedFd, place: &Place, point: &str) -> io::Result<Option<OwnedF
     Ok(writable)
 }
 
-/// Opens a path in a root. Links in the image lead nowhere but into the image.
+/// Opens a path below a root. Symbolic links of the image are resolved within the root.
 fn open_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     beneath::open(root, path, OFlags::PATH, ResolveFlags::IN_ROOT)
 }
@@ -178,9 +175,9 @@ fn open_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
 fn pivot(root: &OwnedFd) -> Result<(), Errno> {
     rustix::process::fchdir(root)?;
     match rustix::process::pivot_root(c".", c".") {
-        // The old root is mounted over the new one now.
+        // The old root is now mounted on top of the new one.
         Ok(()) => unmount(c".", UnmountFlags::DETACH)?,
-        // A host that lives in its initramfs has a root that cannot be exchanged, only covered.
+        // A host that runs in its initramfs has a root that cannot be pivoted, only overmounted.
         Err(Errno::INVAL) => mount_move(c".", c"/")?,
         Err(error) => return Err(error),
     }
@@ -190,15 +187,15 @@ fn pivot(root: &OwnedFd) -> Result<(), Errno> {
 
 #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
 fn unshare() -> Result<(), Errno> {
-    // SAFETY: CLONE_NEWNS, with the CLONE_FS that it implies, gives this thread a root and a working
-    // directory of its own and nothing else.
+    // SAFETY: CLONE_NEWNS, with the CLONE_FS that it implies, gives this thread a root and a
+    // working directory of its own and nothing else.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::anchor::StandIn;
+    use crate::anchor::PidAnchor;
     use serde_json::json;
     use std::fs;
 
@@ -208,7 +205,7 @@ mod tests {
     }
 
     impl Shared {
-        /// A root with a volume's mount point and a link that leads out of it.
+        /// A root with a volume's mount point and an absolute link.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().to_owned();
@@ -223,11 +220,11 @@ mod tests {
             Self { _dir: dir, path }
         }
 
-        fn view(&self, spec: serde_json::Value) -> StandIn {
+        fn view(&self, spec: serde_json::Value) -> PidAnchor {
             let spec: Spec = serde_json::from_value(spec).unwrap();
-            let view = View::of(&spec, &self.path, "box");
+            let view = RootfsView::of(&spec, &self.path, "box");
             let root = view.root.clone();
-            let stand_in = StandIn::spawn().unwrap();
+            let anchor = PidAnchor::spawn().unwrap();
             let enter = move || {
                 unshare().unwrap();
                 mount_change(
@@ -239,13 +236,13 @@ mod tests {
                 mount_bind_recursive(&root, &root).unwrap();
                 view.enter()
             };
-            stand_in.have(enter).unwrap().unwrap();
-            stand_in
+            anchor.run(enter).unwrap().unwrap();
+            anchor
         }
     }
 
-    fn seen(stand_in: &StandIn, path: &str) -> io::Result<String> {
-        fs::read_to_string(format!("/proc/{}/root{path}", stand_in.pid()))
+    fn seen(anchor: &PidAnchor, path: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/{}/root{path}", anchor.pid()))
     }
 
     fn spec(read_only: bool) -> serde_json::Value {
@@ -274,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_guests_alone_is_empty_and_cannot_be_written() {
+    fn a_file_system_of_the_guests_is_empty_and_read_only() {
         let shared = Shared::new();
         let view = shared.view(spec(false));
         let error = fs::write(format!("/proc/{}/root/proc/new", view.pid()), "").unwrap_err();
@@ -297,7 +294,7 @@ mod tests {
     fn a_view_can_be_left() {
         let shared = Shared::new();
         let view = shared.view(spec(false));
-        view.leave_view().unwrap();
+        view.leave_rootfs().unwrap();
         let mounts = |path: &str| fs::read_link(path).unwrap();
         assert_eq!(
             mounts(&format!("/proc/{}/ns/mnt", view.pid())),

@@ -1,9 +1,10 @@
-//! A container's processes in the `/proc` of its [view](crate::anchor::rootfs_view).
+//! A container's processes in the `/proc` of its [view](super::rootfs_view).
 //!
-//! `podman top` reads `/proc` in the mount namespace of the container's pid. The guest's processes are
-//! none of the host's, so what it finds there are files, as proc(5) has them, that say what the guest
-//! says of its processes. They are written whenever somebody opens the directory, who waits for that.
-//! Only numbers and texts come from the guest: names of files are made of numbers, in bounds.
+//! `podman top` reads `/proc` in the mount namespace of the container's pid. The guest's processes
+//! are not processes of the host, so the view's `/proc` holds files in the format of proc(5), made
+//! from the agent's list of processes. They are written when a reader opens the directory; fanotify
+//! blocks the reader until then. The guest controls the contents of the files but not their names,
+//! which are numbers in bounds.
 
 use std::ffi::CStr;
 use std::fmt::Write as _;
@@ -22,37 +23,35 @@ use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
 use crate::host::fanotify::OpenRequests;
 use crate::sandbox::Guest;
 
-/// What the file system may take of the host's memory: some 1,000 processes. A guest may say that it has
-/// as many as it likes.
-pub const LIMITS: &CStr = c"mode=755,size=8m,nr_inodes=8k";
+/// Limits the host's memory to some 1,000 processes: a hostile guest may list any number.
+pub const MOUNT_OPTIONS: &CStr = c"mode=755,size=8m,nr_inodes=8k";
 
-/// The most processes that are shown. With more, nobody is let in.
+/// The most processes that are shown. With more, readers get an error.
 const MAX_PROCESSES: usize = 1000;
 
-/// How long a process that opens the directory waits for the guest's answer.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a reader waits for the guest's list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `USER_HZ`: clock ticks per second, in files of proc(5).
+/// `USER_HZ`: clock ticks per second in the files of proc(5).
 const HZ: u64 = 100;
 
 const PAGE: u64 = 4096;
 
-/// A directory that is being made.
+/// The name of a process's directory while it is written.
 const NEW: &str = "new";
 
-const TEXTS: [&str; 3] = ["stat", "status", "cmdline"];
+const FILES: [&str; 3] = ["stat", "status", "cmdline"];
 
-/// Whether somebody looks for a container's processes there. Nobody but Podman is known to, and each that is
-/// shown takes one of root's fanotify groups: a host has 128, unless fs.fanotify.max_user_groups says
-/// otherwise.
-pub fn are_looked_for(spec: &Spec) -> bool {
+/// Whether the container's engine reads this `/proc`. Only Podman is known to, and each container
+/// takes one of root's fanotify groups: 128, unless fs.fanotify.max_user_groups says otherwise.
+pub fn is_needed(spec: &Spec) -> bool {
     let annotations = spec.annotations().as_ref();
     let manager = annotations.and_then(|all| all.get("io.container.manager"));
     manager.is_some_and(|manager| manager == "libpod")
 }
 
-/// Shows the processes of the container `id` in a directory that is its alone, until `end`.
-pub fn show(
+/// Serves the processes of the container `id` in its directory until `end` completes.
+pub fn serve(
     dir: OwnedFd,
     id: &str,
     guest: &Arc<Guest>,
@@ -65,7 +64,7 @@ pub fn show(
     let (id, guest) = (id.to_owned(), Arc::clone(guest));
     tokio::spawn(async move {
         tokio::select! {
-            error = answer(&requests, &dir, &id, &guest) => {
+            error = handle_opens(&requests, &dir, &id, &guest) => {
                 tracing::warn!("processes are no longer shown on the host: {error}");
             }
             () = end => {}
@@ -73,15 +72,15 @@ pub fn show(
     });
 }
 
-/// Lets processes open the directory, after it has been made to show what runs now.
-async fn answer(requests: &OpenRequests, dir: &OwnedFd, id: &str, guest: &Guest) -> io::Error {
+/// Writes the current processes before each open of the directory.
+async fn handle_opens(requests: &OpenRequests, dir: &OwnedFd, id: &str, guest: &Guest) -> io::Error {
     let mut shown = Vec::new();
     loop {
         let request = match requests.next().await {
             Ok(request) => request,
             Err(error) => return error,
         };
-        let listed = tokio::time::timeout(GUEST_TIMEOUT, guest.agent().processes(id)).await;
+        let listed = tokio::time::timeout(LIST_TIMEOUT, guest.agent().processes(id)).await;
         let written = match &listed {
             Ok(Ok(list)) => write(dir, list, &mut shown),
             Ok(Err(error)) => Err(io::Error::other(error.to_string())),
@@ -94,43 +93,47 @@ async fn answer(requests: &OpenRequests, dir: &OwnedFd, id: &str, guest: &Guest)
     }
 }
 
-/// Makes the directory what the list says. `shown` is what there was, and is then what there is.
+/// Writes the listed processes and removes all others. `shown` holds the pids in the directory.
 fn write(dir: &OwnedFd, list: &ListProcessesResponse, shown: &mut Vec<u32>) -> io::Result<()> {
     if list.processes.len() > MAX_PROCESSES {
         return Err(io::Error::other("there are too many"));
     }
     let clock = Clock::read(list.now_ns);
-    let known = Known::of(list);
-    // What the view has in place of the first.
+    let pids = PidTable::of(list);
+    // The view's link to itself.
     let _ = unlinkat(dir, "1", AtFlags::empty());
-    text(dir, "stat", &format!("btime {}\n", clock.booted.as_secs()))?;
+    text(
+        dir,
+        "stat",
+        &format!("btime {}\n", clock.boot_time.as_secs()),
+    )?;
     let before = std::mem::take(shown);
     for process in &list.processes {
-        if let Some(pid) = known.pid(process).filter(|pid| !shown.contains(pid)) {
+        if let Some(pid) = pids.pid(process).filter(|pid| !shown.contains(pid)) {
             shown.push(pid);
             let texts = [
-                stat(pid, process, &known, &clock),
-                status(pid, process, &known),
+                stat(pid, process, &pids, &clock),
+                status(pid, process, &pids),
                 format!("{}\0", process.command),
             ];
-            show_one(dir, &pid.to_string(), &texts)?;
+            write_process(dir, &pid.to_string(), &texts)?;
         }
     }
     let mut gone = before.iter().filter(|pid| !shown.contains(pid));
     gone.try_for_each(|pid| remove(dir, &pid.to_string()))
 }
 
-/// Puts a directory in place at once: somebody may be reading the one before.
-fn show_one(dir: &OwnedFd, pid: &str, texts: &[String; 3]) -> io::Result<()> {
+/// Exchanges a process's directory atomically: a reader may have the old one open.
+fn write_process(dir: &OwnedFd, pid: &str, texts: &[String; 3]) -> io::Result<()> {
     let mode = Mode::from_raw_mode(0o755);
     remove(dir, NEW)?;
     mkdirat(dir, NEW, mode)?;
     let new = openat(dir, NEW, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    for (name, content) in TEXTS.iter().zip(texts) {
+    for (name, content) in FILES.iter().zip(texts) {
         text(&new, name, content)?;
     }
     mkdirat(&new, "ns", mode)?;
-    // None of the host's.
+    // The number of no namespace of the host.
     rustix::fs::symlinkat("pid:[0]", &new, "ns/pid")?;
     match renameat_with(dir, NEW, dir, pid, RenameFlags::EXCHANGE) {
         Err(Errno::NOENT) => Ok(renameat_with(dir, NEW, dir, pid, RenameFlags::empty())?),
@@ -145,9 +148,9 @@ fn text(dir: &OwnedFd, name: &str, content: &str) -> io::Result<()> {
     File::from(file).write_all(content.as_bytes())
 }
 
-/// Removes a process's directory, whatever of it is there.
+/// Removes a process's directory, complete or not.
 fn remove(dir: &OwnedFd, name: &str) -> io::Result<()> {
-    let files = TEXTS.iter().chain(&["ns/pid"]);
+    let files = FILES.iter().chain(&["ns/pid"]);
     let files = files.map(|file| (format!("{name}/{file}"), AtFlags::empty()));
     let dirs = [format!("{name}/ns"), name.to_owned()].map(|dir| (dir, AtFlags::REMOVEDIR));
     for (path, flags) in files.chain(dirs) {
@@ -159,15 +162,15 @@ fn remove(dir: &OwnedFd, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The numbers of processes as the container has them.
-struct Known<'a> {
+/// Maps the guest's pids to those in the container's pid namespace.
+struct PidTable<'a> {
     list: &'a ListProcessesResponse,
-    /// Which of a process's namespaces is the container's. Its processes are in that and perhaps in
-    /// namespaces within.
+    /// The index of the container's namespace in a process's list of pids, as in NSpid of
+    /// proc_pid_status(5). A process may be in nested namespaces, too.
     level: usize,
 }
 
-impl<'a> Known<'a> {
+impl<'a> PidTable<'a> {
     fn of(list: &'a ListProcessesResponse) -> Self {
         let depths = list.processes.iter().map(|process| process.pids.len());
         Self {
@@ -177,15 +180,15 @@ impl<'a> Known<'a> {
     }
 
     fn pid(&self, process: &ProcessInfo) -> Option<u32> {
-        self.own(&process.pids)
+        self.in_container(&process.pids)
             .filter(|pid| (1..=i32::MAX.unsigned_abs()).contains(pid))
     }
 
-    fn own(&self, ids: &[u32]) -> Option<u32> {
+    fn in_container(&self, ids: &[u32]) -> Option<u32> {
         ids.get(self.level).copied()
     }
 
-    /// 0 if it is not in the container.
+    /// 0 if the parent is outside the container.
     fn parent(&self, process: &ProcessInfo) -> u32 {
         let is_parent = |other: &&ProcessInfo| other.pid == process.ppid;
         let parent = self.list.processes.iter().find(is_parent);
@@ -193,29 +196,29 @@ impl<'a> Known<'a> {
     }
 }
 
-/// When what the guest tells of was, for the host.
+/// Converts the guest's times to the host's.
 struct Clock {
-    up: Duration,
-    booted: Duration,
-    guests_now: u64,
+    uptime: Duration,
+    boot_time: Duration,
+    guest_now_ns: u64,
 }
 
 impl Clock {
-    fn read(guests_now: u64) -> Self {
+    fn read(guest_now_ns: u64) -> Self {
         let up = clock_gettime(ClockId::Boottime);
         let up = Duration::from_secs(up.tv_sec.unsigned_abs());
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
-            up,
-            booted: now.unwrap_or_default().saturating_sub(up),
-            guests_now,
+            uptime: up,
+            boot_time: now.unwrap_or_default().saturating_sub(up),
+            guest_now_ns,
         }
     }
 
-    /// In ticks since the host's boot: it is as old there as it is in the guest.
+    /// A start time in ticks since the host's boot, such that the process's age is right.
     fn started(&self, process: &ProcessInfo) -> u64 {
-        let age = self.guests_now.saturating_sub(process.started_at_ns);
-        ticks(self.up.saturating_sub(Duration::from_nanos(age)))
+        let age = self.guest_now_ns.saturating_sub(process.started_at_ns);
+        ticks(self.uptime.saturating_sub(Duration::from_nanos(age)))
     }
 }
 
@@ -224,15 +227,15 @@ fn ticks(duration: Duration) -> u64 {
     u64::try_from(hundredths).unwrap_or(u64::MAX)
 }
 
-/// See proc_pid_stat(5). What is not known is 0. Who reads it looks for spaces.
-fn stat(pid: u32, process: &ProcessInfo, known: &Known<'_>, clock: &Clock) -> String {
+/// See proc_pid_stat(5). Unknown fields are 0. Readers split at spaces, so the name has none.
+fn stat(pid: u32, process: &ProcessInfo, pids: &PidTable<'_>, clock: &Clock) -> String {
     let mut text = format!(
         "{pid} ({}) {} {} {} {} 0 -1 0 0 0 0 0 {} 0 0 0 {} {} {} 0 {} {} {}",
         process.name.replace(char::is_whitespace, "_"),
         state(process),
-        known.parent(process),
-        known.own(&process.process_groups).unwrap_or(0),
-        known.own(&process.sessions).unwrap_or(0),
+        pids.parent(process),
+        pids.in_container(&process.process_groups).unwrap_or(0),
+        pids.in_container(&process.sessions).unwrap_or(0),
         ticks(Duration::from_nanos(process.cpu_ns)),
         process.nice.saturating_add(20),
         process.nice,
@@ -245,18 +248,18 @@ fn stat(pid: u32, process: &ProcessInfo, known: &Known<'_>, clock: &Clock) -> St
     text + "\n"
 }
 
-/// See proc_pid_status(5). What is not known is not there.
-fn status(pid: u32, process: &ProcessInfo, known: &Known<'_>) -> String {
+/// See proc_pid_status(5). Unknown fields are absent.
+fn status(pid: u32, process: &ProcessInfo, pids: &PidTable<'_>) -> String {
     let mut text = format!(
         "Name:\t{}\nState:\t{}\nTgid:\t{pid}\nPid:\t{pid}\nPPid:\t{}\n",
         process.name,
         state(process),
-        known.parent(process),
+        pids.parent(process),
     );
     // Writing to a String cannot fail.
     for (key, ids) in [
-        ("Uid", four(&process.uids, process.uid)),
-        ("Gid", four(&process.gids, 0)),
+        ("Uid", four_ids(&process.uids, process.uid)),
+        ("Gid", four_ids(&process.gids, 0)),
         ("Groups", joined(&process.groups)),
         ("NSpid", pid.to_string()),
         ("VmSize", format!("{} kB", process.virtual_bytes / 1024)),
@@ -273,17 +276,17 @@ fn status(pid: u32, process: &ProcessInfo, known: &Known<'_>) -> String {
     text
 }
 
-/// One letter.
+/// The letter of the process's state.
 fn state(process: &ProcessInfo) -> char {
     let letter = process.state.chars().next();
     letter.filter(char::is_ascii_alphabetic).unwrap_or('?')
 }
 
-/// A list of ids, of which a reader expects four.
-fn four(ids: &[u32], otherwise: u32) -> String {
+/// Real, effective, saved and file system id.
+fn four_ids(ids: &[u32], fallback: u32) -> String {
     match ids.len() {
         4 => joined(ids),
-        _ => joined(&[otherwise; 4]),
+        _ => joined(&[fallback; 4]),
     }
 }
 
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_have_the_numbers_that_the_container_knows() {
+    fn processes_have_the_pids_of_the_containers_namespace() {
         let mut shown = Shown::new();
         let processes = vec![
             process(&[70, 1], 2, "sh"),
@@ -369,7 +372,7 @@ mod tests {
         assert_eq!(fields.len(), 52);
         assert_eq!(fields[..4], ["9", "(a_b)", "S", "1"]);
         assert_eq!((fields[13], fields[23]), ("200", "3"));
-        let up = Clock::read(0).up.as_secs();
+        let up = Clock::read(0).uptime.as_secs();
         let started: u64 = fields[21].parse().unwrap();
         assert!(started.abs_diff((up - 30) * HZ) <= HZ, "{started} {up}");
         let status = shown.read("10/status");
@@ -378,14 +381,14 @@ mod tests {
         assert!(status.contains("CapEff:\t0000000000000002\n"), "{status}");
         assert_eq!(shown.read("1/cmdline"), "sh 1000\0");
         assert!(fs::read_link(shown.0.path().join("1/ns/pid")).is_ok());
-        // What has ended is gone, and what has not is told anew.
+        // Ended processes are gone, the others are written again.
         shown.write(vec![process(&[70, 1], 2, "other")]).unwrap();
         assert_eq!(shown.names(), ["1", "stat"]);
         assert_eq!(shown.read("1/cmdline"), "other 1000\0");
     }
 
     #[test]
-    fn a_guest_says_nothing_that_is_not_a_process() {
+    fn a_lying_guest_shows_nothing_but_processes() {
         let mut shown = Shown::new();
         let odd = ProcessInfo {
             state: "/..".to_owned(),

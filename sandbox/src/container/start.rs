@@ -13,8 +13,8 @@ use oci_spec::runtime::Spec;
 use rvm_protocol::failure::{Code, Failure};
 
 use super::cgroup::{self, ContainerCgroupError};
-use crate::anchor::StandIn;
-use crate::anchor::rootfs_view::{View, ViewError};
+use crate::anchor::PidAnchor;
+use crate::anchor::rootfs_view::{RootfsView, RootfsViewError};
 use crate::anchor::synthetic_proc;
 use crate::cgroup::Driver;
 use crate::config::Config;
@@ -55,10 +55,10 @@ pub enum StartError {
     Storage(#[from] StorageError),
     /// The mount namespace behind the container's pid could not be made.
     #[error(transparent)]
-    View(#[from] ViewError),
-    /// The thread that stands for the container has ended.
+    RootfsView(#[from] RootfsViewError),
+    /// The container's anchor thread has ended.
     #[error("cannot have a thread stand for the container")]
-    StandIn(#[source] io::Error),
+    PidAnchor(#[source] io::Error),
     /// The container's network namespace cannot be used.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -138,8 +138,8 @@ pub struct Start<'a> {
     pub driver: Driver,
     /// The host's network namespace, where hooks run.
     pub outside: &'a Namespace,
-    /// The thread that stands for the container has ended.
-    pub stand_in: &'a StandIn,
+    /// The thread whose number is the container's pid.
+    pub anchor: &'a PidAnchor,
 }
 
 /// Opens or makes the network namespace that a container is to be in, and says where the container is to
@@ -230,13 +230,13 @@ impl Start<'_> {
     /// Shows the container's files and processes to those who look behind its pid.
     fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
-        let view = View::of(spec, &guest.dir().shared(), id);
-        let shown = self.stand_in.have(move || view.enter());
-        let shown = shown.map_err(StartError::StandIn)??;
-        if let Some(processes) = shown
-            && synthetic_proc::are_looked_for(&self.bundle.spec)
+        let view = RootfsView::of(spec, &guest.dir().shared(), id);
+        let proc = self.anchor.run(move || view.enter());
+        let proc = proc.map_err(StartError::PidAnchor)??;
+        if let Some(proc) = proc
+            && synthetic_proc::is_needed(&self.bundle.spec)
         {
-            synthetic_proc::show(processes, id, guest, self.stand_in.left());
+            synthetic_proc::serve(proc, id, guest, self.anchor.left_rootfs());
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::anchor::StandIn;
+use crate::anchor::PidAnchor;
 use crate::cgroup::{Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::container::cgroup::{self, ContainerCgroupError};
@@ -103,7 +103,7 @@ pub struct Order<'a> {
     /// Who waits.
     pub mode: Mode<'a>,
     /// This process's first thread; whoever carries the order out is another.
-    pub stand_in: &'a StandIn,
+    pub anchor: &'a PidAnchor,
 }
 
 /// Who waits for a monitor.
@@ -155,7 +155,7 @@ async fn live(
     let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
     let (namespace, placement) = take_network(order.bundle).map_err(StartError::from)?;
     let entered = namespace.enter();
-    let entered = entered.and_then(|()| order.stand_in.enter(&namespace));
+    let entered = entered.and_then(|()| order.anchor.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;
     let (place, relay) = tokio::select! {
         started = start(order, &outside, placement, host, timings) => started?,
@@ -198,7 +198,7 @@ async fn start(
         config: order.config,
         driver: order.driver,
         outside,
-        stand_in: order.stand_in,
+        anchor: order.anchor,
     };
     let (place, relay) = start.create(placement, host, timings).await?;
     if let Mode::Foreground = order.mode {
