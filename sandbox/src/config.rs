@@ -1,4 +1,5 @@
-//! rvm's own configuration: /etc/rvm/config.toml. Every value has a default, so there need be none.
+//! rvm's own configuration, /etc/rvm/config.toml. Every value has a default, so the file is
+//! optional.
 
 use std::fmt;
 use std::fs;
@@ -8,44 +9,34 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the configuration lies if nothing else is said.
+/// The configuration file unless the command line names another.
 pub const DEFAULT_PATH: &str = "/etc/rvm/config.toml";
 
 /// The configuration could not be read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum ConfigError {
-    /// The file.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which file.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// Its contents.
     #[error("{}: line {line}: {reason}", path.display())]
     Parse {
-        /// Which file.
         path: PathBuf,
-        /// Where, counted from 1.
         line: usize,
-        /// What is wrong, after the field's name if it has one.
         reason: String,
     },
-    /// A value that makes no sense.
     #[error("{}: {field} {reason}", path.display())]
     Value {
-        /// Which file.
         path: PathBuf,
-        /// Which value.
         field: &'static str,
-        /// What is wrong with it.
         reason: String,
     },
 }
 
-/// An engine by name. What rvm knows of it is in its descriptor, [`crate::engine::Engine`].
+/// An engine by name. [`crate::engine::Engine`] describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
@@ -69,7 +60,7 @@ impl EngineKind {
     pub const ALL: [Self; 2] = [Self::Kvm, Self::Qemu];
 }
 
-/// What the configuration, or `--engine`, says about the engine.
+/// The choice of an engine in the configuration or by `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum EngineChoice {
@@ -112,7 +103,7 @@ impl TryFrom<String> for EngineChoice {
     }
 }
 
-/// The configuration file, as it is written.
+/// The configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -131,37 +122,37 @@ struct File {
 /// The configuration with its defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// What runs machines.
+    /// `engine`: which engine runs machines.
     pub engine: EngineChoice,
-    /// The rvm-vmm binary.
+    /// The path of rvm-vmm.
     pub vmm: PathBuf,
-    /// The QEMU binary.
+    /// The path of qemu-system-x86_64.
     pub qemu: PathBuf,
-    /// The guest's kernel.
+    /// The path of the guest's kernel, a vmlinux.
     pub kernel: PathBuf,
-    /// The guest's initramfs, which holds the agent.
+    /// The path of the guest's initramfs, which holds the agent.
     pub initramfs: PathBuf,
-    /// More kernel parameters.
+    /// Parameters to append to the guest's kernel command line.
     pub kernel_params: String,
-    /// vCPUs of a container without a limit.
+    /// vCPUs for a container without a limit.
     pub vcpus: u64,
-    /// vCPUs that a running sandbox can be given.
+    /// The most vCPUs that a running sandbox can be resized to.
     pub max_vcpus: u64,
-    /// Memory of a container without a limit, in MiB.
+    /// Memory in MiB for a container without a limit.
     pub memory_mib: u64,
-    /// How long a guest may take from its start to the container's creation. None leaves it to the
-    /// engine.
+    /// The time limit from the machine's start to the container's creation. None uses the engine's
+    /// default.
     pub start_timeout: Option<Duration>,
 }
 
-/// Memory of a container without a limit, in MiB. It costs the host what the guest touches.
+/// In MiB. The host only spends what the guest touches.
 const DEFAULT_MEMORY_MIB: u64 = 512;
 
-/// The most vCPUs that a container without a limit is given; each costs start-up time.
+/// The most vCPUs for a container without a limit; each costs start-up time.
 const DEFAULT_VCPUS: u64 = 4;
 
 impl Config {
-    /// Reads `path`, or [`DEFAULT_PATH`], which need not exist.
+    /// Reads `path`, which must exist, or [`DEFAULT_PATH`], which need not.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let prefix = installation_prefix();
         match path {
@@ -237,7 +228,7 @@ fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     })
 }
 
-/// The directory below which rvm was installed: it is `<prefix>/bin/rvm`.
+/// The prefix that rvm is installed below, from its own path `<prefix>/bin/rvm`.
 fn installation_prefix() -> PathBuf {
     std::env::current_exe()
         .ok()
@@ -266,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_counts() {
+    fn the_files_values_override_the_defaults() {
         let config =
             read("engine = \"qemu\"\nvcpus = 3\nkernel = \"/k\"\nstart_timeout_seconds = 7")
                 .unwrap();
@@ -297,7 +288,7 @@ mod tests {
 
     #[test]
     fn every_key_is_documented() {
-        // What is said of an unknown key lists those there are.
+        // The error for an unknown key lists the known ones.
         let message = read("unknown = 1").unwrap_err().to_string();
         let (_, list) = message.split_once("expected one of").unwrap();
         let keys: Vec<&str> = list.split('`').skip(1).step_by(2).collect();

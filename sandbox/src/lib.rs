@@ -9,7 +9,7 @@
 // repository holds that.
 pub mod host;
 pub mod config;
-pub mod sizing;
+mod sizing;
 pub mod cgroup;
 mod share;
 mod dir;

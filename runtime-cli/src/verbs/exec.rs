@@ -11,7 +11,7 @@ use rvm_sandbox::container::monitor_process;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::Mode;
 use rvm_sandbox::monitor::exec::{self, Order};
-use rvm_sandbox::spec::process::{self, Changes};
+use rvm_sandbox::spec::process::{self, Overrides};
 
 use super::{block_on, create};
 use crate::cli::{ExecArgs, ExecMonitorArgs, Global};
@@ -21,7 +21,7 @@ pub fn run(global: &Global, args: ExecArgs) -> anyhow::Result<ExitCode> {
     let container = global.store().open(&args.id)?;
     let process = match &args.process {
         Some(path) => from_file(&args, path)?,
-        None => process::from_bundle(&container.state()?.bundle, changes(&args)?)?,
+        None => process::from_bundle(&container.state()?.bundle, overrides(&args)?)?,
     };
     let terminal = process.terminal().unwrap_or(false);
     let console_socket = args.console_socket.as_deref();
@@ -54,14 +54,14 @@ fn from_file(args: &ExecArgs, path: &std::path::Path) -> anyhow::Result<Process>
     Ok(process)
 }
 
-fn changes(args: &ExecArgs) -> anyhow::Result<Changes> {
+fn overrides(args: &ExecArgs) -> anyhow::Result<Overrides> {
     if args.command.is_empty() {
         bail!("process args cannot be empty; give a command, or --process");
     }
     let capability = |name: &String| {
         process::capability(name).with_context(|| format!("unknown capability {name:?}"))
     };
-    Ok(Changes {
+    Ok(Overrides {
         args: args.command.clone(),
         cwd: args.cwd.clone(),
         env: args.env.clone(),

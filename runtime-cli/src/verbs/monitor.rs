@@ -40,7 +40,7 @@ fn watch(
     let config = global.config()?;
     let container = global.store().open(&args.id)?;
     let mut bundle = Bundle::load(&container.state()?.bundle)?;
-    process::announce_listening(&mut bundle, args.listen_fds);
+    process::set_listen_fds(&mut bundle, args.listen_fds);
     // Whatever file system the engine was in may be unmounted meanwhile.
     std::env::set_current_dir("/")?;
     let order = Order {

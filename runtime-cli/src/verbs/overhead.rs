@@ -4,9 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use rvm_sandbox::cgroup::overhead;
+use rvm_sandbox::cgroup::{limit_mib, overhead};
 use rvm_sandbox::engine::{Engine, choice};
-use rvm_sandbox::sizing;
 
 use super::update::bytes;
 use crate::cli::{Global, OverheadArgs};
@@ -18,7 +17,7 @@ pub fn run(global: &Global, args: &OverheadArgs) -> anyhow::Result<ExitCode> {
         None => config.memory_mib,
         Some(text) => {
             let bytes = bytes(text).context("invalid value for --memory")?;
-            let Some(mib) = sizing::limit_mib(bytes) else {
+            let Some(mib) = limit_mib(bytes) else {
                 bail!("invalid value for --memory: {text} is no limit");
             };
             mib

@@ -44,7 +44,7 @@ fn foreground(global: &Global, args: &RunArgs, anchor: &PidAnchor) -> anyhow::Re
     create::check_notify_socket(std::env::var_os("NOTIFY_SOCKET"))?;
     let mut bundle = Bundle::load(&args.create.bundle)?;
     let listening = create::listening_sockets();
-    process::announce_listening(&mut bundle, listening);
+    process::set_listen_fds(&mut bundle, listening);
     let extra = descriptors::inherited(listening.saturating_add(args.create.preserve_fds))?;
     let container = lifecycle::prepare(&global.store(), &args.create.id, &bundle)?;
     if let Some(path) = &args.create.pid_file {

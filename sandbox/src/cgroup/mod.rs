@@ -33,6 +33,8 @@ pub use paths::Driver;
 pub use settings::is_host_file;
 pub use systemd::SystemdError;
 
+pub use crate::sizing::limit_mib;
+
 /// A container's groups could not be created, changed or removed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each message says it")]

@@ -15,7 +15,7 @@ use crate::control::{self, ControlError};
 use crate::dir::SandboxDir;
 use crate::dir::layout::Layout;
 use crate::guest::agent::{Agent, AgentError};
-use crate::hooks::{self, Moment};
+use crate::hooks::{self, HookPoint};
 use crate::host::process::ProcessId;
 use crate::network;
 use crate::share::{self, StorageError};
@@ -153,7 +153,7 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     let sandbox = container.sandbox(&state)?;
     let id = container.id().to_owned();
     control::ask(&sandbox, control::Request::Start { id }).await?;
-    hooks::run_and_warn(Moment::Poststart, state.hooks.as_ref(), &state, None).await;
+    hooks::run_and_warn(HookPoint::Poststart, state.hooks.as_ref(), &state, None).await;
     Ok(())
 }
 
@@ -209,7 +209,7 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     // Of several who delete it, one tells of it.
     let removed = remove(container)?;
     if let Some(state) = state.as_ref().filter(|_| removed) {
-        hooks::run_and_warn(Moment::Poststop, state.hooks.as_ref(), state, None).await;
+        hooks::run_and_warn(HookPoint::Poststop, state.hooks.as_ref(), state, None).await;
     }
     Ok(())
 }

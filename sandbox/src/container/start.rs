@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::dir::SandboxDir;
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
-use crate::hooks::{self, HookError, Moment};
+use crate::hooks::{self, HookError, HookPoint};
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::{Guest, Sandbox, SandboxError, VolumeError, Volumes};
@@ -272,7 +272,7 @@ impl Start<'_> {
         started.await.map_err(plain)?;
         let state = self.container.lock()?.step(Status::Running, |_| {})?;
         let (hooks, outside) = (state.hooks.as_ref(), Some(self.outside));
-        hooks::run_and_warn(Moment::Poststart, hooks, &state, outside).await;
+        hooks::run_and_warn(HookPoint::Poststart, hooks, &state, outside).await;
         Ok(())
     }
 
@@ -283,8 +283,8 @@ impl Start<'_> {
         let Some(hooks) = &state.hooks else {
             return Ok(());
         };
-        for moment in [Moment::Prestart, Moment::CreateRuntime] {
-            hooks::run(moment, Some(hooks), &state, self.outside).await?;
+        for point in [HookPoint::Prestart, HookPoint::CreateRuntime] {
+            hooks::run(point, Some(hooks), &state, self.outside).await?;
         }
         timings.lap("run hooks");
         Ok(())

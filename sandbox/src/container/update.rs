@@ -11,9 +11,9 @@ use crate::container::running::{connect, gone};
 use crate::control::{self, ControlError, Request};
 use crate::sandbox::MemoryResult;
 use crate::sizing::Change;
-use crate::sizing::pod_limits::together;
+use crate::sizing::pod_limits;
 use crate::spec::pod::Role;
-use crate::spec::{self, unsupported, validate::Problem};
+use crate::spec::{self, unsupported, validate::FieldError};
 use crate::state::{Container, State, StateError, Status};
 
 /// Where 0 is a setting. Elsewhere it stands for "as it is", as with runc.
@@ -33,7 +33,7 @@ pub enum UpdateError {
     Cgroup(#[from] ContainerCgroupError),
     /// A limit that neither the guest nor the host has.
     #[error("{} {}", .0.field, .0.reason)]
-    Unsupported(Problem),
+    Unsupported(FieldError),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] ControlError),
@@ -156,7 +156,7 @@ async fn on_machine(
             let others = container
                 .store()
                 .limits_of_others(sandbox, container.id())?;
-            let with = |own: &LinuxResources| together(others.iter().chain([own]));
+            let with = |own: &LinuxResources| pod_limits::sum(others.iter().chain([own]));
             Change::new(&with(old), &with(new), true)
         }
     };

@@ -1,8 +1,7 @@
-//! Hooks that run on the host: prestart and createRuntime before the container is made, poststart
-//! after its program was started, poststop after it was deleted.
+//! Hooks that run on the host: prestart and createRuntime before the container is created,
+//! poststart after its program has started, poststop after it was deleted.
 //!
-//! Those of the container's own namespaces are the guest's to run; see [`guest`] for what can be
-//! run there.
+//! The guest runs createContainer and startContainer; [`crate::spec::hooks`] checks those.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,20 +16,21 @@ use crate::network::Namespace;
 use crate::state::{State, Status};
 use rvm_sys::error_chain::chain;
 
-/// When hooks run.
+/// The points in a container's life at which the host runs hooks; see config.md of the runtime
+/// specification, "POSIX-platform Hooks".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// The container's namespaces are there, its process is not.
+pub enum HookPoint {
+    /// After the runtime environment is created, before the container is. Deprecated.
     Prestart,
-    /// Likewise; the later name for the same moment.
+    /// The successor of prestart, at the same point.
     CreateRuntime,
-    /// The program runs.
+    /// After the program has started.
     Poststart,
-    /// The container is gone.
+    /// After the container is deleted.
     Poststop,
 }
 
-impl Moment {
+impl HookPoint {
     fn name(self) -> &'static str {
         match self {
             Self::Prestart => "prestart",
@@ -59,35 +59,27 @@ impl Moment {
     }
 }
 
-/// A hook that failed.
+/// A hook failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// It could not be run.
-    #[error("error running {moment} hook #{index}: {path}")]
+    #[error("error running {point} hook #{index}: {path}")]
     Run {
-        /// When.
-        moment: &'static str,
-        /// Its place in config.json, from 0.
+        point: &'static str,
+        /// The index into config.json's list.
         index: usize,
-        /// The program.
         path: String,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// It ended badly.
-    #[error("error running {moment} hook #{index}: {end}")]
+    #[error("error running {point} hook #{index}: {end}")]
     Failed {
-        /// When.
-        moment: &'static str,
-        /// Its place in config.json, from 0.
+        point: &'static str,
         index: usize,
-        /// How it ended, and what it said.
         end: End,
     },
 }
 
-/// What a hook reads from its standard input: the state as the runtime specification has it.
+/// The container state that a hook reads from its standard input; see runtime.md, "State".
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Input<'a> {
@@ -105,47 +97,47 @@ fn is_zero(pid: &i32) -> bool {
     *pid == 0
 }
 
-/// Runs the hooks of a moment in order; the first that fails ends it. Given up, it ends the one that
-/// runs. They run in the network namespace of the host, wherever the caller is.
+/// Runs the hooks of a point in order until one fails, in the host's network namespace. Cancelling
+/// the future kills the running hook.
 pub async fn run(
-    moment: Moment,
+    point: HookPoint,
     hooks: Option<&Hooks>,
     state: &State,
     outside: &Namespace,
 ) -> Result<(), HookError> {
-    for (index, hook) in list(moment, hooks) {
-        let running = start(moment, index, hook, state, Some(outside))?;
+    for (index, hook) in list(point, hooks) {
+        let running = start(point, index, hook, state, Some(outside))?;
         let end = running.end().await;
-        judge(moment, index, hook, end)?;
+        judge(point, index, hook, end)?;
     }
     Ok(())
 }
 
-/// Runs the hooks of a moment in order; the container's life goes on whether they fail or not. They
-/// run in the network namespace of the host, or where the caller is if that is not said.
+/// Runs the hooks of a point in order, and logs those that fail. They run in the network namespace
+/// `outside`, or in the caller's.
 pub async fn run_and_warn(
-    moment: Moment,
+    point: HookPoint,
     hooks: Option<&Hooks>,
     state: &State,
     outside: Option<&Namespace>,
 ) {
-    for (index, hook) in list(moment, hooks) {
-        let end = match start(moment, index, hook, state, outside) {
-            Ok(running) => judge(moment, index, hook, running.end().await),
+    for (index, hook) in list(point, hooks) {
+        let end = match start(point, index, hook, state, outside) {
+            Ok(running) => judge(point, index, hook, running.end().await),
             Err(error) => Err(error),
         };
         warn(end);
     }
 }
 
-fn list(moment: Moment, hooks: Option<&Hooks>) -> impl Iterator<Item = (usize, &Hook)> {
+fn list(point: HookPoint, hooks: Option<&Hooks>) -> impl Iterator<Item = (usize, &Hook)> {
     hooks
         .into_iter()
-        .flat_map(move |hooks| moment.of(hooks).iter().enumerate())
+        .flat_map(move |hooks| point.of(hooks).iter().enumerate())
 }
 
 fn start(
-    moment: Moment,
+    point: HookPoint,
     index: usize,
     hook: &Hook,
     state: &State,
@@ -154,9 +146,9 @@ fn start(
     let input = Input {
         oci_version: &state.oci_version,
         id: &state.id,
-        status: moment.status(),
-        pid: match moment {
-            Moment::Poststop => 0,
+        status: point.status(),
+        pid: match point {
+            HookPoint::Poststop => 0,
             _ => state.last_pid().cast_signed(),
         },
         bundle: &state.bundle,
@@ -168,7 +160,7 @@ fn start(
             let start = || start_process(hook, &input, &state.bundle);
             outside.map_or_else(start, |outside| outside.within(start)?)
         })
-        .map_err(|source| cannot_run(moment, index, hook, source))
+        .map_err(|source| cannot_run(point, index, hook, source))
 }
 
 fn start_process(hook: &Hook, input: &[u8], bundle: &Path) -> io::Result<Running> {
@@ -188,22 +180,27 @@ fn start_process(hook: &Hook, input: &[u8], bundle: &Path) -> io::Result<Running
     Running::start(&process, input)
 }
 
-fn cannot_run(moment: Moment, index: usize, hook: &Hook, source: io::Error) -> HookError {
+fn cannot_run(point: HookPoint, index: usize, hook: &Hook, source: io::Error) -> HookError {
     HookError::Run {
-        moment: moment.name(),
+        point: point.name(),
         index,
         path: hook.path().display().to_string(),
         source,
     }
 }
 
-fn judge(moment: Moment, index: usize, hook: &Hook, end: io::Result<End>) -> Result<(), HookError> {
-    let end = end.map_err(|source| cannot_run(moment, index, hook, source))?;
+fn judge(
+    point: HookPoint,
+    index: usize,
+    hook: &Hook,
+    end: io::Result<End>,
+) -> Result<(), HookError> {
+    let end = end.map_err(|source| cannot_run(point, index, hook, source))?;
     if end.is_success() {
         return Ok(());
     }
     Err(HookError::Failed {
-        moment: moment.name(),
+        point: point.name(),
         index,
         end,
     })

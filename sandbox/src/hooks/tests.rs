@@ -18,10 +18,10 @@ impl Scene {
         Self { dir, state }
     }
 
-    fn run(&self, moment: Moment, hooks: Value) -> Result<(), HookError> {
+    fn run(&self, point: HookPoint, hooks: Value) -> Result<(), HookError> {
         let hooks: Hooks = serde_json::from_value(hooks).unwrap();
         let outside = Namespace::own().unwrap();
-        block_on(run(moment, Some(&hooks), &self.state, &outside))
+        block_on(run(point, Some(&hooks), &self.state, &outside))
     }
 
     fn read(&self, name: &str) -> String {
@@ -49,7 +49,7 @@ fn a_hook_runs_in_the_bundle_with_the_state_and_its_own_environment() {
         "args": ["named", "-c", "cat >state; echo $0 $1 >args; /usr/bin/env >env", "zero", "one"],
     });
     scene
-        .run(Moment::CreateRuntime, json!({ "createRuntime": [hook] }))
+        .run(HookPoint::CreateRuntime, json!({ "createRuntime": [hook] }))
         .unwrap();
     let state: Value = serde_json::from_str(&scene.read("state")).unwrap();
     assert_eq!(
@@ -69,12 +69,12 @@ fn a_hook_runs_in_the_bundle_with_the_state_and_its_own_environment() {
 }
 
 #[test]
-fn the_first_hook_that_fails_is_the_last() {
+fn no_hook_runs_after_the_first_that_fails() {
     let scene = Scene::new();
     let hooks = json!({ "prestart": [
         shell("echo 1 >>log"), shell("echo said; echo why >&2; exit 3"), shell("echo 2 >>log"),
     ] });
-    let error = scene.run(Moment::Prestart, hooks).unwrap_err();
+    let error = scene.run(HookPoint::Prestart, hooks).unwrap_err();
     assert_eq!(
         error.to_string(),
         "error running prestart hook #1: exit status 3, stdout: said, stderr: why"
@@ -88,7 +88,7 @@ fn a_hook_that_runs_past_its_timeout_is_killed() {
     let mut hook = shell("exec sleep 60");
     hook["timeout"] = json!(1);
     let error = scene
-        .run(Moment::Prestart, json!({ "prestart": [hook] }))
+        .run(HookPoint::Prestart, json!({ "prestart": [hook] }))
         .unwrap_err();
     assert!(
         error
@@ -102,17 +102,17 @@ fn a_hook_that_runs_past_its_timeout_is_killed() {
 fn a_hook_that_cannot_be_run_is_named() {
     let scene = Scene::new();
     let hooks = json!({ "prestart": [{ "path": "/nonexistent/hook" }] });
-    let error = scene.run(Moment::Prestart, hooks).unwrap_err();
+    let error = scene.run(HookPoint::Prestart, hooks).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/hook"), "{error}");
 }
 
 #[test]
-fn hooks_of_the_end_all_run_and_there_is_no_pid() {
+fn all_poststop_hooks_run_and_get_no_pid() {
     let scene = Scene::new();
     let hooks = json!({ "poststop": [shell("exit 1"), shell("cat >state")] });
     let hooks: Hooks = serde_json::from_value(hooks).unwrap();
     block_on(run_and_warn(
-        Moment::Poststop,
+        HookPoint::Poststop,
         Some(&hooks),
         &scene.state,
         None,

@@ -1,13 +1,14 @@
-//! The shared directory: what the guest can see of the host.
+//! The shared directory: the part of the host's files that the guest sees.
 //!
-//! It is a small file system of its own below the sandbox's directory, with a bind mount for every
-//! root and volume: `<container id>/rootfs` and `<container id>/mounts/<n>`. The guest cannot write
-//! to it, only to what is mounted in it, so that nothing but what is made here is ever found. Its mounts are shared, in the sense of mount_namespaces(7), so that the
-//! jailed machine, whose mount namespace is a slave, sees what is mounted later; and each bind
-//! mount is a slave of its source or private, so that taking it away takes nothing from the host.
+//! It is a tmpfs below the sandbox's directory, with a bind mount for every root and volume:
+//! `<container id>/rootfs` and `<container id>/mounts/<n>`. The guest cannot write to the tmpfs,
+//! only to the mounts in it, so it never holds a name that rvm has not created. Its mounts are
+//! shared, in the sense of mount_namespaces(7), so that the jailed machine, whose mount namespace
+//! is a slave, sees later mounts. Each bind mount is a slave of its source or private, so that
+//! unmounting it unmounts nothing of the host's.
 
-mod copied_volume;
-mod place;
+mod atomic_volume;
+mod layout;
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -30,16 +31,16 @@ use oci_spec::runtime::Spec;
 use crate::host::idmap;
 use crate::host::read_only::make_read_only;
 
-pub use copied_volume::{DATA, is_volume, read_volume};
-pub use place::{CONFIG_FILE, ROOT, SHARED, STAGE, SharedMount, VOLUMES};
+pub use atomic_volume::{DATA, is_atomic_volume, read_volume};
+pub use layout::{CONFIG_FILE, ROOT, SHARED, STAGE, SharedMount, VOLUMES};
 
-/// What containers of a pod have of the host together. No container's id has such a name.
-const TOGETHER: &str = "@together";
+/// The directory of mounts that containers of a pod share. A container's id has no `@`.
+const POD_MOUNTS: &str = "@together";
 
-/// In a container's part, the names of what it has of that.
-const HELD: &str = "held";
+/// In a container's directory, files that name the pod mounts that it uses.
+const REFERENCES: &str = "held";
 
-/// Preparing or removing the shared directory failed.
+/// A change of the shared directory failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {}", path.display())]
 pub struct StorageError {
@@ -61,12 +62,12 @@ fn at<T, E: Into<io::Error>>(
     })
 }
 
-/// Makes the shared directory and the stage below `sandbox`, both empty.
+/// Creates the shared directory and the stage below `sandbox`, both empty.
 pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
     let shared = sandbox.join(SHARED);
     make_dir(&shared)?;
     make_dir(&sandbox.join(STAGE))?;
-    // Nothing but mount points is ever in it.
+    // Enough for mount points.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     at(
         "mount tmpfs on",
@@ -78,14 +79,19 @@ pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
     Ok(shared)
 }
 
-/// Makes a directory or file of the host visible in the shared directory.
+/// Mounts a directory or file of the host in the shared directory.
 pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
     let source = open_source(&wanted.source)?;
     let place = shared.join(&wanted.place);
-    let _lock = wanted.held.is_some().then(|| lock(shared)).transpose()?;
-    if let Some(held) = wanted.held.as_ref().map(|held| shared.join(held)) {
-        held.parent().map_or(Ok(()), make_dir)?;
-        at("create", &held, fs::File::create(&held))?;
+    let _lock = wanted
+        .reference
+        .is_some()
+        .then(|| lock(shared))
+        .transpose()?;
+    if let Some(reference) = &wanted.reference {
+        let reference = shared.join(reference);
+        reference.parent().map_or(Ok(()), make_dir)?;
+        at("create", &reference, fs::File::create(&reference))?;
         if is_mount_point(&place) {
             return Ok(());
         }
@@ -121,9 +127,9 @@ fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<(), Stor
     at("bind", &wanted.source, bound)
 }
 
-/// Has a container of a pod share the place of files that others have in the same way.
-pub fn hold(wanted: &mut SharedMount, id: &str) {
-    // What cannot be examined cannot be shared either, and that says why.
+/// Gives a container of a pod the same mount as other containers with the same source and options.
+pub fn share_in_pod(wanted: &mut SharedMount, id: &str) {
+    // Sharing it will fail, with the reason.
     let Ok(found) = fs::metadata(&wanted.source) else {
         return;
     };
@@ -132,8 +138,8 @@ pub fn hold(wanted: &mut SharedMount, id: &str) {
     (wanted.recursive, wanted.read_only, wanted.follows_host).hash(&mut hasher);
     format!("{:?}", wanted.idmap).hash(&mut hasher);
     let name = format!("{:016x}", hasher.finish());
-    wanted.place = Path::new(TOGETHER).join(&name);
-    wanted.held = Some(Path::new(id).join(HELD).join(name));
+    wanted.place = Path::new(POD_MOUNTS).join(&name);
+    wanted.reference = Some(Path::new(id).join(REFERENCES).join(name));
 }
 
 fn is_mount_point(path: &Path) -> bool {
@@ -142,15 +148,15 @@ fn is_mount_point(path: &Path) -> bool {
         .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Puts the guest's configuration beside the container's root: together they are the bundle that a
-/// hook in the guest is told of.
+/// Writes the guest's configuration beside the container's root. Together they are the bundle in
+/// the state that hooks in the guest receive.
 pub fn write_bundle(shared: &Path, id: &str, spec: &Spec) -> Result<(), StorageError> {
     let path = shared.join(id).join(CONFIG_FILE);
     let text = serde_json::to_vec(spec).map_err(io::Error::from);
     at("write", &path, text.and_then(|text| fs::write(&path, text)))
 }
 
-/// Takes away what was shared for one container. Whatever of it is not there is no error.
+/// Unmounts and removes the files of one container. Missing files are no error.
 pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
     let container = shared.join(container_id);
     if !container.exists() {
@@ -161,20 +167,20 @@ pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
         found => at("examine", shared, found)?.dev(),
     };
     let _lock = lock(shared)?;
-    let held = names_in(&container.join(HELD));
+    let references = names_in(&container.join(REFERENCES));
     let cleared = clear(&container, device).and_then(|()| {
-        let unused = |name: &&String| !is_held(shared, name);
-        let mut places = held.iter().filter(unused);
-        places.try_for_each(|name| clear(&shared.join(TOGETHER).join(name), device))
+        let unused = |name: &&String| !is_referenced(shared, name);
+        let mut mounts = references.iter().filter(unused);
+        mounts.try_for_each(|name| clear(&shared.join(POD_MOUNTS).join(name), device))
     });
     match cleared {
-        // The whole sandbox is being taken away at the same time.
+        // Another process is removing the whole sandbox.
         Err(error) if is_gone(&error.source) => Ok(()),
         cleared => cleared,
     }
 }
 
-/// Keeps others from sharing or taking away what containers have together.
+/// Serializes changes of the pod mounts.
 fn lock(shared: &Path) -> Result<OwnedFd, StorageError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = at(
@@ -186,14 +192,14 @@ fn lock(shared: &Path) -> Result<OwnedFd, StorageError> {
     Ok(dir)
 }
 
-fn is_held(shared: &Path, name: &str) -> bool {
+fn is_referenced(shared: &Path, name: &str) -> bool {
     let containers = names_in(shared);
     containers
         .iter()
-        .any(|id| shared.join(id).join(HELD).join(name).exists())
+        .any(|id| shared.join(id).join(REFERENCES).join(name).exists())
 }
 
-/// What is in a directory; nothing if it is not there.
+/// The names in a directory; none if it does not exist.
 fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -205,8 +211,8 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-/// Unmounts and removes what [`share`] has made. The device is the shared directory's own: nothing
-/// that lies on another, and so is the host's, is ever removed.
+/// Unmounts and removes what [`share`] has created. `device` is the shared directory's: a file on
+/// another device is the host's, and is never removed.
 fn clear(path: &Path, device: u64) -> Result<(), StorageError> {
     unmount_all(path)?;
     let found = at("examine", path, fs::symlink_metadata(path))?;
@@ -222,7 +228,7 @@ fn clear(path: &Path, device: u64) -> Result<(), StorageError> {
     remove_dir(path)
 }
 
-/// Takes everything away again. Whatever of it is not there is no error.
+/// Removes the shared directory and the stage. Missing ones are no error.
 pub fn remove(sandbox: &Path) -> Result<(), StorageError> {
     let shared = sandbox.join(SHARED);
     unmount_all(&shared)?;
@@ -231,12 +237,12 @@ pub fn remove(sandbox: &Path) -> Result<(), StorageError> {
         .try_for_each(|dir| remove_dir(dir))
 }
 
-/// Unmounts what is mounted on `path`, with all that is mounted below.
+/// Unmounts all mounts on `path`, with those below.
 fn unmount_all(path: &Path) -> Result<(), StorageError> {
     loop {
         match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            // No mount point any more, or never one.
+            // Not a mount point.
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             Err(error) => return at("unmount", path, Err(error)),
         }
@@ -322,7 +328,7 @@ mod tests {
                 read_only: false,
                 follows_host: false,
                 idmap: None,
-                held: None,
+                reference: None,
             };
             change(&mut wanted);
             share(&self.shared, &wanted).unwrap();
@@ -425,7 +431,7 @@ mod tests {
                 read_only: false,
                 follows_host: false,
                 idmap: None,
-                held: None,
+                reference: None,
             };
             let error = share(&sandbox.shared, &wanted).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()));
@@ -434,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shared_for_one_container_goes_and_the_rest_stays() {
+    fn the_files_of_one_container_are_removed_and_the_rest_stays() {
         let (sandbox, source) = (Sandbox::new(), source());
         let kept = sandbox.share(source.path(), |_| {});
         sandbox.share(source.path(), |wanted| wanted.place = "d/rootfs".into());
@@ -449,11 +455,13 @@ mod tests {
     }
 
     #[test]
-    fn containers_of_a_pod_have_files_together_until_the_last_is_gone() {
+    fn containers_of_a_pod_share_a_mount_until_the_last_is_gone() {
         let (sandbox, source) = (Sandbox::new(), source());
         let shared = |id: &str| {
-            sandbox.share(source.path(), |wanted| hold(wanted, id));
-            fs::read_dir(sandbox.shared.join(TOGETHER)).unwrap().count()
+            sandbox.share(source.path(), |wanted| share_in_pod(wanted, id));
+            fs::read_dir(sandbox.shared.join(POD_MOUNTS))
+                .unwrap()
+                .count()
         };
         assert_eq!((shared("c"), shared("d")), (1, 1));
         let mounts = mounts_below(&sandbox.shared);
@@ -465,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_twice_or_what_was_never_there_is_no_error() {
+    fn removing_twice_or_without_preparing_is_no_error() {
         let dir = tempfile::tempdir().unwrap();
         remove(dir.path()).unwrap();
         prepare(dir.path()).unwrap();

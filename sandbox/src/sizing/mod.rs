@@ -1,7 +1,8 @@
-//! How large a sandbox's machine is. Pure; the host's size and the configuration come in.
+//! The size of a sandbox's machine, from the container's limits. Pure: the host's size and the
+//! configuration are arguments.
 //!
-//! The machine is made as large as the container may become, so that what the container sees in
-//! /proc is its own limit and not some host's size.
+//! The machine is as large as the container's limits, so that /proc in the container shows its own
+//! limits and not the host's size.
 
 pub mod pod_limits;
 mod running;
@@ -14,48 +15,45 @@ pub use running::{Change, Running};
 use crate::config::Config;
 use crate::config::EngineKind;
 
-/// Memory that the guest needs for itself, in MiB, on top of what its containers may use: the
-/// kernel's image, the agent, buffers of devices, and some that is kept free. A container must meet its
-/// own limit before the guest is out of memory.
+/// The guest's own memory in MiB, on top of its containers': the kernel's image, the agent, buffers
+/// of devices, and a reserve. A container must reach its own limit before the guest is out of
+/// memory.
 const GUEST_OVERHEAD_MIB: u64 = 56;
 
-/// The part of memory that the guest needs besides: half of it for page structures, the rest for tables
-/// that grow with the memory and for what the kernel keeps free.
-const GUEST_OVERHEAD_PART: u64 = 32;
+/// One part in this many of the containers' memory is overhead as well: half of it for page
+/// structures, the rest for tables that grow with the memory and for the kernel's free-page
+/// reserve.
+const GUEST_OVERHEAD_DIVISOR: u64 = 32;
 
-/// The least memory a guest boots with, in MiB.
+/// The least memory that a guest boots with, in MiB.
 const MIN_MEMORY_MIB: u64 = 96;
 
-/// The most memory of a machine, in MiB: what rvm-vmm takes.
+/// The most memory of a machine in MiB, as in rvm-vmm.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
-/// The most vCPUs: APIC ids have 8 bits.
+/// The most vCPUs of a machine: APIC ids have 8 bits.
 const MAX_VCPUS: u64 = 253;
 
 /// A machine's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Virtual CPUs.
     pub vcpus: u8,
-    /// Memory in MiB.
     pub memory_mib: u64,
 }
 
-/// What the host has, and what the configuration gives a container that asks for nothing.
+/// The host's CPUs, and the defaults for a container without limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// CPUs that this process may run on.
     pub host_cpus: u64,
-    /// vCPUs without a limit.
     pub default_vcpus: u64,
-    /// Memory for the container without a limit, in MiB.
     pub default_memory_mib: u64,
-    /// vCPUs that a running machine can be given, as far as it does not start with more.
+    /// The most vCPUs that a running machine can be resized to, unless it starts with more.
     pub max_vcpus: u64,
 }
 
 impl Bounds {
-    /// Those of this host and configuration.
+    /// Reads the host's CPUs and the configuration.
     pub fn of(config: &Config) -> Self {
         Self {
             host_cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
@@ -66,54 +64,40 @@ impl Bounds {
     }
 }
 
-/// A limit that no machine can honour.
+/// No machine can have the size of a limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// Not a list of CPUs.
     #[error("config.json: linux.resources.cpu.cpus is no list of CPUs: {0:?}")]
     Cpuset(String),
-    /// Not a number.
     #[error("config.json: annotations[{0:?}] is no number: {1:?}")]
     Annotation(&'static str, String),
-    /// Not CRI-O's JSON.
     #[error("config.json: annotations[{0:?}] does not hold the limits of a pod: {1:?}")]
     Resources(&'static str, String),
-    /// More than a machine can have.
     #[error(
         "config.json: linux.resources.memory.limit of {0} MiB is more than a machine can have \
          ({MAX_MEMORY_MIB} MiB)"
     )]
     Memory(u64),
-    /// More than this machine can be given.
     #[error(
         "linux.resources.cpu asks for {wanted} vCPUs, and the sandbox was started with room for \
          {max}; max_vcpus in rvm's configuration gives those that are started later more room"
     )]
-    NoRoomForVcpus {
-        /// How many there were to be.
-        wanted: u8,
-        /// How many there can be.
-        max: u8,
-    },
-    /// More than this machine can be given.
+    NoRoomForVcpus { wanted: u8, max: u8 },
     #[error(
         "linux.resources.memory.limit asks for a machine of {wanted} MiB, and this one on the \
          {engine} engine can have at most {max} MiB; a container that is started with the limit \
          gets it"
     )]
     NoRoomForMemory {
-        /// What runs the machine.
         engine: EngineKind,
-        /// How much there was to be, in MiB.
         wanted: u64,
-        /// How much there can be, in MiB.
         max: u64,
     },
 }
 
 impl Size {
-    /// What a machine that starts with this size can be given: more vCPUs where the configuration
-    /// has room for them, and `memory_mib`.
+    /// The largest size that a machine of this size can be resized to: the configuration's maximum
+    /// of vCPUs, and `memory_mib`.
     pub fn with_room(self, bounds: &Bounds, memory_mib: u64) -> Self {
         self.at_least(Self {
             vcpus: bounded(bounds.max_vcpus, bounds),
@@ -128,7 +112,7 @@ impl Size {
         }
     }
 
-    /// The size for a sandbox that is made for this configuration.
+    /// The size of the sandbox for a bundle: of a pod if annotations have the pod's limits.
     pub fn for_bundle(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
         let linux = spec.linux().as_ref();
         let own = linux.and_then(|linux| linux.resources().as_ref());
@@ -141,8 +125,8 @@ impl Size {
 
     /// The size for a container with these limits.
     pub fn of(resources: Option<&LinuxResources>, bounds: &Bounds) -> Result<Self, SizeError> {
-        let vcpus = asked_vcpus(resources)?.unwrap_or(bounds.default_vcpus);
-        let container_mib = asked_memory(resources)?.unwrap_or(bounds.default_memory_mib);
+        let vcpus = vcpu_limit(resources)?.unwrap_or(bounds.default_vcpus);
+        let container_mib = memory_limit(resources)?.unwrap_or(bounds.default_memory_mib);
         check_memory(container_mib)?;
         Ok(Self {
             vcpus: bounded(vcpus, bounds),
@@ -151,8 +135,8 @@ impl Size {
     }
 }
 
-/// The limit of memory in MiB, if there is one.
-fn asked_memory(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
+/// The memory limit in MiB, if there is one.
+fn memory_limit(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
     let limit = resources
         .and_then(|resources| resources.memory().as_ref())
         .and_then(|memory| memory.limit())
@@ -168,9 +152,9 @@ fn check_memory(container_mib: u64) -> Result<(), SizeError> {
     }
 }
 
-/// A limit of memory in MiB, rounded up. None if the number means that there is none.
+/// Converts a memory limit to MiB, rounded up. None if the number means "no limit".
 pub fn limit_mib(bytes: i64) -> Option<u64> {
-    // Some engines write a limit that is no limit: all but the sign bit, in pages.
+    // Some engines write "no limit" as the largest number of whole pages.
     u64::try_from(bytes)
         .ok()
         .filter(|bytes| *bytes > 0)
@@ -178,15 +162,15 @@ pub fn limit_mib(bytes: i64) -> Option<u64> {
         .filter(|mib| *mib < 1 << 40)
 }
 
-/// The memory of a machine whose container may use so much, in MiB.
+/// The memory in MiB of a machine whose containers may use `container_mib`.
 pub fn machine_mib(container_mib: u64) -> u64 {
     let memory_mib =
-        container_mib + container_mib.div_ceil(GUEST_OVERHEAD_PART) + GUEST_OVERHEAD_MIB;
+        container_mib + container_mib.div_ceil(GUEST_OVERHEAD_DIVISOR) + GUEST_OVERHEAD_MIB;
     memory_mib.max(MIN_MEMORY_MIB)
 }
 
-/// How many CPUs the limits are worth, if there are limits.
-fn asked_vcpus(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
+/// The vCPUs for the CPU quota and cpuset, if there are any.
+fn vcpu_limit(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeError> {
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
     let by_quota = cpu.and_then(|cpu| {
         let quota = u64::try_from(cpu.quota()?)
@@ -206,7 +190,7 @@ fn asked_vcpus(resources: Option<&LinuxResources>) -> Result<Option<u64>, SizeEr
     })
 }
 
-/// More vCPUs than CPUs would only take turns.
+/// No more vCPUs than the host has CPUs.
 fn bounded(vcpus: u64, bounds: &Bounds) -> u8 {
     let count = vcpus.min(bounds.host_cpus).clamp(1, MAX_VCPUS);
     u8::try_from(count).unwrap_or(u8::MAX)
@@ -303,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_has_many_names() {
+    fn no_limit_has_many_spellings() {
         for limit in [-1, 0, i64::MAX, i64::MAX & !4095] {
             let size = Size::of(Some(&memory(limit)), &BOUNDS).unwrap();
             assert_eq!(size, Size::of(None, &BOUNDS).unwrap(), "{limit}");

@@ -1,4 +1,4 @@
-//! What the containers of a pod may use together, which makes the size of their machine. Pure.
+//! The limits of a pod as a whole, which determine the size of its machine. Pure.
 
 use std::collections::HashMap;
 
@@ -7,18 +7,18 @@ use serde::Deserialize;
 
 use crate::sizing::{SizeError, limit_mib};
 
-/// containerd's annotations of what a pod's containers may use together.
+/// containerd's annotations for a pod's limits: bytes and microseconds.
 const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const POD_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const POD_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
-/// CRI-O's, by its younger name and its older one: CRI's message as JSON, or `null`.
+/// CRI-O's annotation, by its newer and its older name: CRI's message as JSON, or `null`.
 const POD_RESOURCES: [&str; 2] = [
     "pod-linux-resources.crio.io",
     "io.kubernetes.cri-o.PodLinuxResources",
 ];
 
-/// These.
+/// The keys of all annotations with limits.
 pub const ANNOTATIONS: [&str; 5] = [
     POD_MEMORY,
     POD_CPU_QUOTA,
@@ -27,7 +27,7 @@ pub const ANNOTATIONS: [&str; 5] = [
     POD_RESOURCES[1],
 ];
 
-/// What is of interest in CRI's `LinuxContainerResources`: bytes and microseconds.
+/// A part of CRI's `LinuxContainerResources`: bytes and microseconds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct PodResources {
@@ -36,8 +36,8 @@ struct PodResources {
     cpu_period: i64,
 }
 
-/// What all containers of a pod may use together, in the annotations of its first, where kubelet knows
-/// it beforehand, as containerd or CRI-O hand it on; 0 says that there is no limit.
+/// The limits of a pod from the annotations of its first container, which containerd or CRI-O sets
+/// if kubelet knows the limits beforehand. 0 means no limit.
 pub fn annotated(
     annotations: &HashMap<String, String>,
 ) -> Result<Option<LinuxResources>, SizeError> {
@@ -81,9 +81,9 @@ fn by_containerd(annotations: &HashMap<String, String>) -> Result<PodResources, 
     })
 }
 
-/// What containers may use together of one machine: without a limit if one of them has none.
-pub fn together<'a>(all: impl Iterator<Item = &'a LinuxResources>) -> LinuxResources {
-    /// The kernel's default.
+/// The sum of the limits of a machine's containers; no limit if one of them has none.
+pub fn sum<'a>(all: impl Iterator<Item = &'a LinuxResources>) -> LinuxResources {
+    /// The kernel's default in microseconds.
     const PERIOD: u64 = 100_000;
     let (mut bytes, mut quota) = (Some(0_i64), Some(0_i64));
     for one in all {
@@ -118,7 +118,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn kubelet_says_beforehand_what_a_pod_may_use() {
+    fn annotations_have_the_limits_of_a_pod() {
         let limits = |list: &[(&'static str, &str)]| {
             let annotations = list
                 .iter()
@@ -148,10 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn containers_of_a_pod_need_the_sum_of_what_they_may_use() {
+    fn the_limits_of_a_pod_are_the_sum_of_its_containers() {
         let limits = |value| serde_json::from_value::<LinuxResources>(value).unwrap();
         let sum = |all: &[&LinuxResources]| {
-            let sum = together(all.iter().copied());
+            let sum = sum(all.iter().copied());
             let memory = sum.memory().and_then(|memory| memory.limit());
             (memory, sum.cpu().as_ref().and_then(LinuxCpu::quota))
         };

@@ -1,12 +1,12 @@
-//! The size that a running machine is to have, once its container's limits have changed. Pure.
+//! The new size of a running machine after a change of a container's limits. Pure.
 
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, Size, SizeError, asked_memory, asked_vcpus, bounded, machine_mib};
+use super::{Bounds, Size, SizeError, bounded, machine_mib, memory_limit, vcpu_limit};
 use crate::config::EngineKind;
 
-/// What a machine is to be changed for.
+/// A change of a container's limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     old: LinuxResources,
@@ -15,8 +15,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// From a container's old limits to its new ones, of which some may have stayed as they were. In
-    /// a machine that is `shared` there are other containers, so that it must not shrink.
+    /// From a container's old limits to its new ones. A `shared` machine has other containers and
+    /// must not shrink.
     pub fn new(old: &LinuxResources, new: &LinuxResources, shared: bool) -> Self {
         Self {
             old: sizing(old),
@@ -26,7 +26,7 @@ impl Change {
     }
 }
 
-/// What of the limits a machine's size depends on.
+/// Only the limits that a machine's size depends on.
 fn sizing(resources: &LinuxResources) -> LinuxResources {
     let mut sizing = LinuxResources::default();
     sizing.set_devices(None);
@@ -35,31 +35,30 @@ fn sizing(resources: &LinuxResources) -> LinuxResources {
     sizing
 }
 
-/// A machine that runs.
+/// A running machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Running {
-    /// What runs it.
     pub engine: EngineKind,
-    /// What it has now.
+    /// Its current size.
     pub now: Size,
-    /// What it can have at most.
+    /// The largest size that it can be resized to.
     pub max: Size,
 }
 
 impl Running {
-    /// The size for a container whose limits have changed. One that has no limit any more keeps what
-    /// there is, and gets what others without a limit have, as far as there is room.
+    /// The machine's size for changed limits. A container whose limit was lifted gets the default
+    /// for containers without a limit, up to the maximum, and never less than the current size.
     pub fn size_for(&self, change: &Change, bounds: &Bounds) -> Result<Size, SizeError> {
         let (old, new) = (Some(&change.old), Some(&change.new));
-        let vcpus = match asked_vcpus(new)? {
-            same if same == asked_vcpus(old)? => self.now.vcpus,
+        let vcpus = match vcpu_limit(new)? {
+            same if same == vcpu_limit(old)? => self.now.vcpus,
             Some(count) => bounded(count, bounds),
             None => bounded(bounds.default_vcpus, bounds)
                 .max(self.now.vcpus)
                 .min(self.max.vcpus),
         };
-        let memory_mib = match asked_memory(new)? {
-            same if same == asked_memory(old)? => self.now.memory_mib,
+        let memory_mib = match memory_limit(new)? {
+            same if same == memory_limit(old)? => self.now.memory_mib,
             Some(mib) => machine_mib(mib),
             None => machine_mib(bounds.default_memory_mib)
                 .max(self.now.memory_mib)
@@ -96,7 +95,7 @@ mod tests {
     use super::super::tests::{BOUNDS, cpu, memory};
     use super::*;
 
-    /// One vCPU and 256 MiB for the container, with room for four and as much as 4 GiB.
+    /// One vCPU and 256 MiB for the container, at most four vCPUs and 4 GiB.
     const RUNNING: Running = Running {
         engine: EngineKind::Kvm,
         now: Size {
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_has_not_changed_is_not_looked_at() {
+    fn an_unchanged_limit_has_no_effect() {
         let more_than_there_is = || memory(8 << 30);
         let mut new = more_than_there_is();
         new.set_cpu(cpu(Some(200_000), None, "").cpu().clone());
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_others_are_in_does_not_shrink() {
+    fn a_shared_machine_does_not_shrink() {
         let shared = Change {
             shared: true,
             ..change(memory(64 << 20))
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_room_for_is_refused_by_name() {
+    fn a_size_above_the_maximum_is_refused_by_name() {
         let refused = |limits| {
             let refused = RUNNING.size_for(&change(limits), &BOUNDS);
             refused.unwrap_err().to_string()
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_never_less_than_the_start() {
+    fn the_maximum_is_never_less_than_the_start() {
         let start = Size {
             vcpus: 6,
             memory_mib: 8192,

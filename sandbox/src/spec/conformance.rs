@@ -1,5 +1,5 @@
-//! docs/oci-conformance.md, held against the schema of the runtime specification and against what is
-//! said of fields that it calls refused.
+//! Checks docs/oci-conformance.md against the schema of the runtime specification, and against the
+//! errors for the fields that it calls refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,10 +11,10 @@ use super::{Bundle, CONFIG_FILE, parse};
 
 const DOCUMENT: &str = include_str!("../../../docs/oci-conformance.md");
 
-/// Where a field may be said to be looked after.
+/// The values of the column that says where a field is applied.
 const PLACES: [&str; 5] = ["guest", "host", "both", "no effect", "refused"];
 
-/// Sections of other platforms, which are one row each.
+/// Sections of other platforms, with one row each.
 const WHOLE: [&str; 4] = ["solaris", "windows", "vm", "zos"];
 
 /// A row of a table of fields.
@@ -44,7 +44,7 @@ fn rows() -> Vec<Row> {
         .collect()
 }
 
-/// Writes out `{a,b}`.
+/// Expands `{a,b}`.
 fn alternatives(pattern: &str) -> Vec<String> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return vec![pattern.to_owned()];
@@ -91,9 +91,9 @@ impl Schema {
         Self(files.into_iter().map(read).collect())
     }
 
-    /// What a field's description and those that it refers to say: the names of its fields, and
-    /// the values that it may have.
-    fn visit(&self, file: &str, node: &Value, path: &str, found: &mut Found) {
+    /// Collects the fields below a node of the schema and the values of its enums, following
+    /// references.
+    fn visit(&self, file: &str, node: &Value, path: &str, found: &mut Fields) {
         if let Some(reference) = node["$ref"].as_str() {
             let (other, pointer) = reference.split_once('#').unwrap();
             let file = if other.is_empty() { file } else { other };
@@ -129,14 +129,14 @@ impl Schema {
 }
 
 #[derive(Default)]
-struct Found {
+struct Fields {
     fields: BTreeSet<String>,
     values: BTreeMap<String, Vec<Value>>,
 }
 
-fn schema() -> Found {
+fn schema() -> Fields {
     let schema = Schema::read();
-    let mut found = Found::default();
+    let mut found = Fields::default();
     let root = &schema.0["config-schema.json"];
     schema.visit("config-schema.json", root, "", &mut found);
     assert!(found.fields.len() > 200, "{}", found.fields.len());
@@ -165,8 +165,7 @@ fn every_field_of_the_schema_is_in_the_document_once_and_no_other_is() {
     }
 }
 
-/// A bundle with the value at `pointer` replaced or added, arrays and objects on the way to it
-/// included.
+/// The error for a bundle whose value at `pointer` is replaced or added.
 fn error_with(pointer: &str, value: Value) -> Option<String> {
     let mut config = json!({
         "ociVersion": "1.2.0",
@@ -187,7 +186,7 @@ fn error_with(pointer: &str, value: Value) -> Option<String> {
     Some(error[at..].to_owned())
 }
 
-/// The lines that the document quotes, each as what is before and after a part that varies.
+/// The lines that the document quotes, each split at its variable part.
 fn quoted() -> Vec<(&'static str, &'static str)> {
     let lines = DOCUMENT.split('`').skip(1).step_by(2);
     let lines = lines.filter(|text| text.starts_with("config.json: "));
@@ -200,7 +199,7 @@ fn is(line: &str, (start, end): &(&str, &str)) -> bool {
     line.starts_with(start) && line.ends_with(end) && (!end.is_empty() || line == *start)
 }
 
-/// A field and a value for it that is refused; a socket is to be found at the path.
+/// Fields with values that are refused. `socket` is the path of a socket.
 fn refused(socket: &Path) -> Vec<(&'static str, Value)> {
     [of_common(socket), of_linux()].concat()
 }
@@ -327,7 +326,7 @@ fn a_row_that_says_refused_says_how() {
     }
 }
 
-/// Values that the schema lists where a text must be one of them, read as part of a configuration.
+/// Reads each value of the schema's enums as part of a configuration.
 #[test]
 fn every_value_that_the_schema_lists_can_be_read() {
     let found = schema().values;
@@ -355,7 +354,7 @@ fn every_value_that_the_schema_lists_can_be_read() {
                 }
             }
             *node = value.clone();
-            // What stands beside it is filled in.
+            // A required sibling.
             if field == "process.ioPriority.class" {
                 config["process"]["ioPriority"]["priority"] = json!(0);
             }

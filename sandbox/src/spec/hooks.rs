@@ -1,8 +1,7 @@
-//! Hooks that run in the guest.
+//! Checks the hooks that run in the guest.
 //!
-//! A startContainer hook is a program of the container's. A createContainer hook is one of the
-//! host's, which the guest gets to see as a file; but it sees nothing else of the host, so only a
-//! program that needs no other file can run there.
+//! A startContainer hook is a program of the container's image. A createContainer hook is a program
+//! of the host, which is shared with the guest as a single file, so it must be linked statically.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +13,7 @@ use oci_spec::runtime::{Hook, Hooks};
 /// `PT_INTERP` of elf(5).
 const PT_INTERP: u32 = 3;
 
-/// The most program headers that are looked at. Linkers make about ten.
+/// The most program headers that are read. Linkers write about ten.
 const MAX_HEADERS: u16 = 256;
 
 /// All lists of hooks with their names.
@@ -30,7 +29,7 @@ pub fn lists(hooks: &Hooks) -> [(&'static str, &[Hook]); 6] {
     .map(|(name, list)| (name, list.as_deref().unwrap_or_default()))
 }
 
-/// Says which createContainer hook cannot run in a guest, and why.
+/// Fails with the field and the reason if a createContainer hook cannot run in a guest.
 pub fn check(hooks: &Hooks) -> Result<(), (String, String)> {
     for (index, hook) in hooks.create_container().iter().flatten().enumerate() {
         if let Err(error) = check_program(hook.path()) {

@@ -1,15 +1,15 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
-pub mod hooks;
-pub mod mounts;
+pub(crate) mod hooks;
+pub(crate) mod mounts;
+mod normalize;
 pub mod pod;
 pub mod process;
-pub mod resources;
-pub mod sources;
-mod spelling;
-pub mod translate;
-pub mod unsupported;
-pub mod validate;
+pub(crate) mod resources;
+mod sources;
+pub(crate) mod translate;
+pub(crate) mod unsupported;
+pub(crate) mod validate;
 
 #[cfg(test)]
 mod conformance;
@@ -22,63 +22,47 @@ use serde::de::DeserializeOwned;
 
 use pod::Role;
 use sources::Source;
-use validate::Problem;
+use validate::FieldError;
 
 pub use crate::share::CONFIG_FILE;
 
 /// The largest config.json that is read, in bytes. The agent's RPC carries no more than 4 MiB.
 const MAX_CONFIG: u64 = 2 << 20;
 
-/// A bundle that cannot be run.
+/// A bundle cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum SpecError {
-    /// There is no such directory.
     #[error("bundle {}", path.display())]
     Bundle {
-        /// Which directory.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// There is no configuration in it.
     #[error("JSON specification file {} not found", .0.display())]
     Missing(PathBuf),
-    /// It cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which file.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// It is no JSON, or a field has the wrong type.
     #[error("{}{field}", path.display())]
     Json {
-        /// Which file.
         path: PathBuf,
-        /// Which field, with a colon before it, or nothing.
+        /// The field with a colon before it, or empty.
         field: String,
-        /// What and where.
         source: serde_json::Error,
     },
-    /// A field's value is wrong, or asks for what cannot be had.
     #[error("{}: {field} {reason}", path.display())]
     Field {
-        /// Which file.
         path: PathBuf,
-        /// Which field.
         field: String,
-        /// What is wrong with it.
         reason: String,
     },
-    /// The root file system.
     #[error("invalid rootfs: {}", path.display())]
     Rootfs {
-        /// Which path.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
@@ -93,10 +77,10 @@ pub struct Bundle {
     pub spec: Spec,
     /// The root file system's directory, absolute.
     pub rootfs: PathBuf,
-    /// Its part in a pod.
+    /// Its role in a pod.
     pub role: Role,
-    /// What its bind mounts bring in, by the place of each in the configuration.
-    pub sources: Vec<Option<Source>>,
+    /// The source of each bind mount, by index into `spec.mounts`.
+    pub(crate) sources: Vec<Option<Source>>,
 }
 
 impl Bundle {
@@ -110,9 +94,9 @@ impl Bundle {
         let spec: Spec = parse(&path, &read(&path)?)?;
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
-            .map_err(|problem| problem.within(path.clone()))?;
+            .map_err(|error| error.in_file(path.clone()))?;
         let sources =
-            sources::find(&dir, &spec, &role).map_err(|problem| problem.within(path.clone()))?;
+            sources::classify(&dir, &spec, &role).map_err(|error| error.in_file(path.clone()))?;
         if let Some(hooks) = spec.hooks() {
             hooks::check(hooks).map_err(|(field, reason)| SpecError::Field {
                 path,
@@ -135,14 +119,14 @@ impl Bundle {
         })
     }
 
-    /// A problem that was found later.
-    pub fn problem(&self, problem: Problem) -> SpecError {
-        problem.within(self.dir.join(CONFIG_FILE))
+    /// An error in this bundle's config.json.
+    pub(crate) fn field_error(&self, error: FieldError) -> SpecError {
+        error.in_file(self.dir.join(CONFIG_FILE))
     }
 }
 
-impl Problem {
-    fn within(self, path: PathBuf) -> SpecError {
+impl FieldError {
+    fn in_file(self, path: PathBuf) -> SpecError {
         SpecError::Field {
             path,
             field: self.field,
@@ -175,21 +159,21 @@ fn read(path: &Path) -> Result<String, SpecError> {
     Ok(text)
 }
 
-/// Reads a configuration or a process object. One that cannot be read as it is, which is rare, is
-/// respelled and read again.
+/// Parses a configuration or a process object. If that fails, which is rare, it is normalized and
+/// parsed again.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SpecError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let error = match serde_path_to_error::deserialize(&mut json) {
         Ok(read) => return Ok(read),
         Err(error) => error,
     };
-    // Text that is no JSON stays so, and the first error says where that shows.
-    let Ok(mut respelled) = serde_json::from_str(text) else {
+    // Malformed JSON cannot be normalized; the first error has the line.
+    let Ok(mut normalized) = serde_json::from_str(text) else {
         return Err(unreadable(path, error));
     };
-    let unknown = spelling::correct(&mut respelled);
+    let unknown = normalize::normalize(&mut normalized);
     let read =
-        serde_path_to_error::deserialize(respelled).map_err(|error| unreadable(path, error))?;
+        serde_path_to_error::deserialize(normalized).map_err(|error| unreadable(path, error))?;
     if !unknown.is_empty() {
         tracing::warn!("ignoring unknown capabilities: {}", unknown.join(", "));
     }
@@ -254,7 +238,7 @@ mod tests {
         })
     }
 
-    /// What is said of the configuration when the value at `pointer` is replaced.
+    /// The error for the configuration with the value at `pointer` replaced.
     fn error_with(pointer: &str, value: Value) -> String {
         let mut config = config();
         let (parent, key) = pointer.rsplit_once('/').unwrap();

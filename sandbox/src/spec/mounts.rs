@@ -1,4 +1,4 @@
-//! The mounts of a configuration as the guest is to make them. Pure.
+//! Translates config.json's mounts for the guest. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::sources::Source;
 use crate::host::idmap::IdMap;
 use crate::share::{self, SharedMount, VOLUMES};
 
-/// Whether a mount makes a part of the host's file system visible.
+/// Whether a mount is a bind mount.
 pub fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || has_option(mount, &["bind", "rbind"])
 }
@@ -29,9 +29,9 @@ fn has_option(mount: &Mount, names: &[&str]) -> bool {
     options(mount).any(|option| names.contains(&option))
 }
 
-/// Whether an option holds whose opposite may come after it.
+/// Whether the last of an option and its opposite is the option.
 fn is_last(mount: &Mount, option: &str, opposite: &str) -> bool {
-    let either = options(mount).filter(|it| [option, opposite].contains(it));
+    let either = options(mount).filter(|other| [option, opposite].contains(other));
     either.last() == Some(option)
 }
 
@@ -40,8 +40,8 @@ fn options(mount: &Mount) -> impl Iterator<Item = &str> {
     list.flat_map(|option| option.split(','))
 }
 
-/// Replaces what names something of the host, in the mounts of the container `id`; `sources` says what
-/// that is. Returns what the guest must see of the host, and the volumes that it gets copies of.
+/// Replaces the host's paths in the mounts of the container `id`, whose bind mounts have these
+/// `sources`. Returns the files to share with the guest, and the volumes to copy into it.
 pub fn translate(
     spec: &mut Spec,
     sources: &[Option<Source>],
@@ -49,8 +49,8 @@ pub fn translate(
     role: &Role,
 ) -> (Vec<SharedMount>, Vec<PathBuf>) {
     let (mut shared, mut volumes) = (Vec::new(), Vec::new());
-    let mut wants_cgroups = false;
-    let maps = Maps::of_container(spec);
+    let mut has_v1_hierarchy = false;
+    let maps = IdMappings::of_container(spec);
     let mounts = spec.mounts_mut().take();
     let has_mounts = mounts.is_some();
     let mut kept = Vec::new();
@@ -66,7 +66,7 @@ pub fn translate(
                 let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
                 let mut files = share(&mut mount, path, place, &maps);
                 if let Role::Member(_) = role {
-                    share::hold(&mut files, id);
+                    share::share_in_pod(&mut files, id);
                 }
                 _ = mount.set_source(Some(Path::new(SHARED_DIR).join(&files.place)));
                 shared.push(files);
@@ -80,8 +80,8 @@ pub fn translate(
                 _ = mount.set_source(Some(path.clone()))
             }
             Some(Source::Cgroups) => replace(&mut mount, "cgroup", &[]),
-            Some(Source::CgroupsOfVersionOne) => {
-                wants_cgroups = true;
+            Some(Source::CgroupV1) => {
+                has_v1_hierarchy = true;
                 continue;
             }
             Some(Source::SharedMemory(bytes)) => {
@@ -94,15 +94,15 @@ pub fn translate(
         }
         kept.push(mount);
     }
-    if wants_cgroups {
-        open_cgroups(&mut kept);
+    if has_v1_hierarchy {
+        make_cgroups_writable(&mut kept);
     }
     spec.set_mounts(has_mounts.then_some(kept));
     (shared, volumes)
 }
 
-/// Has the guest find a mount's files in the shared directory.
-fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedMount {
+/// Shares a mount's files with the guest, and takes out the options that the host applies.
+fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &IdMappings) -> SharedMount {
     if has_option(mount, &["shared", "rshared"]) {
         let at = mount.destination().display();
         tracing::warn!("what a container mounts below {at} is not seen by the host");
@@ -114,7 +114,7 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedM
         read_only: is_read_only(mount),
         follows_host: has_option(mount, &["slave", "rslave", "shared", "rshared"]),
         idmap: id_map(mount, maps),
-        held: None,
+        reference: None,
     };
     if shared.idmap.is_some() {
         let keep = |option: &&str| !["idmap", "ridmap"].contains(option);
@@ -126,10 +126,10 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &Maps) -> SharedM
     shared
 }
 
-/// How the owners of a mount's files are mapped: as the mount says, or with its option as the
-/// container's user namespace does.
-fn id_map(mount: &Mount, container: &Maps) -> Option<IdMap> {
-    let own = Maps {
+/// The id map of a mount: its own, or with the option `idmap` that of the container's user
+/// namespace.
+fn id_map(mount: &Mount, container: &IdMappings) -> Option<IdMap> {
+    let own = IdMappings {
         uids: mount.uid_mappings().clone().unwrap_or_default(),
         gids: mount.gid_mappings().clone().unwrap_or_default(),
     };
@@ -150,13 +150,12 @@ fn id_map(mount: &Mount, container: &Maps) -> Option<IdMap> {
     })
 }
 
-/// Maps of users and groups.
-struct Maps {
+struct IdMappings {
     uids: Vec<LinuxIdMapping>,
     gids: Vec<LinuxIdMapping>,
 }
 
-impl Maps {
+impl IdMappings {
     fn of_container(spec: &Spec) -> Self {
         let linux = spec.linux().as_ref();
         Self {
@@ -174,22 +173,22 @@ impl Maps {
     }
 }
 
-/// What is missing for a mount whose owners are to be mapped.
+/// Fails with the reason if a mount's id map is incomplete.
 pub fn check_id_map(mount: &Mount, spec: &Spec) -> Result<(), &'static str> {
     let own = |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().is_some_and(|l| !l.is_empty());
     let (uids, gids) = (own(mount.uid_mappings()), own(mount.gid_mappings()));
     if uids != gids {
         return Err("has only one of uidMappings and gidMappings");
     }
-    let asks = has_option(mount, &["idmap", "ridmap"]);
-    let container = Maps::of_container(spec);
-    if asks && !uids && (container.uids.is_empty() || container.gids.is_empty()) {
+    let has_idmap = has_option(mount, &["idmap", "ridmap"]);
+    let container = IdMappings::of_container(spec);
+    if has_idmap && !uids && (container.uids.is_empty() || container.gids.is_empty()) {
         return Err("asks for mapped ids without saying how");
     }
     Ok(())
 }
 
-/// Makes a mount of a file system of a bind mount.
+/// Replaces a bind mount by a mount of a file system of type `kind`.
 fn replace(mount: &mut Mount, kind: &str, more: &[String]) {
     let keep = |option: &&str| !["bind", "rbind"].contains(option);
     let mut kept: Vec<String> = options(mount).filter(keep).map(str::to_owned).collect();
@@ -199,11 +198,11 @@ fn replace(mount: &mut Mount, kind: &str, more: &[String]) {
     mount.set_options(Some(kept));
 }
 
-/// A container that gets a hierarchy of version 1 to write to manages control groups: in the guest it
-/// does so in the one tree of version 2.
-fn open_cgroups(mounts: &mut [Mount]) {
-    let is_tree = |mount: &&mut Mount| mount.typ().as_deref() == Some("cgroup");
-    for mount in mounts.iter_mut().filter(is_tree) {
+/// A container with a bind mount of a version 1 hierarchy manages control groups. The guest has
+/// only version 2, so its hierarchy becomes writable instead.
+fn make_cgroups_writable(mounts: &mut [Mount]) {
+    let is_cgroup = |mount: &&mut Mount| mount.typ().as_deref() == Some("cgroup");
+    for mount in mounts.iter_mut().filter(is_cgroup) {
         let keep = |option: &&str| *option != "ro";
         let kept = options(mount).filter(keep).map(str::to_owned).collect();
         mount.set_options(Some(kept));
@@ -315,21 +314,21 @@ mod tests {
     }
 
     #[test]
-    fn a_hierarchy_of_version_one_opens_the_tree_of_version_two() {
+    fn a_hierarchy_of_version_one_makes_that_of_version_two_writable() {
         let mounts = json!([
             { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
               "options": ["nosuid", "ro"] },
             { "destination": "/sys/fs/cgroup/systemd", "type": "bind",
               "source": "/sys/fs/cgroup/systemd" },
         ]);
-        let (spec, shared) = translated(mounts, &[None, Some(Source::CgroupsOfVersionOne)]);
+        let (spec, shared) = translated(mounts, &[None, Some(Source::CgroupV1)]);
         assert!(shared.is_empty());
         assert_eq!(spec["mounts"].as_array().unwrap().len(), 1);
         assert_eq!(spec["mounts"][0]["options"], json!(["nosuid"]));
     }
 
     #[test]
-    fn an_engines_memory_is_a_tmpfs_of_the_same_size() {
+    fn an_engines_shm_is_a_tmpfs_of_the_same_size() {
         let mounts = json!([{ "destination": "/dev/shm", "type": "bind", "source": "/x/shm",
             "options": ["bind", "nosuid", "rprivate"] }]);
         let (spec, shared) = translated(mounts, &[Some(Source::SharedMemory(65536))]);

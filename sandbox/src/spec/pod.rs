@@ -1,45 +1,45 @@
-//! Pods: containers whose annotations say that they share a sandbox, and whose namespace paths say
-//! what they share in it. Pure.
+//! Pods: annotations name the sandbox that containers share, and namespace paths the namespaces
+//! that they share in it. Pure.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
-use super::validate::Problem;
+use super::validate::FieldError;
 use crate::sizing::pod_limits;
 
-/// A container's part in a pod.
+/// A container's role in a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Role {
-    /// None: it gets a sandbox of its own.
+    /// Not in a pod: it gets a sandbox of its own.
     #[default]
     Alone,
-    /// The first of a pod: it gets a sandbox that others join.
+    /// The first container of a pod: it gets the sandbox that the others join.
     Sandbox,
     /// It joins the sandbox of the container with this id.
     Member(String),
 }
 
-/// Two annotations: what a container is, and the sandbox that it belongs to.
-struct Keys {
+/// The annotations for a container's type and for its sandbox's id.
+struct AnnotationKeys {
     kind: &'static str,
     sandbox: &'static str,
 }
 
-/// containerd's, and those of CRI-O and podman.
-const KEYS: [Keys; 2] = [
-    Keys {
+/// containerd's keys, and those of CRI-O and Podman.
+const KEYS: [AnnotationKeys; 2] = [
+    AnnotationKeys {
         kind: "io.kubernetes.cri.container-type",
         sandbox: "io.kubernetes.cri.sandbox-id",
     },
-    Keys {
+    AnnotationKeys {
         kind: "io.kubernetes.cri-o.ContainerType",
         sandbox: "io.kubernetes.cri-o.SandboxID",
     },
 ];
 
-/// The annotations that are looked at.
+/// The keys of all annotations that rvm reads.
 pub fn annotations() -> Vec<&'static str> {
     KEYS.iter()
         .flat_map(|keys| [keys.kind, keys.sandbox])
@@ -48,31 +48,31 @@ pub fn annotations() -> Vec<&'static str> {
 }
 
 impl Role {
-    /// Reads a configuration's annotations.
-    pub fn of(spec: &Spec) -> Result<Self, Problem> {
+    /// Fails if the annotations contradict each other.
+    pub fn of(spec: &Spec) -> Result<Self, FieldError> {
         spec.annotations()
             .as_ref()
             .map_or(Ok(Self::Alone), Self::from_annotations)
     }
 
-    /// Reads annotations.
-    pub fn from_annotations(annotations: &HashMap<String, String>) -> Result<Self, Problem> {
+    /// As [`Self::of`], from the annotations alone.
+    pub fn from_annotations(annotations: &HashMap<String, String>) -> Result<Self, FieldError> {
         let Some((keys, kind)) = KEYS
             .iter()
             .find_map(|keys| Some((keys, annotations.get(keys.kind)?)))
         else {
-            // Podman 5 names the first container of a pod to the others, and no more.
+            // Podman 5 sets only the sandbox id, and only for the containers after the first.
             let first = annotations.get(KEYS[1].sandbox).filter(|id| !id.is_empty());
             return Ok(first.map_or(Self::Alone, |id| Self::Member(id.clone())));
         };
         match (kind.as_str(), annotations.get(keys.sandbox)) {
             ("sandbox", _) => Ok(Self::Sandbox),
             ("container", Some(id)) if !id.is_empty() => Ok(Self::Member(id.clone())),
-            ("container", _) => Err(Problem {
+            ("container", _) => Err(FieldError {
                 field: format!("annotations[{:?}]", keys.sandbox),
                 reason: "is missing, and the container is said to belong to a sandbox".to_owned(),
             }),
-            (other, _) => Err(Problem {
+            (other, _) => Err(FieldError {
                 field: format!("annotations[{:?}]", keys.kind),
                 reason: format!("is {other:?}; it is sandbox or container"),
             }),
@@ -80,19 +80,19 @@ impl Role {
     }
 }
 
-/// A container that is in a sandbox already.
+/// A container that is already in the sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// The pid that stands for it on the host.
+    /// Its pid on the host.
     pub host_pid: i32,
-    /// Its first process in the guest.
+    /// The pid of its init process in the guest.
     pub guest_pid: u32,
-    /// The paths of namespaces in its own configuration.
+    /// The namespace paths of its own configuration.
     pub namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
 }
 
 impl Peer {
-    /// The paths in a configuration.
+    /// The namespace paths of a configuration.
     pub fn paths(spec: &Spec) -> Vec<(LinuxNamespaceType, PathBuf)> {
         let namespaces = spec
             .linux()
@@ -102,7 +102,7 @@ impl Peer {
         namespaces.into_iter().flatten().filter_map(path).collect()
     }
 
-    /// Whether this path on the host stands for the peer's namespace of this kind.
+    /// Whether a path on the host names the peer's namespace of this kind.
     fn owns(&self, kind: LinuxNamespaceType, path: &Path) -> bool {
         let own = format!("/proc/{}/ns/{}", self.host_pid, file_name(kind));
         path == Path::new(&own)
@@ -113,38 +113,38 @@ impl Peer {
     }
 }
 
-/// The path that a namespace is to be found at, if there is one.
+/// The path of a namespace to join, if there is one.
 pub fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
     let path = namespace.path().as_deref();
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
-/// The namespaces of a container that makes its own sandbox.
+/// The guest's namespaces for a container with a sandbox of its own.
 ///
-/// The machine's own network namespace is the container's: what is plugged into the machine is
-/// there, and nothing else is. A path of another kind stands for a namespace that an engine has made
-/// for the pod on the host; the guest makes its own.
+/// The container uses the machine's initial network namespace, which has the machine's NICs. A path
+/// of another kind is a namespace that an engine has created for the pod on the host; the guest
+/// creates one of its own.
 pub fn own_namespaces(list: &[LinuxNamespace]) -> Vec<LinuxNamespace> {
-    let is_inside = |namespace: &&LinuxNamespace| namespace.typ() != LinuxNamespaceType::Network;
-    let mut list: Vec<_> = list.iter().filter(is_inside).cloned().collect();
+    let not_network = |namespace: &&LinuxNamespace| namespace.typ() != LinuxNamespaceType::Network;
+    let mut list: Vec<_> = list.iter().filter(not_network).cloned().collect();
     list.iter_mut()
         .for_each(|namespace| _ = namespace.set_path(None));
     list
 }
 
-/// The namespaces of a container that joins a sandbox: paths of its peers' namespaces on the host
-/// become those in the guest.
+/// The guest's namespaces for a container that joins a sandbox: paths of its peers' namespaces on
+/// the host become paths in the guest.
 pub fn joined_namespaces(
     list: &[LinuxNamespace],
     peers: &[Peer],
-) -> Result<Vec<LinuxNamespace>, Problem> {
+) -> Result<Vec<LinuxNamespace>, FieldError> {
     let mut joined = Vec::new();
     for (index, namespace) in list.iter().enumerate() {
         let mut namespace = namespace.clone();
         let kind = namespace.typ();
         if let Some(path) = path_of(&namespace) {
             let peer = peers.iter().find(|peer| peer.owns(kind, path));
-            let peer = peer.ok_or_else(|| Problem {
+            let peer = peer.ok_or_else(|| FieldError {
                 field: format!("linux.namespaces[{index}].path"),
                 reason: format!("{} is no namespace of the pod's", path.display()),
             })?;
@@ -159,7 +159,7 @@ pub fn joined_namespaces(
     Ok(joined)
 }
 
-/// What a kind of namespace is called in /proc/<pid>/ns.
+/// A namespace's file name in /proc/<pid>/ns.
 fn file_name(kind: LinuxNamespaceType) -> &'static str {
     match kind {
         LinuxNamespaceType::Mount => "mnt",
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn role(annotations: serde_json::Value) -> Result<Role, Problem> {
+    fn role(annotations: serde_json::Value) -> Result<Role, FieldError> {
         Role::from_annotations(&serde_json::from_value(annotations).unwrap())
     }
 
@@ -304,9 +304,9 @@ mod tests {
             ("ipc", "/proc/4000/ns/uts"),
         ] {
             let list = namespaces(json!([{ "type": kind, "path": path }]));
-            let problem = joined_namespaces(&list, &peers()).unwrap_err();
-            assert_eq!(problem.field, "linux.namespaces[0].path");
-            assert!(problem.reason.contains(path));
+            let error = joined_namespaces(&list, &peers()).unwrap_err();
+            assert_eq!(error.field, "linux.namespaces[0].path");
+            assert!(error.reason.contains(path));
         }
     }
 }

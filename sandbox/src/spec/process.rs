@@ -1,5 +1,5 @@
-//! The process that `rvm exec` adds to a container: a file's, or the container's own with changes.
-//! The rules are runc's.
+//! The process object of `rvm exec`: from a file, or the container's own with overrides. The rules
+//! are runc's.
 
 use std::path::{Path, PathBuf};
 
@@ -8,28 +8,28 @@ use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use super::validate;
 use super::{Bundle, CONFIG_FILE, SpecError, parse, read};
 
-/// What is different from the container's own process.
+/// The fields that differ from those of the container's own process.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
-    /// The program and its arguments.
+pub struct Overrides {
+    /// Replaces the program and its arguments.
     pub args: Vec<String>,
-    /// The working directory.
+    /// Replaces the working directory.
     pub cwd: Option<PathBuf>,
-    /// More of the environment, as `NAME=value`.
+    /// Appended to the environment, as `NAME=value`.
     pub env: Vec<String>,
-    /// A terminal; the container's own process does not matter here.
+    /// Replaces `terminal`, whatever the container's own process has.
     pub terminal: bool,
-    /// The user's id, and the group's.
+    /// Replaces the uid, and the gid if there is one.
     pub user: Option<(u32, Option<u32>)>,
-    /// More supplementary groups.
+    /// Appended to the supplementary groups.
     pub additional_gids: Vec<u32>,
-    /// More capabilities.
+    /// Added to the capability sets.
     pub capabilities: Vec<Capability>,
-    /// Whether execve(2) can grant nothing.
+    /// Replaces `noNewPrivileges`.
     pub no_new_privileges: Option<bool>,
-    /// The AppArmor profile.
+    /// Replaces the AppArmor profile.
     pub apparmor_profile: Option<String>,
-    /// The SELinux label.
+    /// Replaces the SELinux label.
     pub selinux_label: Option<String>,
 }
 
@@ -39,21 +39,21 @@ pub fn from_file(path: &Path) -> Result<Process, SpecError> {
     checked(path, process)
 }
 
-/// The process of the configuration in a bundle's directory, with changes.
-pub fn from_bundle(dir: &Path, changes: Changes) -> Result<Process, SpecError> {
+/// Reads the process of the configuration in a bundle's directory, and applies overrides.
+pub fn from_bundle(dir: &Path, overrides: Overrides) -> Result<Process, SpecError> {
     let path = dir.join(CONFIG_FILE);
     let spec: oci_spec::runtime::Spec = parse(&path, &read(&path)?)?;
     let process = spec
         .process()
         .clone()
         .ok_or_else(|| field(&path, "process", "is missing"))?;
-    checked(&path, changes.apply(process))
+    checked(&path, overrides.apply(process))
 }
 
 fn checked(path: &Path, process: Process) -> Result<Process, SpecError> {
     match validate::process(&process) {
         Ok(()) => Ok(process),
-        Err(problem) => Err(field(path, problem.field, problem.reason)),
+        Err(error) => Err(field(path, error.field, error.reason)),
     }
 }
 
@@ -65,7 +65,7 @@ fn field(path: &Path, field: impl Into<String>, reason: impl Into<String>) -> Sp
     }
 }
 
-impl Changes {
+impl Overrides {
     fn apply(self, mut process: Process) -> Process {
         process.set_args(Some(self.args));
         process.set_terminal(Some(self.terminal));
@@ -101,8 +101,8 @@ impl Changes {
     }
 }
 
-/// A capability can be ambient only where it is inheritable, and none is made inheritable here: so
-/// it becomes ambient only if the container has set inheritable ones on its own.
+/// Adds capabilities to all sets but the inheritable one. An ambient capability must be
+/// inheritable, so they become ambient only if the container has inheritable ones of its own.
 fn with_capabilities(own: Option<&LinuxCapabilities>, more: &[Capability]) -> LinuxCapabilities {
     let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
         own.and_then(|own| of(own).clone()).unwrap_or_default()
@@ -125,9 +125,9 @@ fn with_capabilities(own: Option<&LinuxCapabilities>, more: &[Capability]) -> Li
     sets
 }
 
-/// Tells the program of a container that it has inherited listening sockets, as systemd would
-/// (sd_listen_fds(3)).
-pub fn announce_listening(bundle: &mut Bundle, count: u32) {
+/// Sets LISTEN_FDS and LISTEN_PID for a container that inherits `count` descriptors; see
+/// sd_listen_fds(3).
+pub fn set_listen_fds(bundle: &mut Bundle, count: u32) {
     if count > 0
         && let Some(process) = bundle.spec.process_mut()
     {
@@ -136,7 +136,7 @@ pub fn announce_listening(bundle: &mut Bundle, count: u32) {
     }
 }
 
-/// A capability by its name, with or without CAP_, in any case.
+/// Parses the name of a capability, with or without CAP_, in any case.
 pub fn capability(name: &str) -> Option<Capability> {
     let name = name.to_ascii_uppercase();
     name.strip_prefix("CAP_").unwrap_or(&name).parse().ok()
@@ -157,14 +157,14 @@ mod tests {
         serde_json::from_value(process).unwrap()
     }
 
-    fn changed(changes: Changes) -> Process {
+    fn overridden(overrides: Overrides) -> Process {
         let args = vec!["sh".to_owned()];
-        Changes { args, ..changes }.apply(own(json!({})))
+        Overrides { args, ..overrides }.apply(own(json!({})))
     }
 
     #[test]
-    fn what_is_not_changed_is_the_containers() {
-        let process = changed(Changes::default());
+    fn fields_without_overrides_are_the_containers() {
+        let process = overridden(Overrides::default());
         assert_eq!(process.args().as_deref(), Some(&["sh".to_owned()][..]));
         assert_eq!(process.cwd(), Path::new("/srv"));
         assert_eq!((process.user().uid(), process.user().gid()), (1, 2));
@@ -177,11 +177,11 @@ mod tests {
 
     #[test]
     fn environment_and_groups_are_added() {
-        let process = changed(Changes {
+        let process = overridden(Overrides {
             env: vec!["A=1".to_owned()],
             additional_gids: vec![9],
             user: Some((7, None)),
-            ..Changes::default()
+            ..Overrides::default()
         });
         assert_eq!(process.env().clone().unwrap(), ["PATH=/bin", "A=1"]);
         let user = process.user();
@@ -192,12 +192,12 @@ mod tests {
     #[test]
     fn a_capability_is_ambient_only_beside_inheritable_ones() {
         let more = [Capability::NetAdmin];
-        let changes = || Changes {
+        let overrides = || Overrides {
             capabilities: more.to_vec(),
-            ..Changes::default()
+            ..Overrides::default()
         };
         let sets = |extra| {
-            let process = changes().apply(own(json!({ "capabilities": extra })));
+            let process = overrides().apply(own(json!({ "capabilities": extra })));
             process.capabilities().clone().unwrap()
         };
         let plain = sets(json!({ "bounding": ["CAP_KILL"] }));

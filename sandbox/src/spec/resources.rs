@@ -1,19 +1,19 @@
-//! The part of `linux.resources` that the guest is to honour. Pure.
+//! The part of `linux.resources` that the guest enforces. Pure.
 //!
 //! | in the guest | on the host alone |
 //! |---|---|
 //! | memory, swap, processes, CPU time, huge pages, devices | CPUs and memory nodes, block I/O, swappiness |
 //!
-//! The host holds the machine to its part as well; see [`crate::cgroup`].
+//! The host enforces both parts on the machine; see [`crate::cgroup`].
 
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::is_host_file;
 
-/// Takes away what names CPUs, memory nodes and disks of the host, and what the host alone sets.
+/// Removes the limits that only the host enforces.
 pub fn for_guest(resources: &mut LinuxResources) {
     if let Some(cpu) = resources.cpu_mut() {
-        // The machine has as many CPUs as these, and runs on them.
+        // The machine has as many vCPUs as these CPUs, and its cgroup keeps it on them.
         cpu.set_cpus(None);
         cpu.set_mems(None);
     }
@@ -26,7 +26,7 @@ pub fn for_guest(resources: &mut LinuxResources) {
         memory.set_kernel(None);
         memory.set_kernel_tcp(None);
     }
-    // The guest's files are the host's.
+    // The host does the I/O of the guest's files.
     resources.set_block_io(None);
     resources.set_network(None);
     resources.set_rdma(None);
@@ -41,7 +41,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_the_hosts_is_taken_out_and_nothing_else() {
+    fn only_the_hosts_limits_are_removed() {
         let mut resources: LinuxResources = serde_json::from_value(json!({
             "cpu": { "cpus": "2-3", "mems": "0", "quota": 1000 },
             "memory": { "limit": 1, "swappiness": 10, "kernel": 5 },

@@ -1,8 +1,8 @@
-//! What a bind mount brings into a container.
+//! Classifies the sources of bind mounts.
 //!
-//! Files and directories are shared with the guest. A device is not: the guest has one of its own by
-//! the same number, or none. The kernel's own file systems tell of a kernel, and in the container
-//! that is the guest's. Sockets and FIFOs connect processes of one kernel, so they cannot cross.
+//! Files and directories are shared with the guest. A device is not: the guest uses its own device
+//! with the same number. A part of procfs, sysfs or devtmpfs is replaced by the guest's. Sockets
+//! and FIFOs connect processes of one kernel, so they are refused.
 
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -12,39 +12,39 @@ use oci_spec::runtime::{Mount, Spec};
 
 use super::mounts::{is_bind, is_read_only, maps_ids};
 use super::pod::Role;
-use super::validate::Problem;
+use super::validate::FieldError;
 use crate::share;
 
 /// `TMPFS_MAGIC` of `<linux/magic.h>`.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// What is found at the source of a bind mount.
+/// The kind of a bind mount's source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// A file or directory to be shared.
+    /// A file or directory to share.
     Files(PathBuf),
-    /// A volume that is updated as a whole, of which the guest gets a copy.
+    /// A volume that its owner updates atomically; the guest gets a copy, see [`crate::share`].
     Volume(PathBuf),
-    /// A device, by the link to it in the guest's /sys/dev. The agent finds the node.
+    /// A device, by its link in the guest's /sys/dev. The agent finds the node.
     Device(PathBuf),
-    /// A part of a file system of the kernel's, by its path in the guest.
+    /// A path in procfs, sysfs or devtmpfs, where the guest has its own.
     Kernel(PathBuf),
-    /// The tree of control groups.
+    /// /sys/fs/cgroup.
     Cgroups,
-    /// One hierarchy of version 1, of which the guest has nothing.
-    CgroupsOfVersionOne,
-    /// Memory that an engine has prepared for the container's processes to share, in bytes.
+    /// A hierarchy of version 1, which the guest does not have.
+    CgroupV1,
+    /// An engine's tmpfs for /dev/shm, by its size in bytes.
     SharedMemory(u64),
 }
 
-/// Looks at the source of every mount; None for those that are no bind mounts.
-pub fn find(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Source>>, Problem> {
+/// Classifies the source of every mount; None for those that are not bind mounts.
+pub fn classify(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Source>>, FieldError> {
     let mounts = spec.mounts().iter().flatten().enumerate();
     mounts
         .map(|(index, mount)| match mount.source() {
-            Some(source) if is_bind(mount) => find_one(&dir.join(source), mount, role)
+            Some(source) if is_bind(mount) => classify_one(&dir.join(source), mount, role)
                 .map(Some)
-                .map_err(|reason| Problem {
+                .map_err(|reason| FieldError {
                     field: format!("mounts[{index}].source"),
                     reason: format!("{}{reason}", source.display()),
                 }),
@@ -53,7 +53,7 @@ pub fn find(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Source>>,
         .collect()
 }
 
-fn find_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
+fn classify_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
     let status = std::fs::metadata(path).map_err(|error| format!(": {error}"))?;
     let kind = status.file_type();
     if kind.is_socket() {
@@ -66,9 +66,9 @@ fn find_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
         return Ok(Source::Device(device(&status)));
     }
     let real = path.canonicalize().map_err(|error| format!(": {error}"))?;
-    Ok(match kernels(&real) {
+    Ok(match kernel_file_system(&real) {
         Some(source) => source,
-        None => match engines_memory(&real, mount, role) {
+        None => match engine_shm(&real, mount, role) {
             Some(bytes) => Source::SharedMemory(bytes),
             None if is_copied(&real, mount) => Source::Volume(real),
             None => Source::Files(path.to_owned()),
@@ -76,12 +76,12 @@ fn find_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
     })
 }
 
-/// What the container could write to must be the volume itself.
+/// A container with write access must get the volume itself, not a copy.
 fn is_copied(path: &Path, mount: &Mount) -> bool {
-    is_read_only(mount) && !maps_ids(mount) && share::is_volume(path)
+    is_read_only(mount) && !maps_ids(mount) && share::is_atomic_volume(path)
 }
 
-/// The device by its numbers, as sysfs has it.
+/// The link of a device in sysfs.
 fn device(status: &Metadata) -> PathBuf {
     let kind = match status.file_type().is_block_device() {
         true => "block",
@@ -92,30 +92,30 @@ fn device(status: &Metadata) -> PathBuf {
     format!("/sys/dev/{kind}/{major}:{minor}").into()
 }
 
-/// What the guest has in place of a part of a kernel's file system.
-fn kernels(path: &Path) -> Option<Source> {
+/// The guest's replacement for a path in a kernel's file system.
+fn kernel_file_system(path: &Path) -> Option<Source> {
     let is_below = |parent: &str| path.starts_with(parent);
     if path == Path::new("/sys/fs/cgroup") {
         return Some(Source::Cgroups);
     }
     if is_below("/sys/fs/cgroup") {
-        return Some(Source::CgroupsOfVersionOne);
+        return Some(Source::CgroupV1);
     }
-    // Of what is below /dev, only this is made of files.
+    // Only /dev/shm holds ordinary files.
     let is_device_tree = is_below("/dev") && !is_below("/dev/shm");
     (is_device_tree || is_below("/proc") || is_below("/sys"))
         .then(|| Source::Kernel(path.to_owned()))
 }
 
-/// The size of an empty tmpfs of its own called `shm` that is to be /dev/shm: engines make one for
-/// each container. Memory of the guest's is faster and behaves as memory; only the containers of a
-/// pod must have the same.
-fn engines_memory(path: &Path, mount: &Mount, role: &Role) -> Option<u64> {
-    let is_wanted = *role == Role::Alone
+/// The size in bytes of an engine's tmpfs for /dev/shm: an empty tmpfs called `shm`, which engines
+/// mount for each container. A tmpfs of the guest is faster and can be mapped shared. Containers of
+/// a pod share theirs, so it stays the host's.
+fn engine_shm(path: &Path, mount: &Mount, role: &Role) -> Option<u64> {
+    let is_shm = *role == Role::Alone
         && mount.destination() == Path::new("/dev/shm")
         && path.file_name() == Some("shm".as_ref());
     let device = |path: &Path| Some(path.metadata().ok()?.dev());
-    if !is_wanted || path.parent().and_then(device) == device(path) {
+    if !is_shm || path.parent().and_then(device) == device(path) {
         return None;
     }
     let is_empty = std::fs::read_dir(path).ok()?.next().is_none();
@@ -135,9 +135,9 @@ mod tests {
         let spec = serde_json::from_value(json!({ "ociVersion": "1.2.0", "mounts": [
             { "destination": destination, "type": "bind", "source": source },
         ] }));
-        match find(Path::new("/"), &spec.unwrap(), &Role::Alone) {
+        match classify(Path::new("/"), &spec.unwrap(), &Role::Alone) {
             Ok(mut sources) => Ok(sources.remove(0).unwrap()),
-            Err(problem) => Err(format!("{} {}", problem.field, problem.reason)),
+            Err(error) => Err(format!("{} {}", error.field, error.reason)),
         }
     }
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_of_a_kernel_is_the_guests() {
+    fn kernel_file_systems_are_the_guests() {
         for path in ["/proc", "/sys/kernel", "/dev", "/dev/pts"] {
             assert_eq!(found(path, "/x"), Ok(Source::Kernel(path.into())));
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connects_processes_is_refused_by_name() {
+    fn sockets_and_fifos_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engines_memory_is_the_guests_memory() {
+    fn an_engines_shm_is_a_tmpfs_of_the_guest() {
         let dir = tempfile::tempdir().unwrap();
         let shm = dir.path().join("shm");
         std::fs::create_dir(&shm).unwrap();

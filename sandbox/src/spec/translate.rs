@@ -1,9 +1,7 @@
-//! The configuration as the guest must see it. Pure: what the translation asks of the host comes
-//! out as a list.
+//! Translates a configuration for the guest. Pure: it returns the files that the host must share.
 //!
-//! Everything that names something of the host is replaced: the root and the sources of bind mounts
-//! by their places in the shared directory, the cgroup path by one of the guest's own. What only
-//! the host acts on is taken out.
+//! The root and the sources of bind mounts become paths in the shared directory, and the cgroup
+//! path one of the guest's. Fields that only the host applies are removed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,19 +12,19 @@ use super::pod::{Peer, Role, joined_namespaces, own_namespaces};
 use super::{Bundle, SpecError, mounts, resources};
 use crate::share::{ROOT, SharedMount};
 
-/// What the guest is told, and what it will look for.
+/// The guest's configuration, and the files of the host that it refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Translation {
     /// The configuration for the agent.
     pub spec: Spec,
     /// The root first, then the bind mounts.
     pub mounts: Vec<SharedMount>,
-    /// Volumes that the guest gets copies of, by their numbers.
+    /// Volumes to copy into the guest, by number.
     pub volumes: Vec<PathBuf>,
 }
 
-/// Translates the bundle's configuration for the container `id`, which makes a sandbox of its own or
-/// joins one that has these containers.
+/// Translates the bundle's configuration for the container `id`. `peers` are the containers of the
+/// sandbox that it joins.
 pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translation, SpecError> {
     let mut spec = bundle.spec.clone();
     let place = |name: &str| Path::new(id).join(name);
@@ -34,11 +32,11 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
         source: bundle.rootfs.clone(),
         place: place(ROOT),
         recursive: true,
-        // The agent makes mount points in it first.
+        // The agent creates mount points in it before it makes the root read-only.
         read_only: false,
         follows_host: false,
         idmap: None,
-        held: None,
+        reference: None,
     }];
     if let Some(root) = spec.root_mut() {
         root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
@@ -54,7 +52,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
         let namespaces = match &bundle.role {
             Role::Alone | Role::Sandbox => own_namespaces(list),
             Role::Member(_) => {
-                joined_namespaces(list, peers).map_err(|problem| bundle.problem(problem))?
+                joined_namespaces(list, peers).map_err(|error| bundle.field_error(error))?
             }
         };
         linux.set_namespaces(Some(namespaces));
@@ -69,7 +67,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
     })
 }
 
-/// The hooks that the guest runs, and the programs of the host among them.
+/// The hooks that the guest runs, and the host's programs among them.
 fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMount>) {
     let Some(hooks) = hooks else {
         return (None, Vec::new());
@@ -78,7 +76,7 @@ fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMou
     let mut create: Vec<Hook> = hooks.create_container().clone().unwrap_or_default();
     for (index, hook) in create.iter_mut().enumerate() {
         let place = Path::new(id).join(format!("hooks/{index}"));
-        // A program finds its name in its arguments, wherever it lies.
+        // Keeps argv[0] when the path changes.
         if hook.args().as_ref().is_none_or(Vec::is_empty) {
             hook.set_args(Some(vec![hook.path().to_string_lossy().into_owned()]));
         }
@@ -89,7 +87,7 @@ fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMou
             read_only: true,
             follows_host: false,
             idmap: None,
-            held: None,
+            reference: None,
         });
         hook.set_path(Path::new(SHARED_DIR).join(place));
     }
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_hosts_cgroups_hooks_and_network_is_left() {
+    fn the_hosts_cgroups_hooks_and_network_are_removed() {
         let translation = translation(json!({
             "hooks": { "poststop": [{ "path": "/bin/true" }] },
             "linux": {

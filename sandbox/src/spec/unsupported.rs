@@ -1,13 +1,13 @@
-//! What a configuration asks for that neither guest nor host can give. Pure.
+//! Fields that neither the guest nor the host supports. Pure.
 
 use oci_spec::runtime::{
     Linux, LinuxResources, LinuxSchedulerPolicy, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 
-use super::validate::Problem;
+use super::validate::FieldError;
 
-/// Finds the first field.
-pub fn find(spec: &Spec) -> Option<Problem> {
+/// Finds the first unsupported field.
+pub fn find(spec: &Spec) -> Option<FieldError> {
     let others = first(&[
         ("windows", spec.windows().is_some(), PLATFORM),
         ("solaris", spec.solaris().is_some(), PLATFORM),
@@ -25,16 +25,17 @@ const PLATFORM: &str = "is of another platform and not supported";
 const NO_MEANING: &str = "has no meaning for a virtual machine and is not supported";
 const NOT_IN_GUEST: &str = "is not supported by the guest's kernel";
 
-fn first(fields: &[(&str, bool, &str)]) -> Option<Problem> {
-    let (field, _, reason) = fields.iter().find(|(_, is_asked, _)| *is_asked)?;
-    Some(Problem {
+/// Finds the first field that is set.
+fn first(fields: &[(&str, bool, &str)]) -> Option<FieldError> {
+    let (field, _, reason) = fields.iter().find(|(_, is_set, _)| *is_set)?;
+    Some(FieldError {
         field: (*field).to_owned(),
         reason: (*reason).to_owned(),
     })
 }
 
-/// Finds the first field of a process object.
-pub fn process(process: &Process) -> Option<Problem> {
+/// Finds the first unsupported field of a process object.
+pub fn process(process: &Process) -> Option<FieldError> {
     let scheduler = process.scheduler().as_ref();
     let is_iso = scheduler.is_some_and(|s| *s.policy() == LinuxSchedulerPolicy::SchedIso);
     let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
@@ -57,7 +58,7 @@ pub fn process(process: &Process) -> Option<Problem> {
     ])
 }
 
-fn linux(linux: &Linux) -> Option<Problem> {
+fn linux(linux: &Linux) -> Option<FieldError> {
     let personality = linux.personality().as_ref();
     let personality_flags = personality.and_then(|personality| personality.flags().as_ref());
     let net_devices = linux.net_devices().as_ref();
@@ -83,8 +84,8 @@ fn linux(linux: &Linux) -> Option<Problem> {
     .or_else(|| linux.resources().as_ref().and_then(resources))
 }
 
-fn seccomp(seccomp: &LinuxSeccomp) -> Option<Problem> {
-    let notify = |field: String| Problem {
+fn seccomp(seccomp: &LinuxSeccomp) -> Option<FieldError> {
+    let notify = |field: String| FieldError {
         field,
         reason: "is SCMP_ACT_NOTIFY, whose listener cannot be reached from a virtual machine"
             .to_owned(),
@@ -105,8 +106,8 @@ fn seccomp(seccomp: &LinuxSeccomp) -> Option<Problem> {
     Some(notify(format!("linux.seccomp.syscalls[{index}].action")))
 }
 
-/// Finds the first field of `linux.resources`.
-pub fn resources(resources: &LinuxResources) -> Option<Problem> {
+/// Finds the first unsupported field of `linux.resources`.
+pub fn resources(resources: &LinuxResources) -> Option<FieldError> {
     let cpu = resources.cpu().as_ref();
     let memory = resources.memory().as_ref();
     let io = resources.block_io().as_ref();
@@ -179,12 +180,12 @@ mod tests {
         });
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         config.pointer_mut(parent).unwrap()[key] = value;
-        let problem = find(&serde_json::from_value(config).unwrap())?;
-        Some(problem.field)
+        let error = find(&serde_json::from_value(config).unwrap())?;
+        Some(error.field)
     }
 
     #[test]
-    fn what_cannot_be_had_is_named() {
+    fn unsupported_fields_are_named() {
         for (pointer, value, field) in [
             ("/zos", json!({}), "zos"),
             (
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_that_engines_write_ask_for_nothing() {
+    fn zeros_that_engines_write_are_accepted() {
         for (pointer, value) in [
             ("/linux/resources/network/classID", json!(0)),
             ("/linux/resources/memory/disableOOMKiller", json!(false)),

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration whatever the host is like. Pure.
+//! Checks of a configuration that do not depend on the host. Pure.
 
 use std::collections::HashSet;
 
@@ -7,31 +7,31 @@ use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 use super::pod::{Role, path_of};
 use super::unsupported;
 
-/// A field that cannot be honoured.
+/// A field is invalid or unsupported.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Its name, as in the runtime specification.
+pub struct FieldError {
+    /// As in the runtime specification, with indices.
     pub field: String,
-    /// What is wrong with it.
+    /// Continues a sentence that begins with the field.
     pub reason: String,
 }
 
-fn problem(field: impl Into<String>, reason: impl Into<String>) -> Result<(), Problem> {
-    Err(Problem {
+fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Result<(), FieldError> {
+    Err(FieldError {
         field: field.into(),
         reason: reason.into(),
     })
 }
 
-/// Finds the first problem of a container with this part in a pod.
-pub fn check(spec: &Spec, role: &Role) -> Result<(), Problem> {
+/// Checks the configuration of a container with this role in a pod.
+pub fn check(spec: &Spec, role: &Role) -> Result<(), FieldError> {
     version(spec.version())?;
     match spec.process() {
-        None => problem("process", "is missing")?,
+        None => invalid("process", "is missing")?,
         Some(process) => self::process(process)?,
     }
     if spec.root().is_none() {
-        problem("root", "is missing")?;
+        invalid("root", "is missing")?;
     }
     mounts(spec)?;
     namespaces(spec, role)?;
@@ -41,27 +41,27 @@ pub fn check(spec: &Spec, role: &Role) -> Result<(), Problem> {
     unsupported::find(spec).map_or(Ok(()), Err)
 }
 
-fn version(version: &str) -> Result<(), Problem> {
+fn version(version: &str) -> Result<(), FieldError> {
     match semver::Version::parse(version) {
         Ok(version) if version.major == 1 => Ok(()),
-        Ok(_) => problem(
+        Ok(_) => invalid(
             "ociVersion",
             format!("{version} is unknown; 1.x is supported"),
         ),
-        Err(error) => problem("ociVersion", format!("{version:?} is no version: {error}")),
+        Err(error) => invalid("ociVersion", format!("{version:?} is no version: {error}")),
     }
 }
 
-/// Finds the first problem of a process object.
-pub fn process(process: &Process) -> Result<(), Problem> {
+/// Checks a process object.
+pub fn process(process: &Process) -> Result<(), FieldError> {
     let args = process.args().as_deref().unwrap_or_default();
     if args.is_empty() {
-        problem("process.args", "is empty")?;
+        invalid("process.args", "is empty")?;
     }
     no_nul("process.args", args)?;
     no_nul("process.env", process.env().as_deref().unwrap_or_default())?;
     if !process.cwd().is_absolute() {
-        problem(
+        invalid(
             "process.cwd",
             format!("is not an absolute path: {:?}", process.cwd()),
         )?;
@@ -70,43 +70,43 @@ pub fn process(process: &Process) -> Result<(), Problem> {
     unsupported::process(process).map_or(Ok(()), Err)
 }
 
-/// The specification demands an error where one is there twice.
-fn rlimits(process: &Process) -> Result<(), Problem> {
+/// The specification requires an error for duplicates.
+fn rlimits(process: &Process) -> Result<(), FieldError> {
     let list = process.rlimits().as_deref().unwrap_or_default();
     for (index, limit) in list.iter().enumerate() {
         if list[..index].iter().any(|other| other.typ() == limit.typ()) {
             let field = format!("process.rlimits[{index}].type");
-            problem(field, format!("repeats {}", limit.typ()))?;
+            invalid(field, format!("repeats {}", limit.typ()))?;
         }
     }
     Ok(())
 }
 
-/// What execve(2) takes ends at the first zero byte.
-fn no_nul(field: &str, values: &[String]) -> Result<(), Problem> {
+/// execve(2) would cut a string at its first zero byte.
+fn no_nul(field: &str, values: &[String]) -> Result<(), FieldError> {
     match values.iter().position(|value| value.contains('\0')) {
-        Some(index) => problem(format!("{field}[{index}]"), "contains a zero byte"),
+        Some(index) => invalid(format!("{field}[{index}]"), "contains a zero byte"),
         None => Ok(()),
     }
 }
 
-fn mounts(spec: &Spec) -> Result<(), Problem> {
+fn mounts(spec: &Spec) -> Result<(), FieldError> {
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let field = format!("mounts[{index}]");
         if mount.destination().as_os_str().is_empty() {
-            problem(format!("{field}.destination"), "is empty")?;
+            invalid(format!("{field}.destination"), "is empty")?;
         }
         if let Err(reason) = super::mounts::check_id_map(mount, spec) {
-            problem(&field, reason)?;
+            invalid(&field, reason)?;
         }
         if super::mounts::is_bind(mount) && mount.source().is_none() {
-            problem(format!("{field}.source"), "is missing")?;
+            invalid(format!("{field}.source"), "is missing")?;
         }
     }
     Ok(())
 }
 
-fn namespaces(spec: &Spec, role: &Role) -> Result<(), Problem> {
+fn namespaces(spec: &Spec, role: &Role) -> Result<(), FieldError> {
     let list = spec
         .linux()
         .as_ref()
@@ -115,21 +115,21 @@ fn namespaces(spec: &Spec, role: &Role) -> Result<(), Problem> {
     for (index, namespace) in list.into_iter().flatten().enumerate() {
         let field = format!("linux.namespaces[{index}]");
         if !seen.insert(namespace.typ()) {
-            problem(&field, format!("repeats the {} namespace", namespace.typ()))?;
+            invalid(&field, format!("repeats the {} namespace", namespace.typ()))?;
         }
-        // A path to the network is the host's to open. Others of a pod may have been made by an
-        // engine on the host, or are compared with those of the pod where they are known.
-        let is_fit = namespace.typ() == LinuxNamespaceType::Network || *role != Role::Alone;
-        if let (false, Some(path)) = (is_fit, path_of(namespace)) {
+        // The host opens a network namespace. In a pod an engine may have created other namespaces
+        // on the host, or they are compared with the pod's later.
+        let may_have_path = namespace.typ() == LinuxNamespaceType::Network || *role != Role::Alone;
+        if let (false, Some(path)) = (may_have_path, path_of(namespace)) {
             let reason = format!(
                 "asks to join the namespace {} of the host, which a virtual machine cannot",
                 path.display()
             );
-            problem(format!("{field}.path"), reason)?;
+            invalid(format!("{field}.path"), reason)?;
         }
     }
     if !seen.contains(&LinuxNamespaceType::Network) {
-        problem(
+        invalid(
             "linux.namespaces",
             "has no network namespace, so the container would be in the host's network, which a \
              virtual machine cannot share; give it a network of its own (--network bridge) or none \
@@ -139,17 +139,17 @@ fn namespaces(spec: &Spec, role: &Role) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What can be said of hooks without looking at the programs.
-fn hooks(hooks: &Hooks) -> Result<(), Problem> {
+/// Checks hooks without reading their programs.
+fn hooks(hooks: &Hooks) -> Result<(), FieldError> {
     for (name, list) in super::hooks::lists(hooks) {
         for (index, hook) in list.iter().enumerate() {
             let field = format!("hooks.{name}[{index}]");
             if !hook.path().is_absolute() {
                 let reason = format!("is not an absolute path: {:?}", hook.path());
-                problem(format!("{field}.path"), reason)?;
+                invalid(format!("{field}.path"), reason)?;
             }
             if hook.timeout().is_some_and(|seconds| seconds <= 0) {
-                problem(format!("{field}.timeout"), "is not greater than 0")?;
+                invalid(format!("{field}.timeout"), "is not greater than 0")?;
             }
             let env = hook.env().as_deref().unwrap_or_default();
             no_nul(
@@ -158,7 +158,7 @@ fn hooks(hooks: &Hooks) -> Result<(), Problem> {
             )?;
             no_nul(&format!("{field}.env"), env)?;
             if let Some(index) = env.iter().position(|entry| !entry.contains('=')) {
-                problem(
+                invalid(
                     format!("{field}.env[{index}]"),
                     "is not of the form NAME=value",
                 )?;

@@ -1,30 +1,30 @@
-//! What of a configuration must be respelled before it can be read.
+//! Rewrites a configuration that oci-spec cannot parse.
 //!
-//! Engines name capabilities of kernels newer than any that they run on, which runc passes over with
-//! a warning; and the types that configurations are read into spell a few names in a way of their
-//! own.
+//! Engines name capabilities of newer kernels, which runc ignores with a warning. And oci-spec has
+//! other names for a few values than the runtime specification.
 
 use oci_spec::runtime::Capability;
 use serde_json::Value;
 
-/// The specification's names of scheduler flags, and those of the types.
+/// Scheduler flags: the specification's names and oci-spec's.
 const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
 
-/// Respells a configuration or a process object. Returns the capabilities that were left out.
-pub fn correct(config: &mut Value) -> Vec<String> {
+/// Normalizes a configuration or a process object. Returns the unknown capabilities that it
+/// removed.
+pub fn normalize(config: &mut Value) -> Vec<String> {
     let process = match config.get_mut("process") {
         Some(process) => process,
         None => config,
     };
-    correct_scheduler(process);
-    correct_affinity(process);
+    normalize_scheduler(process);
+    normalize_affinity(process);
     remove_unknown_capabilities(process)
 }
 
-fn correct_scheduler(process: &mut Value) {
+fn normalize_scheduler(process: &mut Value) {
     let flags = process.pointer_mut("/scheduler/flags");
     for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
         let known = |(name, _): &&(&str, &str)| *flag == *name;
@@ -34,8 +34,8 @@ fn correct_scheduler(process: &mut Value) {
     }
 }
 
-/// The specification allows spaces in a list of CPUs, and an empty one.
-fn correct_affinity(process: &mut Value) {
+/// The specification allows spaces in a list of CPUs, and an empty list; oci-spec does not.
+fn normalize_affinity(process: &mut Value) {
     let affinity = process.get_mut("execCPUAffinity");
     if let Some(affinity) = affinity.and_then(Value::as_object_mut) {
         for list in affinity.values_mut() {
@@ -57,7 +57,7 @@ fn remove_unknown_capabilities(process: &mut Value) -> Vec<String> {
             if let (false, Some(name)) = (is_known, name.as_str()) {
                 unknown.push(name.to_owned());
             }
-            // What is no string is told of where the types are read.
+            // Parsing reports a value that is not a string.
             is_known || !name.is_string()
         });
     }
@@ -76,7 +76,7 @@ mod tests {
         let mut config = json!({ "process": { "capabilities": {
             "bounding": ["CAP_KILL", "CAP_FLY"], "effective": ["CAP_FLY", "CAP_CHOWN"],
         } } });
-        assert_eq!(correct(&mut config), ["CAP_FLY"]);
+        assert_eq!(normalize(&mut config), ["CAP_FLY"]);
         assert_eq!(
             config["process"]["capabilities"],
             json!({ "bounding": ["CAP_KILL"], "effective": ["CAP_CHOWN"] })
@@ -99,7 +99,7 @@ mod tests {
             "scheduler": { "policy": "SCHED_OTHER", "flags": flags },
             "execCPUAffinity": { "initial": "0-1, 3", "final": "" },
         });
-        correct(&mut process);
+        normalize(&mut process);
         let process: oci_spec::runtime::Process = serde_json::from_value(process).unwrap();
         let scheduler = process.scheduler().clone().unwrap();
         assert_eq!(scheduler.flags().clone().unwrap().len(), flags.len());

@@ -1,11 +1,11 @@
-//! Volumes that their owner updates as a whole, as kubelet does those of ConfigMaps, Secrets and
-//! projected sources: files lie in a directory that a link called `..data` leads to, and an update
-//! exchanges the link. Whoever waits for that by inotify(7) waits in the guest, and neither virtio-fs
-//! nor 9p tells a guest of what the host changes. So the guest gets a copy of such a volume, and the
-//! agent does to the copy what was done to the volume; the guest's kernel tells of that as of any
-//! change.
+//! Volumes that their owner updates atomically, as kubelet's AtomicWriter does for ConfigMaps,
+//! Secrets and projected volumes: the files are in a directory behind the symbolic link `..data`,
+//! and an update exchanges the link. Programs in the guest watch for that with inotify(7), but
+//! neither virtio-fs nor 9p reports the host's changes. So the guest gets a copy of such a volume,
+//! and the agent repeats every update on the copy, which the guest's kernel reports as any change.
 //!
-//! A copy is sent as one message, which bounds it; larger volumes are shared as all others are.
+//! A copy travels in one message, which limits its size; larger volumes are shared as all others
+//! are.
 
 use std::fs;
 use std::io::{self, Read};
@@ -15,20 +15,19 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rvm_protocol::agent::{UpdateVolumeRequest, VolumeFile, VolumeLink};
 
-/// The link that is exchanged.
+/// The link that an update exchanges.
 pub const DATA: &str = "..data";
 
-/// The most that a copy may hold, in bytes with all names: a message may have 4 MiB. A ConfigMap or
-/// Secret has no more than one.
+/// The largest copy in bytes, names included: a message has 4 MiB at the most. A ConfigMap or
+/// Secret has 1 MiB at the most.
 const MAX_BYTES: u64 = 3 << 20;
 
-/// The most files and directories in one.
+/// The most files and directories in a copy.
 const MAX_FILES: usize = 4096;
 
-/// How deep directories may lie in one another.
+/// The deepest nesting of directories in a copy.
 const MAX_DEPTH: usize = 16;
 
-/// How directories and files of a volume are opened.
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
@@ -38,23 +37,26 @@ const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
 
-/// Whether a directory is a volume of this kind that can be copied.
-pub fn is_volume(path: &Path) -> bool {
+/// Whether a directory is an atomically updated volume that can be copied.
+pub fn is_atomic_volume(path: &Path) -> bool {
     fs::symlink_metadata(path.join(DATA)).is_ok_and(|found| found.is_symlink())
         && read_volume(path)
             .inspect_err(|error| {
-                tracing::info!("updates of {} are not told: {error}", path.display());
+                tracing::info!(
+                    "updates of {} do not reach the guest: {error}",
+                    path.display()
+                );
             })
             .is_ok()
 }
 
-/// Reads all of a volume. Another container may write to the directory while it is read, so no link in it
-/// is followed: nothing is read but what is in it.
+/// Reads a whole volume. Another container may write to the directory at the same time, so no link
+/// in it is followed: nothing outside of it is read.
 pub fn read_volume(path: &Path) -> io::Result<UpdateVolumeRequest> {
     let root = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
     let version = link(&root, DATA)?;
     if !is_plain(&version) {
-        return Err(unfit("..data leads elsewhere"));
+        return Err(unsupported("..data leads elsewhere"));
     }
     let mut contents = UpdateVolumeRequest {
         root: Some(file(String::new(), &rustix::fs::fstat(&root)?, Vec::new())).into(),
@@ -71,7 +73,7 @@ pub fn read_volume(path: &Path) -> io::Result<UpdateVolumeRequest> {
         let target = link(&root, &name)?;
         spend(&mut room, name.len() + target.len())?;
         if contents.links.len() == MAX_FILES {
-            return Err(unfit("it has too many files"));
+            return Err(unsupported("it has too many files"));
         }
         contents.links.push(VolumeLink {
             name,
@@ -90,16 +92,16 @@ fn read_files(
     contents: &mut UpdateVolumeRequest,
 ) -> io::Result<()> {
     if depth > MAX_DEPTH {
-        return Err(unfit("directories lie too deep in it"));
+        return Err(unsupported("directories lie too deep in it"));
     }
     for name in names(dir)? {
         let path = format!("{prefix}{name}");
         spend(room, path.len())?;
         if contents.files.len() == MAX_FILES {
-            return Err(unfit("it has too many files"));
+            return Err(unsupported("it has too many files"));
         }
-        // Looked at before, because opening a device may do something, and after, because it may be
-        // another by then.
+        // The type is checked before, because opening a device has effects, and again after,
+        // because the file may have been replaced.
         let found = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(found.st_mode) {
             FileType::Directory => {
@@ -113,7 +115,7 @@ fn read_files(
                 spend(room, bytes.len())?;
                 contents.files.push(file(path, &found, bytes));
             }
-            _ => return Err(unfit("it has more than files and directories")),
+            _ => return Err(unsupported("it has more than files and directories")),
         }
     }
     Ok(())
@@ -122,26 +124,26 @@ fn read_files(
 fn read_file(fd: OwnedFd, room: u64) -> io::Result<(Stat, Vec<u8>)> {
     let found = rustix::fs::fstat(&fd)?;
     if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-        return Err(unfit("it has more than files and directories"));
+        return Err(unsupported("it has more than files and directories"));
     }
     let mut bytes = Vec::new();
-    // One more, to see that there is no room for it.
+    // One byte more shows that the file is too large.
     fs::File::from(fd).take(room + 1).read_to_end(&mut bytes)?;
     Ok((found, bytes))
 }
 
-/// What is in a directory, sorted: in its own order it would look changed when it is not.
+/// The names in a directory, sorted, so that two reads of the same volume are equal.
 fn names(dir: &OwnedFd) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let name = entry?.file_name().to_owned().into_string();
-        let name = name.map_err(|_| unfit("a name is no text"))?;
+        let name = name.map_err(|_| unsupported("a name is no text"))?;
         if name == "." || name == ".." {
             continue;
         }
-        // With `..data`, and the directories of two versions.
+        // `..data` and the directories of two versions come on top.
         if names.len() > MAX_FILES + 8 {
-            return Err(unfit("it has too many files"));
+            return Err(unsupported("it has too many files"));
         }
         names.push(name);
     }
@@ -151,7 +153,7 @@ fn names(dir: &OwnedFd) -> io::Result<Vec<String>> {
 
 fn link(dir: &OwnedFd, name: &str) -> io::Result<String> {
     let target = readlinkat(dir, name, Vec::new())?.into_string();
-    target.map_err(|_| unfit("a link is no text"))
+    target.map_err(|_| unsupported("a link is no text"))
 }
 
 fn file(path: String, found: &Stat, content: Vec<u8>) -> VolumeFile {
@@ -171,11 +173,11 @@ fn is_plain(name: &str) -> bool {
 
 fn spend(room: &mut u64, bytes: usize) -> io::Result<()> {
     let left = room.checked_sub(bytes as u64);
-    *room = left.ok_or_else(|| unfit("it is too large"))?;
+    *room = left.ok_or_else(|| unsupported("it is too large"))?;
     Ok(())
 }
 
-fn unfit(reason: &str) -> io::Error {
+fn unsupported(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, reason)
 }
 
@@ -206,11 +208,11 @@ mod tests {
             (&*contents.version, &*contents.links[0].target),
             ("..1", "..data/key")
         );
-        assert!(is_volume(dir.path()));
+        assert!(is_atomic_volume(dir.path()));
     }
 
     #[test]
-    fn links_lead_to_nothing_of_the_hosts() {
+    fn links_out_of_the_volume_are_not_followed() {
         let secret = tempfile::tempdir().unwrap();
         fs::write(secret.path().join("key"), "secret").unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -227,15 +229,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_volume_or_too_large_is_none() {
+    fn other_directories_and_large_volumes_are_not_copied() {
         let dir = volume(&[("key", &vec![0; 3 << 20])]);
-        assert!(!is_volume(dir.path()));
+        assert!(!is_atomic_volume(dir.path()));
         let dir = volume(&[]);
         symlink("/etc/passwd", dir.path().join("..1/link")).unwrap();
-        assert!(!is_volume(dir.path()));
+        assert!(!is_atomic_volume(dir.path()));
         let dir = volume(&[]);
         fs::write(dir.path().join("plain"), "").unwrap();
-        assert!(!is_volume(dir.path()));
-        assert!(!is_volume(tempfile::tempdir().unwrap().path()));
+        assert!(!is_atomic_volume(dir.path()));
+        assert!(!is_atomic_volume(tempfile::tempdir().unwrap().path()));
     }
 }

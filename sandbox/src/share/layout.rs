@@ -1,0 +1,38 @@
+//! The paths of the shared directory, and its mounts.
+
+use std::path::PathBuf;
+
+use crate::host::idmap::IdMap;
+
+/// The configuration's file name in a bundle.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// The shared directory, below the sandbox's.
+pub const SHARED: &str = "shared";
+
+/// A container's root, below its directory in the shared directory.
+pub const ROOT: &str = "rootfs";
+
+/// A container's volumes, likewise.
+pub const VOLUMES: &str = "mounts";
+
+/// The directory in which rvm-vmm builds the jail's root.
+pub const STAGE: &str = "stage";
+
+/// A bind mount of a file or directory of the host in the shared directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedMount {
+    pub source: PathBuf,
+    /// The mount point, relative to the shared directory.
+    pub place: PathBuf,
+    /// Includes the mounts below the source.
+    pub recursive: bool,
+    pub read_only: bool,
+    /// Later mounts of the host below the source appear too.
+    pub follows_host: bool,
+    pub idmap: Option<IdMap>,
+    /// Containers of a pod share one mount of the same files, so that the guest sees the same
+    /// inodes. The existence of this file, relative to the shared directory, says that a container
+    /// uses it.
+    pub reference: Option<PathBuf>,
+}
