@@ -1,4 +1,4 @@
-//! What this host can do for rvm, in a screenful.
+//! `rvm check`: whether the host has what rvm needs.
 
 use std::fmt;
 use std::fs;
@@ -8,7 +8,7 @@ use crate::config::{Config, EngineKind};
 use crate::engine::{self, choice};
 use crate::host::memory::available_memory_mib;
 
-/// What was looked at.
+/// The results of the checks, printed with [`fmt::Display`].
 #[derive(Debug)]
 pub struct Report {
     lines: Vec<Line>,
@@ -23,7 +23,7 @@ struct Line {
 }
 
 impl Report {
-    /// Containers can run here.
+    /// Whether containers can run on this host.
     pub fn works(&self) -> bool {
         self.verdict.is_ok()
     }
@@ -42,7 +42,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at the host. Nothing is taken from the cache of an earlier look.
+/// Checks the host and every engine anew, whatever the cached results.
 pub fn run(config: &Config) -> Report {
     let mut lines = Vec::new();
     let mut working = Vec::new();
@@ -77,7 +77,7 @@ pub fn run(config: &Config) -> Report {
     Report { lines, verdict }
 }
 
-/// Lines without which nothing runs, whatever the engine.
+/// The checks that must succeed for either engine.
 const NEEDED: &[&str] = &[
     "rvm-vmm",
     "guest kernel",
@@ -142,7 +142,7 @@ fn cgroups() -> Line {
 }
 
 fn memory() -> Line {
-    // What a machine of the default size takes at the most.
+    // The most that a machine of the default size takes.
     const ENOUGH_MIB: u64 = 600;
     let available = available_memory_mib().unwrap_or(0);
     Line {

@@ -1,7 +1,7 @@
-//! The agent in the guest, as the host calls it.
+//! The client of the agent in the guest.
 //!
-//! What it answers comes from the guest and is taken as such: text is cut and cleaned before it is
-//! shown, numbers are checked, and nothing is used as a path.
+//! The agent's replies are untrusted: text is truncated and stripped of control characters before
+//! it is shown, numbers are checked, and nothing is used as a path.
 
 mod containers;
 mod network;
@@ -26,41 +26,36 @@ pub use processes::{Exec, Exit};
 
 use crate::dir::SandboxDir;
 
-/// How long the agent may take to answer what needs no waiting.
+/// The time limit for calls that do not wait for an event in the guest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The longest message of the agent's that is shown, in bytes.
+/// The longest error message of the agent that is shown, in bytes.
 const MAX_MESSAGE: usize = 4096;
 
 /// A call to the agent failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum AgentError {
-    /// There is no machine behind the socket any more.
+    /// The machine has ended, most likely.
     #[error("cannot reach the sandbox")]
     Connect(#[source] io::Error),
-    /// The configuration cannot be sent.
     #[error("cannot encode the configuration for the guest")]
     Encode(#[from] serde_json::Error),
-    /// The agent says that there is no such container or process.
+    /// The container or process does not exist in the guest.
     #[error("{0}")]
     NotFound(String),
-    /// The agent refused, and says why.
+    /// The agent's error.
     #[error(transparent)]
     Refused(Failure),
-    /// Holds the version that the agent answered.
+    /// With the version that the agent answered.
     #[error(
         "the sandbox's agent speaks protocol version {0} and this rvm speaks version \
          {AGENT_PROTOCOL_VERSION}: use the rvm and the guest of one release"
     )]
     Version(u32),
-    /// The connection broke, or the agent took too long.
+    /// The connection broke or the call timed out.
     #[error("the sandbox's agent did not answer {call}: {reason}")]
-    Lost {
-        /// Which call.
-        call: &'static str,
-        /// What happened to it.
-        reason: String,
-    },
+    Lost { call: &'static str, reason: String },
 }
 
 /// A connection to a sandbox's agent. Calls may overlap.
@@ -68,7 +63,7 @@ pub enum AgentError {
 pub struct Agent(AgentClient);
 
 impl Agent {
-    /// Connects. This does not wait for the guest; the first call does.
+    /// Connects without waiting for the guest; the first call waits.
     pub fn connect(sandbox: &SandboxDir) -> Result<Self, AgentError> {
         let socket = sandbox.connect(AGENT_PORT).map_err(AgentError::Connect)?;
         socket.set_nonblocking(true).map_err(AgentError::Connect)?;
@@ -76,8 +71,8 @@ impl Agent {
         Ok(Self(AgentClient::new(Client::new(Socket::new(socket)))))
     }
 
-    /// Asks what runs in the guest. Waits for the guest to come up, and refuses an agent of another
-    /// protocol version.
+    /// Waits until the guest is up, and returns the agent's version and boot times. Refuses an agent of
+    /// another protocol version.
     pub async fn check(&self) -> Result<CheckResponse, AgentError> {
         let answer = self.0.check(unlimited(), &CheckRequest::new()).await;
         let answer = answer.map_err(failed("check"))?;
@@ -88,7 +83,7 @@ impl Agent {
         }
     }
 
-    /// Makes a container, whose first process then waits; returns its number in the guest.
+    /// Creates a container, whose init process waits for the start. Returns its pid in the guest.
     pub async fn create_container(
         &self,
         id: &str,
@@ -101,14 +96,14 @@ impl Agent {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        // Hooks in the guest have time-outs of their own.
+        // Hooks in the guest have their own timeouts.
         let answer = self.0.create_container(unlimited(), &request).await;
         answer
             .map(|answer| answer.pid)
             .map_err(failed("create container"))
     }
 
-    /// Lets a container's first process execute the program.
+    /// Starts a container: its init process executes the program.
     pub async fn start_container(&self, id: &str) -> Result<(), AgentError> {
         let request = StartContainerRequest {
             container_id: id.to_owned(),
@@ -118,7 +113,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("start container"))
     }
 
-    /// Signals a container's first process, or all of its processes.
+    /// Signals a container's init process, or all of its processes.
     pub async fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), AgentError> {
         let request = SignalProcessRequest {
             container_id: id.to_owned(),
@@ -130,7 +125,8 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("signal process"))
     }
 
-    /// Waits until a container's first process has ended; returns what a shell would report.
+    /// Waits until a container's init process has ended. Returns its exit status, 128 + n for
+    /// signal n.
     pub async fn wait(&self, id: &str) -> Result<u8, AgentError> {
         let request = WaitProcessRequest {
             container_id: id.to_owned(),
@@ -138,11 +134,11 @@ impl Agent {
         };
         let answer = self.0.wait_process(unlimited(), &request).await;
         let status = answer.map_err(failed("wait process"))?.exit_status;
-        // Only a guest that was taken over reports another.
+        // Only a hostile guest reports a larger one.
         Ok(u8::try_from(status).unwrap_or(u8::MAX))
     }
 
-    /// Sets the size of the terminal of a container's first process.
+    /// Sets the terminal size of a container's init process.
     pub async fn resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), AgentError> {
         let request = ResizeTerminalRequest {
             container_id: id.to_owned(),
@@ -188,7 +184,7 @@ fn code(code: ttrpc::Code) -> Code {
     }
 }
 
-/// A message as it may be shown on a terminal and written to a log.
+/// Makes a message safe for a terminal and a log.
 fn clean(message: &str) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     let mut clean: String = message.chars().map(printable).collect();

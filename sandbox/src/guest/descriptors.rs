@@ -1,7 +1,7 @@
-//! Descriptors beyond the standard streams that a process in the guest is to have: what
-//! `--preserve-fds` and LISTEN_FDS name.
+//! Descriptors beyond the standard streams that a process in the guest inherits, from
+//! `--preserve-fds` and LISTEN_FDS.
 //!
-//! Only what is a stream of bytes can be carried: a pipe, or a connected stream socket.
+//! Only byte streams can be relayed: pipes and connected stream sockets.
 
 use std::io;
 use std::net::Shutdown;
@@ -16,57 +16,48 @@ use rvm_protocol::agent::extra_descriptor::Kind;
 
 use crate::guest::stdio::{BUFFER, copy_from_guest, copy_some, is_null};
 
-/// The first descriptor behind the standard streams.
+/// The first descriptor after the standard streams.
 pub const FIRST: RawFd = 3;
 
-/// As many as the agent takes.
+/// The agent's limit.
 const MAX: u32 = 61;
 
-/// A descriptor that cannot be carried into the guest.
+/// A descriptor cannot be relayed to the guest.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum DescriptorError {
-    /// Nothing is there.
     #[error("descriptor {number}, which is to be preserved, is not open")]
     Closed {
-        /// Which one.
         number: RawFd,
-        /// What the kernel says of it.
         #[source]
         source: io::Error,
     },
-    /// It is not a stream.
     #[error(
         "descriptor {number} is {what}, which cannot be carried into the virtual machine; pipes, \
          connected stream sockets and /dev/null can"
     )]
-    Unfit {
-        /// Which one.
-        number: RawFd,
-        /// What it is.
-        what: &'static str,
-    },
-    /// There is a limit.
+    Unsupported { number: RawFd, what: &'static str },
     #[error("{0} descriptors are to be preserved; not more than {MAX} can be")]
     TooMany(u32),
 }
 
-/// A descriptor that the guest's process will have.
+/// A descriptor to relay to the guest's process.
 #[derive(Debug)]
-pub struct Extra {
+pub struct ExtraFd {
     fd: OwnedFd,
     /// `None` for /dev/null.
     kind: Option<Kind>,
 }
 
-impl Extra {
-    /// As what the process will see it; `None` for /dev/null.
+impl ExtraFd {
+    /// The kind of descriptor that the process gets; `None` for /dev/null.
     pub fn kind(&self) -> Option<Kind> {
         self.kind
     }
 }
 
-/// Takes `count` inherited descriptors over, from 3 on. To be called once.
-pub fn inherited(count: u32) -> Result<Vec<Extra>, DescriptorError> {
+/// Takes ownership of `count` inherited descriptors, from 3 on. Call it once.
+pub fn inherited(count: u32) -> Result<Vec<ExtraFd>, DescriptorError> {
     if count > MAX {
         return Err(DescriptorError::TooMany(count));
     }
@@ -75,30 +66,30 @@ pub fn inherited(count: u32) -> Result<Vec<Extra>, DescriptorError> {
         .map(|number| {
             let fd = take(number).map_err(|source| DescriptorError::Closed { number, source })?;
             match classify(&fd) {
-                Ok(kind) => Ok(Extra { fd, kind }),
-                Err(what) => Err(DescriptorError::Unfit { number, what }),
+                Ok(kind) => Ok(ExtraFd { fd, kind }),
+                Err(what) => Err(DescriptorError::Unsupported { number, what }),
             }
         })
         .collect()
 }
 
-/// Takes a descriptor over that this program was started with.
+/// Takes ownership of an inherited descriptor. Fails if it is not open or not inherited.
 #[expect(unsafe_code, reason = "a descriptor that comes by number")]
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl takes any number and says whether it is a descriptor.
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-    // What this program itself has opened is closed on exec, so that a number that the caller is
-    // wrong about is told apart.
+    // This program opens its own descriptors with FD_CLOEXEC, which tells them from inherited ones.
     if number < FIRST || flags < 0 || flags & libc::FD_CLOEXEC != 0 {
         return Err(Errno::BADF.into());
     }
-    // SAFETY: it is open and was inherited, and from now on it is marked as taken.
+    // SAFETY: the descriptor is open and inherited; FD_CLOEXEC marks it as taken from here on.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     Ok(fd)
 }
 
-/// As what a descriptor can be carried, or what it is if it cannot.
+/// The kind that a descriptor is relayed as; an error describes a descriptor that cannot be
+/// relayed.
 fn classify(fd: &OwnedFd) -> Result<Option<Kind>, &'static str> {
     if is_null(fd) {
         return Ok(None);
@@ -138,20 +129,20 @@ fn socket(fd: &OwnedFd) -> Result<Kind, &'static str> {
     }
 }
 
-/// Copies from the host until its end, or until the guest takes no more.
-pub(crate) fn copy_input(extra: &Extra, to: &UnixStream) {
-    copy_while_wanted(&extra.fd, to);
+/// Copies from the host to the guest until either side ends.
+pub(crate) fn copy_input(extra: &ExtraFd, to: &UnixStream) {
+    copy_until_closed(&extra.fd, to);
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Copies from the guest until its end.
-pub(crate) fn copy_output(extra: &Extra, from: &UnixStream) {
+/// Copies from the guest to the host until either side ends.
+pub(crate) fn copy_output(extra: &ExtraFd, from: &UnixStream) {
     copy_from_guest(from, &extra.fd);
 }
 
-/// Copies from the guest to a socket until its end, which is passed on if it is that of one
-/// direction only; if the process has closed the socket, so does the caller.
-pub(crate) fn copy_socket(extra: &Extra, from: &UnixStream) {
+/// Copies from the guest to a socket of the host until the guest's end. A half-close is passed on;
+/// if the process has closed the socket, both directions are shut down.
+pub(crate) fn copy_socket(extra: &ExtraFd, from: &UnixStream) {
     let mut buffer = [0; BUFFER];
     while copy_some(from.as_fd(), extra.fd.as_fd(), &mut buffer) {}
     let half_closed = rustix::net::send(from, &[], SendFlags::NOSIGNAL).is_ok();
@@ -162,9 +153,8 @@ pub(crate) fn copy_socket(extra: &Extra, from: &UnixStream) {
     }
 }
 
-/// Copies until either side ends, also if that which is written to does while there is nothing to be
-/// read.
-pub(crate) fn copy_while_wanted(from: &OwnedFd, to: &UnixStream) {
+/// Copies until either side ends. Notices the end of `to` while there is nothing to read, too.
+pub(crate) fn copy_until_closed(from: &OwnedFd, to: &UnixStream) {
     let mut buffer = [0; BUFFER];
     loop {
         let mut fds = [
@@ -190,14 +180,14 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixDatagram;
 
-    fn extra(fd: impl Into<OwnedFd>) -> Extra {
+    fn extra(fd: impl Into<OwnedFd>) -> ExtraFd {
         let fd = fd.into();
         let kind = classify(&fd).unwrap();
-        Extra { fd, kind }
+        ExtraFd { fd, kind }
     }
 
     #[test]
-    fn streams_of_bytes_can_be_carried() {
+    fn byte_streams_can_be_relayed() {
         let (read, write) = io::pipe().unwrap();
         assert_eq!(classify(&read.into()), Ok(Some(Kind::INPUT)));
         assert_eq!(classify(&write.into()), Ok(Some(Kind::OUTPUT)));
@@ -211,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_stream_is_named() {
+    fn other_descriptors_are_named() {
         let (datagram, _peer) = UnixDatagram::pair().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         for (fd, what) in [
@@ -226,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_of_this_programs_own_is_not_an_inherited_one() {
+    fn a_descriptor_of_this_program_is_not_an_inherited_one() {
         use std::os::fd::AsRawFd as _;
         let own = tempfile::tempfile().unwrap();
         assert!(take(own.as_raw_fd()).is_err());
@@ -234,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_hears_that_the_guest_has_closed_its_end() {
+    fn a_writer_gets_epipe_when_the_guest_has_closed_its_end() {
         let (read, mut write) = io::pipe().unwrap();
         let (ours, guest) = UnixStream::pair().unwrap();
         let extra = extra(read);
@@ -248,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_closed_socket_still_hears() {
+    fn a_half_closed_socket_still_receives() {
         let (host, mut peer) = UnixStream::pair().unwrap();
         let (ours, guest) = UnixStream::pair().unwrap();
         let extra = extra(host);

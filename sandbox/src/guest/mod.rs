@@ -1,4 +1,5 @@
-//! The guest from the host's side: the agent's calls, standard streams, and descriptors passed along.
+//! The host's connections to the guest: calls of the agent, standard streams, and inherited
+//! descriptors.
 
 pub mod agent;
 pub mod descriptors;

@@ -1,8 +1,7 @@
-//! The standard streams of a process in the guest, carried over connections of their own.
+//! Relays the standard streams of a process in the guest, each over its own vsock connection.
 //!
-//! Each direction is copied by a thread that blocks: what it holds is one buffer, so a slow reader
-//! stops the writer. The descriptors are not ours alone, so they are left as they are and never set
-//! not to block.
+//! A blocking thread copies each direction with one buffer, so that a slow reader stops the writer.
+//! Other processes share the descriptors, so this never sets O_NONBLOCK on them.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -20,13 +19,13 @@ use rvm_protocol::agent::{ExtraDescriptor, Stdio};
 use tokio::sync::oneshot;
 
 use crate::dir::SandboxDir;
-use crate::guest::descriptors::{self, Extra};
+use crate::guest::descriptors::{self, ExtraFd};
 use crate::host::terminal::WindowSize;
 
-/// What is copied at a time. A vsock packet holds no more.
+/// In bytes; the largest payload of a vsock packet.
 pub(crate) const BUFFER: usize = 64 * 1024;
 
-/// A thread needs its buffer and little else.
+/// The stack of a copying thread in bytes: its buffer and little else.
 const STACK: usize = BUFFER + 32 * 1024;
 
 /// The streams could not be connected.
@@ -42,38 +41,38 @@ fn failed(stream: &'static str) -> impl FnOnce(io::Error) -> StdioError {
     move |source| StdioError { stream, source }
 }
 
-/// The host's ends of a process's streams.
+/// The host's ends of a process's streams, each owned until the process's end.
 pub enum HostStdio {
-    /// Three streams.
+    /// Without a terminal.
     Streams {
-        /// Read for the process.
+        /// Read, and sent to the process.
         stdin: OwnedFd,
-        /// Written with what the process writes.
+        /// Receives the process's output.
         stdout: OwnedFd,
-        /// The same for its errors.
+        /// Receives the process's errors.
         stderr: OwnedFd,
     },
-    /// A terminal, in raw mode, for both directions.
+    /// A terminal in raw mode.
     Terminal {
-        /// Read for the process.
+        /// Read, and sent to the process.
         input: OwnedFd,
-        /// Written with what the process writes.
+        /// Receives the process's output.
         output: OwnedFd,
-        /// Its size.
+        /// The initial size of the process's terminal.
         size: WindowSize,
     },
-    /// Either, and descriptors beyond the three.
+    /// One of the above with more descriptors.
     Extended {
-        /// Which.
+        /// `Streams` or `Terminal`.
         stdio: Box<Self>,
-        /// From 3 on.
-        extra: Vec<Extra>,
+        /// The process gets them as descriptors from 3 on.
+        extra: Vec<ExtraFd>,
     },
 }
 
 impl HostStdio {
-    /// The same, and descriptors beyond the three.
-    pub fn with(self, extra: Vec<Extra>) -> Self {
+    /// Adds descriptors from 3 on.
+    pub fn with(self, extra: Vec<ExtraFd>) -> Self {
         if extra.is_empty() {
             return self;
         }
@@ -84,14 +83,14 @@ impl HostStdio {
     }
 }
 
-/// Streams that are being copied.
+/// Running copies of streams.
 #[derive(Default)]
 pub struct Relay {
     outputs: Vec<oneshot::Receiver<()>>,
 }
 
 impl Relay {
-    /// Connects the streams to the guest and starts to copy. The result names them to the agent.
+    /// Connects the streams to the guest and starts to copy. The agent needs the returned ids.
     pub fn start(sandbox: &SandboxDir, host: HostStdio) -> Result<(Self, Stdio), StdioError> {
         let mut relay = Self::default();
         let mut stdio = Stdio::default();
@@ -134,10 +133,10 @@ impl Relay {
         Ok((relay, stdio))
     }
 
-    /// Returns when everything the process wrote has been passed on.
+    /// Returns when all output of the process has been written to the host's descriptors.
     pub async fn drained(self) {
         for output in self.outputs {
-            // An error means that the thread has ended too.
+            // An error means that the thread has ended, too.
             let _ = output.await;
         }
     }
@@ -170,7 +169,7 @@ impl Relay {
         Ok(id)
     }
 
-    fn extra(&mut self, sandbox: &SandboxDir, extra: Extra) -> Result<u64, StdioError> {
+    fn extra(&mut self, sandbox: &SandboxDir, extra: ExtraFd) -> Result<u64, StdioError> {
         let name = "extra descriptor";
         let Some(kind) = extra.kind() else {
             return Ok(0);
@@ -208,7 +207,7 @@ impl Relay {
         let (done, drained) = oneshot::channel();
         spawn(name, move || {
             copy();
-            // Nobody may wait any more.
+            // The receiver may be gone.
             let _ = done.send(());
         })?;
         self.outputs.push(drained);
@@ -224,7 +223,8 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(),
     builder.spawn(work).map(|_| ()).map_err(failed(name))
 }
 
-/// Opens a connection for a stream and names it. 0 names /dev/null, which needs none.
+/// Opens a connection for a stream and sends its random id. Id 0 means /dev/null, without a
+/// connection.
 pub fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
     let mut id = [0; 8];
     while id == [0; 8] {
@@ -235,8 +235,8 @@ pub fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
     Ok((u64::from_be_bytes(id), stream))
 }
 
-/// Whether a descriptor is /dev/null: the process then gets the guest's, and sees what it would see
-/// in a container of runc's.
+/// Whether a descriptor is /dev/null. The process then gets the guest's /dev/null, and so a
+/// character device as in runc.
 pub(crate) fn is_null(fd: &OwnedFd) -> bool {
     const NULL: (u32, u32) = (1, 3);
     rustix::fs::fstat(fd).is_ok_and(|stat| {
@@ -248,17 +248,17 @@ pub(crate) fn is_null(fd: &OwnedFd) -> bool {
     })
 }
 
-/// Copies until the host's end has no more or the guest takes no more.
+/// Copies from the host to the guest until either side ends.
 fn copy_to_guest(from: &OwnedFd, to: &UnixStream) {
-    descriptors::copy_while_wanted(from, to);
-    // Closed already if the guest went first.
+    descriptors::copy_until_closed(from, to);
+    // Fails if the guest has closed it first.
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Copies until the guest's end has no more or the host takes no more.
+/// Copies from the guest to the host until either side ends.
 pub(crate) fn copy_from_guest(from: &UnixStream, to: &OwnedFd) {
     copy(from.as_fd(), to.as_fd());
-    // So that a writer in the guest hears that nobody reads.
+    // A writer in the guest gets EPIPE.
     let _ = from.shutdown(Shutdown::Both);
 }
 
@@ -267,9 +267,9 @@ fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     while copy_some(from, to, &mut buffer) {}
 }
 
-/// Copies what can be read at once, waiting for something. False at the end of either side.
+/// Waits for data and copies one buffer. False at the end of either side.
 pub(crate) fn copy_some(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
-    // A terminal whose other end is closed fails to be read, which is its end too.
+    // Reading a terminal whose other end is closed fails with EIO, which is its end, too.
     let read = retry(from, PollFlags::IN, || rustix::io::read(from, &mut *buffer));
     let Ok(length @ 1..) = read else { return false };
     let mut rest = &buffer[..length];
@@ -282,8 +282,8 @@ pub(crate) fn copy_some(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [
     true
 }
 
-/// Repeats a call that was interrupted, and waits where somebody else has set the descriptor not to
-/// block.
+/// Repeats an interrupted call, and polls where another process has set O_NONBLOCK on the
+/// descriptor.
 fn retry<T>(
     fd: BorrowedFd<'_>,
     wanted: PollFlags,
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_stops_reading_is_told_to_the_guest() {
+    fn the_guest_gets_epipe_when_the_host_stops_reading() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let (read, write) = io::pipe().unwrap();
         drop(read);
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_set_not_to_block_is_waited_for() {
+    fn a_nonblocking_descriptor_is_polled() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let (host, guest) = UnixStream::pair().unwrap();
         host.set_nonblocking(true).unwrap();

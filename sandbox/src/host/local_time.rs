@@ -1,6 +1,6 @@
-//! A moment as the clocks of this place show it.
+//! Local time, localtime(3).
 
-/// Names in the C locale.
+/// As in the C locale.
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
@@ -8,7 +8,7 @@ const MONTHS: [&str; 12] = [
 /// A date and a time of the day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalTime {
-    /// The year of the common era.
+    /// Of the common era.
     pub year: i32,
     /// From 0.
     pub month: usize,
@@ -21,7 +21,7 @@ pub struct LocalTime {
 }
 
 impl LocalTime {
-    /// From nanoseconds since the epoch. None for what no calendar has.
+    /// Converts nanoseconds since the epoch. None if they are out of range.
     #[expect(unsafe_code, reason = "localtime_r")]
     pub fn of(ns: u64) -> Option<Self> {
         let seconds = i64::try_from(ns / 1_000_000_000).ok()?;
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_has_a_date_everywhere() {
+    fn a_time_has_a_date_in_every_zone() {
         // Noon in Greenwich: the same day in every zone but the Line Islands'.
         let time = LocalTime::of(1_700_049_600_000_000_000).unwrap();
         assert_eq!((time.year, time.month_name()), (2023, "Nov"));

@@ -1,5 +1,5 @@
-//! Messages as lines: those of our crates are picked out and handed on, and written in logrus's
-//! formats, which engines read.
+//! Log lines: passes the events of rvm's own crates to a sink, and formats them as logrus does,
+//! which engines parse.
 
 use std::fmt::{self, Write as _};
 
@@ -12,13 +12,13 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 /// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// time="…" level=… msg="…"
+    /// `time="…" level=… msg="…"`
     Text,
-    /// One JSON object.
+    /// A JSON object with `level`, `msg` and `time`.
     Json,
 }
 
-/// Hands every message of at least this level to `sink`, for the life of the process.
+/// Passes every message of at least this level to `sink`. Fails on the second call.
 pub fn start(
     level: Level,
     sink: impl Fn(Level, &str) + Send + Sync + 'static,
@@ -27,7 +27,7 @@ pub fn start(
     tracing::subscriber::set_global_default(subscriber)
 }
 
-/// Turns events into messages.
+/// Formats events as messages.
 struct Messages<F> {
     level: Level,
     sink: F,
@@ -35,7 +35,7 @@ struct Messages<F> {
 
 impl<S: Subscriber, F: Fn(Level, &str) + 'static> Layer<S> for Messages<F> {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _context: Context<'_, S>) -> bool {
-        // Libraries speak to their developers.
+        // Messages of libraries are for their developers.
         let target = metadata.target();
         let ours = target.starts_with("rvm") || target.starts_with("containerd_shim_rvm");
         *metadata.level() <= self.level && ours
@@ -48,7 +48,7 @@ impl<S: Subscriber, F: Fn(Level, &str) + 'static> Layer<S> for Messages<F> {
     }
 }
 
-/// An event's message, and its fields behind it.
+/// An event's message and fields.
 #[derive(Default)]
 struct Text {
     message: String,
@@ -65,7 +65,7 @@ impl Visit for Text {
     }
 }
 
-/// A level, as logrus calls it.
+/// A level's name in logrus.
 pub fn name(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",
@@ -75,7 +75,7 @@ pub fn name(level: Level) -> &'static str {
     }
 }
 
-/// A line as logrus writes it.
+/// A line in logrus's format. `time` is RFC 3339.
 pub fn line(format: Format, time: &str, level: Level, message: &str) -> String {
     let level = name(level);
     let quoted = serde_json::Value::from(message);

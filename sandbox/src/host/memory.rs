@@ -1,4 +1,4 @@
-//! The host's memory, as /proc/meminfo tells it.
+//! The host's memory, from /proc/meminfo.
 
 /// MemAvailable and SwapFree of /proc/meminfo, in MiB.
 pub fn available_memory_mib() -> Option<u64> {

@@ -1,4 +1,4 @@
-//! What the host's kernel and the process itself offer: processes, signals, terminals, mounts, time.
+//! Services of the host's kernel: processes, signals, terminals, mounts, time.
 
 pub mod fanotify;
 pub mod idmap;

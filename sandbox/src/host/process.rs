@@ -1,4 +1,4 @@
-//! Processes that are remembered across program runs, and so may have been replaced by others.
+//! Processes in state files, whose pids may have been reused since.
 
 use std::fs;
 use std::io;
@@ -13,13 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::terminal;
 
-/// A process by its pid and the time it started, which together name no other process until the
-/// host reboots.
+/// A pid and a start time, which together identify a process until the host reboots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// The pid.
+    /// In the host's pid namespace.
     pub pid: i32,
-    /// The time it started after boot, in clock ticks: field 22 of /proc/pid/stat.
+    /// In clock ticks after boot: field 22 of /proc/pid/stat.
     pub start_time: u64,
 }
 
@@ -37,16 +36,16 @@ impl ProcessId {
         Self::of(rustix::process::getpid().as_raw_nonzero().get())
     }
 
-    /// Holds on to the process if it still is there.
+    /// Opens a pidfd of the process, unless it has ended.
     pub fn open(self) -> Option<Process> {
         let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
-        // The pidfd keeps the pid from being given away, so what is read now is about it.
+        // While the pidfd is open the pid is not reused, so this reads the process of the pidfd.
         let same = Self::of(self.pid).is_ok_and(|now| now == self);
         let process = Process(pidfd);
         (same && !process.ended()).then_some(process)
     }
 
-    /// The process is still there, and no zombie.
+    /// Whether the process still runs; a zombie does not.
     pub fn is_alive(self) -> bool {
         self.open().is_some()
     }
@@ -59,18 +58,18 @@ pub fn send_own_pidfd(socket: &Path) -> io::Result<()> {
     terminal::send(socket, &pidfd, b"pidfd")
 }
 
-/// Field 22 of /proc/pid/stat. The second field is the program's name, which may hold anything.
+/// Field 22 of /proc/pid/stat. The second field, the program's name, may contain spaces and `)`.
 fn start_time(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// A process that was there when it was opened.
+/// A pidfd of a process.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
 
 impl Process {
-    /// Sends a signal; sending one to a process that has ended is no error.
+    /// Sends a signal. An ended process is no error.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.0, signal) {
             Err(Errno::SRCH) => Ok(()),
@@ -78,7 +77,7 @@ impl Process {
         }
     }
 
-    /// Waits until the process has ended. False if it had not after `limit`.
+    /// Waits until the process has ended. False if it runs longer than `limit`.
     pub fn wait(&self, limit: Duration) -> io::Result<bool> {
         let limit = Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),

@@ -1,4 +1,4 @@
-//! Making mounts read-only.
+//! Makes mounts read-only.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,10 +10,10 @@ use rustix::mount::{MountFlags, mount_remount};
 
 use rvm_sys::mount::{AttrChange, change_attributes};
 
-/// Makes the mount at `place` read-only, and with `recursive` all that are mounted below it.
+/// Makes the mount at `place` read-only, and with `recursive` the mounts below it.
 ///
-/// Kernels before Linux 5.12 can do it to one mount only; what is below is then left as it is, and
-/// a line in the log says so.
+/// Kernels before Linux 5.12 can change only a single mount. Mounts below then stay as they are,
+/// with a warning in the log.
 pub fn make_read_only(place: &Path, recursive: bool) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mount = rustix::fs::open(place, flags, Mode::empty())?;
@@ -32,7 +32,7 @@ pub fn make_read_only(place: &Path, recursive: bool) -> io::Result<()> {
     }
 }
 
-/// Adds "read-only" to what the mount already is.
+/// Adds MS_RDONLY to the mount's flags.
 fn remount(path: &Path) -> io::Result<()> {
     let now = rustix::fs::statvfs(path)?.f_flag;
     let mut flags = MountFlags::BIND | MountFlags::RDONLY;

@@ -1,4 +1,4 @@
-//! Signals as something to wait for (signalfd(2)).
+//! Receives signals through signalfd(2).
 
 use std::io;
 use std::mem;
@@ -7,9 +7,9 @@ use std::ptr;
 
 use rvm_sys::readiness::Readable;
 
-/// Signals that say something about this process alone, which the container must not hear of.
-const OWN: &[libc::c_int] = &[
-    // About our children, our reads and writes, and our faults.
+/// Signals that concern only this process, and are not forwarded to the container.
+const NOT_FORWARDED: &[libc::c_int] = &[
+    // Children, I/O and faults of this process.
     libc::SIGCHLD,
     libc::SIGPIPE,
     libc::SIGURG,
@@ -22,14 +22,14 @@ const OWN: &[libc::c_int] = &[
     libc::SIGSYS,
 ];
 
-/// Every signal that the container is told of, from now on in place of its effect on this process.
+/// The signals to forward to the container. They no longer have an effect on this process.
 pub struct Signals {
     fd: OwnedFd,
     readable: Readable,
 }
 
 impl Signals {
-    /// Blocks the signals in the calling thread, and so in the threads it makes later.
+    /// Blocks the signals in the calling thread and in threads that it spawns later.
     pub fn block() -> io::Result<Self> {
         let fd = signalfd()?;
         Ok(Self {
@@ -38,13 +38,13 @@ impl Signals {
         })
     }
 
-    /// The next signal, by number.
+    /// Waits for the next signal and returns its number. Safe to cancel.
     pub async fn next(&self) -> io::Result<i32> {
         self.readable.read(|_| read(&self.fd)).await
     }
 }
 
-/// Blocks the signals in the calling thread, and so in the threads it makes later.
+/// Blocks the signals in the calling thread and in threads that it spawns later.
 pub fn mask() -> io::Result<()> {
     block(&set())
 }
@@ -55,7 +55,7 @@ fn set() -> libc::sigset_t {
     unsafe {
         let mut set = mem::zeroed();
         libc::sigfillset(&mut set);
-        for signal in OWN {
+        for signal in NOT_FORWARDED {
             libc::sigdelset(&mut set, *signal);
         }
         set
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blocked_signal_is_read_instead_of_felt() {
+    fn a_blocked_signal_is_read_and_not_delivered() {
         // A thread of its own keeps the mask from the other tests.
         let thread = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()

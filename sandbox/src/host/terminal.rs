@@ -1,4 +1,4 @@
-//! Terminals of the host: the user's own, and the ones that are made for an engine.
+//! Terminals of the host: the user's own, and those that rvm opens for an engine.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -12,28 +12,22 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// A terminal could not be had.
+/// A terminal could not be set up.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
 pub enum TerminalError {
-    /// A call on a terminal.
     #[error("cannot {action}")]
     Call {
-        /// What was tried.
         action: &'static str,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// The engine's socket.
     #[error("cannot send the terminal to the console socket {}", path.display())]
     ConsoleSocket {
-        /// Which socket.
         path: PathBuf,
-        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// There is no terminal to begin with.
     #[error(
         "config.json: process.terminal is set, but standard input is not a terminal; \
          use --console-socket, or set it to false"
@@ -48,17 +42,17 @@ fn failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Termina
     }
 }
 
-/// A terminal's size in characters; 0 where it is not known.
+/// A terminal's size in characters; 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowSize {
-    /// Lines.
+    /// Number of lines.
     pub rows: u16,
-    /// Columns.
+    /// Number of columns.
     pub cols: u16,
 }
 
 impl WindowSize {
-    /// The size that a terminal has now.
+    /// A terminal's current size; unknown for other descriptors.
     pub fn of(terminal: BorrowedFd<'_>) -> Self {
         tcgetwinsize(terminal).map_or_else(
             |_| Self::default(),
@@ -70,15 +64,15 @@ impl WindowSize {
     }
 }
 
-/// A terminal whose input and output pass as they are. It becomes what it was when this is dropped.
+/// A terminal in raw mode. Dropping it restores the earlier mode.
 #[derive(Debug)]
-pub struct Raw {
+pub struct RawTerminal {
     terminal: OwnedFd,
     before: Termios,
 }
 
-impl Raw {
-    /// Sets a terminal to raw mode.
+impl RawTerminal {
+    /// Fails if the descriptor is not a terminal.
     pub fn new(terminal: BorrowedFd<'_>) -> Result<Self, TerminalError> {
         let before = tcgetattr(terminal).map_err(|_| TerminalError::NotATerminal)?;
         let mut raw = before.clone();
@@ -90,23 +84,22 @@ impl Raw {
         Ok(Self { terminal, before })
     }
 
-    /// The terminal's size.
+    /// The terminal's current size.
     pub fn size(&self) -> WindowSize {
         WindowSize::of(self.terminal.as_fd())
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // Gone with its other end, perhaps.
+        // Fails if the other end is closed.
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }
 
-/// Puts /dev/null in the place of this process's standard streams. An engine that reads what its
-/// call of the runtime says reads until nobody can write any more, and a container at a terminal of
-/// its own has no other use for them.
-pub fn leave_standard_streams() -> Result<(), TerminalError> {
+/// Replaces this process's standard streams by /dev/null. An engine reads the runtime's output
+/// until the last writer closes it, and a container with its own terminal does not use the streams.
+pub fn detach_standard_streams() -> Result<(), TerminalError> {
     let action = "leave the standard streams";
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty()).map_err(failed(action))?;
@@ -115,10 +108,10 @@ pub fn leave_standard_streams() -> Result<(), TerminalError> {
     rustix::stdio::dup2_stderr(&null).map_err(failed(action))
 }
 
-/// Makes a terminal, sends its controlling end to an engine's socket, and makes its other end the
-/// calling process's own, so that the process hears of changes of size. The process must lead a
-/// session without a terminal.
-pub fn for_engine(console_socket: &Path) -> Result<OwnedFd, TerminalError> {
+/// Opens a pty, sends its master to an engine's console socket, and makes its slave the calling
+/// process's controlling terminal, so that the process gets SIGWINCH. The process must lead a
+/// session without a terminal. Returns the slave.
+pub fn open_for_engine(console_socket: &Path) -> Result<OwnedFd, TerminalError> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .map_err(failed("make a terminal"))?;
     grantpt(&master).map_err(failed("make a terminal"))?;
@@ -140,7 +133,7 @@ pub fn for_engine(console_socket: &Path) -> Result<OwnedFd, TerminalError> {
     Ok(slave)
 }
 
-/// Sends a descriptor, and its name as the message, as runc does.
+/// Sends a descriptor over a Unix socket with its name as the payload, as runc does.
 pub(crate) fn send(socket: &Path, fd: &OwnedFd, name: &[u8]) -> io::Result<()> {
     let stream = UnixStream::connect(socket)?;
     let fds = [fd.as_fd()];
@@ -173,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_mode_lasts_as_long_as_its_value() {
+    fn dropping_raw_mode_restores_the_terminal() {
         let (_master, slave) = pty();
         let echoes = || {
             tcgetattr(&slave)
@@ -182,17 +175,17 @@ mod tests {
                 .contains(LocalModes::ECHO)
         };
         assert!(echoes());
-        let raw = Raw::new(slave.as_fd()).unwrap();
+        let raw = RawTerminal::new(slave.as_fd()).unwrap();
         assert!(!echoes());
         drop(raw);
         assert!(echoes());
     }
 
     #[test]
-    fn what_is_no_terminal_is_refused() {
+    fn a_descriptor_that_is_not_a_terminal_is_refused() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(matches!(
-            Raw::new(file.as_fd()),
+            RawTerminal::new(file.as_fd()),
             Err(TerminalError::NotATerminal)
         ));
         assert_eq!(WindowSize::of(file.as_fd()), WindowSize::default());

@@ -1,9 +1,9 @@
-//! Where the time of a start goes.
+//! The stages of a start and their durations, for `--timings`.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// A stopwatch that is read at the end of every stage.
+/// A stopwatch with a lap for every stage.
 #[derive(Clone, Debug)]
 pub struct Timings {
     start: Instant,
@@ -30,7 +30,7 @@ impl Default for Timings {
 }
 
 impl Timings {
-    /// A stage has ended; the next begins.
+    /// Ends a stage and begins the next.
     pub fn lap(&mut self, name: &'static str) {
         let now = Instant::now();
         let time = now.duration_since(std::mem::replace(&mut self.last, now));
@@ -42,7 +42,7 @@ impl Timings {
         });
     }
 
-    /// Part of the stage that ended last, measured by somebody else.
+    /// Adds a part of the last stage, which another process has measured.
     pub fn part(&mut self, name: &'static str, nanoseconds: u64) {
         self.stages.push(Stage {
             name,
@@ -51,7 +51,7 @@ impl Timings {
         });
     }
 
-    /// How long it has taken until now.
+    /// The time since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }

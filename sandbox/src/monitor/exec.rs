@@ -8,11 +8,11 @@ use oci_spec::runtime::Process;
 
 use crate::container::lifecycle::{self, LifecycleError};
 use crate::guest::agent::{Agent, AgentError, Exec};
-use crate::guest::descriptors::Extra;
+use crate::guest::descriptors::ExtraFd;
 use crate::guest::stdio::{Relay, StdioError};
 use crate::host::process;
 use crate::host::signals::Signals;
-use crate::host::terminal::Raw;
+use crate::host::terminal::RawTerminal;
 use crate::monitor::{
     EXIT_MACHINE_GONE, Mode, MonitorError, abandoned, host_stdio, interrupted, report_ready,
 };
@@ -73,7 +73,7 @@ pub struct Order<'a> {
     /// The group below the container's own in the guest to start in; empty for that one.
     pub cgroup: &'a str,
     /// Descriptors beyond the standard streams.
-    pub extra: Vec<Extra>,
+    pub extra: Vec<ExtraFd>,
     /// Who waits.
     pub mode: Mode<'a>,
 }
@@ -166,7 +166,7 @@ struct Running<'a> {
     agent: Agent,
     container: &'a str,
     id: String,
-    terminal: Option<Raw>,
+    terminal: Option<RawTerminal>,
 }
 
 impl Running<'_> {
@@ -210,7 +210,7 @@ impl Running<'_> {
         let Ok(signal) = signal else { return };
         let (agent, id) = (self.agent.clone(), self.id.clone());
         let container = self.container.to_owned();
-        let size = self.terminal.as_ref().map(Raw::size);
+        let size = self.terminal.as_ref().map(RawTerminal::size);
         tokio::spawn(async move {
             let passed = match size {
                 Some(size) if signal == libc::SIGWINCH => {

@@ -25,11 +25,11 @@ use crate::container::start::{Place, Placement, Start, StartError, take_network}
 use crate::control::Server;
 use crate::engine::MachineEnd;
 use crate::guest::agent::{Agent, AgentError};
-use crate::guest::descriptors::Extra;
+use crate::guest::descriptors::ExtraFd;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::host::process::{self, ProcessId};
 use crate::host::signals::Signals;
-use crate::host::terminal::{self, Raw, TerminalError};
+use crate::host::terminal::{self, RawTerminal, TerminalError};
 use crate::host::timings::Timings;
 use crate::network::Namespace;
 use crate::sandbox::Guest;
@@ -99,7 +99,7 @@ pub struct Order<'a> {
     /// Where to send a pidfd of this process, if somebody wants it.
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors beyond the standard streams.
-    pub extra: Vec<Extra>,
+    pub extra: Vec<ExtraFd>,
     /// Who waits.
     pub mode: Mode<'a>,
     /// This process's first thread; whoever carries the order out is another.
@@ -142,7 +142,7 @@ fn claim(container: &Container) -> Result<(), MonitorError> {
 
 async fn live(
     order: &Order<'_>,
-    extra: Vec<Extra>,
+    extra: Vec<ExtraFd>,
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<u8, MonitorError> {
@@ -211,7 +211,7 @@ async fn start(
 pub(crate) fn host_stdio(
     terminal: bool,
     console_socket: Option<&Path>,
-) -> Result<(HostStdio, Option<Raw>), MonitorError> {
+) -> Result<(HostStdio, Option<RawTerminal>), MonitorError> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned()
             .map_err(process_failed("dup the standard streams"))
@@ -228,13 +228,13 @@ pub(crate) fn host_stdio(
     }
     let (input, output): (OwnedFd, OwnedFd) = match console_socket {
         Some(socket) => {
-            let slave = terminal::for_engine(socket)?;
-            terminal::leave_standard_streams()?;
+            let slave = terminal::open_for_engine(socket)?;
+            terminal::detach_standard_streams()?;
             (own(slave.as_fd())?, slave)
         }
         None => (own(io::stdin().as_fd())?, own(io::stdout().as_fd())?),
     };
-    let raw = Raw::new(input.as_fd())?;
+    let raw = RawTerminal::new(input.as_fd())?;
     let size = raw.size();
     Ok((
         HostStdio::Terminal {
@@ -276,7 +276,12 @@ pub(crate) fn report_ready(starter: &Starter) -> Result<(), MonitorError> {
 
 /// Passes signals on until the container's init process has ended; returns its exit code. The owner of
 /// the sandbox serves it meanwhile.
-async fn supervise(id: &str, place: &Place, signals: &Signals, terminal: Option<&Raw>) -> u8 {
+async fn supervise(
+    id: &str,
+    place: &Place,
+    signals: &Signals,
+    terminal: Option<&RawTerminal>,
+) -> u8 {
     let guest = place.guest();
     let server = place.sandbox().map(|sandbox| Server::new(sandbox));
     let service = async {
@@ -325,10 +330,10 @@ async fn after_silence(guest: &Guest, error: &AgentError) -> MachineEnd {
 
 /// Hands a signal to the container, or tells its terminal of a new size. The answer is not waited
 /// for: a container that is about to end may give none.
-fn pass_on(agent: &Agent, id: &str, signal: io::Result<i32>, terminal: Option<&Raw>) {
+fn pass_on(agent: &Agent, id: &str, signal: io::Result<i32>, terminal: Option<&RawTerminal>) {
     let Ok(signal) = signal else { return };
     let (agent, id) = (agent.clone(), id.to_owned());
-    let size = terminal.map(Raw::size);
+    let size = terminal.map(RawTerminal::size);
     tokio::spawn(async move {
         let passed = match size {
             Some(size) if signal == libc::SIGWINCH => agent.resize(&id, size.rows, size.cols).await,

@@ -1,4 +1,4 @@
-//! Calls about containers as a whole.
+//! Calls for whole containers and for the sandbox.
 
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::agent::{
@@ -11,7 +11,7 @@ use ttrpc::r#async::ClientStreamReceiver;
 use super::{Agent, AgentError, clean, failed, limited, unlimited};
 
 impl Agent {
-    /// Lists the processes of a container. Their texts are fit to be shown.
+    /// Lists the processes of a container. The texts have no control characters.
     pub async fn processes(&self, id: &str) -> Result<ListProcessesResponse, AgentError> {
         let request = ListProcessesRequest {
             container_id: id.to_owned(),
@@ -28,13 +28,13 @@ impl Agent {
         Ok(answer)
     }
 
-    /// Makes the guest's copy of a volume what the request says.
+    /// Replaces the contents of the guest's copy of a volume.
     pub async fn update_volume(&self, request: &UpdateVolumeRequest) -> Result<(), AgentError> {
         let answer = self.0.update_volume(limited(), request).await;
         answer.map(|_| ()).map_err(failed("update volume"))
     }
 
-    /// Makes every process of a container stand still, and returns when they do.
+    /// Freezes the processes of a container, and returns when they are frozen.
     pub async fn pause(&self, id: &str) -> Result<(), AgentError> {
         let request = PauseContainerRequest {
             container_id: id.to_owned(),
@@ -44,7 +44,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("pause container"))
     }
 
-    /// Lets the processes of a paused container go on.
+    /// Thaws the processes of a paused container.
     pub async fn resume(&self, id: &str) -> Result<(), AgentError> {
         let request = ResumeContainerRequest {
             container_id: id.to_owned(),
@@ -54,7 +54,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("resume container"))
     }
 
-    /// Changes a container's limits in the guest. Device rules are not looked at.
+    /// Changes a container's limits in the guest. The agent ignores device rules.
     pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<(), AgentError> {
         let request = UpdateContainerRequest {
             container_id: id.to_owned(),
@@ -65,7 +65,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("update container"))
     }
 
-    /// What a container has used of the guest.
+    /// A container's resource use in the guest.
     pub async fn stats(&self, id: &str) -> Result<StatsResponse, AgentError> {
         let request = StatsRequest {
             container_id: id.to_owned(),
@@ -77,7 +77,8 @@ impl Agent {
             .map_err(failed("stats"))
     }
 
-    /// Has the guest go along with a change of its machine's size.
+    /// Adapts the guest to its machine's new size: brings vCPUs online or offline, and binds the
+    /// virtio-mem device.
     pub async fn resize_guest(&self, cpus: u8, has_memory_device: bool) -> Result<(), AgentError> {
         let request = ResizeRequest {
             cpus: cpus.into(),
@@ -88,7 +89,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("resize"))
     }
 
-    /// Kills what is left of a container and takes it out of the guest.
+    /// Kills the remaining processes of a container and removes it from the guest.
     pub async fn remove_container(&self, id: &str) -> Result<(), AgentError> {
         let request = RemoveContainerRequest {
             container_id: id.to_owned(),
@@ -98,13 +99,13 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("remove container"))
     }
 
-    /// Ends every container and writes back their files; the machine then switches itself off.
+    /// Ends every container and writes their files back; the machine then powers off.
     pub async fn shut_down(&self) -> Result<(), AgentError> {
         let answer = self.0.shutdown(limited(), &ShutdownRequest::new()).await;
         answer.map(|_| ()).map_err(failed("shutdown"))
     }
 
-    /// What happens in the sandbox from now on.
+    /// Subscribes to the events of the sandbox.
     pub async fn events(&self) -> Result<Events, AgentError> {
         let stream = self.0.events(unlimited(), &EventsRequest::new()).await;
         stream.map(Events).map_err(failed("events"))
@@ -115,8 +116,8 @@ impl Agent {
 pub struct Events(ClientStreamReceiver<Event>);
 
 impl Events {
-    /// The next one, or nothing at the end. An error is an end too: the machine has gone, most
-    /// likely.
+    /// The next event; None at the end of the stream. An error ends the stream too: the machine has
+    /// ended, most likely.
     pub async fn next(&mut self) -> Result<Option<Event>, AgentError> {
         self.0.recv().await.map_err(failed("events"))
     }

@@ -1,11 +1,11 @@
-//! Calls about the guest's network.
+//! Calls for the guest's network.
 
 use rvm_protocol::agent::{ConfigureNetworkRequest, ForwardRequest, RelayNamesRequest};
 
 use super::{Agent, AgentError, failed, limited};
 
 impl Agent {
-    /// Lets what is asked of Docker's name server come on a stream that was opened.
+    /// Makes the guest relay queries for Docker's DNS server over an open stream.
     pub async fn relay_names(&self, stream: u64) -> Result<(), AgentError> {
         let request = RelayNamesRequest {
             stream,
@@ -15,7 +15,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("relay names"))
     }
 
-    /// Connects a stream that was opened to a port of the guest's.
+    /// Connects an open stream to a TCP port of the guest.
     pub async fn forward(&self, port: u16, stream: u64) -> Result<(), AgentError> {
         let request = ForwardRequest {
             port: port.into(),
@@ -26,7 +26,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("forward"))
     }
 
-    /// Makes the guest's network what the request says.
+    /// Replaces the configuration of the guest's network.
     pub async fn configure_network(
         &self,
         request: &ConfigureNetworkRequest,

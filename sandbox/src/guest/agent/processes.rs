@@ -1,4 +1,5 @@
-//! Calls about single processes: a container's first, whose exec id is empty, or an exec'd one.
+//! Calls for single processes: a container's init process, whose exec id is empty, or an exec'd
+//! one.
 
 use oci_spec::runtime::Process;
 use rvm_protocol::agent::{
@@ -8,35 +9,34 @@ use rvm_protocol::agent::{
 
 use super::{Agent, AgentError, failed, limited, unlimited};
 
-/// A process that is to be added to a container.
+/// A process to add to a container.
 #[derive(Debug)]
 pub struct Exec<'a> {
-    /// The container.
+    /// The container's id.
     pub container: &'a str,
     /// The process's id, unique in the container.
     pub id: &'a str,
-    /// What it is.
+    /// The process object of the runtime specification.
     pub process: &'a Process,
-    /// Its streams.
+    /// The streams that [`Relay`](crate::guest::stdio::Relay) has opened for it.
     pub stdio: Stdio,
-    /// If the container is paused, wait until it is resumed.
+    /// Wait for the resume of a paused container, instead of failing.
     pub ignore_paused: bool,
-    /// The group below the container's own in the guest to start in; empty for that one.
+    /// The cgroup in the guest to start in, relative to the container's; empty for the container's.
     pub cgroup: &'a str,
 }
 
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// What a shell would report.
+    /// The exit status, 128 + n for signal n.
     pub status: u8,
     /// Nanoseconds since the epoch, by the guest's clock.
     pub at_ns: u64,
 }
 
 impl Agent {
-    /// Adds a process to a container. It runs when this returns; its number in the guest comes
-    /// back.
+    /// Starts a process in a container. Returns its pid in the guest.
     pub async fn exec(&self, exec: Exec<'_>) -> Result<u32, AgentError> {
         let request = ExecProcessRequest {
             container_id: exec.container.to_owned(),
@@ -47,7 +47,7 @@ impl Agent {
             cgroup: exec.cgroup.to_owned(),
             ..Default::default()
         };
-        // A paused container lets it wait.
+        // The call may wait for the resume of a paused container.
         let answer = self.0.exec_process(unlimited(), &request).await;
         Ok(answer.map_err(failed("exec process"))?.pid)
     }
@@ -62,7 +62,7 @@ impl Agent {
         let answer = self.0.wait_process(unlimited(), &request).await;
         let answer = answer.map_err(failed("wait process"))?;
         Ok(Exit {
-            // Only a guest that was taken over reports another.
+            // Only a hostile guest reports a larger one.
             status: u8::try_from(answer.exit_status).unwrap_or(u8::MAX),
             at_ns: answer.exited_at_ns,
         })
@@ -85,7 +85,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("signal process"))
     }
 
-    /// Sets the size of a process's terminal.
+    /// Sets the terminal size of a process.
     pub async fn resize_process(
         &self,
         id: &str,
@@ -104,7 +104,7 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("resize terminal"))
     }
 
-    /// Forgets an exec'd process that has ended.
+    /// Removes an ended exec'd process from the agent's table.
     pub async fn remove_process(&self, id: &str, exec_id: &str) -> Result<(), AgentError> {
         let request = RemoveProcessRequest {
             container_id: id.to_owned(),
