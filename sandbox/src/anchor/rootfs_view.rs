@@ -26,29 +26,7 @@ use rvm_sys::beneath;
 
 use crate::anchor::synthetic_proc;
 use crate::host::read_only::make_read_only;
-use crate::share::ROOT;
-
-/// The view could not be set up.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {} for the host's tools", path.display())]
-pub struct RootfsViewError {
-    action: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-fn at<T, E: Into<io::Error>>(
-    action: &'static str,
-    path: &Path,
-    result: Result<T, E>,
-) -> Result<T, RootfsViewError> {
-    result.map_err(|source| RootfsViewError {
-        action,
-        path: path.to_owned(),
-        source: source.into(),
-    })
-}
+use crate::share::{ROOT, StorageError, at};
 
 /// The mounts of a container's root file system that the host can show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +70,7 @@ impl RootfsView {
     /// Moves the calling thread into a new mount namespace with the view as its root. The guest
     /// must have created the mount points. Returns a writable mount of the view's `/proc`, if there
     /// is one and the host's kernel is not older than Linux 5.2.
-    pub fn enter(&self) -> Result<Option<OwnedFd>, RootfsViewError> {
+    pub fn enter(&self) -> Result<Option<OwnedFd>, StorageError> {
         let here = Path::new("/");
         at("make a mount namespace from", here, unshare())?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -115,7 +93,7 @@ impl RootfsView {
         Ok(proc)
     }
 
-    fn mount(&self, root: &OwnedFd, mount: &ViewMount) -> Result<Option<OwnedFd>, RootfsViewError> {
+    fn mount(&self, root: &OwnedFd, mount: &ViewMount) -> Result<Option<OwnedFd>, StorageError> {
         let path = &mount.destination;
         let found = match open_in(root, path) {
             // Below a file system that only the guest has.

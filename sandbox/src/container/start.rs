@@ -14,7 +14,7 @@ use rvm_protocol::failure::{Code, Failure};
 
 use super::cgroup::{self, ContainerCgroupError};
 use crate::anchor::PidAnchor;
-use crate::anchor::rootfs_view::{RootfsView, RootfsViewError};
+use crate::anchor::rootfs_view::RootfsView;
 use crate::anchor::synthetic_proc;
 use crate::cgroup::Driver;
 use crate::config::Config;
@@ -54,10 +54,10 @@ pub enum StartError {
     #[error("cannot share the container's files")]
     Storage(#[from] StorageError),
     /// The mount namespace behind the container's pid could not be made.
-    #[error(transparent)]
-    RootfsView(#[from] RootfsViewError),
+    #[error("cannot show the container's files to the host's tools")]
+    RootfsView(#[source] StorageError),
     /// The container's anchor thread has ended.
-    #[error("cannot have a thread stand for the container")]
+    #[error("cannot use the container's anchor thread")]
     PidAnchor(#[source] io::Error),
     /// The container's network namespace cannot be used.
     #[error(transparent)]
@@ -227,12 +227,13 @@ impl Start<'_> {
         Ok(Place::Owned(Arc::new(sandbox)))
     }
 
-    /// Shows the container's files and processes to those who look behind its pid.
+    /// Sets up the rootfs view and the synthetic proc behind the container's pid.
     fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
         let view = RootfsView::of(spec, &guest.dir().shared(), id);
         let proc = self.anchor.run(move || view.enter());
-        let proc = proc.map_err(StartError::PidAnchor)??;
+        let proc = proc.map_err(StartError::PidAnchor)?;
+        let proc = proc.map_err(StartError::RootfsView)?;
         if let Some(proc) = proc
             && synthetic_proc::is_needed(&self.bundle.spec)
         {

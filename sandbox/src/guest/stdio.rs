@@ -147,10 +147,9 @@ impl Relay {
         name: &'static str,
         fd: OwnedFd,
     ) -> Result<u64, StdioError> {
-        if is_null(&fd) {
+        let Some((id, stream)) = connect(sandbox, name, &fd)? else {
             return Ok(0);
-        }
-        let (id, stream) = open_stream(sandbox).map_err(failed(name))?;
+        };
         spawn(name, move || copy_to_guest(&fd, &stream))?;
         Ok(id)
     }
@@ -161,10 +160,9 @@ impl Relay {
         name: &'static str,
         fd: OwnedFd,
     ) -> Result<u64, StdioError> {
-        if is_null(&fd) {
+        let Some((id, stream)) = connect(sandbox, name, &fd)? else {
             return Ok(0);
-        }
-        let (id, stream) = open_stream(sandbox).map_err(failed(name))?;
+        };
         self.spawn_output(name, stream, fd)?;
         Ok(id)
     }
@@ -221,6 +219,18 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(),
         .name(short.to_owned())
         .stack_size(STACK);
     builder.spawn(work).map(|_| ()).map_err(failed(name))
+}
+
+/// Opens a stream's connection, which /dev/null does not need.
+fn connect(
+    sandbox: &SandboxDir,
+    name: &'static str,
+    fd: &OwnedFd,
+) -> Result<Option<(u64, UnixStream)>, StdioError> {
+    if is_null(fd) {
+        return Ok(None);
+    }
+    open_stream(sandbox).map(Some).map_err(failed(name))
 }
 
 /// Opens a connection for a stream and sends its random id. Id 0 means /dev/null, without a

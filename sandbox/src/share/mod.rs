@@ -50,7 +50,8 @@ pub struct StorageError {
     source: io::Error,
 }
 
-fn at<T, E: Into<io::Error>>(
+/// Adds the action and the path to an error.
+pub fn at<T, E: Into<io::Error>>(
     action: &'static str,
     path: &Path,
     result: Result<T, E>,
