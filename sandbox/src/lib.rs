@@ -6,7 +6,7 @@
 //! assume.
 
 // The rooms, bottom first: a room uses those above it in this list, never one below. A test of the
-// repository holds that.
+// repository checks it. A room that only this crate uses is private.
 pub mod host;
 pub mod config;
 mod sizing;

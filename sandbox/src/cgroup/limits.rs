@@ -67,8 +67,8 @@ pub struct LimitError {
     pub(super) reason: &'static str,
 }
 
-/// What a container's machine, or an engine's processes alone, use of the host beyond what the container
-/// may use.
+/// What a container's machine, or an engine's processes alone, use of the host beyond what the
+/// container may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overhead {
     /// Memory in MiB. The host's limit is this much above the container's.
@@ -81,9 +81,9 @@ pub struct Overhead {
 /// The overhead of a container or pod that may use `container_mib` of memory, on an engine whose
 /// processes use `engine` for a machine of any size.
 ///
-/// It includes the guest's kernel and agent, see [`sizing::machine_mib`], and page tables on both sides of
-/// the virtualization, a 512th of the guest's memory each. The host's page cache of the container's
-/// files counts too, but the kernel reclaims it.
+/// It includes the guest's kernel and agent, see [`sizing::machine_mib`], and page tables on both
+/// sides of the virtualization, a 512th of the guest's memory each. The host's page cache of the
+/// container's files counts too, but the kernel reclaims it.
 pub fn overhead(engine: Overhead, container_mib: u64) -> Overhead {
     let machine_mib = sizing::machine_mib(container_mib);
     Overhead {

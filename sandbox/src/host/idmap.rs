@@ -1,7 +1,7 @@
-//! Bind mounts whose owners are mapped (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+//! Idmapped bind mounts (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
 //!
-//! It is done here because the file systems that reach the guest cannot: the machine reads and writes
-//! through the mapped mount, and the guest sees the mapped owners.
+//! The host maps the ids because virtio-fs and 9p in the guest cannot: the machine reads and writes
+//! through the idmapped mount, and the guest sees the mapped owners.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -15,18 +15,18 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 use rvm_sys::mount::map_ids;
 
-/// How owners are mapped.
+/// The id map of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
-    /// Lines of `on disk, in the mount, count`, as in /proc/pid/uid_map.
+    /// Lines of `id on disk, id in the mount, count`, as in /proc/pid/uid_map.
     pub uids: String,
-    /// Likewise, of groups.
+    /// As in /proc/pid/gid_map.
     pub gids: String,
-    /// Of the mounts below, too.
+    /// Also maps the mounts below.
     pub recursive: bool,
 }
 
-/// Mounts `source`, with what is mounted below if `recursive`, on `place`.
+/// Bind mounts `source` on `place`, with the mounts below it if `recursive`.
 pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) -> io::Result<()> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -39,10 +39,10 @@ pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) 
     Ok(move_mount(&mount, "", CWD, place, from)?)
 }
 
-/// A user namespace with this map. It needs a process only until it is opened.
+/// Creates a user namespace with this map. A child process holds it until its file is open.
 fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
     if map.uids.is_empty() || map.gids.is_empty() {
-        // The kernel takes an empty write, and maps nothing.
+        // The kernel accepts an empty write and maps nothing.
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "the map is empty",
@@ -51,24 +51,24 @@ fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let pid = fork_into_namespace(&theirs)?;
     drop(theirs);
-    // Its word that it is in the namespace, or the end.
+    // The child writes a byte when it is in the namespace, and exits on errors.
     let opened = ours.read_exact(&mut [0]).and_then(|()| {
         let dir = format!("/proc/{}", pid.as_raw_nonzero());
         fs::write(format!("{dir}/uid_map"), with_root(&map.uids))?;
         fs::write(format!("{dir}/gid_map"), with_root(&map.gids))?;
         fs::File::open(format!("{dir}/ns/user")).map(OwnedFd::from)
     });
-    // It waits for this.
+    // Lets the child exit.
     let _ = ours.write_all(&[0]);
     waitpid(Some(pid), WaitOptions::empty())?;
     opened
 }
 
-/// The owner on disk of what root makes through a mount whose map leaves root out: the last id that
-/// there is, which nobody has.
+/// The owner on disk of files that root creates through a mount whose map does not include root:
+/// the last valid id, which no user has.
 ///
-/// QEMU makes a file as root before it gives it to whoever asked for it, and the kernel lets nobody
-/// make files whom the map leaves out.
+/// QEMU's file server creates a file as root before it changes the owner, and the kernel does not
+/// let a user without a mapping create files.
 const ROOT_ON_DISK: u32 = u32::MAX - 1;
 
 fn with_root(lines: &str) -> String {
@@ -89,8 +89,8 @@ fn with_root(lines: &str) -> String {
     }
 }
 
-/// Forks a process that makes a user namespace, says so, and ends with the other end of the socket
-/// or when it is told to.
+/// Forks a process that creates a user namespace, writes a byte to the socket, and exits when it
+/// reads a byte or the end of the socket.
 #[expect(unsafe_code, reason = "fork")]
 fn fork_into_namespace(socket: &UnixStream) -> io::Result<Pid> {
     let fd = socket.as_raw_fd();
@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn root_can_make_files_whatever_the_map() {
+    fn root_can_create_files_with_every_map() {
         assert_eq!(with_root("0 1000 10\n"), "0 1000 10\n4294967294 0 1\n");
         assert_eq!(with_root("7 0 10\n"), "7 0 10\n");
         assert_eq!(with_root("0 1 4294967295\n"), "0 1 4294967295\n");
     }
 
     #[test]
-    fn a_map_that_is_none_is_refused() {
+    fn an_empty_map_is_refused() {
         let map = IdMap::default();
         assert!(user_namespace(&map).is_err());
     }

@@ -22,7 +22,7 @@ const BUFFER: usize = 32 * 1024;
 /// NLMSG_ALIGNTO.
 const ALIGNMENT: usize = 4;
 
-/// The kernel replies within the call of send, so this never ends in practice.
+/// The kernel replies within the call of send, so this never expires in practice.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Attempts at a dump that is interrupted by changes.

@@ -1,6 +1,6 @@
 //! The machine's NICs and the interfaces that they serve.
 //!
-//! A NIC serves one interface or is idle. An idle NIC waits for an interface that the engine adds
+//! A NIC serves one interface or is idle. An idle NIC waits for an interface that is added
 //! after the start, or has lost its interface.
 
 use std::fs::File;
@@ -14,8 +14,8 @@ use super::{Network, NetworkError, host_dns, redirect};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NicLimits {
     pub max: usize,
-    /// Idle NICs in a new namespace, which an engine fills later, for machines without hotplug of
-    /// NICs.
+    /// Idle NICs in a new namespace, which a container engine fills later, for machines without
+    /// hotplug of NICs.
     pub idle: usize,
 }
 

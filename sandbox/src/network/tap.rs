@@ -154,7 +154,7 @@ fn set_interface(file: &File, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the size of virtio_net_hdr. The jailed VMM's seccomp filter does not allow this call.
+/// Sets the size of virtio_net_hdr. The jailed processes that use the TAP must not make this call.
 #[expect(unsafe_code, reason = "ioctl")]
 fn set_header_size(file: &File) -> io::Result<()> {
     let size = TAP_HEADER as libc::c_int;

@@ -108,7 +108,7 @@ fn kernel_file_system(path: &Path) -> Option<Source> {
 }
 
 /// The size in bytes of an engine's tmpfs for /dev/shm: an empty tmpfs called `shm`, which engines
-/// mount for each container. A tmpfs of the guest is faster and can be mapped shared. Containers of
+/// mount for each container. A tmpfs of the guest is faster and behaves as memory. Containers of
 /// a pod share theirs, so it stays the host's.
 fn engine_shm(path: &Path, mount: &Mount, role: &Role) -> Option<u64> {
     let is_shm = *role == Role::Alone
