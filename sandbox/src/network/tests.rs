@@ -244,8 +244,14 @@ fn the_hosts_own_network_does_not_answer_in_the_guests_place() {
 /// no reply arrives.
 fn ask_name_server(world: &World, port: u16, limit: Duration) -> bool {
     use std::net::UdpSocket;
-    let server = world.peer.within(|| UdpSocket::bind("10.0.0.1:53"));
-    let server = server.unwrap().unwrap();
+    // Another test's child may hold an earlier server's socket until it executes its program.
+    let server = loop {
+        let bound = world.peer.within(|| UdpSocket::bind("10.0.0.1:53"));
+        match bound.unwrap() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::yield_now(),
+            bound => break bound.unwrap(),
+        }
+    };
     let address = format!("10.0.0.2:{port}");
     let client = world.inside.namespace.within(|| UdpSocket::bind(address));
     let client = client.unwrap().unwrap();
