@@ -20,18 +20,15 @@ pub enum Version {
 /// The mount point of version 2 where it is the only one.
 const UNIFIED: &str = "/sys/fs/cgroup";
 
-/// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
     /// Its name in /proc/self/cgroup: its controllers or `name=…`; empty for version 2.
     pub name: String,
-    /// Its mount point.
     pub mount: PathBuf,
     /// The directory of this process's group.
     pub own: PathBuf,
 }
 
-/// The hierarchies of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchies {
     pub version: Version,

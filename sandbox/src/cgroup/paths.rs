@@ -15,7 +15,6 @@ pub enum Driver {
     Systemd,
 }
 
-/// A systemd scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     pub slice: String,

@@ -10,9 +10,9 @@ const MONTHS: [&str; 12] = [
 pub struct LocalTime {
     /// Of the common era.
     pub year: i32,
-    /// From 0.
+    /// From 0 for January.
     pub month: usize,
-    /// From 1.
+    /// From 1 to 31.
     pub day: u8,
     /// From 0 to 23.
     pub hour: u8,
@@ -42,7 +42,7 @@ impl LocalTime {
         })
     }
 
-    /// Three letters.
+    /// The month's English abbreviation, three letters.
     pub fn month_name(&self) -> &'static str {
         MONTHS.get(self.month).unwrap_or(&"?")
     }

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_namespace_is_refused() {
+    fn other_files_are_refused() {
         for path in ["/etc/passwd", "/proc/self/ns/mnt", "/nonexistent"] {
             let error = Namespace::create_or_open(&NamespaceSource::Path(path.into())).unwrap_err();
             assert!(error.to_string().contains(path), "{error}");

@@ -148,7 +148,7 @@ fn an_address_whose_network_route_was_removed_says_so() {
 }
 
 #[test]
-fn what_depends_on_an_interface_without_a_nic_is_left_out() {
+fn the_request_omits_everything_of_an_interface_without_a_nic() {
     let mut world = World::with_link("eth0");
     world.ip("addr add 10.0.0.2/24 dev eth0");
     world.ip("route add default via 10.0.0.1");
@@ -301,7 +301,7 @@ fn an_interface_belongs_to_one_sandbox() {
 }
 
 #[test]
-fn an_interface_that_a_dead_sandbox_had_can_be_had_again() {
+fn an_interface_of_a_dead_sandbox_can_be_served_again() {
     let mut world = World::with_link("eth0");
     let found = world.scan();
     let nics = world.inside.initial_nics(&found, LIMITS).unwrap();
@@ -315,7 +315,7 @@ fn an_interface_that_a_dead_sandbox_had_can_be_had_again() {
 }
 
 #[test]
-fn what_a_dead_sandbox_did_is_undone_and_what_others_did_is_not() {
+fn restore_undoes_the_changes_of_a_dead_sandbox_and_no_others() {
     let mut world = World::with_link("eth0");
     world.add_link("eth1");
     tc(&world.inside.namespace, "qdisc add dev eth1 ingress");

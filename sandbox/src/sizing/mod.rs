@@ -34,7 +34,6 @@ const MAX_MEMORY_MIB: u64 = 1 << 20;
 /// The most vCPUs of a machine: APIC ids have 8 bits.
 const MAX_VCPUS: u64 = 253;
 
-/// A machine's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub vcpus: u8,

@@ -35,11 +35,9 @@ fn sizing(resources: &LinuxResources) -> LinuxResources {
     sizing
 }
 
-/// A running machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Running {
     pub engine: EngineKind,
-    /// Its current size.
     pub now: Size,
     /// The largest size that it can be resized to.
     pub max: Size,

@@ -1,7 +1,6 @@
 //! The part of the D-Bus wire format that the calls of systemd need; see the D-Bus specification,
 //! "Type System" and "Message Protocol". Both ends run on one host, so everything is little-endian.
 
-/// Message types.
 pub mod kind {
     pub const CALL: u8 = 1;
     pub const RETURN: u8 = 2;
@@ -30,7 +29,6 @@ pub const FIXED_HEADER: usize = 16;
 /// allows 128 MiB.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
-/// A property's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// `s`
@@ -185,7 +183,6 @@ fn put_variant(bytes: &mut Vec<u8>, value: &Value) {
     }
 }
 
-/// A received message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// See [`kind`].
@@ -335,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back() {
+    fn a_marshalled_message_is_parsed_back() {
         let body = Body::default().text("one").text("two");
         let bytes = call(1, None, "/p", "i", "Member", &body);
         let fixed: &[u8; FIXED_HEADER] = bytes[..FIXED_HEADER].try_into().unwrap();
