@@ -1,10 +1,8 @@
 //! The part of `linux.resources` that the guest enforces. Pure.
 //!
-//! | in the guest | on the host alone |
-//! |---|---|
-//! | memory, swap, processes, CPU time, huge pages, devices | CPUs and memory nodes, block I/O, swappiness |
-//!
-//! The host enforces both parts on the machine; see [`crate::cgroup`].
+//! The guest enforces memory, swap, processes, CPU time, huge pages and devices. CPUs and memory
+//! nodes, block I/O and swappiness are the host's alone. The host enforces the limits on the machine
+//! as well; see [`crate::cgroup`].
 
 use oci_spec::runtime::LinuxResources;
 
