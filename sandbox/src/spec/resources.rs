@@ -1,8 +1,8 @@
 //! The part of `linux.resources` that the guest enforces. Pure.
 //!
 //! The guest enforces memory, swap, processes, CPU time, huge pages and devices. CPUs and memory
-//! nodes, block I/O and swappiness are the host's alone. The host enforces the limits on the machine
-//! as well; see [`crate::cgroup`].
+//! nodes, block I/O and swappiness are the host's alone. The host enforces the limits on the
+//! machine as well; see [`crate::cgroup`].
 
 use oci_spec::runtime::LinuxResources;
 
