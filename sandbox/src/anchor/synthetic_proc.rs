@@ -73,7 +73,12 @@ pub fn serve(
 }
 
 /// Writes the current processes before each open of the directory.
-async fn handle_opens(requests: &OpenRequests, dir: &OwnedFd, id: &str, guest: &Guest) -> io::Error {
+async fn handle_opens(
+    requests: &OpenRequests,
+    dir: &OwnedFd,
+    id: &str,
+    guest: &Guest,
+) -> io::Error {
     let mut shown = Vec::new();
     loop {
         let request = match requests.next().await {
