@@ -98,7 +98,5 @@ pub fn version() -> anyhow::Result<()> {
 /// Refuses an unknown mode.
 pub fn usage() -> anyhow::Result<()> {
     logging::start(false);
-    bail!(
-        "usage: rvm-vmm machine | qemu | backend | probe | --version; rvm starts it, nobody needs to by hand"
-    )
+    bail!("usage: rvm-vmm machine | qemu | backend | probe | --version (started by rvm)")
 }

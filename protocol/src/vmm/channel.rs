@@ -41,8 +41,8 @@ pub enum ChannelError {
     Truncated,
     /// The peer was built with other messages. Builds that sent no version count as version 0.
     #[error(
-        "this program speaks version {PROTOCOL_VERSION} of rvm's control protocol and its peer speaks \
-         version {0}: install rvm, containerd-shim-rvm-v2 and rvm-vmm from one build"
+        "this program speaks version {PROTOCOL_VERSION} of the control protocol and its peer \
+         version {0}: install all of rvm from one build"
     )]
     Version(u32),
     /// The packet holds something else than the expected message.

@@ -17,7 +17,7 @@ use crate::virtio::slot::Slot;
 use crate::virtio::spec::device_id;
 use crate::virtio::spec::mmio::QUEUE_NOTIFY;
 
-pub use slots::{FixedSlot, MAX_SLOTS, SlotAddress};
+pub use slots::{FixedSlot, SlotAddress};
 
 /// The ports of a PC's first serial port, which has eight registers.
 const SERIAL: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
@@ -25,7 +25,7 @@ const SERIAL: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
 /// A device could not be connected.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
-    #[error("there is no device slot {0}; a machine has at most {MAX_SLOTS}")]
+    #[error("there is no device slot {0}")]
     NoSlot(usize),
     #[error("cannot create a device's queues")]
     Queues(#[from] virtio_queue::Error),

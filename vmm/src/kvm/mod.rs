@@ -28,8 +28,8 @@ pub enum KvmError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    #[error("memory in {0} regions; a machine boots with at most {max}", max = MemorySlot::BOOT.len())]
-    TooManyRegions(usize),
+    #[error("the guest's memory has more regions than a machine boots with")]
+    TooManyRegions,
     #[error(transparent)]
     Registers(#[from] RegisterError),
 }
@@ -93,9 +93,8 @@ impl Vm {
             supported_cpuid,
             _memory: Arc::clone(&memory),
         };
-        let regions = memory.num_regions();
-        if regions > MemorySlot::BOOT.len() {
-            return Err(KvmError::TooManyRegions(regions));
+        if memory.num_regions() > MemorySlot::BOOT.len() {
+            return Err(KvmError::TooManyRegions);
         }
         for (slot, region) in MemorySlot::BOOT.into_iter().zip(memory.iter()) {
             let mapping = Mapping {

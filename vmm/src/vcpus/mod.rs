@@ -121,5 +121,5 @@ fn spawn(mut vcpu: Vcpu) -> io::Result<VcpuThread> {
     threads::spawn(name, run)?;
     started
         .recv()
-        .map_err(|_| io::Error::other("a vCPU's thread ended before it was ready"))?
+        .map_err(|_| io::Error::other("the thread has ended"))?
 }
