@@ -1,15 +1,15 @@
-//! The numbers of a cgroup of version 2, see admin-guide/cgroup-v2.rst of the kernel's
-//! documentation: the agent's of a container, and the host's of the processes that run its machine.
+//! Statistics from the files of a cgroup v2 group, see the kernel's admin-guide/cgroup-v2.rst: the
+//! agent reads a container's, and the host those of the processes that run the machine.
 
 use std::collections::HashMap;
 
 use crate::agent as api;
 
-/// The sizes of huge pages that x86-64 has, as the files' names have them.
+/// The sizes of huge pages on x86-64, by the names of their files.
 const PAGE_SIZES: [&str; 2] = ["2MB", "1GB"];
 
-/// Reads the numbers from the files of a group. What cannot be read counts as nothing: controllers
-/// are a matter of the kernel, and a group may be going.
+/// Reads the statistics from the files of a group. A file that cannot be read counts as 0: the
+/// kernel may lack the controller, and the group may be gone.
 pub fn read(file: &dyn Fn(&str) -> Option<String>) -> api::StatsResponse {
     let files = Files(file);
     api::StatsResponse {
@@ -50,7 +50,7 @@ impl Files<'_> {
     }
 }
 
-/// The number that an interface file holds; "max" is the greatest.
+/// Parses an interface file with one number; "max" is the largest.
 pub fn number(text: &str) -> u64 {
     match text.trim() {
         "max" => u64::MAX,

@@ -4,8 +4,8 @@
 //! host's with the VMM ([`vmm`], JSON over a seqpacket socket). The constants below are the few
 //! facts on which both ends of a vsock or a shared directory must agree.
 //!
-//! This crate depends on none of the others; each program enables the conversation it takes part
-//! in.
+//! This crate depends on none of the others; each program enables the conversations that it takes
+//! part in.
 
 use std::time::Duration;
 
@@ -25,9 +25,9 @@ pub use id::{ContainerId, ExecId, InvalidId, MAX_CONTAINER_ID, ProcessId};
 /// The guest's vsock context id. Every sandbox has a vsock of its own, so one number serves all.
 pub const GUEST_CID: u32 = 3;
 
-/// The version of [`agent`]'s service, which `Check` answers. It grows when an agent and a host of
-/// different versions could no longer serve each other; new fields and calls alone leave it as it
-/// is. An agent that answers 0 is older than this number and speaks version 1.
+/// The version of [`agent`]'s service, which `Check` answers. It grows with a change after which an
+/// older host cannot use a newer agent or the other way round; new fields and calls alone are no
+/// such change. An agent that answers 0 predates this constant and speaks version 1.
 pub const AGENT_PROTOCOL_VERSION: u32 = 1;
 
 /// The guest port on which the agent serves [`agent`]'s ttrpc service.
@@ -39,9 +39,9 @@ pub const STREAM_PORT: u32 = 1025;
 
 /// The host port (at CID 2) to which the agent connects once it listens on its own.
 ///
-/// The vsock device carries no connection into the guest before this: a host program may connect
-/// and write at once, and need not try again until the guest is up. The device refuses the
-/// connection itself, which tells the agent that it was seen.
+/// The vsock device carries no connection into the guest before this: a host program connects and
+/// writes at once, and need not try again until the guest is up. The device refuses the connection,
+/// so that the agent knows that the device has seen it.
 pub const READY_PORT: u32 = 1024;
 
 /// The tag of the shared directory, for virtio-fs and 9p alike.
@@ -54,8 +54,8 @@ pub const SHARED_DIR: &str = "/run/rvm/shared";
 /// Where the agent keeps copies of volumes: `<VOLUMES_DIR>/<container id>/<number>`.
 pub const VOLUMES_DIR: &str = "/run/rvm/volumes";
 
-/// How long the guest may go by what it knows of a shared file before it asks again. The host's
-/// changes, such as a volume that is updated, are seen within this time.
+/// How long the guest may use what it has cached of a shared file before it asks the host again.
+/// The guest sees the host's changes, such as an updated volume, within this time.
 pub const SHARED_CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Kernel parameter that names the shared directory's file system: `virtiofs` or `9p`.

@@ -1,11 +1,11 @@
-//! Log lines on standard error, which rvm copies to its own log, and errors as one line.
+//! Log lines on standard error, which rvm copies to its own log.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
+pub use rvm_sys::error_chain::chain as error_chain;
 
 /// Writes `LEVEL message` lines to standard error, each in one write so that threads do not mix.
 struct StderrLogger;
@@ -37,18 +37,6 @@ pub fn start(debug: bool) {
     });
     // Fails only when a logger is set already, as in tests.
     let _ = log::set_logger(&StderrLogger);
-}
-
-/// An error and its sources in one line.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(line, ": {error}");
-        source = error.source();
-    }
-    line
 }
 
 /// The most lines that one [`RateLimited`] logs in [`PERIOD`]. A guest that misbehaves on purpose
@@ -106,11 +94,5 @@ mod tests {
         let admitted = (0..100).filter(|_| limit.admit(start)).count();
         assert_eq!(admitted, BURST as usize);
         assert!(limit.admit(start + PERIOD));
-    }
-
-    #[test]
-    fn an_error_is_printed_with_its_sources() {
-        let error = std::io::Error::other(std::io::Error::other("inner"));
-        assert_eq!(error_chain(&error), "inner");
     }
 }
