@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rvm_protocol::agent::UpdateVolumeRequest;
 use rvm_protocol::{ContainerId, SHARED_CACHE_TIMEOUT};
+use rvm_sys::error_chain::chain;
 
 use crate::boot;
 use crate::container::{self, Container, ContainerError, Runtime, StateError};
@@ -138,7 +139,7 @@ impl Sandbox {
         let ids: Vec<_> = self.lock().keys().cloned().collect();
         for id in ids {
             if let Err(error) = self.remove(&id).await {
-                log::warn!("container {id}: {error}");
+                log::warn!("container {id}: {}", chain(&error));
             }
         }
         boot::unmount_shared();
