@@ -34,6 +34,10 @@ async fn the_agent_tells_its_version_and_kernel() {
         "{}",
         answer.kernel_release
     );
+    assert_eq!(
+        answer.protocol_version,
+        rvm_protocol::AGENT_PROTOCOL_VERSION
+    );
     assert!(answer.ready_ns > answer.init_started_ns);
     eprintln!(
         "init after {} ms, ready {} us later",

@@ -15,6 +15,7 @@ use rustix::mount::{
     mount_bind, mount_bind_recursive, mount_change, mount_remount, move_mount, unmount,
 };
 use rustix::thread::UnshareFlags;
+use rvm_sys::namespaces::unshare;
 
 /// The directory in the bundle that they are mounted on.
 pub const ROOTFS: &str = "rootfs";
@@ -228,7 +229,7 @@ fn mount_many_layers(
     let others = options.data.iter().filter(|option| !is_lower(option));
     data.extend(others.cloned());
     let mount = || {
-        unshare_working_directory()?;
+        unshare(UnshareFlags::FS)?;
         rustix::process::chdir(&dir)?;
         match mount_by_options(kind, source, place, options.flags, &data) {
             Err(Errno::TOOBIG) => mount_one_by_one(kind, source, place, &layers, options),
@@ -240,12 +241,6 @@ fn mount_many_layers(
 
 fn is_lower(option: &str) -> bool {
     option.starts_with("lowerdir=")
-}
-
-#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn unshare_working_directory() -> rustix::io::Result<()> {
-    // SAFETY: CLONE_FS gives this thread a working directory of its own, and nothing else.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }
 }
 
 /// The directory that all layers are in, and each layer's path from there.

@@ -12,6 +12,7 @@ pub mod error_chain;
 pub mod keyring;
 pub mod loopback;
 pub mod mount;
+pub mod namespaces;
 
 pub mod bpf;
 #[cfg(feature = "tokio")]

@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::os::fd::AsFd as _;
 
 use rustix::process::DumpableBehavior;
+use rustix::thread::UnshareFlags;
+use rvm_sys::namespaces::unshare;
 use rvm_sys::{keyring, loopback};
 
 use super::channel::Report;
@@ -14,7 +16,7 @@ use super::plan::{ContainerPlan, ProcessPlan};
 use super::program::Program;
 use super::rootfs::Rootfs;
 use super::{Control, Failure, Stage as _, console, devices, masks, privileges, user};
-use crate::sys::{Doing as _, OsError, clone};
+use crate::sys::{Doing as _, OsError};
 
 /// Sets the container up, waits for StartContainer, and becomes the program.
 ///
@@ -45,7 +47,7 @@ fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
     if let Some(offsets) = &plan.time_offsets {
         // Takes effect at execve(2). Before the process is made undumpable, after which its /proc
         // files belong to root.
-        clone::leave_namespaces(libc::CLONE_NEWTIME as u64).doing(|| "make a time namespace")?;
+        unshare(UnshareFlags::NEWTIME).doing(|| "make a time namespace")?;
         for (clock, seconds, nanoseconds) in offsets {
             let line = format!("{clock} {seconds} {nanoseconds}");
             std::fs::write("/proc/self/timens_offsets", &line)
@@ -56,8 +58,7 @@ fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .doing(|| "make the process undumpable")?;
     if plan.cgroup_namespace {
-        clone::leave_namespaces(libc::CLONE_NEWCGROUP as u64)
-            .doing(|| "make a cgroup namespace")?;
+        unshare(UnshareFlags::NEWCGROUP).doing(|| "make a cgroup namespace")?;
     }
     if plan.network_namespace {
         loopback::bring_up().doing(|| "bring lo up")?;

@@ -1,4 +1,4 @@
-//! Making a process with clone3(2), and changing namespaces.
+//! Making a process with clone3(2), and entering namespaces.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -121,13 +121,6 @@ pub unsafe fn execute(
 pub fn enter_namespaces(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
     // SAFETY: setns(2) takes two integers.
     check(unsafe { libc::syscall(libc::SYS_setns, fd.as_raw_fd(), flags as libc::c_int) }).map(drop)
-}
-
-/// Leaves namespaces for new ones. Only for a process with one thread.
-pub fn leave_namespaces(flags: u64) -> io::Result<()> {
-    // SAFETY: CLONE_FILES, which could take descriptors from under their owners, is never asked for
-    // by the callers, which name CLONE_NEW* only.
-    check(unsafe { libc::syscall(libc::SYS_unshare, flags as libc::c_int) }).map(drop)
 }
 
 /// Marks every descriptor from `first` on to be closed on exec.

@@ -23,6 +23,7 @@ use rustix::mount::{
 use rustix::thread::UnshareFlags;
 use rvm_protocol::SHARED_DIR;
 use rvm_sys::beneath;
+use rvm_sys::namespaces::unshare;
 
 use crate::anchor::synthetic_proc;
 use crate::host::read_only::make_read_only;
@@ -72,7 +73,11 @@ impl RootfsView {
     /// is one and the host's kernel is not older than Linux 5.2.
     pub fn enter(&self) -> Result<Option<OwnedFd>, StorageError> {
         let here = Path::new("/");
-        at("make a mount namespace from", here, unshare())?;
+        at(
+            "make a mount namespace from",
+            here,
+            unshare(UnshareFlags::NEWNS),
+        )?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         at("make a slave of", here, mount_change(here, slave))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -163,13 +168,6 @@ fn pivot(root: &OwnedFd) -> Result<(), Errno> {
     rustix::process::chdir(c"/")
 }
 
-#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn unshare() -> Result<(), Errno> {
-    // SAFETY: CLONE_NEWNS, with the CLONE_FS that it implies, gives this thread a root and a
-    // working directory of its own and nothing else.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +202,7 @@ mod tests {
             let root = view.root.clone();
             let anchor = PidAnchor::spawn().unwrap();
             let enter = move || {
-                unshare().unwrap();
+                unshare(UnshareFlags::NEWNS).unwrap();
                 mount_change(
                     "/",
                     MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,

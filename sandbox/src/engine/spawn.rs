@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use rvm_protocol::vmm::{Channel, ChannelError};
+use rvm_sys::namespaces::unshare;
 use serde::Serialize;
 
 use crate::host::process::ProcessId;
@@ -162,17 +163,11 @@ fn spawn_first_in_pid_namespace(command: &mut Command) -> io::Result<Child> {
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )?;
-    unshare_pid()?;
+    unshare(UnshareFlags::NEWPID)?;
     let child = command.spawn();
     // The namespace is for one child only.
     move_into_link_name_space(ours.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
     child
-}
-
-#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn unshare_pid() -> io::Result<()> {
-    // SAFETY: CLONE_NEWPID changes only the namespace of this thread's future children.
-    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?)
 }
 
 /// Logs what a process says, line by line, until it closes its end.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rvm_sys::namespaces::unshare;
 
 use super::NetworkError;
 
@@ -54,7 +55,7 @@ impl Namespace {
 
     fn create() -> io::Result<Self> {
         let own = Self(File::open(OWN)?);
-        unshare()?;
+        unshare(UnshareFlags::NEWNET)?;
         let made = File::open(OWN);
         own.enter()?;
         Ok(Self(made?))
@@ -122,12 +123,6 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn unshare() -> io::Result<()> {
-    // SAFETY: CLONE_NEWNET changes the namespace of this thread and nothing else.
-    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?)
 }
 
 #[cfg(test)]
