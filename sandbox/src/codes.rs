@@ -215,7 +215,7 @@ impl Coded for ExecError {
             Self::Agent(error) => error.code(),
             Self::PidFile(error) => error.code(),
             Self::FailedPrecondition(_) => Code::FailedPrecondition,
-            _ => Code::Internal,
+            Self::Stdio(_) | Self::Interrupted(_) | Self::Abandoned => Code::Internal,
         }
     }
 }
@@ -223,6 +223,7 @@ impl Coded for ExecError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rvm_protocol::ContainerId;
     use rvm_protocol::failure::Failure;
 
     #[derive(Debug, thiserror::Error)]
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_not_found_however_it_is_wrapped() {
-        let gone = || StateError::NotFound("web".to_owned());
+        let gone = || StateError::NotFound(ContainerId::new("web").unwrap());
         assert_eq!(LifecycleError::from(gone()).code(), Code::NotFound);
         assert_eq!(
             MonitorError::from(StartError::from(gone())).code(),

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use rvm_protocol::ContainerId;
 use rvm_protocol::failure::{Coded, Failure, MAX_MESSAGE};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -33,7 +34,7 @@ pub enum Request {
     /// Lets the first process of a container execute its program, in the network as it is now.
     Start {
         /// The container.
-        id: String,
+        id: ContainerId,
     },
     /// Makes the machine as large as a container's limits ask for.
     Resize(Box<Change>),
@@ -142,10 +143,10 @@ impl<'a> Server<'a> {
 
     /// Starts a container and writes down that it runs. Done here, it is done to the end even if the
     /// process that asked for it is killed meanwhile.
-    async fn start(&self, id: &str) -> Result<(), RequestError> {
+    async fn start(&self, id: &ContainerId) -> Result<(), RequestError> {
         let guest = self.sandbox.guest();
         let path = guest.dir().path();
-        let container = Store::new(path.parent().unwrap_or(path).to_owned()).open(id)?;
+        let container = Store::new(path.parent().unwrap_or(path).to_owned()).open(id.as_str())?;
         // An engine may have set the network up since the container was created.
         self.sandbox.sync_network().await?;
         let started = guest.agent().start_container(id).await;

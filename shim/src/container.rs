@@ -8,13 +8,14 @@ use std::time::Duration;
 use containerd_shim_protos::api::Status as TaskStatus;
 use oci_spec::runtime::{LinuxResources, Process as Program};
 use rvm_protocol::agent::StatsResponse;
+use rvm_protocol::{ExecId, ProcessId};
 use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::container::lifecycle::{self, LifecycleError};
 use rvm_sandbox::container::running::{self, Observed};
 use rvm_sandbox::container::update;
 use rvm_sandbox::guest::agent::{Agent, Exec};
 use rvm_sandbox::guest::stdio::Relay;
-use rvm_sandbox::host::process::ProcessId;
+use rvm_sandbox::host::process::ProcessId as HostProcess;
 use rvm_sandbox::sandbox::Guest;
 use rvm_sandbox::state::{self, Status};
 
@@ -85,7 +86,15 @@ impl Execs {
 impl Container {
     /// Its id.
     pub fn id(&self) -> &str {
-        self.record.id()
+        self.record.id().as_str()
+    }
+
+    /// A process's id, as the agent knows it.
+    pub fn guest_id(&self, process: &Process) -> ProcessId {
+        ProcessId {
+            container: self.record.id().clone(),
+            exec: exec_id(process).ok(),
+        }
     }
 
     fn agent(&self) -> &Agent {
@@ -147,7 +156,8 @@ impl Container {
                     "cannot delete a running process".to_owned(),
                 ));
             }
-            let removed = self.agent().remove_process(self.id(), &process.id).await;
+            let id = exec_id(process)?;
+            let removed = self.agent().remove_process(self.record.id(), &id).await;
             if let Err(error) = removed {
                 // Gone with its container or its machine.
                 tracing::debug!("process {}: {error}", process.id);
@@ -176,8 +186,8 @@ impl Container {
         let opened = stdio::open(&process.uris, self.id(), namespace)?;
         let (relay, stdio) = Relay::start(self.guest.dir(), opened.host)?;
         let exec = Exec {
-            container: self.id(),
-            id: &process.id,
+            container: self.record.id(),
+            id: &exec_id(process)?,
             process: program,
             stdio,
             ignore_paused: false,
@@ -209,7 +219,7 @@ impl Container {
                 return Err(ShimError::Unfit("process not started".to_owned()));
             }
             let agent = self.agent();
-            return Ok(agent.signal_process(self.id(), &process.id, signal).await?);
+            return Ok(agent.signal(&self.guest_id(process), signal).await?);
         }
         match lifecycle::kill(&self.record, signal, all).await {
             // It has ended in between.
@@ -267,9 +277,8 @@ impl Container {
         let side = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
         let (rows, cols) = (side(height), side(width));
         let agent = self.agent();
-        Ok(agent
-            .resize_process(self.id(), &process.id, rows, cols)
-            .await?)
+        let id = self.guest_id(process);
+        Ok(agent.resize_terminal(&id, rows, cols).await?)
     }
 
     /// Takes away everything that was made for it. It must not run.
@@ -279,6 +288,11 @@ impl Container {
         forget_state(&self.bundle);
         Ok(())
     }
+}
+
+/// The id of an added process.
+fn exec_id(process: &Process) -> Result<ExecId, ShimError> {
+    ExecId::new(&*process.id).map_err(|_| ShimError::no_process(&process.id))
 }
 
 /// The file in a bundle that says where the container's state is.
@@ -307,7 +321,7 @@ fn forget_state(bundle: &Path) {
 
 /// From now on the container is this process's.
 pub fn claim(record: &state::Container, anchor: &PidAnchor) -> Result<(), ShimError> {
-    let own = ProcessId::own().map_err(|source| ShimError::Own {
+    let own = HostProcess::own().map_err(|source| ShimError::Own {
         action: "find out the own pid",
         source,
     })?;

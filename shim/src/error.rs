@@ -180,7 +180,7 @@ mod tests {
         );
         let gone = AgentError::NotFound("no such process".to_owned());
         assert_eq!(code(gone.into()), Code::NOT_FOUND);
-        let taken = StateError::Exists("a".to_owned());
+        let taken = StateError::Exists("a".parse().unwrap());
         assert_eq!(code(taken.into()), Code::ALREADY_EXISTS);
     }
 }

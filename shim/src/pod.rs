@@ -327,7 +327,7 @@ impl Pod {
     ) {
         let (pod, container) = (Arc::clone(self), Arc::clone(container));
         tokio::spawn(async move {
-            let exit = container.guest.wait(container.id(), &process.id).await;
+            let exit = container.guest.wait(&container.guest_id(&process)).await;
             let ended = exit.map_or_else(|_| Ended::with_machine(), |exit| Ended::now(exit.status));
             drain(output).await;
             if process.id.is_empty() {

@@ -36,7 +36,7 @@ pub fn sweep(store: Store) {
             Err(error) => return tracing::warn!("{}", chain(&error)),
         };
         for id in ids {
-            let removed = remove_if(&store, &id, |state| !state.bundle.exists());
+            let removed = remove_if(&store, id.as_str(), |state| !state.bundle.exists());
             if let Err(error) = runtime.block_on(removed) {
                 tracing::warn!("the remains of container {id}: {}", chain(&error));
             }

@@ -9,8 +9,8 @@ use rustix::fs::MemfdFlags;
 use rustix::io::FdFlags;
 use rvm_sandbox::container::monitor_process;
 use rvm_sandbox::guest::descriptors;
-use rvm_sandbox::monitor::Mode;
 use rvm_sandbox::monitor::exec::{self, Order};
+use rvm_sandbox::monitor::{Caller, Mode};
 use rvm_sandbox::spec::process::{self, Overrides};
 
 use super::{block_on, create};
@@ -32,13 +32,15 @@ pub fn run(global: &Global, args: ExecArgs) -> anyhow::Result<ExitCode> {
     let order = Order {
         container: &container,
         process: &process,
-        console_socket: None,
-        pidfd_socket: args.pidfd_socket,
         pid_file: args.pid_file,
         ignore_paused: args.ignore_paused,
         cgroup: args.cgroup.as_deref().unwrap_or_default(),
-        extra: descriptors::inherited(args.preserve_fds)?,
-        mode: Mode::Foreground,
+        caller: Caller {
+            console_socket: None,
+            pidfd_socket: args.pidfd_socket,
+            extra: descriptors::inherited(args.preserve_fds)?,
+            mode: Mode::Foreground,
+        },
     };
     Ok(ExitCode::from(block_on(exec::run(order))??))
 }

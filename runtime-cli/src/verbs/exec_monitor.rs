@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
-use rvm_sandbox::monitor::Mode;
 use rvm_sandbox::monitor::exec::{self, Order};
+use rvm_sandbox::monitor::{Caller, Mode};
 
 use super::{block_on, failure};
 use crate::cli::{ExecMonitorArgs, Global};
@@ -36,13 +36,15 @@ fn watch(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Resu
     let order = Order {
         container: &container,
         process: &process,
-        console_socket: args.console_socket,
-        pidfd_socket: args.pidfd_socket,
         pid_file: args.pid_file,
         ignore_paused: args.ignore_paused,
         cgroup: args.cgroup.as_deref().unwrap_or_default(),
-        extra,
-        mode,
+        caller: Caller {
+            console_socket: args.console_socket,
+            pidfd_socket: args.pidfd_socket,
+            extra,
+            mode,
+        },
     };
     Ok(ExitCode::from(block_on(exec::run(order))??))
 }

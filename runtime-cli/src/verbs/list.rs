@@ -12,7 +12,10 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
     let store = global.store();
     let mut states = Vec::new();
     for id in store.ids()? {
-        match store.open(&id).and_then(|container| container.state()) {
+        match store
+            .open(id.as_str())
+            .and_then(|container| container.state())
+        {
             Ok(state) => states.push(state),
             // Deleted meanwhile, or not a container's directory.
             Err(StateError::NotFound(_)) => {}

@@ -7,7 +7,7 @@ use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
-use rvm_sandbox::monitor::{self, Mode, Order};
+use rvm_sandbox::monitor::{self, Caller, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
 
 use super::{block_on, failure};
@@ -48,10 +48,12 @@ fn watch(
         bundle: &bundle,
         config: &config,
         driver: global.driver(),
-        console_socket: args.console_socket,
-        pidfd_socket: args.pidfd_socket,
-        extra,
-        mode,
+        caller: Caller {
+            console_socket: args.console_socket,
+            pidfd_socket: args.pidfd_socket,
+            extra,
+            mode,
+        },
         anchor,
     };
     let status = block_on(monitor::run(order, &mut Timings::default()))??;

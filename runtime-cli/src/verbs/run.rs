@@ -8,7 +8,7 @@ use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
-use rvm_sandbox::monitor::{self, Mode, Order};
+use rvm_sandbox::monitor::{self, Caller, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
 
 use super::{block_on, create};
@@ -57,10 +57,12 @@ fn foreground(global: &Global, args: &RunArgs, anchor: &PidAnchor) -> anyhow::Re
         bundle: &bundle,
         config: &config,
         driver: global.driver(),
-        console_socket: None,
-        pidfd_socket: args.create.pidfd_socket.clone(),
-        extra,
-        mode: Mode::Foreground,
+        caller: Caller {
+            console_socket: None,
+            pidfd_socket: args.create.pidfd_socket.clone(),
+            extra,
+            mode: Mode::Foreground,
+        },
         anchor,
     };
     let result = block_on(monitor::run(order, &mut timings))?;

@@ -18,6 +18,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use rvm_protocol::ContainerId;
 use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
 
 use crate::host::fanotify::OpenRequests;
@@ -53,7 +54,7 @@ pub fn is_needed(spec: &Spec) -> bool {
 /// Serves the processes of the container `id` in its directory until `end` completes.
 pub fn serve(
     dir: OwnedFd,
-    id: &str,
+    id: &ContainerId,
     guest: &Arc<Guest>,
     end: impl Future<Output = ()> + Send + 'static,
 ) {
@@ -76,7 +77,7 @@ pub fn serve(
 async fn handle_opens(
     requests: &OpenRequests,
     dir: &OwnedFd,
-    id: &str,
+    id: &ContainerId,
     guest: &Guest,
 ) -> io::Error {
     let mut shown = Vec::new();

@@ -33,7 +33,7 @@ pub fn enter(
     if let Some(resources) = resources {
         Cgroup::check(resources)?;
     }
-    let cgroup = Cgroup::find(driver, path, container.id())?;
+    let cgroup = Cgroup::find(driver, path, container.id().as_str())?;
     // Before anything is made, so that whoever deletes the container finds it.
     container.lock()?.remember_cgroup(&cgroup)?;
     Ok(cgroup.create(processes, resources)?)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Signal;
+use rvm_protocol::ContainerId;
 use rvm_protocol::failure::Failure;
 
 use crate::cgroup::{Cgroup, CgroupError};
@@ -84,7 +85,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
     let state = State {
         version: Layout::CURRENT,
         oci_version: bundle.spec.version().clone(),
-        id: id.to_owned(),
+        id: container.id().clone(),
         status: Status::Creating,
         bundle: bundle.dir.clone(),
         rootfs: bundle.rootfs.clone(),
@@ -105,7 +106,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         stand_in: None,
         sandbox: match &bundle.role {
             Role::Alone | Role::Sandbox => None,
-            Role::Member(id) => Some(id.clone()),
+            Role::Member(id) => Some(ContainerId::new(id).map_err(StateError::from)?),
         },
         guest_pid: None,
         namespaces: Peer::paths(&bundle.spec),
@@ -151,7 +152,7 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
         }
     }
     let sandbox = container.sandbox(&state)?;
-    let id = container.id().to_owned();
+    let id = container.id().clone();
     control::ask(&sandbox, control::Request::Start { id }).await?;
     hooks::run_and_warn(HookPoint::Poststart, state.hooks.as_ref(), &state, None).await;
     Ok(())
@@ -173,10 +174,13 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
         Err(LifecycleError::FailedPrecondition(_)) if all => return Ok(()),
         other => other?,
     };
-    match agent.signal(container.id(), signal, all).await {
-        // Every process has been signalled that there is.
-        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) if all => Ok(()),
-        other => other.map_err(gone),
+    if !all {
+        return agent.signal(&container.init(), signal).await.map_err(gone);
+    }
+    match agent.signal_all(container.id(), signal).await {
+        // No process is left to signal.
+        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) => Ok(()),
+        other => Ok(other?),
     }
 }
 
@@ -289,7 +293,7 @@ pub async fn leave(container: &Container, state: &State) -> Result<(), Lifecycle
         // Its machine has ended, most likely, and the container with it.
         Err(error) => tracing::debug!("container {}: {error}", container.id()),
     }
-    Ok(sandbox.unshare(container.id())?)
+    Ok(sandbox.unshare(container.id().as_str())?)
 }
 
 fn end_monitor(state: &State) -> Result<(), LifecycleError> {

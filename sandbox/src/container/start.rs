@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use rvm_protocol::ContainerId;
 use rvm_protocol::failure::{Code, Failure};
 
 use super::cgroup::{self, ContainerCgroupError};
@@ -43,7 +44,7 @@ pub enum StartError {
         "there is no sandbox {0}: rvm must run the first container of a pod, too; CRI-O has it do so \
          with drop_infra_ctr = false"
     )]
-    NoSandbox(String),
+    NoSandbox(ContainerId),
     /// The configuration cannot be translated.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -188,7 +189,8 @@ impl Start<'_> {
     /// Makes the container's files visible to the guest of its sandbox, in the sandbox's directory.
     fn share_files(&self, timings: &mut Timings) -> Result<(SandboxDir, Translation), StartError> {
         let container = self.container;
-        let dir = match container.sandbox(&container.state()?) {
+        let state = container.state()?;
+        let dir = match container.sandbox(&state) {
             Err(StateError::NotFound(id)) => return Err(StartError::NoSandbox(id)),
             found => found?,
         };
@@ -197,10 +199,14 @@ impl Start<'_> {
                 share::prepare(dir.path())?;
                 Vec::new()
             }
-            Role::Member(id) => container.store().peers(id)?,
+            Role::Member(_) => match &state.sandbox {
+                Some(sandbox) => container.store().peers(sandbox)?,
+                None => Vec::new(),
+            },
         };
-        let translation = translate(self.bundle, container.id(), &peers)?;
-        dir.share(container.id(), &translation.mounts, &translation.spec)?;
+        let id = container.id().as_str();
+        let translation = translate(self.bundle, id, &peers)?;
+        dir.share(id, &translation.mounts, &translation.spec)?;
         timings.lap("share files");
         Ok((dir, translation))
     }
@@ -230,7 +236,7 @@ impl Start<'_> {
     /// Sets up the rootfs view and the synthetic proc behind the container's pid.
     fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
-        let view = RootfsView::of(spec, &guest.dir().shared(), id);
+        let view = RootfsView::of(spec, &guest.dir().shared(), id.as_str());
         let proc = self.anchor.run(move || view.enter());
         let proc = proc.map_err(StartError::PidAnchor)?;
         let proc = proc.map_err(StartError::RootfsView)?;

@@ -129,6 +129,7 @@ mod tests {
     use super::*;
     use crate::sizing::Change;
     use oci_spec::runtime::LinuxResources;
+    use rvm_protocol::ContainerId;
     use serde_json::json;
 
     /// Lines of programs that speak version 1, recorded.
@@ -157,7 +158,7 @@ mod tests {
 
     fn start() -> Request {
         Request::Start {
-            id: "web".to_owned(),
+            id: ContainerId::new("web").unwrap(),
         }
     }
 

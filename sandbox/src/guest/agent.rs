@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use rvm_protocol::agent::{
-    AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, ResizeTerminalRequest,
-    SignalProcessRequest, StartContainerRequest, Stdio, WaitProcessRequest,
+    AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, StartContainerRequest, Stdio,
 };
 use rvm_protocol::failure::{Code, Failure};
-use rvm_protocol::{AGENT_PORT, AGENT_PROTOCOL_VERSION};
+use rvm_protocol::{AGENT_PORT, AGENT_PROTOCOL_VERSION, ContainerId};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
@@ -86,12 +85,12 @@ impl Agent {
     /// Creates a container, whose init process waits for the start. Returns its pid in the guest.
     pub async fn create_container(
         &self,
-        id: &str,
+        id: &ContainerId,
         spec: &Spec,
         stdio: Stdio,
     ) -> Result<u32, AgentError> {
         let request = CreateContainerRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             spec: serde_json::to_vec(spec)?,
             stdio: Some(stdio).into(),
             ..Default::default()
@@ -104,50 +103,13 @@ impl Agent {
     }
 
     /// Starts a container: its init process executes the program.
-    pub async fn start_container(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn start_container(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = StartContainerRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             ..Default::default()
         };
         let answer = self.0.start_container(unlimited(), &request).await;
         answer.map(|_| ()).map_err(failed("start container"))
-    }
-
-    /// Signals a container's init process, or all of its processes.
-    pub async fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), AgentError> {
-        let request = SignalProcessRequest {
-            container_id: id.to_owned(),
-            signal: signal.unsigned_abs(),
-            all,
-            ..Default::default()
-        };
-        let answer = self.0.signal_process(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("signal process"))
-    }
-
-    /// Waits until a container's init process has ended. Returns its exit status, 128 + n for
-    /// signal n.
-    pub async fn wait(&self, id: &str) -> Result<u8, AgentError> {
-        let request = WaitProcessRequest {
-            container_id: id.to_owned(),
-            ..Default::default()
-        };
-        let answer = self.0.wait_process(unlimited(), &request).await;
-        let status = answer.map_err(failed("wait process"))?.exit_status;
-        // Only a hostile guest reports a larger one.
-        Ok(u8::try_from(status).unwrap_or(u8::MAX))
-    }
-
-    /// Sets the terminal size of a container's init process.
-    pub async fn resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), AgentError> {
-        let request = ResizeTerminalRequest {
-            container_id: id.to_owned(),
-            rows: rows.into(),
-            cols: cols.into(),
-            ..Default::default()
-        };
-        let answer = self.0.resize_terminal(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("resize terminal"))
     }
 }
 

@@ -145,7 +145,7 @@ fn start(
 ) -> Result<Running, HookError> {
     let input = Input {
         oci_version: &state.oci_version,
-        id: &state.id,
+        id: state.id.as_str(),
         status: point.status(),
         pid: match point {
             HookPoint::Poststop => 0,

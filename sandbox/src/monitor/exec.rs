@@ -1,125 +1,110 @@
-//! A process that is added to a running container, and the process of this host that stands for it:
-//! that one holds the streams, passes signals on, and ends with the exit code.
+//! A process that is added to a running container, seen from the process of this host that stands for
+//! it: that one holds the streams, passes signals on, and ends with the exit code.
 
 use std::io;
 use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
+use rvm_protocol::{ExecId, ProcessId};
 
+use super::caller::{Caller, interrupted};
+use super::process::{GuestProcess, drain};
+use super::{EXIT_MACHINE_GONE, MonitorError, process_failed};
 use crate::container::lifecycle::{self, LifecycleError};
 use crate::guest::agent::{Agent, AgentError, Exec};
-use crate::guest::descriptors::ExtraFd;
 use crate::guest::stdio::{Relay, StdioError};
-use crate::host::process;
 use crate::host::signals::Signals;
-use crate::host::terminal::RawTerminal;
-use crate::monitor::{
-    EXIT_MACHINE_GONE, Mode, MonitorError, abandoned, host_stdio, interrupted, report_ready,
-};
 use crate::state::{Container, StateError, Status};
 
 /// A process could not be added.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// Signals cannot be waited for.
-    #[error("cannot block signals")]
-    Signals(#[source] io::Error),
-    /// State.
+    /// The container's state could not be read.
     #[error(transparent)]
     State(#[from] StateError),
-    /// What a monitor does too.
+    /// What every monitor does has failed.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// The streams.
+    /// The streams could not be connected.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The agent.
+    /// The agent did not add the process.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The pid file.
+    /// The pid file could not be written.
     #[error(transparent)]
     PidFile(#[from] LifecycleError),
-    /// A pidfd cannot be sent.
-    #[error("cannot send a pidfd to its socket")]
-    Pidfd(#[source] io::Error),
-    /// An id for the process.
-    #[error("cannot make an id for the process")]
-    Id(#[source] io::Error),
-    /// The container is not where it needs to be.
+    /// The container is in a state in which no process can be added.
     #[error("{0}")]
     FailedPrecondition(&'static str),
     /// A signal came before the process ran.
     #[error("interrupted by signal {0} while the process was starting")]
     Interrupted(i32),
-    /// Whoever waited for the process to run is gone.
+    /// The program that waited for the process has gone.
     #[error("given up while the process was starting")]
     Abandoned,
 }
 
-/// What is to be run, and how.
+/// The process that is added, and how.
 pub struct Order<'a> {
-    /// In which container.
+    /// The container that it is added to.
     pub container: &'a Container,
-    /// The process.
+    /// The process as config.json would have it.
     pub process: &'a Process,
-    /// Where to send the terminal, if an engine wants it.
-    pub console_socket: Option<PathBuf>,
-    /// Where to send a pidfd of this process, if somebody wants it.
-    pub pidfd_socket: Option<PathBuf>,
-    /// Where to write this process's id once the other runs.
+    /// A file for this process's id, written once the other runs.
     pub pid_file: Option<PathBuf>,
     /// Wait for a paused container to be resumed.
     pub ignore_paused: bool,
     /// The group below the container's own in the guest to start in; empty for that one.
     pub cgroup: &'a str,
-    /// Descriptors beyond the standard streams.
-    pub extra: Vec<ExtraFd>,
-    /// Who waits.
-    pub mode: Mode<'a>,
+    /// The program that asked for the process.
+    pub caller: Caller<'a>,
 }
 
 /// Runs a process to its end; returns its exit code.
 pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
-    let signals = Signals::block().map_err(ExecError::Signals)?;
+    let signals = Signals::block().map_err(process_failed("block signals"))?;
     let state = order.container.state()?;
     check(state.status(), order.ignore_paused)?;
     let sandbox = order.container.sandbox(&state)?;
-    let terminal = order.process.terminal().unwrap_or(false);
-    let (host, raw) = host_stdio(terminal, order.console_socket.as_deref())?;
-    let host = host.with(std::mem::take(&mut order.extra));
+    let has_terminal = order.process.terminal().unwrap_or(false);
+    let (host, terminal) = order.caller.take_streams(has_terminal)?;
     let agent = Agent::connect(&sandbox)?;
     let (relay, stdio) = Relay::start(&sandbox, host)?;
-    let running = Running {
-        agent,
-        container: order.container.id(),
-        id: new_id().map_err(ExecError::Id)?,
-        terminal: raw,
-    };
+    let container = order.container.id();
+    let id = new_id().map_err(process_failed("make an id for the process"))?;
     let exec = Exec {
-        container: running.container,
-        id: &running.id,
+        container,
+        id: &id,
         process: order.process,
         stdio,
         ignore_paused: order.ignore_paused,
         cgroup: order.cgroup,
     };
     tokio::select! {
-        started = running.agent.exec(exec) => started?,
+        started = agent.exec(exec) => started?,
         signal = interrupted(&signals) => return Err(ExecError::Interrupted(signal)),
-        () = abandoned(&order.mode) => return Err(ExecError::Abandoned),
+        () = order.caller.gone() => return Err(ExecError::Abandoned),
     };
-    running.adjust_terminal().await;
+    let process = GuestProcess {
+        agent,
+        id: ProcessId {
+            container: container.clone(),
+            exec: Some(id.clone()),
+        },
+        terminal,
+    };
+    process.fit_terminal().await;
     if let Err(error) = announce(&order) {
-        running.kill().await;
+        let _ = process.agent.signal(&process.id, libc::SIGKILL).await;
         return Err(error);
     }
-    let status = running.supervise(&signals).await;
-    // A reader that never reads keeps the output, and this process, as long as nobody ends it.
-    tokio::select! {
-        () = relay.drained() => {}
-        signal = interrupted(&signals) => tracing::debug!("output was given up: signal {signal}"),
+    let status = supervise(&process, &signals).await;
+    drain(relay, &signals).await;
+    // If the machine has ended, its agent has nothing left to forget.
+    if let Err(error) = process.agent.remove_process(container, &id).await {
+        tracing::debug!("process {}: {error}", process.id);
     }
-    running.forget().await;
     Ok(status)
 }
 
@@ -140,97 +125,31 @@ fn check(status: Status, ignore_paused: bool) -> Result<(), ExecError> {
     }
 }
 
-/// Tells whoever wants to know that the process runs.
+/// Reports that the process runs, in all the ways that were asked for.
 fn announce(order: &Order<'_>) -> Result<(), ExecError> {
-    if let Some(socket) = &order.pidfd_socket {
-        process::send_own_pidfd(socket).map_err(ExecError::Pidfd)?;
-    }
+    order.caller.send_pidfd()?;
     if let Some(path) = &order.pid_file {
         lifecycle::write_pid_file(path, std::process::id())?;
     }
-    match &order.mode {
-        Mode::Detached(starter) => Ok(report_ready(starter)?),
-        Mode::Foreground => Ok(()),
-    }
+    Ok(order.caller.report_ready()?)
 }
 
 /// An id that no other process of the container has.
-fn new_id() -> io::Result<String> {
+fn new_id() -> io::Result<ExecId> {
     let mut id = [0; 8];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
-    Ok(format!("exec-{:016x}", u64::from_ne_bytes(id)))
+    let id = ExecId::new(format!("exec-{:016x}", u64::from_ne_bytes(id)));
+    id.map_err(io::Error::other)
 }
 
-/// A process that runs.
-struct Running<'a> {
-    agent: Agent,
-    container: &'a str,
-    id: String,
-    terminal: Option<RawTerminal>,
-}
-
-impl Running<'_> {
-    /// The terminal's size may have changed while nobody listened.
-    async fn adjust_terminal(&self) {
-        if let Some(terminal) = &self.terminal {
-            let (size, id) = (terminal.size(), &self.id);
-            let agent = &self.agent;
-            let resized = agent.resize_process(self.container, id, size.rows, size.cols);
-            let _ = resized.await;
-        }
-    }
-
-    async fn kill(&self) {
-        let (agent, id) = (&self.agent, &self.id);
-        let killed = agent.signal_process(self.container, id, libc::SIGKILL);
-        let _ = killed.await;
-    }
-
-    /// Passes signals on until the process has ended; returns its exit code.
-    async fn supervise(&self, signals: &Signals) -> u8 {
-        let mut exit = std::pin::pin!(self.agent.wait_process(self.container, &self.id));
-        loop {
-            tokio::select! {
-                biased;
-                exited = &mut exit => return match exited {
-                    Ok(exit) => exit.status,
-                    Err(error) => {
-                        tracing::error!("the container ended while the process ran: {error}");
-                        EXIT_MACHINE_GONE
-                    }
-                },
-                signal = signals.next() => self.pass_on(signal),
-            }
-        }
-    }
-
-    /// Hands a signal to the process, or tells its terminal of a new size. The answer is not waited
-    /// for: a process that is about to end may give none.
-    fn pass_on(&self, signal: io::Result<i32>) {
-        let Ok(signal) = signal else { return };
-        let (agent, id) = (self.agent.clone(), self.id.clone());
-        let container = self.container.to_owned();
-        let size = self.terminal.as_ref().map(RawTerminal::size);
-        tokio::spawn(async move {
-            let passed = match size {
-                Some(size) if signal == libc::SIGWINCH => {
-                    agent
-                        .resize_process(&container, &id, size.rows, size.cols)
-                        .await
-                }
-                _ => agent.signal_process(&container, &id, signal).await,
-            };
-            if let Err(error) = passed {
-                tracing::debug!("signal {signal} was not passed on: {error}");
-            }
-        });
-    }
-
-    /// Lets the agent forget the process. If the machine has gone, so has what it remembered.
-    async fn forget(&self) {
-        let removed = self.agent.remove_process(self.container, &self.id).await;
-        if let Err(error) = removed {
-            tracing::debug!("process {}: {error}", self.id);
+/// Passes signals on until the process has ended; returns its exit code.
+async fn supervise(process: &GuestProcess, signals: &Signals) -> u8 {
+    let exited = process.agent.wait(&process.id);
+    match process.pass_signals_until(exited, signals).await {
+        Ok(exit) => exit.status,
+        Err(error) => {
+            tracing::error!("the container ended while the process ran: {error}");
+            EXIT_MACHINE_GONE
         }
     }
 }

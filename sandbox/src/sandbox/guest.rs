@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
+use rvm_protocol::{ContainerId, ProcessId};
 
 use super::SandboxError;
 use super::failure::GuestFailure;
@@ -88,12 +89,11 @@ impl Guest {
         self.ended.wait().await
     }
 
-    /// Waits until a container's process has ended: its init process for an empty `exec_id`. The error
-    /// is how the machine ended before that.
-    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, MachineEnd> {
+    /// Waits until a process has ended. The error is how the machine ended before that.
+    pub async fn wait(&self, id: &ProcessId) -> Result<Exit, MachineEnd> {
         let error = tokio::select! {
             biased;
-            exit = self.agent.wait_process(id, exec_id) => match exit {
+            exit = self.agent.wait(id) => match exit {
                 Ok(exit) => return Ok(exit),
                 Err(error) => error,
             },
@@ -128,7 +128,7 @@ impl Guest {
     /// second value is the pid of that process in the guest.
     pub async fn create_container(
         &self,
-        id: &str,
+        id: &ContainerId,
         spec: &Spec,
         host: HostStdio,
         timings: &mut Timings,
@@ -144,7 +144,7 @@ impl Guest {
     /// Lets a container's init process execute its program.
     pub async fn start_container(
         &self,
-        id: &str,
+        id: &ContainerId,
         timings: &mut Timings,
     ) -> Result<(), SandboxError> {
         let started = self.agent.start_container(id);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::fs::inotify;
 use rvm_protocol::agent::UpdateVolumeRequest;
+use rvm_protocol::{ContainerId, ProcessId};
 
 use super::Guest;
 use crate::share::{DATA, read_volume};
@@ -26,7 +27,7 @@ const TRIES: u32 = 5;
 
 /// The volumes of a container, and what the guest has of them.
 pub struct Volumes {
-    id: String,
+    id: ContainerId,
     paths: Vec<PathBuf>,
     sent: Vec<UpdateVolumeRequest>,
     /// None if they cannot be watched.
@@ -36,7 +37,7 @@ pub struct Volumes {
 impl Volumes {
     /// Begins to watch, and gives the guest the first copies. None if there are no volumes.
     pub async fn send(
-        id: &str,
+        id: &ContainerId,
         paths: Vec<PathBuf>,
         guest: &Guest,
     ) -> Result<Option<Self>, VolumeError> {
@@ -47,7 +48,7 @@ impl Volumes {
             tracing::info!("the volumes of {id} are looked at, for want of a watch: {error}");
         });
         let mut volumes = Self {
-            id: id.to_owned(),
+            id: id.clone(),
             changes: changes.ok(),
             sent: Vec::new(),
             paths,
@@ -62,10 +63,10 @@ impl Volumes {
     /// Passes on what happens to the volumes, until the container has ended.
     pub fn follow(mut self, guest: Arc<Guest>) {
         tokio::spawn(async move {
-            let id = self.id.clone();
+            let init = ProcessId::init(self.id.clone());
             tokio::select! {
                 () = self.pass_on(&guest) => {}
-                _ = guest.wait(&id, "") => {}
+                _ = guest.wait(&init) => {}
             }
         });
     }
@@ -108,7 +109,7 @@ impl Volumes {
             return Ok(());
         }
         let mut contents = read_settled(path).await.map_err(failed)?;
-        contents.container_id.clone_from(&self.id);
+        contents.container_id = self.id.to_string();
         contents.volume = u32::try_from(number)
             .map_err(io::Error::other)
             .map_err(failed)?;

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources};
+use rvm_protocol::ContainerId;
 use serde::{Deserialize, Serialize};
 
 pub use status::Status;
@@ -33,7 +34,7 @@ pub struct State {
     /// The version of the runtime specification that config.json follows.
     pub oci_version: String,
     /// The container's id.
-    pub id: String,
+    pub id: ContainerId,
     /// Where its life stands, as far as was written down; see [`State::status`].
     pub status: Status,
     /// The bundle's directory.
@@ -66,7 +67,7 @@ pub struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stand_in: Option<i32>,
     /// The container whose sandbox it has joined. None if the sandbox is its own.
-    pub sandbox: Option<String>,
+    pub sandbox: Option<ContainerId>,
     /// Its first process, as the guest numbers it.
     pub guest_pid: Option<u32>,
     /// The paths of namespaces in its configuration.
@@ -112,7 +113,7 @@ impl State {
     pub fn report(&self) -> Report<'_> {
         Report {
             oci_version: &self.oci_version,
-            id: &self.id,
+            id: self.id.as_str(),
             pid: self.pid(),
             status: self.status(),
             bundle: &self.bundle,

@@ -1,17 +1,21 @@
 //! The containers of a store that share a sandbox.
 
 use oci_spec::runtime::LinuxResources;
+use rvm_protocol::ContainerId;
 
 use super::{State, StateError, Status, Store};
 use crate::spec::pod::Peer;
 
 impl Store {
     /// The containers that run in the sandbox of the container `id`, itself included.
-    pub fn peers(&self, id: &str) -> Result<Vec<Peer>, StateError> {
+    pub fn peers(&self, id: &ContainerId) -> Result<Vec<Peer>, StateError> {
         let mut peers = Vec::new();
         for other in self.ids()? {
-            match self.open(&other).and_then(|container| container.state()) {
-                Ok(state) if other == id || state.sandbox.as_deref() == Some(id) => {
+            match self
+                .open(other.as_str())
+                .and_then(|container| container.state())
+            {
+                Ok(state) if other == *id || state.sandbox.as_ref() == Some(id) => {
                     peers.extend(peer(state));
                 }
                 Ok(_) => {}
@@ -24,11 +28,18 @@ impl Store {
 
     /// The limits of the containers that have joined the sandbox of the container `id` and run, but for
     /// one of them.
-    pub fn limits_of_others(&self, id: &str, one: &str) -> Result<Vec<LinuxResources>, StateError> {
+    pub fn limits_of_others(
+        &self,
+        id: &ContainerId,
+        one: &ContainerId,
+    ) -> Result<Vec<LinuxResources>, StateError> {
         let mut limits = Vec::new();
         for other in self.ids()?.into_iter().filter(|other| other != one) {
-            match self.open(&other).and_then(|container| container.state()) {
-                Ok(state) if state.sandbox.as_deref() == Some(id) => {
+            match self
+                .open(other.as_str())
+                .and_then(|container| container.state())
+            {
+                Ok(state) if state.sandbox.as_ref() == Some(id) => {
                     let runs = state.status() != Status::Stopped;
                     limits.extend(runs.then(|| state.resources.unwrap_or_default()));
                 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use rvm_protocol::{ContainerId, MAX_CONTAINER_ID};
+use rvm_protocol::{ContainerId, InvalidId, ProcessId as GuestProcessId};
 
 use super::{State, Status};
 use crate::cgroup::Cgroup;
@@ -22,17 +22,14 @@ const STATE_FILE: &str = "state.json";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The id is not one.
-    #[error(
-        "invalid container ID format: {0:?} (letters, digits and _ + - . are \
-         allowed, at most {MAX_CONTAINER_ID} of them)"
-    )]
-    Id(String),
+    #[error(transparent)]
+    Id(#[from] InvalidId),
     /// The id is taken.
     #[error("container with given ID already exists: {0}")]
-    Exists(String),
+    Exists(ContainerId),
     /// There is none with this id.
     #[error("container does not exist: {0}")]
-    NotFound(String),
+    NotFound(ContainerId),
     /// A file or directory.
     #[error("{action} {}", path.display())]
     Io {
@@ -58,7 +55,7 @@ pub enum StateError {
     Newer(#[from] NewerLayout),
     /// Its creation was to go on, but somebody deletes it.
     #[error("container {0} was deleted while it was being created")]
-    GivenUp(String),
+    GivenUp(ContainerId),
     /// A step out of turn.
     #[error(transparent)]
     Step(#[from] IllegalStep),
@@ -92,16 +89,16 @@ impl Store {
 
     /// Makes the directory of a new container.
     pub fn create(&self, id: &str) -> Result<Container, StateError> {
-        check_id(id)?;
+        let id = ContainerId::new(id)?;
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o711).recursive(true);
         builder
             .create(&self.root)
             .map_err(failed("create", &self.root))?;
-        let path = self.root.join(id);
+        let path = self.root.join(id.as_str());
         match fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(StateError::Exists(id.to_owned()));
+                return Err(StateError::Exists(id));
             }
             other => other.map_err(failed("create", &path))?,
         }
@@ -110,12 +107,12 @@ impl Store {
 
     /// Finds a container.
     pub fn open(&self, id: &str) -> Result<Container, StateError> {
-        check_id(id)?;
-        Container::open(self.root.join(id), id)
+        let id = ContainerId::new(id)?;
+        Container::open(self.root.join(id.as_str()), id)
     }
 
     /// The ids of all containers, sorted.
-    pub fn ids(&self) -> Result<Vec<String>, StateError> {
+    pub fn ids(&self) -> Result<Vec<ContainerId>, StateError> {
         let entries = match fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(failed("list", &self.root))?,
@@ -124,10 +121,8 @@ impl Store {
         for entry in entries {
             let entry = entry.map_err(failed("list", &self.root))?;
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string())
-                && check_id(&name).is_ok()
-            {
-                ids.push(name);
+            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string()) {
+                ids.extend(ContainerId::new(name));
             }
         }
         ids.sort();
@@ -135,43 +130,38 @@ impl Store {
     }
 }
 
-/// The same ids as runc: `[\w+-.]`, and not the names of directories that are always there.
-fn check_id(id: &str) -> Result<(), StateError> {
-    let checked = ContainerId::new(id).map(drop);
-    checked.map_err(|_| StateError::Id(id.to_owned()))
-}
-
 /// A container's directory.
 #[derive(Debug)]
 pub struct Container {
-    id: String,
+    id: ContainerId,
     path: PathBuf,
     dir: OwnedFd,
 }
 
 impl Container {
-    fn open(path: PathBuf, id: &str) -> Result<Self, StateError> {
+    fn open(path: PathBuf, id: ContainerId) -> Result<Self, StateError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, Mode::empty());
         let dir = dir.map_err(|error| match error {
-            rustix::io::Errno::NOENT => StateError::NotFound(id.to_owned()),
+            rustix::io::Errno::NOENT => StateError::NotFound(id.clone()),
             error => failed("open", &path)(error.into()),
         })?;
-        Ok(Self {
-            id: id.to_owned(),
-            path,
-            dir,
-        })
+        Ok(Self { id, path, dir })
     }
 
     /// The id.
-    pub fn id(&self) -> &str {
+    pub fn id(&self) -> &ContainerId {
         &self.id
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The container's init process, as the agent knows it.
+    pub fn init(&self) -> GuestProcessId {
+        GuestProcessId::init(self.id.clone())
     }
 
     /// The store that it is in.
@@ -183,10 +173,7 @@ impl Container {
     pub fn sandbox(&self, state: &State) -> Result<SandboxDir, StateError> {
         let (id, path) = match &state.sandbox {
             None => (&self.id, self.path.clone()),
-            Some(id) => {
-                check_id(id)?;
-                (id, self.path.with_file_name(id))
-            }
+            Some(id) => (id, self.path.with_file_name(id.as_str())),
         };
         SandboxDir::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => StateError::NotFound(id.clone()),
@@ -321,6 +308,7 @@ impl Locked<'_> {
 mod tests {
     use super::*;
     use crate::dir::layout::Layout;
+    use rvm_protocol::MAX_CONTAINER_ID;
     use std::collections::HashMap;
 
     fn store() -> (Store, tempfile::TempDir) {
@@ -332,7 +320,7 @@ mod tests {
         State {
             version: Layout::CURRENT,
             oci_version: "1.0.2".to_owned(),
-            id: id.to_owned(),
+            id: ContainerId::new(id).unwrap(),
             status: Status::Creating,
             bundle: "/bundle".into(),
             rootfs: "/bundle/rootfs".into(),
@@ -412,7 +400,7 @@ mod tests {
     fn an_unknown_container_does_not_exist() {
         let (store, _dir) = store();
         assert!(matches!(store.open("a"), Err(StateError::NotFound(_))));
-        assert_eq!(store.ids().unwrap(), Vec::<String>::new());
+        assert!(store.ids().unwrap().is_empty());
     }
 
     #[test]
@@ -421,7 +409,10 @@ mod tests {
         for id in ["b", "a", "c"] {
             store.create(id).unwrap();
         }
-        assert_eq!(store.ids().unwrap(), ["a", "b", "c"]);
+        assert_eq!(
+            store.ids().unwrap(),
+            ["a", "b", "c"].map(|id| ContainerId::new(id).unwrap())
+        );
     }
 
     #[test]
@@ -486,7 +477,7 @@ mod tests {
         locked.save(&state("a")).unwrap();
         let path = container.path().to_owned();
         let other = std::thread::spawn(move || {
-            let container = Container::open(path, "a").unwrap();
+            let container = Container::open(path, ContainerId::new("a").unwrap()).unwrap();
             container.state().unwrap().terminal
         });
         std::thread::sleep(std::time::Duration::from_millis(50));

@@ -1,10 +1,11 @@
 //! Calls for whole containers and for the sandbox.
 
 use oci_spec::runtime::LinuxResources;
+use rvm_protocol::ContainerId;
 use rvm_protocol::agent::{
     Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
-    RemoveContainerRequest, ResizeRequest, ResumeContainerRequest, ShutdownRequest, StatsRequest,
-    StatsResponse, UpdateContainerRequest, UpdateVolumeRequest,
+    RemoveContainerRequest, ResizeRequest, ResumeContainerRequest, ShutdownRequest,
+    SignalProcessRequest, StatsRequest, StatsResponse, UpdateContainerRequest, UpdateVolumeRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
@@ -12,9 +13,9 @@ use super::{Agent, AgentError, clean, failed, limited, unlimited};
 
 impl Agent {
     /// Lists the processes of a container. The texts have no control characters.
-    pub async fn processes(&self, id: &str) -> Result<ListProcessesResponse, AgentError> {
+    pub async fn processes(&self, id: &ContainerId) -> Result<ListProcessesResponse, AgentError> {
         let request = ListProcessesRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             ..Default::default()
         };
         let answer = self.0.list_processes(limited(), &request).await;
@@ -34,10 +35,22 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("update volume"))
     }
 
+    /// Signals every process of a container.
+    pub async fn signal_all(&self, id: &ContainerId, signal: i32) -> Result<(), AgentError> {
+        let request = SignalProcessRequest {
+            container_id: id.to_string(),
+            signal: signal.unsigned_abs(),
+            all: true,
+            ..Default::default()
+        };
+        let answer = self.0.signal_process(limited(), &request).await;
+        answer.map(|_| ()).map_err(failed("signal process"))
+    }
+
     /// Freezes the processes of a container, and returns when they are frozen.
-    pub async fn pause(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn pause(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = PauseContainerRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             ..Default::default()
         };
         let answer = self.0.pause_container(limited(), &request).await;
@@ -45,9 +58,9 @@ impl Agent {
     }
 
     /// Thaws the processes of a paused container.
-    pub async fn resume(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn resume(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = ResumeContainerRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             ..Default::default()
         };
         let answer = self.0.resume_container(limited(), &request).await;
@@ -55,9 +68,13 @@ impl Agent {
     }
 
     /// Changes a container's limits in the guest. The agent ignores device rules.
-    pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<(), AgentError> {
+    pub async fn update(
+        &self,
+        id: &ContainerId,
+        resources: &LinuxResources,
+    ) -> Result<(), AgentError> {
         let request = UpdateContainerRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             resources: serde_json::to_vec(resources)?,
             ..Default::default()
         };
@@ -66,9 +83,9 @@ impl Agent {
     }
 
     /// A container's resource use in the guest.
-    pub async fn stats(&self, id: &str) -> Result<StatsResponse, AgentError> {
+    pub async fn stats(&self, id: &ContainerId) -> Result<StatsResponse, AgentError> {
         let request = StatsRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             ..Default::default()
         };
         self.0
@@ -90,9 +107,9 @@ impl Agent {
     }
 
     /// Kills the remaining processes of a container and removes it from the guest.
-    pub async fn remove_container(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn remove_container(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = RemoveContainerRequest {
-            container_id: id.to_owned(),
+            container_id: id.to_string(),
             ..Default::default()
         };
         let answer = self.0.remove_container(limited(), &request).await;

@@ -1,11 +1,11 @@
-//! Calls for single processes: a container's init process, whose exec id is empty, or an exec'd
-//! one.
+//! Calls for single processes: a container's init process, or an exec'd one.
 
 use oci_spec::runtime::Process;
 use rvm_protocol::agent::{
     ExecProcessRequest, RemoveProcessRequest, ResizeTerminalRequest, SignalProcessRequest, Stdio,
     WaitProcessRequest,
 };
+use rvm_protocol::{ContainerId, ExecId, ProcessId};
 
 use super::{Agent, AgentError, failed, limited, unlimited};
 
@@ -13,9 +13,9 @@ use super::{Agent, AgentError, failed, limited, unlimited};
 #[derive(Debug)]
 pub struct Exec<'a> {
     /// The container's id.
-    pub container: &'a str,
+    pub container: &'a ContainerId,
     /// The process's id, unique in the container.
-    pub id: &'a str,
+    pub id: &'a ExecId,
     /// The process object of the runtime specification.
     pub process: &'a Process,
     /// The streams that [`Relay`](crate::guest::stdio::Relay) has opened for it.
@@ -39,8 +39,8 @@ impl Agent {
     /// Starts a process in a container. Returns its pid in the guest.
     pub async fn exec(&self, exec: Exec<'_>) -> Result<u32, AgentError> {
         let request = ExecProcessRequest {
-            container_id: exec.container.to_owned(),
-            exec_id: exec.id.to_owned(),
+            container_id: exec.container.to_string(),
+            exec_id: exec.id.to_string(),
             process: serde_json::to_vec(exec.process)?,
             stdio: Some(exec.stdio).into(),
             ignore_paused: exec.ignore_paused,
@@ -53,10 +53,10 @@ impl Agent {
     }
 
     /// Waits until a process has ended.
-    pub async fn wait_process(&self, id: &str, exec_id: &str) -> Result<Exit, AgentError> {
+    pub async fn wait(&self, id: &ProcessId) -> Result<Exit, AgentError> {
         let request = WaitProcessRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
+            container_id: id.container.to_string(),
+            exec_id: id.exec_on_wire().to_owned(),
             ..Default::default()
         };
         let answer = self.0.wait_process(unlimited(), &request).await;
@@ -69,15 +69,10 @@ impl Agent {
     }
 
     /// Signals a process.
-    pub async fn signal_process(
-        &self,
-        id: &str,
-        exec_id: &str,
-        signal: i32,
-    ) -> Result<(), AgentError> {
+    pub async fn signal(&self, id: &ProcessId, signal: i32) -> Result<(), AgentError> {
         let request = SignalProcessRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
+            container_id: id.container.to_string(),
+            exec_id: id.exec_on_wire().to_owned(),
             signal: signal.unsigned_abs(),
             ..Default::default()
         };
@@ -86,16 +81,15 @@ impl Agent {
     }
 
     /// Sets the terminal size of a process.
-    pub async fn resize_process(
+    pub async fn resize_terminal(
         &self,
-        id: &str,
-        exec_id: &str,
+        id: &ProcessId,
         rows: u16,
         cols: u16,
     ) -> Result<(), AgentError> {
         let request = ResizeTerminalRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
+            container_id: id.container.to_string(),
+            exec_id: id.exec_on_wire().to_owned(),
             rows: rows.into(),
             cols: cols.into(),
             ..Default::default()
@@ -105,10 +99,14 @@ impl Agent {
     }
 
     /// Removes an ended exec'd process from the agent's table.
-    pub async fn remove_process(&self, id: &str, exec_id: &str) -> Result<(), AgentError> {
+    pub async fn remove_process(
+        &self,
+        container: &ContainerId,
+        id: &ExecId,
+    ) -> Result<(), AgentError> {
         let request = RemoveProcessRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
+            container_id: container.to_string(),
+            exec_id: id.to_string(),
             ..Default::default()
         };
         let answer = self.0.remove_process(limited(), &request).await;

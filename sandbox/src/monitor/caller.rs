@@ -1,0 +1,123 @@
+//! What a monitor does for the program that asked for it, and how it hears that this program has gone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::{MonitorError, process_failed};
+use crate::container::monitor_process::Starter;
+use crate::guest::descriptors::ExtraFd;
+use crate::guest::stdio::HostStdio;
+use crate::host::process;
+use crate::host::signals::Signals;
+use crate::host::terminal::{self, RawTerminal};
+
+/// What the program that asked for a container or a process wants of its monitor.
+pub struct Caller<'a> {
+    /// A Unix socket for the controlling end of the terminal; without one, the terminal is that of the
+    /// standard streams.
+    pub console_socket: Option<PathBuf>,
+    /// A Unix socket for a pidfd of the monitor.
+    pub pidfd_socket: Option<PathBuf>,
+    /// Descriptors beyond the standard streams.
+    pub extra: Vec<ExtraFd>,
+    /// Who waits.
+    pub mode: Mode<'a>,
+}
+
+/// Who waits for a monitor.
+pub enum Mode<'a> {
+    /// A program that goes away once the monitor has reported that the container is created, or that
+    /// the process runs. Another starts the container.
+    Detached(&'a Starter),
+    /// The user: the container is started at once.
+    Foreground,
+}
+
+impl Caller<'_> {
+    /// The host's ends of the process's streams. The second value keeps the terminal in raw mode.
+    pub(super) fn take_streams(
+        &mut self,
+        terminal: bool,
+    ) -> Result<(HostStdio, Option<RawTerminal>), MonitorError> {
+        let (host, raw) = match terminal {
+            true => self.terminal()?,
+            false => (standard_streams()?, None),
+        };
+        Ok((host.with(std::mem::take(&mut self.extra)), raw))
+    }
+
+    fn terminal(&self) -> Result<(HostStdio, Option<RawTerminal>), MonitorError> {
+        let (input, output): (OwnedFd, OwnedFd) = match &self.console_socket {
+            Some(socket) => {
+                let slave = terminal::open_for_engine(socket)?;
+                terminal::detach_standard_streams()?;
+                (duplicate(slave.as_fd())?, slave)
+            }
+            None => (
+                duplicate(io::stdin().as_fd())?,
+                duplicate(io::stdout().as_fd())?,
+            ),
+        };
+        let raw = RawTerminal::new(input.as_fd())?;
+        let size = raw.size();
+        let host = HostStdio::Terminal {
+            input,
+            output,
+            size,
+        };
+        Ok((host, Some(raw)))
+    }
+
+    /// Sends a pidfd of this process, if one is wanted.
+    pub(super) fn send_pidfd(&self) -> Result<(), MonitorError> {
+        let Some(socket) = &self.pidfd_socket else {
+            return Ok(());
+        };
+        process::send_own_pidfd(socket).map_err(process_failed("send a pidfd to its socket"))
+    }
+
+    /// Reports that the container is created, or that the process runs.
+    pub(super) fn report_ready(&self) -> Result<(), MonitorError> {
+        let reported = match self.mode {
+            Mode::Detached(starter) => starter.report_ready(),
+            Mode::Foreground => Ok(()),
+        };
+        reported.map_err(process_failed("report that the container is created"))
+    }
+
+    /// Returns when the program that waits has gone.
+    pub(super) async fn gone(&self) {
+        match self.mode {
+            Mode::Detached(starter) => starter.gone().await,
+            Mode::Foreground => std::future::pending().await,
+        }
+    }
+}
+
+fn standard_streams() -> Result<HostStdio, MonitorError> {
+    Ok(HostStdio::Streams {
+        stdin: duplicate(io::stdin().as_fd())?,
+        stdout: duplicate(io::stdout().as_fd())?,
+        stderr: duplicate(io::stderr().as_fd())?,
+    })
+}
+
+fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, MonitorError> {
+    fd.try_clone_to_owned()
+        .map_err(process_failed("dup the standard streams"))
+}
+
+/// Returns when a signal asks this process to end. Others mean nothing to a process of the guest that
+/// does not run yet, or any more.
+pub(super) async fn interrupted(signals: &Signals) -> i32 {
+    loop {
+        match signals.next().await {
+            Ok(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) => {
+                return signal;
+            }
+            Ok(_) => {}
+            Err(_) => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A process of the guest for which this process stands.
+
+use rvm_protocol::ProcessId;
+
+use super::caller::interrupted;
+use crate::guest::agent::Agent;
+use crate::guest::stdio::Relay;
+use crate::host::signals::Signals;
+use crate::host::terminal::RawTerminal;
+
+/// A process of the guest that runs, or waits for its start.
+pub(super) struct GuestProcess {
+    pub(super) agent: Agent,
+    pub(super) id: ProcessId,
+    /// The terminal on the host, if the process has one.
+    pub(super) terminal: Option<RawTerminal>,
+}
+
+impl GuestProcess {
+    /// Gives the process's terminal the size of the host's, which may have changed before signals were
+    /// passed on.
+    pub(super) async fn fit_terminal(&self) {
+        if let Some(terminal) = &self.terminal {
+            let size = terminal.size();
+            let fitted = self.agent.resize_terminal(&self.id, size.rows, size.cols);
+            let _ = fitted.await;
+        }
+    }
+
+    /// Passes signals on until `end`.
+    pub(super) async fn pass_signals_until<T>(
+        &self,
+        end: impl Future<Output = T>,
+        signals: &Signals,
+    ) -> T {
+        let mut end = std::pin::pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut end => return ended,
+                signal = signals.next() => {
+                    if let Ok(signal) = signal {
+                        self.pass_on(signal);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a signal on; SIGWINCH sets the size of the process's terminal. This does not wait for the
+    /// answer: a process that is about to end may give none.
+    fn pass_on(&self, signal: i32) {
+        let (agent, id) = (self.agent.clone(), self.id.clone());
+        let size = self.terminal.as_ref().map(RawTerminal::size);
+        tokio::spawn(async move {
+            let passed = match size {
+                Some(size) if signal == libc::SIGWINCH => {
+                    agent.resize_terminal(&id, size.rows, size.cols).await
+                }
+                _ => agent.signal(&id, signal).await,
+            };
+            if let Err(error) = passed {
+                tracing::debug!("signal {signal} was not passed on: {error}");
+            }
+        });
+    }
+}
+
+/// Waits until the output of a process that has ended is copied. A reader that never reads would keep
+/// it, and this process, for ever: a signal gives it up.
+pub(super) async fn drain(relay: Relay, signals: &Signals) {
+    tokio::select! {
+        () = relay.drained() => {}
+        signal = interrupted(signals) => tracing::debug!("output was given up: signal {signal}"),
+    }
+}
