@@ -28,6 +28,7 @@ pub struct Rvm {
     network: Arc<Network>,
     engine: String,
     config: String,
+    dist: PathBuf,
 }
 
 thread_local! {
@@ -70,6 +71,7 @@ impl Rvm {
             network: Arc::new(Network::new()),
             engine: crate::engine(),
             config: String::new(),
+            dist: crate::dist(),
         };
         WORLD.set(Some(rvm.cgroups.path()));
         rvm.write_config();
@@ -80,6 +82,17 @@ impl Rvm {
     pub fn on_engine(mut self, engine: &str) -> Self {
         engine.clone_into(&mut self.engine);
         self
+    }
+
+    /// Takes the binaries of another installation than the one that is tested.
+    pub fn installed_in(mut self, dist: &Path) -> Self {
+        dist.clone_into(&mut self.dist);
+        self
+    }
+
+    /// The installation whose binaries are run.
+    pub fn dist(&self) -> &Path {
+        &self.dist
     }
 
     /// Adds lines to rvm's configuration.
@@ -106,7 +119,7 @@ impl Rvm {
 
     /// The command with these arguments, nothing yet run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(crate::dist().join("bin/rvm"));
+        let mut command = Command::new(self.dist.join("bin/rvm"));
         command
             .arg("--root")
             .arg(self.root())

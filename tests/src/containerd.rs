@@ -42,9 +42,14 @@ impl Default for Containerd {
 impl Containerd {
     /// Starts containerd and imports the image.
     pub fn new() -> Self {
+        Self::with_image(Rvm::new())
+    }
+
+    /// The same in a world that the test has made.
+    pub fn with_image(world: Rvm) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let world = Rvm::new().configured(&format!("engine = \"{}\"", crate::engine()));
+        let world = world.configured(&format!("engine = \"{}\"", crate::engine()));
         let namespace = format!("{}{count}", leftovers::prefix());
         let containerd = Self::start_in(world, namespace, "");
         containerd.import(image::NAME, &["sh"]);
@@ -122,7 +127,7 @@ impl Containerd {
             .open(self.world.path("containerd.log"))
             .unwrap();
         let mut daemon = Command::new(program("containerd"));
-        let dist = fs::canonicalize(crate::dist()).unwrap();
+        let dist = fs::canonicalize(self.world.dist()).unwrap();
         let path = std::env::var("PATH").unwrap();
         daemon
             .arg("--config")

@@ -16,6 +16,7 @@ pub mod leftovers;
 pub mod network;
 pub mod shim;
 pub mod terminal;
+pub mod upgrade;
 
 use std::path::{Path, PathBuf};
 
