@@ -27,16 +27,16 @@ const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a client asks for.
+/// A request to a sandbox's owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
-    /// Lets the first process of a container execute its program, in the network as it is now.
+    /// Let a container's init process execute its program, in the network as it is now.
     Start {
-        /// The container.
+        /// The container, which is `Created`.
         id: ContainerId,
     },
-    /// Makes the machine as large as a container's limits ask for.
+    /// Make the machine as large as a container's limits ask for.
     Resize(Box<Change>),
 }
 

@@ -1,8 +1,8 @@
-//! A sandbox's directory: the sockets that lead to its guest, what it shares with the guest, its
-//! console, and the record of the processes that run it.
+//! A sandbox's directory: the sockets that lead to its guest, the shared directory, the console's log,
+//! and sandbox.json, the record of the processes that run the machine.
 //!
-//! It is the state directory of the container that the sandbox was made for. Containers that join
-//! have state directories of their own, and come here for the guest.
+//! It is the state directory of the container that the sandbox was made for. Containers that join the
+//! sandbox have state directories of their own, and use this one to reach the guest.
 
 pub mod layout;
 
@@ -23,13 +23,13 @@ use crate::config::EngineKind;
 use crate::host::process::ProcessId;
 use crate::share::{self, SHARED, SharedMount, StorageError};
 
-/// The Unix socket that leads to a guest port, by its name in the directory.
+/// The guest ports that have a Unix socket, and the names of the sockets in the directory.
 const SOCKETS: [(u32, &str); 2] = [(AGENT_PORT, "agent.sock"), (STREAM_PORT, "streams.sock")];
 
-/// The socket of the process that owns the sandbox.
+/// The socket at which the sandbox's owner takes requests.
 const CONTROL_SOCKET: &str = "control.sock";
 
-/// The guest's console.
+/// What the guest has written to its console.
 const CONSOLE_LOG: &str = "console.log";
 
 const RECORD: &str = "sandbox.json";
@@ -80,24 +80,25 @@ impl SandboxDir {
         })
     }
 
-    /// Where it lies.
+    /// The directory's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file that the guest's console goes to.
+    /// The path of the file that the guest's console is written to.
     pub fn console(&self) -> PathBuf {
         self.path.join(CONSOLE_LOG)
     }
 
-    /// Connects to a port of the guest. The connection waits for the guest; this does not.
+    /// Connects to a port of the guest, at once: it is the first read that waits for the guest. Fails
+    /// with `NotFound` for a port that has no socket.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let socket = SOCKETS.iter().find(|(of, _)| *of == port);
         let (_, name) = socket.ok_or(io::ErrorKind::NotFound)?;
         UnixStream::connect(self.short_path(name))
     }
 
-    /// Makes the sockets that lead to the guest, each with the port that it leads to.
+    /// Makes the sockets that lead to the guest; returns them with their ports.
     pub fn listen(&self) -> io::Result<Vec<(u32, UnixListener)>> {
         SOCKETS
             .iter()
@@ -105,12 +106,12 @@ impl SandboxDir {
             .collect()
     }
 
-    /// Makes the socket at which the sandbox's owner can be asked.
+    /// Makes the socket at which the sandbox's owner takes requests.
     pub fn listen_as_owner(&self) -> io::Result<UnixListener> {
         UnixListener::bind(self.short_path(CONTROL_SOCKET))
     }
 
-    /// Connects to that socket.
+    /// Connects to the sandbox's owner. Fails if it has ended.
     pub fn connect_to_owner(&self) -> io::Result<UnixStream> {
         UnixStream::connect(self.short_path(CONTROL_SOCKET))
     }
@@ -121,13 +122,13 @@ impl SandboxDir {
         format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
     }
 
-    /// The shared directory.
+    /// The path of the directory that the guest sees.
     pub fn shared(&self) -> PathBuf {
         self.path.join(SHARED)
     }
 
-    /// Makes what a container needs of the host visible in the guest: `mounts`, and `spec`, which is
-    /// the configuration for the agent, where hooks in the guest may read it.
+    /// Makes a container's `mounts` visible in the guest, and `spec`, the configuration for the agent,
+    /// if there are hooks that may read it.
     pub fn share(&self, id: &str, mounts: &[SharedMount], spec: &Spec) -> Result<(), StorageError> {
         let shared = self.shared();
         for mount in mounts {
@@ -139,13 +140,12 @@ impl SandboxDir {
         Ok(())
     }
 
-    /// Takes away what was shared for a container. What is not there is no error.
+    /// Takes away what was shared for a container. Nothing to take away is no error.
     pub fn unshare(&self, container_id: &str) -> Result<(), StorageError> {
         share::unshare(&self.shared(), container_id)
     }
 
-    /// Writes down which processes run the machine, so that others find them even if this process
-    /// is gone.
+    /// Writes sandbox.json, so that other processes find the machine even if this one has ended.
     pub fn write_record(&self, record: &Record) -> io::Result<()> {
         let (path, new) = (self.path.join(RECORD), self.path.join("sandbox.json.new"));
         let mut options = fs::OpenOptions::new();
@@ -156,8 +156,7 @@ impl SandboxDir {
         fs::rename(new, path)
     }
 
-    /// Reads which processes run the machine, and on which engine. None if no machine was ever
-    /// started here.
+    /// Reads sandbox.json. `None` if no machine was started here.
     pub fn record(&self) -> io::Result<Option<Record>> {
         let Some(text) = self.read_record()? else {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! What can be done to a container from outside: each function is a verb of the command line.
+//! The verbs of a container's life: create, start, kill and delete.
 
 use std::fs;
 use std::io;
@@ -26,48 +26,48 @@ use crate::state::{Container, State, StateError, Status, Store, timestamp};
 use rvm_sys::error_chain::chain;
 
 /// How long a process may take to end after SIGKILL.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a monitor may take to exit once its container has ended.
-const EXIT_LIMIT: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
-    /// The bundle.
+    /// The bundle cannot be run.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The state.
+    /// The state could not be found, read or changed.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The shared directory.
+    /// The shared directory could not be changed.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The agent.
+    /// The agent refused a call, or its connection was lost.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The control groups.
+    /// The cgroups could not be read or removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The sandbox's owner.
+    /// The sandbox's owner did not carry out a request.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The monitor's explanation.
+    /// The monitor says why it did not create the container.
     #[error(transparent)]
     Monitor(Failure),
-    /// The monitor ended without one.
+    /// The monitor ended without saying why.
     #[error("the container's monitor ended before the container was created")]
     MonitorGone,
-    /// A file or a process.
+    /// A system call on a file or a process failed.
     #[error("cannot {action}")]
     Io {
-        /// What was tried.
+        /// The call's purpose, in the infinitive.
         action: String,
-        /// The reason.
+        /// From the call.
         #[source]
         source: io::Error,
     },
-    /// The container is not where the verb needs it to be.
+    /// The container's status does not allow the verb. The words are runc's where it has some.
     #[error("{0}")]
     FailedPrecondition(String),
 }
@@ -77,8 +77,12 @@ pub(super) fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> Lif
     move |source| LifecycleError::Io { action, source }
 }
 
-/// Makes the container's directory and its first state.
+/// Makes the directory of a new container, and its state, which is `Creating`.
 pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, LifecycleError> {
+    let sandbox = match &bundle.role {
+        Role::Alone | Role::Sandbox => None,
+        Role::Member(id) => Some(ContainerId::new(id).map_err(StateError::from)?),
+    };
     let container = store.create(id)?;
     let process = bundle.spec.process().as_ref();
     let own = ProcessId::own().map_err(failed("find out the own pid"))?;
@@ -104,10 +108,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
             .unwrap_or(false),
         monitor: Some(own),
         stand_in: None,
-        sandbox: match &bundle.role {
-            Role::Alone | Role::Sandbox => None,
-            Role::Member(id) => Some(ContainerId::new(id).map_err(StateError::from)?),
-        },
+        sandbox,
         guest_pid: None,
         namespaces: Peer::paths(&bundle.spec),
         cgroup: None,
@@ -121,7 +122,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
     Ok(container)
 }
 
-/// Writes a pid file in one step, as runc does: whoever waits for it never reads half of it.
+/// Writes a pid file in one step, as runc does: a process that waits for it never reads half of it.
 pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = path.with_file_name(format!(".{name}"));
@@ -130,26 +131,17 @@ pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
         .map_err(failed(format!("write the pid file {}", path.display())))
 }
 
-/// Starts a created container.
+/// Starts a container that is created. The sandbox's owner does it.
 pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     let state = container.state()?;
-    match state.status() {
-        Status::Created => {}
-        Status::Stopped => {
-            return Err(LifecycleError::FailedPrecondition(
-                "cannot start a container that has stopped".to_owned(),
-            ));
-        }
-        Status::Creating => {
-            return Err(LifecycleError::FailedPrecondition(
-                "cannot start a container that is still being created".to_owned(),
-            ));
-        }
-        Status::Running | Status::Paused => {
-            return Err(LifecycleError::FailedPrecondition(
-                "cannot start an already running container".to_owned(),
-            ));
-        }
+    let refusal = match state.status() {
+        Status::Created => None,
+        Status::Stopped => Some("cannot start a container that has stopped"),
+        Status::Creating => Some("cannot start a container that is still being created"),
+        Status::Running | Status::Paused => Some("cannot start an already running container"),
+    };
+    if let Some(refusal) = refusal {
+        return Err(LifecycleError::FailedPrecondition(refusal.to_owned()));
     }
     let sandbox = container.sandbox(&state)?;
     let id = container.id().clone();
@@ -158,7 +150,7 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// Signals a container's first process, or all of its processes.
+/// Signals a container's init process, or all of its processes; that there are none is no error then.
 pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
     let state = container.state()?;
     match state.status() {
@@ -184,19 +176,19 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
     }
 }
 
-/// Removes a container and everything that belongs to it. A running one only with `force`, which
-/// also removes what is damaged or half made, and what a newer rvm has made as far as this one can
-/// tell what that is.
+/// Deletes a container and everything that belongs to it. `force` deletes one that runs as well, one
+/// whose state is damaged or half made, and one of a newer rvm if its state still has the fields that
+/// this one knows.
 pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
     let state = match mark_for_removal(container, force) {
-        // Its processes and groups are in there somewhere.
+        // The file says what else to remove, in words that only the newer rvm knows.
         Err(LifecycleError::State(error @ StateError::Newer(_))) => return Err(error.into()),
         // Damaged, half made, or another process was faster.
         Err(LifecycleError::State(_)) if force => None,
         other => Some(other?),
     };
     if let Some(state) = &state {
-        // The monitor first, so that it cannot mistake the end of its machine for an accident.
+        // The monitor first, or it would report the end of its machine as a failure.
         end_monitor(state)?;
         leave(container, state).await?;
     }
@@ -210,7 +202,7 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
         remove_cgroup(cgroup, force)?;
     }
-    // Of several who delete it, one tells of it.
+    // Of several processes that delete it, one runs the hooks.
     let removed = remove(container)?;
     if let Some(state) = state.as_ref().filter(|_| removed) {
         hooks::run_and_warn(HookPoint::Poststop, state.hooks.as_ref(), state, None).await;
@@ -218,8 +210,8 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     Ok(())
 }
 
-/// Gives the namespace that a sandbox was given back as it was. A monitor that has lived to write down
-/// how its container ended has done it.
+/// Restores the network namespace that the engine had given to a sandbox. A monitor that has written
+/// down how its container ended has done so itself.
 fn restore_network(state: &State) {
     if state.exit_status.is_some() || state.sandbox.is_some() {
         return;
@@ -229,7 +221,7 @@ fn restore_network(state: &State) {
     if let Some((_, path)) = network
         && let Err(error) = network::restore(path)
     {
-        // Gone, most likely, with all that was in it.
+        // The namespace has gone, most likely.
         tracing::debug!("{}", chain(&error));
     }
 }
@@ -257,7 +249,7 @@ fn mark_for_removal(container: &Container, force: bool) -> Result<State, Lifecyc
     let mut stopped = state.clone();
     stopped.status = Status::Stopped;
     match locked.save(&stopped) {
-        // A full disk must not keep what fills it.
+        // A full disk must not keep the container that fills it.
         Err(_) if force => {}
         other => other?,
     }
@@ -266,7 +258,7 @@ fn mark_for_removal(container: &Container, force: bool) -> Result<State, Lifecyc
 
 fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
     match cgroup.remove() {
-        // The container goes whatever stays.
+        // A cgroup that stays must not keep the container.
         Err(error) if force => {
             tracing::warn!("{}", chain(&error));
             Ok(())
@@ -275,7 +267,7 @@ fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
     }
 }
 
-/// Takes a container out of the sandbox that it has joined, if that still is there.
+/// Removes a container from the sandbox that it has joined, if that still is there.
 pub async fn leave(container: &Container, state: &State) -> Result<(), LifecycleError> {
     if state.sandbox.is_none() {
         return Ok(());
@@ -290,16 +282,16 @@ pub async fn leave(container: &Container, state: &State) -> Result<(), Lifecycle
     };
     match removed {
         Ok(()) | Err(AgentError::NotFound(_)) => {}
-        // Its machine has ended, most likely, and the container with it.
+        // The machine has ended, most likely, and the container with it.
         Err(error) => tracing::debug!("container {}: {error}", container.id()),
     }
     Ok(sandbox.unshare(container.id().as_str())?)
 }
 
 fn end_monitor(state: &State) -> Result<(), LifecycleError> {
-    // A monitor that has written down the container's end is about to report it to its parent.
+    // A monitor that has written down the container's end is about to exit with its exit code.
     let grace = if state.status == Status::Stopped {
-        EXIT_LIMIT
+        EXIT_TIMEOUT
     } else {
         Duration::ZERO
     };
@@ -308,7 +300,7 @@ fn end_monitor(state: &State) -> Result<(), LifecycleError> {
     monitor.map_or(Ok(()), |id| end_process(id, grace))
 }
 
-/// Ends the machine that was started for a container.
+/// Ends the machine that was started for a container, if there is one.
 fn end_machine(container: &Container) -> Result<(), LifecycleError> {
     let action = || {
         format!(
@@ -334,7 +326,7 @@ fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
             return Ok(());
         }
         process.signal(Signal::KILL)?;
-        match process.wait(KILL_LIMIT)? {
+        match process.wait(KILL_TIMEOUT)? {
             true => Ok(()),
             false => Err(io::ErrorKind::TimedOut.into()),
         }
@@ -342,11 +334,11 @@ fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
     end().map_err(failed(format!("end the container's process {}", id.pid)))
 }
 
-/// Removes a container's directory. Only what rvm makes is ever in it, and nothing is followed: the
-/// shared directory is unmounted, not emptied. Says whether it was there: others may do the same at the
-/// same time.
+/// Removes a container's directory. There are only files of rvm's in it, and no link is followed: the
+/// shared directory is unmounted, not emptied. Returns whether the directory was there; other processes
+/// may remove it at the same time.
 fn remove(container: &Container) -> Result<bool, LifecycleError> {
-    // Whoever waits to write to it finds it gone.
+    // A process that waits for the lock finds the container deleted.
     let _locked = match container.lock() {
         Err(StateError::NotFound(_)) => return Ok(false),
         other => other?,

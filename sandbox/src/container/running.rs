@@ -1,4 +1,4 @@
-//! What can be asked of a running container: to stand still and to go on, and what it is doing.
+//! The verbs of a running container: pause, resume, ps and events.
 
 use std::collections::BTreeSet;
 
@@ -9,18 +9,18 @@ use crate::container::lifecycle::LifecycleError;
 use crate::guest::agent::{Agent, AgentError, Events};
 use crate::state::{Container, State, Status};
 
-/// runc's words for a container that is over, or has not begun.
+/// runc's words for a container that has stopped, or has not started.
 const NOT_RUNNING: &str = "container not running";
 
-fn unfit(words: &str) -> LifecycleError {
+fn refused(words: &str) -> LifecycleError {
     LifecycleError::FailedPrecondition(words.to_owned())
 }
 
-/// Makes every process of a running container stand still, and returns when they do.
+/// Freezes the processes of a running container; returns when they are frozen.
 pub async fn pause(container: &Container) -> Result<(), LifecycleError> {
     let state = container.state()?;
     if state.status() != Status::Running {
-        return Err(unfit(NOT_RUNNING));
+        return Err(refused(NOT_RUNNING));
     }
     let agent = connect(container, &state)?;
     agent.pause(container.id()).await.map_err(gone)?;
@@ -28,11 +28,11 @@ pub async fn pause(container: &Container) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// Lets the processes of a paused container go on.
+/// Thaws the processes of a paused container.
 pub async fn resume(container: &Container) -> Result<(), LifecycleError> {
     let state = container.state()?;
     if state.status() != Status::Paused {
-        return Err(unfit("container not paused"));
+        return Err(refused("container not paused"));
     }
     let agent = connect(container, &state)?;
     agent.resume(container.id()).await.map_err(gone)?;
@@ -40,7 +40,7 @@ pub async fn resume(container: &Container) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// The processes of a container; none if it has stopped.
+/// The processes of a container by their pids in the guest; none if it has stopped.
 pub async fn processes(container: &Container) -> Result<ListProcessesResponse, LifecycleError> {
     let state = container.state()?;
     match state.status() {
@@ -52,8 +52,8 @@ pub async fn processes(container: &Container) -> Result<ListProcessesResponse, L
     }
 }
 
-/// The processes of the host that run a container, by the host's numbers: its monitor, and those of its
-/// machine. None if it has stopped.
+/// The pids of the host's processes that run a container: those in its cgroups, and its own pid. None
+/// if it has stopped.
 pub fn host_processes(container: &Container) -> Result<BTreeSet<i32>, LifecycleError> {
     let state = container.state()?;
     if let Status::Stopped | Status::Creating = state.status() {
@@ -65,14 +65,14 @@ pub fn host_processes(container: &Container) -> Result<BTreeSet<i32>, LifecycleE
     Ok(processes)
 }
 
-/// What a container does, as it is to be reported for some time.
+/// A running container whose statistics and events are read for some time.
 pub struct Observed<'a> {
     container: &'a Container,
     agent: Agent,
 }
 
 impl<'a> Observed<'a> {
-    /// Begins to observe a container that runs.
+    /// Connects to the agent of a container that runs.
     pub fn new(container: &'a Container) -> Result<Self, LifecycleError> {
         let state = container.state()?;
         match state.status() {
@@ -87,12 +87,12 @@ impl<'a> Observed<'a> {
         }
     }
 
-    /// What it has used of the guest so far.
+    /// What the container has used of the guest so far.
     pub async fn stats(&self) -> Result<StatsResponse, LifecycleError> {
         self.agent.stats(self.container.id()).await.map_err(gone)
     }
 
-    /// What happens from now on, to it and to the others in its sandbox.
+    /// The events from now on, of the container and of the others in its sandbox.
     pub async fn events(&self) -> Result<Events, LifecycleError> {
         Ok(self.agent.events().await?)
     }
@@ -101,16 +101,16 @@ impl<'a> Observed<'a> {
 /// Connects to the agent of a container's sandbox.
 pub(crate) fn connect(container: &Container, state: &State) -> Result<Agent, LifecycleError> {
     Agent::connect(&container.sandbox(state)?).map_err(|error| match error {
-        // Nobody listens there any more.
-        AgentError::Connect(_) => unfit(NOT_RUNNING),
+        // The machine has ended.
+        AgentError::Connect(_) => refused(NOT_RUNNING),
         other => other.into(),
     })
 }
 
-/// An agent that is not there, or knows no such container, says that it has ended meanwhile.
+/// An agent that is gone, or does not know the container, means that the container has ended meanwhile.
 pub(crate) fn gone(error: AgentError) -> LifecycleError {
     match error {
-        AgentError::NotFound(_) | AgentError::Lost { .. } => unfit(NOT_RUNNING),
+        AgentError::NotFound(_) | AgentError::Lost { .. } => refused(NOT_RUNNING),
         other => other.into(),
     }
 }

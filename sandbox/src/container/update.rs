@@ -1,4 +1,4 @@
-//! Changing the limits of a container that is there.
+//! The verb update: changing the limits of a running container.
 
 use std::io;
 
@@ -16,45 +16,45 @@ use crate::spec::pod::Role;
 use crate::spec::{self, unsupported, validate::FieldError};
 use crate::state::{Container, State, StateError, Status};
 
-/// Where 0 is a setting. Elsewhere it stands for "as it is", as with runc.
-const ZERO_COUNTS: [&str; 2] = ["idle", "burst"];
+/// The fields in which 0 is a value. In others it stands for "as it is", as with runc.
+const ZERO_IS_A_VALUE: [&str; 2] = ["idle", "burst"];
 
 /// A container's limits could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    /// The container cannot be reached.
+    /// The container does not run, or its agent failed.
     #[error(transparent)]
     Container(#[from] LifecycleError),
-    /// State.
+    /// The state could not be read or changed.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The host's groups.
+    /// The host's cgroups refuse a limit.
     #[error(transparent)]
     Cgroup(#[from] ContainerCgroupError),
-    /// A limit that neither the guest nor the host has.
+    /// Neither the guest nor the host can enforce the limit.
     #[error("{} {}", .0.field, .0.reason)]
     Unsupported(FieldError),
-    /// The machine.
+    /// The machine could not be made larger or smaller.
     #[error(transparent)]
     Machine(#[from] ControlError),
-    /// What is written down of the sandbox.
+    /// sandbox.json could not be read.
     #[error("cannot find out which engine runs the sandbox")]
     Record(#[source] io::Error),
-    /// The limits, old and new, do not go together.
+    /// The old limits with the new ones over them are no `linux.resources`.
     #[error("cannot put the old limits and the new ones together")]
     Merge(#[source] serde_json::Error),
-    /// The processes have more memory than they may have.
+    /// checkBeforeUpdate is set, and the container uses more memory than the new limit.
     #[error("cannot set the memory limit to {limit} bytes: {used} are used")]
     InUse {
-        /// What was asked for.
+        /// The new limit, in bytes.
         limit: u64,
-        /// What is there.
+        /// What the container uses, in bytes.
         used: u64,
     },
 }
 
-/// Changes the limits that `change` names, and leaves the others. Its device rules are not looked
-/// at, as with runc.
+/// Changes the limits that `change` names, and leaves the others as they are. Device rules are ignored,
+/// as with runc.
 pub async fn update(container: &Container, change: &LinuxResources) -> Result<(), UpdateError> {
     let state = container.state()?;
     if matches!(state.status(), Status::Stopped | Status::Creating) {
@@ -84,9 +84,9 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     Ok(locked.save(&state)?)
 }
 
-/// Has the limits enforced by all who do. What the container may have, the machine must have, and
-/// what that has, the host must have room for: they grow from outside in, and shrink from inside
-/// out, so that nothing is killed.
+/// Changes the limits in the guest, of the machine, and in the host's cgroups. The machine must have
+/// what the container may use, and the host's cgroups must allow what the machine has. So limits grow
+/// from the host inwards and shrink from the guest outwards, and the kernel kills nothing.
 async fn apply(
     container: &Container,
     state: &State,
@@ -94,11 +94,11 @@ async fn apply(
     new: &LinuxResources,
 ) -> Result<MemoryResult, UpdateError> {
     let host_limit = state.kept_memory.unwrap_or(memory_limit(old));
-    // The reason is the first refusal; there is nothing better to be done about another.
+    // The first failure is reported; undoing is tried, and its failures are not.
     if memory_limit(new) <= host_limit {
         let applied = from_inside(container, state, old, new).await;
         if applied.is_err() {
-            // The host's groups come last.
+            // The host's cgroups come last, so they are as they were.
             let _ = on_machine(container, state, new, old).await;
             let _ = on_guest(container, state, old).await;
         }
@@ -122,7 +122,7 @@ async fn from_inside(
     let memory = on_machine(container, state, old, new).await?;
     match memory {
         MemoryResult::AsAsked => on_host(container, state, new)?,
-        // The host would kill the machine rather than have it keep what it has.
+        // With a lower limit, the host would kill the machine for the memory that it keeps.
         MemoryResult::Kept => on_host(container, state, &without_memory(new))?,
     }
     Ok(memory)
@@ -140,7 +140,8 @@ async fn from_outside(
     Ok(MemoryResult::AsAsked)
 }
 
-/// Has the machine follow the limits. That of a pod's first container, which does nothing, does not.
+/// Makes the machine as large as the limits ask for. The limits of a pod's sandbox container, which
+/// does nothing, have no effect on it.
 async fn on_machine(
     container: &Container,
     state: &State,
@@ -194,7 +195,7 @@ fn on_host(
     }
 }
 
-/// In bytes; without one, there is no end.
+/// The memory limit in bytes; the greatest number if there is none.
 fn memory_limit(resources: &LinuxResources) -> u64 {
     let limit = resources.memory().and_then(|memory| memory.limit());
     let limit = limit.and_then(|limit| u64::try_from(limit).ok());
@@ -220,8 +221,8 @@ async fn check_usage(
 
 /// The old limits with the new ones over them.
 ///
-/// Some depend on others, such as those of memory and of memory and swap together, so all of them
-/// are set each time.
+/// Limits depend on one another, such as those of memory and of memory and swap together, so all of
+/// them are set each time.
 fn merge(
     old: &LinuxResources,
     change: &LinuxResources,
@@ -232,7 +233,7 @@ fn merge(
         change.remove("devices");
     }
     lift_swap_with_memory(&mut change);
-    lay_over(&mut merged, change);
+    merge_into(&mut merged, change);
     serde_json::from_value(merged)
 }
 
@@ -245,20 +246,20 @@ fn lift_swap_with_memory(change: &mut Value) {
     }
 }
 
-fn lay_over(old: &mut Value, new: Value) {
+fn merge_into(old: &mut Value, new: Value) {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
             for (key, value) in new {
-                let is_unchanged = value == 0 && !ZERO_COUNTS.contains(&key.as_str());
+                let is_unchanged = value == 0 && !ZERO_IS_A_VALUE.contains(&key.as_str());
                 if !is_unchanged {
-                    lay_over(old.entry(key).or_insert(Value::Null), value);
+                    merge_into(old.entry(key).or_insert(Value::Null), value);
                 }
             }
         }
-        // A null that came from a missing key must not turn an object's zeros into settings.
+        // Merged into an empty object, so that zeros of an object that was missing are left out.
         (old @ Value::Null, new @ Value::Object(_)) => {
             *old = Value::Object(serde_json::Map::new());
-            lay_over(old, new);
+            merge_into(old, new);
         }
         (old, new) => *old = new,
     }

@@ -1,7 +1,7 @@
 //! Containers on disk: one directory each below the state root, and in it state.json.
 //!
-//! Whoever reads or changes a container's state holds the lock on its directory. The state is
-//! written to a file of its own and renamed into place, so a reader or a crash never meets half of
+//! A process holds the lock on a container's directory while it reads or changes the state. The state
+//! is written to a new file that is renamed into place, so neither a reader nor a crash meets half of
 //! it.
 
 mod pods;
@@ -24,65 +24,66 @@ use crate::dir::layout::Layout;
 use crate::host::process::ProcessId;
 use crate::host::users::UserNames;
 
-/// What is remembered of a container.
+/// What state.json says of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
-    /// How the file is laid out. It stays as it is when the state changes.
+    /// The layout of the file, which a change of the state keeps.
     #[serde(default, skip_serializing_if = "Layout::is_first")]
     pub version: Layout,
     /// The version of the runtime specification that config.json follows.
     pub oci_version: String,
     /// The container's id.
     pub id: ContainerId,
-    /// Where its life stands, as far as was written down; see [`State::status`].
+    /// The status that was last written down; see [`State::status`].
     pub status: Status,
-    /// The bundle's directory.
+    /// The bundle's directory, absolute.
     pub bundle: PathBuf,
-    /// The root file system's directory on the host.
+    /// The root file system's directory on the host, absolute.
     pub rootfs: PathBuf,
-    /// When it was created, in RFC 3339.
+    /// When the container was created, in RFC 3339.
     pub created: String,
-    /// The user who created it.
+    /// The uid of the user who created it.
     pub owner: u32,
     /// config.json's annotations.
     #[serde(default)]
     pub annotations: HashMap<String, String>,
-    /// config.json's hooks: what it says later is not what the container was made of.
+    /// config.json's hooks. The file itself may have changed since the container was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
-    /// The limits that hold for it.
+    /// The limits that hold now: config.json's, as updates have changed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<LinuxResources>,
-    /// The limit of memory, in bytes, that the host's groups were last made for, if the guest has not
-    /// given back what it has beyond the one that holds.
+    /// The memory limit of the host's cgroups, in bytes, where it is above the container's own because
+    /// the guest has not given the memory back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_memory: Option<u64>,
-    /// The container has a terminal.
+    /// Whether the init process has a terminal.
     pub terminal: bool,
-    /// The process that holds the container's standard streams, or until there is one, the process
-    /// that makes the container. Its pid is the container's to everyone on the host.
+    /// The process that stands for the container on the host: its monitor or its shim, and before
+    /// there is one, the process that creates the container.
     pub monitor: Option<ProcessId>,
-    /// A number of the host's that stands for the container, if it is not the monitor's pid.
+    /// The thread id that is the container's pid, where that is not the monitor's pid: a shim has
+    /// several containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stand_in: Option<i32>,
-    /// The container whose sandbox it has joined. None if the sandbox is its own.
+    /// The container whose sandbox this one is in. `None` if the sandbox is its own.
     pub sandbox: Option<ContainerId>,
-    /// Its first process, as the guest numbers it.
+    /// The init process's pid in the guest.
     pub guest_pid: Option<u32>,
-    /// The paths of namespaces in its configuration.
+    /// The namespaces of config.json that have a path.
     #[serde(default)]
     pub namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
-    /// Its control groups on the host.
+    /// The container's cgroups on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<Cgroup>,
-    /// How the container's first process ended.
+    /// The init process's exit code, 128 and the signal's number if a signal ended it. `None` while it
+    /// runs, and if the machine or the monitor ended first.
     pub exit_status: Option<u8>,
 }
 
 impl State {
-    /// Where the container's life stands. Without its monitor there is no container, whatever was
-    /// written down last.
+    /// The container's status now: without its monitor it has stopped, whatever was written down last.
     pub fn status(&self) -> Status {
         match self.is_orphan() {
             true => Status::Stopped,
@@ -90,12 +91,12 @@ impl State {
         }
     }
 
-    /// Nobody answers for it any more, wherever its life stood.
+    /// Whether the process that stands for the container has ended.
     pub fn is_orphan(&self) -> bool {
         !self.monitor.is_some_and(ProcessId::is_alive)
     }
 
-    /// The pid to show: 0 when there is none, as runc does.
+    /// The container's pid, or 0 if it has stopped, as with runc.
     pub fn pid(&self) -> i32 {
         match (self.status(), self.monitor) {
             (Status::Stopped, _) | (_, None) => 0,
@@ -103,13 +104,13 @@ impl State {
         }
     }
 
-    /// The pid that was shown while there was one.
+    /// The pid that the container has, or had before it stopped.
     pub fn last_pid(&self) -> u32 {
         let pid = self.stand_in.or(self.monitor.map(|monitor| monitor.pid));
         pid.map_or(0, i32::unsigned_abs)
     }
 
-    /// The state as the runtime specification defines it, and with what runc adds.
+    /// The state as the runtime specification defines it, with the fields that runc adds.
     pub fn report(&self) -> Report<'_> {
         Report {
             oci_version: &self.oci_version,
@@ -132,14 +133,14 @@ pub struct Report<'a> {
     oci_version: &'a str,
     /// The container's id.
     pub id: &'a str,
-    /// The monitor's pid, or 0.
+    /// See [`State::pid`].
     pub pid: i32,
-    /// Where its life stands.
+    /// See [`State::status`].
     pub status: Status,
-    /// The bundle's directory.
+    /// The bundle's directory, absolute.
     pub bundle: &'a PathBuf,
     rootfs: &'a PathBuf,
-    /// When it was created.
+    /// When the container was created, in RFC 3339.
     pub created: &'a str,
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     annotations: &'a HashMap<String, String>,
@@ -147,7 +148,7 @@ pub struct Report<'a> {
     pub owner: String,
 }
 
-/// Now, as state.json has it.
+/// The time now, as state.json has it.
 pub fn timestamp() -> String {
     humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
 }

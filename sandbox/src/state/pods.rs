@@ -1,4 +1,4 @@
-//! The containers of a store that share a sandbox.
+//! The containers that share a sandbox.
 
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
@@ -19,15 +19,15 @@ impl Store {
                     peers.extend(peer(state));
                 }
                 Ok(_) => {}
-                // Deleted meanwhile, or damaged, and then it is not this one's affair.
+                // Deleted meanwhile, or damaged. The verbs about that container report it.
                 Err(error) => tracing::debug!("container {other}: {error}"),
             }
         }
         Ok(peers)
     }
 
-    /// The limits of the containers that have joined the sandbox of the container `id` and run, but for
-    /// one of them.
+    /// The limits of the containers that have joined the sandbox of the container `id` and run,
+    /// without those of `one`.
     pub fn limits_of_others(
         &self,
         id: &ContainerId,

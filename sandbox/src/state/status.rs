@@ -1,4 +1,4 @@
-//! The life of a container.
+//! The statuses of a container, and the steps between them.
 //!
 //! ```text
 //!   create          the guest has made it     start           resume
@@ -6,43 +6,43 @@
 //!               │                         │            │  └──────────────^
 //!               │                         │            │      pause      │
 //!               └─────────> Stopped <─────┴────────────┴─────────────────┘
-//!                              its first process, its machine or its monitor has ended
+//!                              its init process, its machine or its monitor has ended
 //! ```
 //!
-//! What is stopped stays so until it is deleted.
+//! A container that has stopped stays so until it is deleted.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a container's life stands, in the terms of the runtime specification.
+/// A container's status, in the terms of the runtime specification; `Paused` is runc's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// The machine is being started.
     Creating,
-    /// The first process waits to execute the program.
+    /// The init process waits to execute the program.
     Created,
-    /// The program runs.
+    /// The init process has executed the program.
     Running,
-    /// No process of the container makes progress.
+    /// The processes of the container are frozen.
     Paused,
-    /// The first process has ended.
+    /// The init process has ended.
     Stopped,
 }
 
-/// A step that a container cannot take from where it stands.
+/// A step that is not in the diagram of this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the container is {from}, it cannot become {to}")]
 pub struct IllegalStep {
-    /// Where it stands.
+    /// The status that the container has.
     pub from: Status,
-    /// Where it should go.
+    /// The status that it was to get.
     pub to: Status,
 }
 
 impl Status {
-    /// Checks a step.
+    /// Checks a step; returns the status after it.
     pub fn step(self, to: Self) -> Result<Self, IllegalStep> {
         use Status::{Created, Creating, Paused, Running, Stopped};
         match (self, to) {
@@ -81,14 +81,14 @@ mod tests {
     ];
 
     #[test]
-    fn nothing_leaves_stopped() {
+    fn a_stopped_container_stays_stopped() {
         for to in ALL {
             assert!(Status::Stopped.step(to).is_err());
         }
     }
 
     #[test]
-    fn everything_else_can_stop() {
+    fn every_other_status_can_become_stopped() {
         for from in ALL.into_iter().filter(|from| *from != Status::Stopped) {
             assert_eq!(from.step(Status::Stopped), Ok(Status::Stopped));
         }

@@ -18,45 +18,45 @@ use crate::state::status::IllegalStep;
 
 const STATE_FILE: &str = "state.json";
 
-/// Something went wrong with a container's state.
+/// A container's state could not be found, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The id is not one.
+    /// The string is no container id.
     #[error(transparent)]
     Id(#[from] InvalidId),
-    /// The id is taken.
+    /// Another container has the id.
     #[error("container with given ID already exists: {0}")]
     Exists(ContainerId),
-    /// There is none with this id.
+    /// No container has the id, or the container has been deleted.
     #[error("container does not exist: {0}")]
     NotFound(ContainerId),
-    /// A file or directory.
+    /// A system call on a file or directory failed.
     #[error("{action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The call's purpose, as a verb.
         action: &'static str,
-        /// On which path.
+        /// The file or directory.
         path: PathBuf,
-        /// The reason.
+        /// From the call.
         #[source]
         source: io::Error,
     },
-    /// Not what we wrote.
+    /// The file is not one that an rvm of a known layout has written.
     #[error("{} is damaged; rvm delete --force removes the container", path.display())]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// The reason.
+        /// Where the text is wrong.
         #[source]
         source: serde_json::Error,
     },
-    /// It is not for this version to read.
+    /// The file is of a layout that this version does not know.
     #[error(transparent)]
     Newer(#[from] NewerLayout),
-    /// Its creation was to go on, but somebody deletes it.
+    /// The container is being deleted, so its creation cannot go on.
     #[error("container {0} was deleted while it was being created")]
     GivenUp(ContainerId),
-    /// A step out of turn.
+    /// The container's status does not allow the step.
     #[error(transparent)]
     Step(#[from] IllegalStep),
 }
@@ -77,17 +77,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store at `root`, which is made when the first container is.
+    /// The store at `root`, a directory that is made with the first container.
     pub fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
-    /// Where it lies.
+    /// The state root.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Makes the directory of a new container.
+    /// Makes the directory of a new container. Fails if another has the id.
     pub fn create(&self, id: &str) -> Result<Container, StateError> {
         let id = ContainerId::new(id)?;
         let mut builder = fs::DirBuilder::new();
@@ -105,7 +105,7 @@ impl Store {
         Container::open(path, id)
     }
 
-    /// Finds a container.
+    /// Opens the directory of a container that exists.
     pub fn open(&self, id: &str) -> Result<Container, StateError> {
         let id = ContainerId::new(id)?;
         Container::open(self.root.join(id.as_str()), id)
@@ -149,12 +149,12 @@ impl Container {
         Ok(Self { id, path, dir })
     }
 
-    /// The id.
+    /// The container's id.
     pub fn id(&self) -> &ContainerId {
         &self.id
     }
 
-    /// The directory.
+    /// The directory's path, which another container may have once this one is deleted.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -181,7 +181,7 @@ impl Container {
         })
     }
 
-    /// Waits for the lock. A container that is deleted has none.
+    /// Waits for the lock. Fails with [`StateError::NotFound`] if the container is deleted.
     pub fn lock(&self) -> Result<Locked<'_>, StateError> {
         // A second description, so that the lock is this value's and not the process's.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -194,7 +194,7 @@ impl Container {
         })?;
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|e| failed("lock", &self.path)(e.into()))?;
-        // Deleted while it was waited for.
+        // Deleted while this waited.
         if self.is_gone() {
             return Err(StateError::NotFound(self.id.clone()));
         }
@@ -209,7 +209,7 @@ impl Container {
         self.lock()?.load()
     }
 
-    /// The directory was deleted since it was opened; another container may have its path by now.
+    /// Whether the directory was deleted since it was opened.
     pub fn is_gone(&self) -> bool {
         let own = rustix::fs::fstat(&self.dir);
         let there = rustix::fs::lstat(&self.path);
@@ -218,7 +218,7 @@ impl Container {
     }
 }
 
-/// A container whose state nobody else reads or changes.
+/// A container whose lock is held: no other process reads or changes its state.
 #[derive(Debug)]
 pub struct Locked<'a> {
     container: &'a Container,
@@ -274,7 +274,8 @@ impl Locked<'_> {
         fs::rename(&new, &path).map_err(failed("write", &path))
     }
 
-    /// Writes down which process answers for the container from now on.
+    /// Writes down which process stands for the container from now on. Fails if the container is being
+    /// deleted.
     pub fn claim(&self, monitor: ProcessId) -> Result<(), StateError> {
         let mut state = self.load()?;
         if state.status != Status::Creating {
@@ -284,7 +285,8 @@ impl Locked<'_> {
         self.save(&state)
     }
 
-    /// Writes down which control groups the container is about to get.
+    /// Writes down which cgroups the container is about to get. Fails if the container is being
+    /// deleted.
     pub fn remember_cgroup(&self, cgroup: &Cgroup) -> Result<(), StateError> {
         let mut state = self.load()?;
         if state.status != Status::Creating {
@@ -294,7 +296,8 @@ impl Locked<'_> {
         self.save(&state)
     }
 
-    /// Reads the state, takes a step, writes it.
+    /// Changes the status, and other fields with `change`. Fails, and changes nothing, if the status
+    /// does not allow the step.
     pub fn step(&self, to: Status, change: impl FnOnce(&mut State)) -> Result<State, StateError> {
         let mut state = self.load()?;
         state.status = state.status.step(to)?;
