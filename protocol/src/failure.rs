@@ -1,26 +1,28 @@
 //! A failure as it crosses a process border: a code for programs and a message for people.
 //!
 //! The sandbox's owner answers with one over the control socket, the process that stands for a
-//! container sends one to its starter, and the shim answers containerd with the code.
+//! container sends one to its starter, rvm-vmm sends one to the host, and the shim answers
+//! containerd with the code.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// The longest message, in bytes: the end of a guest's console and what a hook has said fit in.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
-/// What kind of failure it is: those of gRPC's codes that rvm's callers act on.
+/// The kind of a failure, with the names and meanings of gRPC's status codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
-    /// There is no such container, process or sandbox.
+    /// There is no such container, process, sandbox or device.
     NotFound,
     /// The id is taken.
     AlreadyExists,
-    /// The container or process is in a state in which this cannot be done.
+    /// The container, process or machine is in a state in which this cannot be done.
     FailedPrecondition,
     /// The request can never be carried out as it is.
     InvalidArgument,
-    /// The process that would have to do it does not answer.
+    /// The process that would have to do it does not answer, or the host lacks a resource, such as
+    /// memory: trying again later may succeed.
     Unavailable,
     /// It was not done in time.
     DeadlineExceeded,

@@ -1,4 +1,4 @@
-//! rvm's command line, as a library for the program itself and for the one that writes its manual
+//! rvm's command line, as a library for the rvm binary and for the example that writes its manual
 //! pages and shell completions.
 
 pub mod cli;

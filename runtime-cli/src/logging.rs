@@ -1,5 +1,5 @@
-//! Messages: to standard error for a human, or appended to a file in logrus's formats, which
-//! engines read to find out why a verb failed.
+//! Messages: written to standard error, or appended to a file in logrus's formats, in which engines
+//! find why a verb failed.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -12,10 +12,10 @@ use tracing::Level;
 
 use crate::cli::{Global, LogFormat};
 
-/// The log file, if there is one.
+/// The file that --log names, and its format.
 static FILE: OnceLock<(File, LogFormat)> = OnceLock::new();
 
-/// Starts logging as the options say.
+/// Starts logging as the options ask. Fails if the log file cannot be opened.
 pub fn start(global: &Global) -> anyhow::Result<()> {
     if let Some(path) = &global.log {
         let file = OpenOptions::new()
@@ -23,10 +23,10 @@ pub fn start(global: &Global) -> anyhow::Result<()> {
             .create(true)
             .open(path)
             .with_context(|| format!("cannot open the log file {}", path.display()))?;
-        // The first call sets it.
+        // This is called once.
         let _ = FILE.set((file, global.log_format));
     }
-    // A file is told what happened in any case; a human only what went wrong.
+    // A file gets what happened as well, standard error only what went wrong.
     let level = match (global.debug, &global.log) {
         (true, _) => Level::DEBUG,
         (false, Some(_)) => Level::INFO,
@@ -35,17 +35,17 @@ pub fn start(global: &Global) -> anyhow::Result<()> {
     log_lines::start(level, write_message).context("cannot start logging")
 }
 
-/// Tells why the verb failed: to the file, where there is one, and to the user.
+/// Reports why the verb failed, to the log file if there is one, and to standard error.
 pub fn report(message: &str) {
     if FILE.get().is_some() {
         write_message(Level::ERROR, message);
     }
-    // Nobody is left to tell if standard error is gone.
+    // If standard error is closed, nobody reads the message.
     let _ = writeln!(std::io::stderr(), "{message}");
 }
 
 fn write_message(level: Level, message: &str) {
-    // A log that cannot be written must not stop a container.
+    // A container runs on even if its log cannot be written.
     let _ = match FILE.get() {
         None => writeln!(
             std::io::stderr(),

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     let cli = match cli::read() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Nobody is left to tell if the stream is gone.
+            // If the stream is closed, nobody reads the message.
             let _ = usage.print();
             return ExitCode::from(u8::from(usage.use_stderr()));
         }
@@ -29,8 +29,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is said and returned of a verb that failed. Engines know runc's way for exec, whose code
-/// must not be mistaken for the program's.
+/// The beginning of the message about a verb that failed, and the exit code. Those of exec are
+/// runc's: engines tell its exit code from the program's.
 fn failure(verb: &Verb) -> (String, u8) {
     match verb {
         Verb::Exec(_) | Verb::ExecMonitor(_) => ("exec".to_owned(), 255),

@@ -1,7 +1,7 @@
 //! Containers whose files were written by another version of rvm.
 //!
-//! The files in `layout-1` are those of the layout before files had versions, as it was written; the
-//! processes that they name are put in by the tests.
+//! The files in `layout-1` are those of the layout before files had versions, as it was written;
+//! the processes that they name are put in by the tests.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 

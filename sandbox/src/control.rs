@@ -74,7 +74,8 @@ async fn exchange(dir: &SandboxDir, request: Request) -> io::Result<Result<Memor
     Ok(wire::decode_answer(&read_line(&mut stream).await?)?)
 }
 
-/// Serves a sandbox for its owner: answers the requests of other processes, and follows the network.
+/// Serves a sandbox for its owner: answers the requests of other processes, and follows the
+/// network.
 pub struct Server<'a> {
     sandbox: &'a Sandbox,
     /// Read while a request is carried out.
@@ -104,8 +105,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Waits until the requests that are being carried out have their answers. [`Self::serve`] must be
-    /// awaited meanwhile.
+    /// Waits until the requests that are being carried out have their answers. [`Self::serve`] must
+    /// be awaited meanwhile.
     pub async fn all_answered(&self) {
         drop(self.answering.write().await);
     }
@@ -141,8 +142,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Starts a container and writes down that it runs. Done here, it is done to the end even if the
-    /// process that asked for it is killed meanwhile.
+    /// Starts a container and writes down that it runs. Done here, it is done to the end even if
+    /// the process that asked for it is killed meanwhile.
     async fn start(&self, id: &ContainerId) -> Result<(), RequestError> {
         let guest = self.sandbox.guest();
         let path = guest.dir().path();

@@ -1,8 +1,8 @@
-//! A sandbox's directory: the sockets that lead to its guest, the shared directory, the console's log,
-//! and sandbox.json, the record of the processes that run the machine.
+//! A sandbox's directory: the sockets that lead to its guest, the shared directory, the console's
+//! log, and sandbox.json, the record of the processes that run the machine.
 //!
-//! It is the state directory of the container that the sandbox was made for. Containers that join the
-//! sandbox have state directories of their own, and use this one to reach the guest.
+//! It is the state directory of the container that the sandbox was made for. Containers that join
+//! the sandbox have state directories of their own, and use this one to reach the guest.
 
 pub mod layout;
 
@@ -90,8 +90,8 @@ impl SandboxDir {
         self.path.join(CONSOLE_LOG)
     }
 
-    /// Connects to a port of the guest, at once: it is the first read that waits for the guest. Fails
-    /// with `NotFound` for a port that has no socket.
+    /// Connects to a port of the guest, at once: it is the first read that waits for the guest.
+    /// Fails with `NotFound` for a port that has no socket.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let socket = SOCKETS.iter().find(|(of, _)| *of == port);
         let (_, name) = socket.ok_or(io::ErrorKind::NotFound)?;
@@ -127,8 +127,8 @@ impl SandboxDir {
         self.path.join(SHARED)
     }
 
-    /// Makes a container's `mounts` visible in the guest, and `spec`, the configuration for the agent,
-    /// if there are hooks that may read it.
+    /// Makes a container's `mounts` visible in the guest, and `spec`, the configuration for the
+    /// agent, if there are hooks that may read it.
     pub fn share(&self, id: &str, mounts: &[SharedMount], spec: &Spec) -> Result<(), StorageError> {
         let shared = self.shared();
         for mount in mounts {

@@ -7,8 +7,8 @@ use std::process::Command;
 pub struct Installation(tempfile::TempDir);
 
 impl Installation {
-    /// Installs the binaries of `$RVM_TEST_PREVIOUS`, a dist/ directory. Without one there is nothing
-    /// to test, and the test says that it is skipped.
+    /// Installs the binaries of `$RVM_TEST_PREVIOUS`, a dist/ directory. Without one there is
+    /// nothing to test, and the test says that it is skipped.
     pub fn previous() -> Option<Self> {
         let Some(previous) = std::env::var_os("RVM_TEST_PREVIOUS") else {
             println!("skipped: there are no binaries of the previous release");
@@ -24,8 +24,8 @@ impl Installation {
         self.0.path()
     }
 
-    /// Puts the binaries that are tested in the place of the previous ones. As with a package manager,
-    /// processes that run keep the files that they have.
+    /// Puts the binaries that are tested in the place of the previous ones. As with a package
+    /// manager, processes that run keep the files that they have.
     pub fn upgrade(&self) {
         self.install(&crate::dist());
     }

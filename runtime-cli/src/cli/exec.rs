@@ -1,10 +1,10 @@
-//! The options of `rvm exec`.
+//! The arguments of `rvm exec`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-/// Which process, and how.
+/// The arguments of `rvm exec`.
 #[derive(Args, Debug)]
 #[command(
     override_usage = "rvm exec [OPTIONS] CONTAINER COMMAND [ARG]...\n       \

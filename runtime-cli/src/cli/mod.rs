@@ -1,4 +1,5 @@
-//! The command line: runc's verbs and options, and a few of our own.
+//! The command line: runc's verbs and options, and a few that runc does not have. Doc comments of
+//! the options are the texts of the help.
 
 mod exec;
 mod monitor;
@@ -21,10 +22,10 @@ pub use running::{
     EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs,
 };
 
-/// The runtime specification whose fields are known.
+/// The version of the runtime specification whose fields rvm knows.
 pub const SPEC_VERSION: &str = "1.2.1";
 
-/// As engines look for it.
+/// What --version prints, in runc's form, which engines parse.
 const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
 
 /// OCI runtime that puts every container in its own virtual machine
@@ -41,7 +42,7 @@ pub struct Cli {
     /// Print the version
     #[arg(short, long, action = ArgAction::Version)]
     pub version: Option<bool>,
-    /// What holds for every verb
+    /// Options of every verb
     #[command(flatten)]
     pub global: Global,
     /// What to do
@@ -49,7 +50,7 @@ pub struct Cli {
     pub verb: Verb,
 }
 
-/// The command line, with its help laid out as runc's is.
+/// The description of the command line, with a help laid out as runc's.
 pub fn command() -> Command {
     with_layout(Cli::command())
 }
@@ -67,11 +68,11 @@ fn with_layout(command: Command) -> Command {
 
 /// Reads the command line of this process.
 pub fn read() -> Result<Cli, clap::Error> {
-    // What is only wanted for help is only made for it.
+    // The layout of the help is made only where parsing fails, which is also how help is asked for.
     Cli::try_parse().or_else(|_| Cli::from_arg_matches(&command().try_get_matches()?))
 }
 
-/// Options that every verb takes, before it or after it.
+/// The options that every verb takes, before it or after it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
@@ -90,7 +91,8 @@ pub struct Global {
     /// Configuration file [default: /etc/rvm/config.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Have systemd make the containers' control groups; linux.cgroupsPath is slice:prefix:name then
+    /// Have systemd make the containers' control groups; linux.cgroupsPath is slice:prefix:name
+    /// then
     #[arg(long, global = true)]
     pub systemd_cgroup: bool,
     /// What runs the machines: auto, kvm or qemu [default: as configured]
@@ -107,7 +109,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// What to do, with what.
+/// The verbs, with their options.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Create a container
@@ -161,16 +163,16 @@ pub enum Verb {
     Checkpoint(UnsupportedArgs),
     /// Not supported
     Restore(UnsupportedArgs),
-    /// Stand for a container
+    /// Run a container that `rvm create` creates
     #[command(hide = true)]
     Monitor(MonitorArgs),
-    /// Stand for a process in a container
+    /// Run a process that `rvm exec --detach` adds
     #[command(hide = true)]
     ExecMonitor(ExecMonitorArgs),
 }
 
 impl Verb {
-    /// As it is written.
+    /// The verb as it is on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Create(_) => "create",
@@ -198,7 +200,7 @@ impl Verb {
     }
 }
 
-/// A container.
+/// The arguments of verbs that take a container and no options.
 #[derive(Args, Debug)]
 pub struct IdArgs {
     /// The container's id
@@ -206,7 +208,7 @@ pub struct IdArgs {
     pub id: String,
 }
 
-/// What a container is made of.
+/// The arguments of `rvm create`.
 #[derive(Args, Debug)]
 pub struct CreateArgs {
     /// Directory of the bundle
@@ -227,8 +229,8 @@ pub struct CreateArgs {
     /// File to write the container's process id to
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Number of descriptors, from 3 on, that the container is to have too; those of LISTEN_FDS come
-    /// before them
+    /// Number of descriptors, from 3 on, that the container is to have too; those of LISTEN_FDS
+    /// come before them
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub preserve_fds: u32,
     /// Without effect: whatever the root lies on, the guest can pivot into it
@@ -242,7 +244,7 @@ pub struct CreateArgs {
     pub id: String,
 }
 
-/// What a container is made of, and who waits for it.
+/// The arguments of `rvm run`.
 #[derive(Args, Debug)]
 pub struct RunArgs {
     /// As for create
@@ -262,7 +264,7 @@ pub struct RunArgs {
     pub timings: bool,
 }
 
-/// Which signal to what.
+/// The arguments of `rvm kill`.
 #[derive(Args, Debug)]
 pub struct KillArgs {
     /// Signal all processes of the container
@@ -276,7 +278,7 @@ pub struct KillArgs {
     pub signal: String,
 }
 
-/// Which container, and how.
+/// The arguments of `rvm delete`.
 #[derive(Args, Debug)]
 pub struct DeleteArgs {
     /// Kill the container first if it still runs; one that does not exist is no error
@@ -287,7 +289,7 @@ pub struct DeleteArgs {
     pub id: String,
 }
 
-/// How to print the list.
+/// The arguments of `rvm list`.
 #[derive(Args, Debug)]
 pub struct ListArgs {
     /// How to print: table or json
@@ -299,14 +301,14 @@ pub struct ListArgs {
 }
 
 impl Global {
-    /// The containers below --root.
+    /// The containers below --root, an absolute path.
     pub fn store(&self) -> Store {
-        // Whoever goes on in the background leaves this directory. Only an empty path fails.
+        // A monitor works in another directory. Only an empty path fails.
         let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
         Store::new(root)
     }
 
-    /// rvm's configuration.
+    /// The configuration file, with the engine that --engine names.
     pub fn config(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(engine) = self.engine {
@@ -315,7 +317,7 @@ impl Global {
         Ok(config)
     }
 
-    /// Who makes control groups.
+    /// Who makes the cgroups of containers.
     pub fn driver(&self) -> Driver {
         match self.systemd_cgroup {
             true => Driver::Systemd,
@@ -323,7 +325,7 @@ impl Global {
         }
     }
 
-    /// The same options for another run of this program.
+    /// These options as arguments, for a monitor.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut list: Vec<OsString> = vec!["--root".into(), self.root.clone().into()];
         if let Some(log) = &self.log {
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn options_may_stand_before_or_after_the_verb_and_the_id() {
+    fn options_may_be_before_or_after_the_verb_and_the_id() {
         for line in [
             "rvm --root /r --debug create --bundle /b box",
             "rvm create --root /r --bundle /b --debug box",
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_an_option_given_twice_holds() {
+    fn of_an_option_given_twice_the_last_one_counts() {
         let line = "rvm --root /a --debug --root /b --debug state box";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
         assert_eq!(cli.global.root, PathBuf::from("/b"));
@@ -393,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn global_options_survive_the_way_to_the_monitor() {
+    fn a_monitor_gets_the_global_options() {
         let line = "rvm --root /r --log /l --log-format json --debug --systemd-cgroup \
                     --config /c --engine qemu";
         let cli = Cli::try_parse_from(line.split_whitespace().chain(["state", "box"])).unwrap();

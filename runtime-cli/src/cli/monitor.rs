@@ -1,13 +1,12 @@
-//! The options of the processes that `rvm create` and a detached `rvm exec` leave behind. Nobody
-//! writes them by hand: this program makes them for another run of itself.
+//! The arguments of `rvm monitor` and `rvm exec-monitor`, the processes that `rvm create` and a
+//! detached `rvm exec` start. This program makes them for another run of itself.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 
-/// What `rvm create` asks of the process that it leaves behind. The number of the descriptor on
-/// which it waits is added when that is known.
+/// The arguments of `rvm monitor`.
 #[derive(Args, Debug, Default, PartialEq, Eq)]
 pub struct MonitorArgs {
     /// As for create
@@ -31,7 +30,7 @@ pub struct MonitorArgs {
 }
 
 impl MonitorArgs {
-    /// The verb and its options, without the descriptor's number.
+    /// The verb and its arguments without `ready`, which is added when the socket is there.
     pub fn to_arguments(&self) -> Vec<OsString> {
         let mut list = vec!["monitor".into()];
         push_path(&mut list, "--console-socket", self.console_socket.as_ref());
@@ -43,8 +42,7 @@ impl MonitorArgs {
     }
 }
 
-/// What a detached `rvm exec` asks of the process that it leaves behind. The descriptor is added as
-/// for [`MonitorArgs`].
+/// The arguments of `rvm exec-monitor`.
 #[derive(Args, Debug, Default, PartialEq, Eq)]
 pub struct ExecMonitorArgs {
     /// As for exec
@@ -77,7 +75,7 @@ pub struct ExecMonitorArgs {
 }
 
 impl ExecMonitorArgs {
-    /// The verb and its options, without the descriptor's number.
+    /// The verb and its arguments without `ready`, as for [`MonitorArgs`].
     pub fn to_arguments(&self) -> Vec<OsString> {
         let mut list = vec!["exec-monitor".into()];
         push_path(&mut list, "--console-socket", self.console_socket.as_ref());
@@ -120,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_monitor_is_told_arrives() {
+    fn a_monitor_gets_its_arguments() {
         let args = MonitorArgs {
             console_socket: Some("/c".into()),
             pidfd_socket: Some("/p".into()),
@@ -133,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_exec_monitor_is_told_arrives() {
+    fn an_exec_monitor_gets_its_arguments() {
         let args = ExecMonitorArgs {
             console_socket: Some("/c".into()),
             pidfd_socket: Some("/p".into()),

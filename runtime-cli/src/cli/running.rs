@@ -1,11 +1,11 @@
-//! The options of the verbs about a running container.
+//! The arguments of the verbs about a running container, and of a few others.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-/// How to print a list.
+/// The formats of `rvm list` and `rvm ps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Columns with a heading
@@ -14,7 +14,7 @@ pub enum Format {
     Json,
 }
 
-/// Which processes to print, and how.
+/// The arguments of `rvm ps`.
 #[derive(Args, Debug)]
 pub struct PsArgs {
     /// How to print: table (of the guest's processes) or json (the ids of the host's that run them)
@@ -32,7 +32,7 @@ pub struct PsArgs {
     pub options: Vec<String>,
 }
 
-/// What to report of a container, and how often.
+/// The arguments of `rvm events`.
 #[derive(Args, Debug)]
 pub struct EventsArgs {
     /// Time between two reports of what the container has used, such as 500ms or 1m
@@ -46,7 +46,7 @@ pub struct EventsArgs {
     pub id: String,
 }
 
-/// Of what kind of pod to tell the overhead.
+/// The arguments of `rvm overhead`.
 #[derive(Args, Debug, Default)]
 pub struct OverheadArgs {
     /// Memory that the containers of a pod may use together, such as 512m or 4g; what is printed is
@@ -55,7 +55,7 @@ pub struct OverheadArgs {
     pub memory: Option<String>,
 }
 
-/// Which limits to change. The options carry runc's names; values are those of cgroup version 1.
+/// The arguments of `rvm update`. The names are runc's, the values those of cgroup version 1.
 #[derive(Args, Debug, Default)]
 pub struct UpdateArgs {
     /// File with the limits as a JSON object, or - for standard input; all other options are left
@@ -131,7 +131,7 @@ pub struct UpdateArgs {
     pub id: String,
 }
 
-/// Where to write a configuration.
+/// The arguments of `rvm spec`.
 #[derive(Args, Debug)]
 pub struct SpecArgs {
     /// Directory of the bundle
@@ -148,7 +148,7 @@ pub struct SpecArgs {
     pub rootless: bool,
 }
 
-/// What comes behind a verb that is not supported.
+/// The arguments of a verb that is not supported, all of which are ignored.
 #[derive(Args, Debug)]
 pub struct UnsupportedArgs {
     /// Whatever runc takes

@@ -36,12 +36,12 @@ It is the one that process.args of config.json named when the container was crea
 pub const KILL: &str = "\
 Send a signal to a container
 
-It is sent to the container's first process, or with --all to every one. One that has ended already \
+It is sent to the container's init process, or with --all to every one. One that has ended already \
 is an error, but not with --all.";
 
 pub const KILL_EXAMPLE: &str = "\
 EXAMPLE:
-   To send SIGKILL to the first process of the container ubuntu01:
+   To send SIGKILL to the init process of the container ubuntu01:
 
       # rvm kill ubuntu01 KILL";
 

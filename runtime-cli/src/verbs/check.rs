@@ -6,7 +6,7 @@ use rvm_sandbox::check;
 
 use crate::cli::Global;
 
-/// Says what this host can do. Fails if containers cannot run here.
+/// Prints what this host can do. The exit code is 1 if containers cannot run here.
 pub fn run(global: &Global) -> anyhow::Result<ExitCode> {
     let report = check::run(&global.config()?);
     use std::io::Write;

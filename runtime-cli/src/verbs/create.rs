@@ -20,7 +20,7 @@ pub fn run(global: &Global, args: &CreateArgs) -> anyhow::Result<ExitCode> {
 
 /// Creates a container whose monitor goes on without this process.
 pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
-    // Found out before anything is made.
+    // An error in it is reported before anything is made.
     global.config()?;
     check_notify_socket(std::env::var_os("NOTIFY_SOCKET"))?;
     let bundle = Bundle::load(&args.bundle)?;
@@ -28,7 +28,7 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
     let terminal = process.and_then(|process| process.terminal());
     let console_socket = args.console_socket.as_deref();
     check_terminal(terminal.unwrap_or(false), true, console_socket)?;
-    // A monitor leaves this directory.
+    // The monitor works in another directory.
     let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
     let monitor = MonitorArgs {
         console_socket: absolute(&args.console_socket)?,
@@ -47,7 +47,8 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
     Ok(container)
 }
 
-/// A terminal without anybody at it, or the other way round, is a mistake; the words are runc's.
+/// Refuses a detached container whose terminal has no console socket, and a console socket without
+/// such a container. The words are runc's.
 pub fn check_terminal(
     terminal: bool,
     detach: bool,
@@ -64,8 +65,8 @@ pub fn check_terminal(
     }
 }
 
-/// What a container says with sd_notify(3) would have to reach a socket of the host's, and stays in its
-/// machine: whoever waits for it would wait in vain.
+/// Refuses NOTIFY_SOCKET: the notifications of sd_notify(3) stay in the container's machine, and a
+/// service manager that waits for them would wait in vain.
 pub fn check_notify_socket(socket: Option<OsString>) -> anyhow::Result<()> {
     match socket.filter(|socket| !socket.is_empty()) {
         None => Ok(()),
@@ -83,7 +84,7 @@ pub fn listening_sockets() -> u32 {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
     match number("LISTEN_PID") {
         Some(pid) if pid == std::process::id() => number("LISTEN_FDS").unwrap_or(0),
-        // They are for somebody else.
+        // They are for another process.
         _ => 0,
     }
 }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_waits_for_a_containers_notifications_is_told_that_none_come() {
+    fn a_notify_socket_is_refused() {
         assert!(check_notify_socket(None).is_ok());
         assert!(check_notify_socket(Some("".into())).is_ok());
         let refused = check_notify_socket(Some("/run/notify".into())).unwrap_err();

@@ -8,7 +8,7 @@ use rvm_sandbox::state::StateError;
 use super::block_on;
 use crate::cli::{DeleteArgs, Global};
 
-/// Deletes a container and what belongs to it.
+/// Deletes a container. With --force, one that does not exist is no error.
 pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<ExitCode> {
     match global.store().open(&args.id) {
         Err(StateError::NotFound(_)) if args.force => {}

@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::{block_on, stats};
 use crate::cli::{EventsArgs, Global};
 
-/// A line of the output.
+/// A line of the output, in runc's shape.
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(rename = "type")]
@@ -24,7 +24,7 @@ struct Line<'a> {
     data: Option<stats::Stats>,
 }
 
-/// Reports what a container uses and when the kernel kills for memory, until it ends.
+/// Prints a container's statistics, and OOM kills as they happen, until the container ends.
 pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<ExitCode> {
     if args.interval.is_zero() {
         bail!("duration interval must be greater than 0");
@@ -45,13 +45,13 @@ pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<ExitCode> {
 async fn stream(id: &str, observed: &Observed<'_>, interval: Duration) -> anyhow::Result<()> {
     let mut events = observed.events().await?;
     let mut ticks = interval_at(Instant::now() + interval, interval);
-    // Somebody who reads slowly wants to know of now.
+    // A slow reader gets new statistics, not all those that it has missed.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => match observed.stats().await {
                 Ok(stats) => print("stats", id, Some(stats::Stats::from(&stats)))?,
-                // It has ended at this moment.
+                // The container has ended since the last event.
                 Err(LifecycleError::FailedPrecondition(_)) => return Ok(()),
                 Err(error) => return Err(error.into()),
             },

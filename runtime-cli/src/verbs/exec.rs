@@ -16,7 +16,8 @@ use rvm_sandbox::spec::process::{self, Overrides};
 use super::{block_on, create};
 use crate::cli::{ExecArgs, ExecMonitorArgs, Global};
 
-/// Executes a program in a running container. Without --detach this process stands for it.
+/// Executes a program in a running container. Without --detach, this process is the program's
+/// monitor.
 pub fn run(global: &Global, args: ExecArgs) -> anyhow::Result<ExitCode> {
     let container = global.store().open(&args.id)?;
     let process = match &args.process {
@@ -77,7 +78,8 @@ fn overrides(args: &ExecArgs) -> anyhow::Result<Overrides> {
     })
 }
 
-/// `UID` or `UID:GID`. Names are the image's to know, and runc does not take them either.
+/// Reads `UID` or `UID:GID`. Names are known in the image alone, and runc does not take them
+/// either.
 fn user(text: &str) -> anyhow::Result<(u32, Option<u32>)> {
     let (uid, gid) = match text.split_once(':') {
         Some((uid, gid)) => (uid, Some(gid)),
@@ -93,10 +95,10 @@ fn user(text: &str) -> anyhow::Result<(u32, Option<u32>)> {
     ))
 }
 
-/// Lets another process stand for the one in the guest, and returns when that runs.
+/// Starts a monitor for the program, and returns when the program runs.
 fn detached(global: &Global, args: ExecArgs, process: &Process) -> anyhow::Result<ExitCode> {
     let file = inheritable(process).context("cannot pass the process object on")?;
-    // A monitor leaves this directory.
+    // The monitor works in another directory.
     let absolute = |path: Option<std::path::PathBuf>| path.map(std::path::absolute).transpose();
     let monitor = ExecMonitorArgs {
         console_socket: absolute(args.console_socket)?,
@@ -113,7 +115,7 @@ fn detached(global: &Global, args: ExecArgs, process: &Process) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// The process object in a memory file that a child inherits.
+/// Writes the process object to a memory file that a child inherits.
 fn inheritable(process: &Process) -> anyhow::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("process", MemfdFlags::CLOEXEC)?;
     std::io::Write::write_all(

@@ -1,4 +1,4 @@
-//! rvm exec-monitor: what `rvm exec --detach` leaves behind.
+//! rvm exec-monitor: the process that `rvm exec --detach` starts.
 
 use std::fs::File;
 use std::process::ExitCode;
@@ -12,11 +12,11 @@ use rvm_sandbox::monitor::{Caller, Mode};
 use super::{block_on, failure};
 use crate::cli::{ExecMonitorArgs, Global};
 
-/// Stands for a process in a container until it ends, and ends with its exit code.
+/// Runs a process in a container to its end, and exits with its exit code.
 pub fn run(global: &Global, args: ExecMonitorArgs) -> anyhow::Result<ExitCode> {
     let starter = Starter::inherited(args.ready)
         .context("rvm exec-monitor is started by rvm exec, not by hand")?;
-    let result = watch(global, args, Mode::Detached(&starter));
+    let result = monitor(global, args, Mode::Detached(&starter));
     if let Err(error) = &result {
         // The starter prints it; if the process ran before, it has gone.
         let _ = starter.report_failure(failure(error));
@@ -24,14 +24,14 @@ pub fn run(global: &Global, args: ExecMonitorArgs) -> anyhow::Result<ExitCode> {
     result
 }
 
-fn watch(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Result<ExitCode> {
-    // A session of its own: the terminal is the process's, and signals are the engine's to send.
+fn monitor(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Result<ExitCode> {
+    // In a session of its own, it gets no signals from the caller's terminal.
     rustix::process::setsid().context("cannot make a session")?;
     let extra = descriptors::inherited(args.preserve_fds)?;
     let process = descriptors::take(args.process).context("cannot read the process object")?;
     let process = serde_json::from_reader(File::from(process))?;
     let container = global.store().open(&args.id)?;
-    // Whatever file system the engine was in may be unmounted meanwhile.
+    // The file system of the caller's directory may be unmounted while the process runs.
     std::env::set_current_dir("/")?;
     let order = Order {
         container: &container,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::SPEC_VERSION;
 
-/// What mounts may be given; the agent reads it.
+/// The mount options that the agent knows.
 const MOUNT_OPTIONS: &str = "\
     async atime bind defaults dev diratime dirsync exec idmap iversion lazytime loud mand \
     noatime nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime \
@@ -17,7 +17,7 @@ const MOUNT_OPTIONS: &str = "\
     rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw \
     shared silent slave strictatime suid symfollow sync tmpcopyup unbindable";
 
-/// By their numbers.
+/// The capabilities of Linux, in the order of their numbers.
 const CAPABILITIES: &str = "\
     CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID \
     CAP_SETUID CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST \
@@ -27,7 +27,7 @@ const CAPABILITIES: &str = "\
     CAP_AUDIT_CONTROL CAP_SETFCAP CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM \
     CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE";
 
-/// Prints what this runtime can do, as the runtime specification's features.md has it.
+/// Prints what this runtime can do, as features.md of the runtime specification defines it.
 pub fn run() -> anyhow::Result<ExitCode> {
     let text = serde_json::to_string_pretty(&features())?;
     writeln!(std::io::stdout(), "{text}")?;
@@ -50,14 +50,14 @@ fn features() -> Value {
                 "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false,
             },
             "seccomp": seccomp(),
-            // The guest's kernel has neither; labels are taken and without effect.
+            // The guest's kernel has neither; labels are accepted and have no effect.
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": true } },
         },
         "annotations": { "io.rvm.version": env!("CARGO_PKG_VERSION") },
-        // They let a container into the virtual machine of another.
+        // A container with these runs in the virtual machine of another.
         "potentiallyUnsafeConfigAnnotations": pod::annotations(),
     })
 }
@@ -96,7 +96,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_document_is_the_specifications() {
+    fn the_document_is_one_of_the_specification() {
         let read: Features = serde_json::from_value(features()).unwrap();
         assert_eq!(
             read.linux()
@@ -127,7 +127,7 @@ mod tests {
         list.iter().map(|text| text.as_str().unwrap()).collect()
     }
 
-    /// Where docs/oci-conformance.md says that a field is looked after.
+    /// Where docs/oci-conformance.md says that a field is honoured.
     fn place(field: &str) -> &'static str {
         let row = |line: &&str| line.starts_with(&format!("| `{field}` | "));
         let row = CONFORMANCE.lines().find(row).unwrap();
@@ -214,8 +214,8 @@ mod tests {
         }
     }
 
-    /// Every option that the agent's source names, with an r before it where that makes it
-    /// recursive.
+    /// Every option in the agent's source, and its recursive form with an r before it if there is
+    /// one.
     fn agents_options() -> BTreeSet<String> {
         let source = include_str!("../../../agent/src/container/mount_options.rs");
         let code = source.split("#[cfg(test)]").next().unwrap();

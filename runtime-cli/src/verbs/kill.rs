@@ -16,7 +16,7 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of the signals on x86-64, without SIG.
+/// The signals of x86-64 by name, without SIG.
 const NAMES: &[(&str, i32)] = &[
     ("HUP", libc::SIGHUP),
     ("INT", libc::SIGINT),
@@ -57,7 +57,8 @@ const NAMES: &[(&str, i32)] = &[
 /// The highest signal of Linux.
 const LAST: i32 = 64;
 
-/// A signal by number, or by name with or without SIG, in any case; RTMIN+n and RTMAX-n too.
+/// Reads a signal: a number, or a name in upper or lower case, with or without SIG, such as `kill`
+/// or `SIGRTMIN+3`.
 fn parse(text: &str) -> anyhow::Result<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);

@@ -17,7 +17,7 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
             .and_then(|container| container.state())
         {
             Ok(state) => states.push(state),
-            // Deleted meanwhile, or not a container's directory.
+            // Deleted meanwhile, or not the directory of a container.
             Err(StateError::NotFound(_)) => {}
             Err(error) => tracing::warn!("{error:#}"),
         }
@@ -38,7 +38,7 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The least width of a column, and the least space behind its cells; runc's.
+/// The least width of a column, and the least space behind a cell, in characters, as with runc.
 const COLUMN: usize = 12;
 const SPACE: usize = 3;
 

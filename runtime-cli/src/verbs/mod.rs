@@ -27,7 +27,7 @@ use anyhow::Context;
 use rvm_protocol::failure::Failure;
 use rvm_sandbox::codes;
 
-/// Runs what waits for a guest, on this thread.
+/// Runs a future to its end on this thread.
 fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -1,4 +1,4 @@
-//! rvm monitor: what `rvm create` leaves behind.
+//! rvm monitor: the process that `rvm create` starts.
 
 use std::process::ExitCode;
 
@@ -13,14 +13,14 @@ use rvm_sandbox::spec::{Bundle, process};
 use super::{block_on, failure};
 use crate::cli::{Global, MonitorArgs};
 
-/// Stands for a container until it ends, and ends with its exit code.
+/// Runs a container to its end, and exits with its exit code.
 pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
-    // Its file was /proc/self/exe when it was executed, and that is no name to find it by.
+    // It was executed as /proc/self/exe, so its name would be `exe`.
     rustix::thread::set_name(c"rvm")?;
     let starter = Starter::inherited(args.ready)
         .context("rvm monitor is started by rvm create, not by hand")?;
-    let watch = |anchor: &PidAnchor| watch(global, args, Mode::Detached(&starter), anchor);
-    let result = PidAnchor::with_main_thread(watch)?;
+    let monitor = |anchor: &PidAnchor| monitor(global, args, Mode::Detached(&starter), anchor);
+    let result = PidAnchor::with_main_thread(monitor)?;
     match result {
         // The starter prints it. It has gone once the container was created.
         Err(error) if starter.report_failure(failure(&error)).is_ok() => Ok(ExitCode::FAILURE),
@@ -28,20 +28,20 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn watch(
+fn monitor(
     global: &Global,
     args: MonitorArgs,
     mode: Mode<'_>,
     anchor: &PidAnchor,
 ) -> anyhow::Result<ExitCode> {
-    // A session of its own: the terminal is the container's, and signals are the engine's to send.
+    // In a session of its own, it gets no signals from the caller's terminal.
     rustix::process::setsid().context("cannot make a session")?;
     let extra = descriptors::inherited(args.listen_fds.saturating_add(args.preserve_fds))?;
     let config = global.config()?;
     let container = global.store().open(&args.id)?;
     let mut bundle = Bundle::load(&container.state()?.bundle)?;
     process::set_listen_fds(&mut bundle, args.listen_fds);
-    // Whatever file system the engine was in may be unmounted meanwhile.
+    // The file system of the caller's directory may be unmounted while the container runs.
     std::env::set_current_dir("/")?;
     let order = Order {
         container: &container,

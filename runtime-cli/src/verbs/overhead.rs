@@ -10,7 +10,7 @@ use rvm_sandbox::engine::{Engine, choice};
 use super::update::bytes;
 use crate::cli::{Global, OverheadArgs};
 
-/// Prints the `overhead` of a RuntimeClass.
+/// Prints the `overhead` field of a RuntimeClass.
 pub fn run(global: &Global, args: &OverheadArgs) -> anyhow::Result<ExitCode> {
     let config = global.config()?;
     let memory_mib = match &args.memory {

@@ -7,14 +7,14 @@ use rvm_sandbox::container::running;
 use super::block_on;
 use crate::cli::{Global, IdArgs};
 
-/// Makes every process of a container stand still.
+/// Freezes the processes of a container.
 pub fn pause(global: &Global, args: &IdArgs) -> anyhow::Result<ExitCode> {
     let container = global.store().open(&args.id)?;
     block_on(running::pause(&container))??;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets them go on.
+/// Thaws the processes of a container.
 pub fn resume(global: &Global, args: &IdArgs) -> anyhow::Result<ExitCode> {
     let container = global.store().open(&args.id)?;
     block_on(running::resume(&container))??;

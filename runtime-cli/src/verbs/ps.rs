@@ -14,9 +14,9 @@ use rvm_sandbox::host::users::UserNames;
 use super::block_on;
 use crate::cli::{Format, Global, PsArgs};
 
-/// Prints the processes of a container. The table, for people, tells of those in the guest, as the
-/// guest numbers them. The list is for engines, who look the numbers up on the host: it has those of the
-/// processes that run the container there.
+/// Prints the processes of a container. The table, for people, has those in the guest with their
+/// pids there. The JSON list is for engines, which look pids up on the host: it has those of the
+/// host's processes that run the container.
 pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<ExitCode> {
     check_options(&args.options)?;
     let container = global.store().open(&args.id)?;
@@ -32,7 +32,8 @@ pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// runc runs ps(1) on the host. What runs in a virtual machine is not seen from there.
+/// Refuses options other than those of the default. runc runs ps(1) with them on the host, where
+/// the guest's processes are not seen.
 fn check_options(options: &[String]) -> anyhow::Result<()> {
     let is_default = |option: &String| matches!(option.as_str(), "-e" | "-f" | "-ef" | "-fe");
     match options.iter().find(|option| !is_default(option)) {
@@ -50,7 +51,7 @@ fn json(pids: &BTreeSet<i32>) -> anyhow::Result<String> {
     Ok(serde_json::to_string(&pids)? + "\n")
 }
 
-/// What `ps -ef` prints.
+/// The table of `ps -ef`.
 fn table(list: &ListProcessesResponse, users: &UserNames) -> String {
     let mut text = "UID          PID    PPID  C STIME TTY          TIME CMD\n".to_owned();
     for process in &list.processes {
@@ -75,7 +76,7 @@ fn table(list: &ListProcessesResponse, users: &UserNames) -> String {
     text
 }
 
-/// A name in eight columns, with a + where it is cut.
+/// A user's name in eight columns, with a + where it is cut.
 fn user(name: &str) -> String {
     match name.char_indices().nth(8) {
         None => name.to_owned(),
@@ -83,7 +84,7 @@ fn user(name: &str) -> String {
     }
 }
 
-/// CPU time per cent of the time since the start.
+/// CPU time as a percentage of the time since the start, at most 99.
 fn utilization(process: &ProcessInfo, now_ns: u64) -> u64 {
     match now_ns.saturating_sub(process.started_at_ns) {
         0 => 0,
@@ -91,7 +92,7 @@ fn utilization(process: &ProcessInfo, now_ns: u64) -> u64 {
     }
 }
 
-/// The time of the day, or the day, or the year.
+/// When a process started: the time if it was today, else the day, or the year if it was another.
 fn started(at_ns: u64, now_ns: u64) -> String {
     let (Some(at), Some(now)) = (LocalTime::of(at_ns), LocalTime::of(now_ns)) else {
         return "?".to_owned();
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_is_told_by_what_is_of_interest() {
+    fn a_start_is_a_time_a_day_or_a_year() {
         let at = 1_700_000_000 * SECOND;
         let day = 86_400 * SECOND;
         assert!(started(at, at).contains(':'));

@@ -14,7 +14,7 @@ use rvm_sandbox::spec::{Bundle, process};
 use super::{block_on, create};
 use crate::cli::{Global, RunArgs};
 
-/// Creates and starts a container. Without --detach this process is its monitor.
+/// Creates and starts a container. Without --detach, this process is its monitor.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         detached(global, args)
@@ -70,12 +70,12 @@ fn foreground(global: &Global, args: &RunArgs, anchor: &PidAnchor) -> anyhow::Re
         block_on(lifecycle::delete(&container, true))??;
     }
     if let (Some(path), Err(_)) = (&args.create.pid_file, &result) {
-        // Gone already if it is not there.
+        // If it is not there, there is nothing to remove.
         let _ = std::fs::remove_file(path);
     }
     if args.timings {
         write!(std::io::stderr(), "{timings}")?;
     }
-    // The threads that copy streams may still wait for input.
+    // Threads that copy streams may still wait for input: returning from main ends them.
     Ok(ExitCode::from(result?))
 }

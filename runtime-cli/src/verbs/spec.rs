@@ -12,7 +12,7 @@ use crate::cli::SpecArgs;
 /// runc's, with a cgroup namespace: the guest has version 2.
 const EXAMPLE: &str = include_str!("spec.json");
 
-/// Writes a configuration to begin with.
+/// Writes an example of config.json into the bundle, unless there is one.
 pub fn run(args: &SpecArgs) -> anyhow::Result<ExitCode> {
     if args.rootless {
         bail!("--rootless is not supported: rvm needs root's rights to start a virtual machine");

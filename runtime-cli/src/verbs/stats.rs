@@ -1,12 +1,12 @@
-//! What a container has used, in the shape in which `runc events` prints it: the names are those of
-//! cgroup version 1, the numbers runc's for version 2.
+//! A container's statistics in the shape of `runc events`: with the names of cgroup version 1, and
+//! the numbers that runc puts there for version 2.
 
 use std::collections::{BTreeMap, HashMap};
 
 use rvm_protocol::agent::{self as api, StatsResponse};
 use serde::Serialize;
 
-/// The whole.
+/// The object in the `data` field of an event of type `stats`.
 #[derive(Debug, Serialize)]
 pub struct Stats {
     cpu: Cpu,
@@ -50,7 +50,7 @@ struct Throttling {
     throttled_time: u64,
 }
 
-/// Version 2 has nothing of these to tell.
+/// Version 2 has none of these numbers.
 #[derive(Debug, Default, Serialize)]
 struct CpuSet {
     cpu_exclusive: u64,
@@ -188,10 +188,10 @@ impl From<&StatsResponse> for Stats {
     }
 }
 
-/// The counters of every interface but loopback, from the table that proc(5) describes. runc has no
-/// list for none.
+/// The counters of every interface but loopback, from the table of /proc/net/dev, see proc(5).
+/// `None` if there is no interface, as with runc.
 fn interfaces(table: &str) -> Option<Vec<NetworkInterface>> {
-    // Two lines of headings.
+    // The first two lines are headings.
     let all = table.lines().skip(2).filter_map(interface);
     let list: Vec<_> = all.filter(|interface| interface.name != "lo").collect();
     (!list.is_empty()).then_some(list)
@@ -201,7 +201,7 @@ fn interface(line: &str) -> Option<NetworkInterface> {
     let (name, numbers) = line.split_once(':')?;
     let numbers = numbers.split_whitespace();
     let numbers: Vec<u64> = numbers.map_while(|it| it.parse().ok()).collect();
-    // Eight columns each way, of which runc tells the first four.
+    // Eight columns each for receiving and sending, of which runc has the first four.
     let (&[rx_bytes, rx_packets, rx_errors, rx_dropped, ..], sent) = numbers.split_at_checked(8)?
     else {
         return None;
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_are_told_as_runc_does_without_loopback() {
+    fn interfaces_are_listed_as_by_runc_without_loopback() {
         let table = "\
 Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed

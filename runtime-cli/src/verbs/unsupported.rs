@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-/// Says that a verb of runc's is not there.
+/// Refuses a verb of runc's that rvm does not have.
 pub fn run(verb: &str) -> anyhow::Result<ExitCode> {
     bail!(
         "{verb} is not supported: CRIU writes the processes of a host down, and those of a \

@@ -84,7 +84,7 @@ fn from_options(args: &UpdateArgs) -> anyhow::Result<LinuxResources> {
     Ok(serde_json::from_value(resources)?)
 }
 
-/// An object of what there is.
+/// An object of the fields that have a value.
 fn present<const N: usize>(fields: [(&str, Option<Value>); N]) -> Map<String, Value> {
     fields
         .into_iter()
@@ -92,8 +92,8 @@ fn present<const N: usize>(fields: [(&str, Option<Value>); N]) -> Map<String, Va
         .collect()
 }
 
-/// A number of bytes as Docker's tools write it: a number, perhaps with a fraction, and a unit,
-/// which counts by 1024; or -1.
+/// Reads a number of bytes as Docker's tools write it: a number, perhaps with a fraction, and a
+/// unit that is a power of 1024; or -1.
 pub fn bytes(text: &str) -> anyhow::Result<i64> {
     if text == "-1" {
         return Ok(-1);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn options_become_resources_and_nothing_else_does() {
+    fn only_options_that_are_given_become_resources() {
         let args = UpdateArgs {
             memory: Some("64m".to_owned()),
             cpu_quota: Some(-1),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_cannot_manage_is_refused() {
+    fn cache_and_bandwidth_schemas_are_refused() {
         let args = UpdateArgs {
             l3_cache_schema: Some("L3:0=f".to_owned()),
             ..UpdateArgs::default()

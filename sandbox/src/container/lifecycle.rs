@@ -150,7 +150,8 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     Ok(())
 }
 
-/// Signals a container's init process, or all of its processes; that there are none is no error then.
+/// Signals a container's init process, or all of its processes; that there are none is no error
+/// then.
 pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
     let state = container.state()?;
     match state.status() {
@@ -176,9 +177,9 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
     }
 }
 
-/// Deletes a container and everything that belongs to it. `force` deletes one that runs as well, one
-/// whose state is damaged or half made, and one of a newer rvm if its state still has the fields that
-/// this one knows.
+/// Deletes a container and everything that belongs to it. `force` deletes one that runs as well,
+/// one whose state is damaged or half made, and one of a newer rvm if its state still has the
+/// fields that this one knows.
 pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
     let state = match mark_for_removal(container, force) {
         // The file says what else to remove, in words that only the newer rvm knows.
@@ -210,8 +211,8 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     Ok(())
 }
 
-/// Restores the network namespace that the engine had given to a sandbox. A monitor that has written
-/// down how its container ended has done so itself.
+/// Restores the network namespace that the engine had given to a sandbox. A monitor that has
+/// written down how its container ended has done so itself.
 fn restore_network(state: &State) {
     if state.exit_status.is_some() || state.sandbox.is_some() {
         return;
@@ -334,9 +335,9 @@ fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
     end().map_err(failed(format!("end the container's process {}", id.pid)))
 }
 
-/// Removes a container's directory. There are only files of rvm's in it, and no link is followed: the
-/// shared directory is unmounted, not emptied. Returns whether the directory was there; other processes
-/// may remove it at the same time.
+/// Removes a container's directory. There are only files of rvm's in it, and no link is followed:
+/// the shared directory is unmounted, not emptied. Returns whether the directory was there; other
+/// processes may remove it at the same time.
 fn remove(container: &Container) -> Result<bool, LifecycleError> {
     // A process that waits for the lock finds the container deleted.
     let _locked = match container.lock() {

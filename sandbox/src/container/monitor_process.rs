@@ -22,8 +22,8 @@ use rvm_sys::readiness::Readable;
 /// The longest report, in bytes. JSON makes six of a byte of a message at most.
 const MAX_REPORT: u64 = 8 * MAX_MESSAGE as u64;
 
-/// What a monitor reports, as JSON and then the end of the stream. Both ends are the same executable,
-/// so the report needs no version.
+/// What a monitor reports, as JSON and then the end of the stream. Both ends are the same
+/// executable, so the report needs no version.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Report {
@@ -43,8 +43,8 @@ impl Starter {
         Ok(Self(descriptors::take(number)?.into()))
     }
 
-    /// Reports that the container is created, or that the process runs. Nothing more can be reported
-    /// then.
+    /// Reports that the container is created, or that the process runs. Nothing more can be
+    /// reported then.
     pub fn report_ready(&self) -> io::Result<()> {
         self.report(&Report::Ready)
     }
@@ -74,8 +74,8 @@ impl Starter {
     }
 }
 
-/// Starts a container's monitor and waits until the container is created. `arguments` are those with
-/// which this program becomes the monitor; the number of its descriptor is added to them.
+/// Starts a container's monitor and waits until the container is created. `arguments` are those
+/// with which this program becomes the monitor; the number of its descriptor is added to them.
 pub async fn start_monitor(
     container: &Container,
     arguments: &[OsString],

@@ -52,8 +52,8 @@ pub async fn processes(container: &Container) -> Result<ListProcessesResponse, L
     }
 }
 
-/// The pids of the host's processes that run a container: those in its cgroups, and its own pid. None
-/// if it has stopped.
+/// The pids of the host's processes that run a container: those in its cgroups, and its own pid.
+/// None if it has stopped.
 pub fn host_processes(container: &Container) -> Result<BTreeSet<i32>, LifecycleError> {
     let state = container.state()?;
     if let Status::Stopped | Status::Creating = state.status() {
@@ -107,7 +107,8 @@ pub(crate) fn connect(container: &Container, state: &State) -> Result<Agent, Lif
     })
 }
 
-/// An agent that is gone, or does not know the container, means that the container has ended meanwhile.
+/// An agent that is gone, or does not know the container, means that the container has ended
+/// meanwhile.
 pub(crate) fn gone(error: AgentError) -> LifecycleError {
     match error {
         AgentError::NotFound(_) | AgentError::Lost { .. } => refused(NOT_RUNNING),

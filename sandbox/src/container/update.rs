@@ -53,8 +53,8 @@ pub enum UpdateError {
     },
 }
 
-/// Changes the limits that `change` names, and leaves the others as they are. Device rules are ignored,
-/// as with runc.
+/// Changes the limits that `change` names, and leaves the others as they are. Device rules are
+/// ignored, as with runc.
 pub async fn update(container: &Container, change: &LinuxResources) -> Result<(), UpdateError> {
     let state = container.state()?;
     if matches!(state.status(), Status::Stopped | Status::Creating) {
@@ -84,9 +84,10 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     Ok(locked.save(&state)?)
 }
 
-/// Changes the limits in the guest, of the machine, and in the host's cgroups. The machine must have
-/// what the container may use, and the host's cgroups must allow what the machine has. So limits grow
-/// from the host inwards and shrink from the guest outwards, and the kernel kills nothing.
+/// Changes the limits in the guest, of the machine, and in the host's cgroups. The machine must
+/// have what the container may use, and the host's cgroups must allow what the machine has. So
+/// limits grow from the host inwards and shrink from the guest outwards, and the kernel kills
+/// nothing.
 async fn apply(
     container: &Container,
     state: &State,

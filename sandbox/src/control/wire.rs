@@ -8,8 +8,8 @@
 //! version 2   {"start":{"id":"web","version":2}}      "done"   {"failed":{"code":"not-found",…}}
 //! ```
 //!
-//! The answer is in the request's version. An owner refuses a request that it does not know, or of a
-//! later version; a client takes answers of both versions.
+//! The answer is in the request's version. An owner refuses a request that it does not know, or of
+//! a later version; a client takes answers of both versions.
 
 use rvm_protocol::failure::{Code, Failure};
 use serde::{Deserialize, Serialize};

@@ -1,15 +1,15 @@
 //! The layout of state.json and sandbox.json, which rvms of different versions read and write.
 //!
-//! A file says its layout in the field `version`; a file without it is of layout 1. A layout grows when
-//! a program that knows only the one before would misread the file. A new field alone is passed over by
-//! older programs and changes nothing.
+//! A file says its layout in the field `version`; a file without it is of layout 1. A layout grows
+//! when a program that knows only the one before would misread the file. A new field alone is
+//! passed over by older programs and changes nothing.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The layout of a file. A file that is rewritten keeps its own: the process that made it may be of an
-/// older rvm and read it again.
+/// The layout of a file. A file that is rewritten keeps its own: the process that made it may be of
+/// an older rvm and read it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Layout(u32);
 

@@ -1,4 +1,5 @@
-//! What a monitor does for the program that asked for it, and how it hears that this program has gone.
+//! What a monitor does for the program that asked for it, and how it hears that this program has
+//! gone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,8 +15,8 @@ use crate::host::terminal::{self, RawTerminal};
 
 /// What the program that asked for a container or a process wants of its monitor.
 pub struct Caller<'a> {
-    /// A Unix socket for the controlling end of the terminal; without one, the terminal is that of the
-    /// standard streams.
+    /// A Unix socket for the controlling end of the terminal; without one, the terminal is that of
+    /// the standard streams.
     pub console_socket: Option<PathBuf>,
     /// A Unix socket for a pidfd of the monitor.
     pub pidfd_socket: Option<PathBuf>,
@@ -27,8 +28,8 @@ pub struct Caller<'a> {
 
 /// Who waits for a monitor.
 pub enum Mode<'a> {
-    /// A program that goes away once the monitor has reported that the container is created, or that
-    /// the process runs. Another starts the container.
+    /// A program that goes away once the monitor has reported that the container is created, or
+    /// that the process runs. Another starts the container.
     Detached(&'a Starter),
     /// The user: the container is started at once.
     Foreground,
@@ -108,8 +109,8 @@ fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, MonitorError> {
         .map_err(process_failed("dup the standard streams"))
 }
 
-/// Returns when a signal asks this process to end. Others mean nothing to a process of the guest that
-/// does not run yet, or any more.
+/// Returns when a signal asks this process to end. Others mean nothing to a process of the guest
+/// that does not run yet, or any more.
 pub(super) async fn interrupted(signals: &Signals) -> i32 {
     loop {
         match signals.next().await {

@@ -1,5 +1,5 @@
-//! A process that is added to a running container, seen from the process of this host that stands for
-//! it: that one holds the streams, passes signals on, and ends with the exit code.
+//! A process that is added to a running container, seen from the process of this host that stands
+//! for it: that one holds the streams, passes signals on, and ends with the exit code.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
-//! The process that stands for a container on the host: it starts the machine or joins one, holds the
-//! container's standard streams, and ends with its exit code. Its pid is the container's to everyone.
+//! The process that stands for a container on the host: it starts the machine or joins one, holds
+//! the container's standard streams, and ends with its exit code. Its pid is the container's to
+//! everyone.
 //!
 //! ```text
 //!   start a sandbox ─┬─> create ──> ready ──> supervise ──> drain ──> tear down
@@ -39,8 +40,8 @@ use rvm_sys::error_chain::chain;
 
 pub use caller::{Caller, Mode};
 
-/// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is what
-/// has happened to its processes.
+/// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is
+/// what has happened to its processes.
 pub const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
 
 /// How long the process that asked for a start may take to read its answer once the container has
@@ -184,8 +185,8 @@ async fn start(
     Ok((place, relay))
 }
 
-/// Passes signals on until the container's init process has ended; returns its exit code. The owner of
-/// the sandbox serves it meanwhile.
+/// Passes signals on until the container's init process has ended; returns its exit code. The owner
+/// of the sandbox serves it meanwhile.
 async fn supervise(init: &GuestProcess, place: &Place, signals: &Signals) -> u8 {
     let guest = place.guest();
     let server = place.sandbox().map(|sandbox| Server::new(sandbox));

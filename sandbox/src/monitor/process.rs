@@ -17,8 +17,8 @@ pub(super) struct GuestProcess {
 }
 
 impl GuestProcess {
-    /// Gives the process's terminal the size of the host's, which may have changed before signals were
-    /// passed on.
+    /// Gives the process's terminal the size of the host's, which may have changed before signals
+    /// were passed on.
     pub(super) async fn fit_terminal(&self) {
         if let Some(terminal) = &self.terminal {
             let size = terminal.size();
@@ -47,8 +47,8 @@ impl GuestProcess {
         }
     }
 
-    /// Passes a signal on; SIGWINCH sets the size of the process's terminal. This does not wait for the
-    /// answer: a process that is about to end may give none.
+    /// Passes a signal on; SIGWINCH sets the size of the process's terminal. This does not wait for
+    /// the answer: a process that is about to end may give none.
     fn pass_on(&self, signal: i32) {
         let (agent, id) = (self.agent.clone(), self.id.clone());
         let size = self.terminal.as_ref().map(RawTerminal::size);
@@ -66,8 +66,8 @@ impl GuestProcess {
     }
 }
 
-/// Waits until the output of a process that has ended is copied. A reader that never reads would keep
-/// it, and this process, for ever: a signal gives it up.
+/// Waits until the output of a process that has ended is copied. A reader that never reads would
+/// keep it, and this process, for ever: a signal gives it up.
 pub(super) async fn drain(relay: Relay, signals: &Signals) {
     tokio::select! {
         () = relay.drained() => {}

@@ -1,8 +1,8 @@
 //! Containers on disk: one directory each below the state root, and in it state.json.
 //!
-//! A process holds the lock on a container's directory while it reads or changes the state. The state
-//! is written to a new file that is renamed into place, so neither a reader nor a crash meets half of
-//! it.
+//! A process holds the lock on a container's directory while it reads or changes the state. The
+//! state is written to a new file that is renamed into place, so neither a reader nor a crash meets
+//! half of it.
 
 mod pods;
 pub mod status;
@@ -54,8 +54,8 @@ pub struct State {
     /// The limits that hold now: config.json's, as updates have changed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<LinuxResources>,
-    /// The memory limit of the host's cgroups, in bytes, where it is above the container's own because
-    /// the guest has not given the memory back.
+    /// The memory limit of the host's cgroups, in bytes, where it is above the container's own
+    /// because the guest has not given the memory back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_memory: Option<u64>,
     /// Whether the init process has a terminal.
@@ -77,13 +77,14 @@ pub struct State {
     /// The container's cgroups on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<Cgroup>,
-    /// The init process's exit code, 128 and the signal's number if a signal ended it. `None` while it
-    /// runs, and if the machine or the monitor ended first.
+    /// The init process's exit code, 128 and the signal's number if a signal ended it. `None` while
+    /// it runs, and if the machine or the monitor ended first.
     pub exit_status: Option<u8>,
 }
 
 impl State {
-    /// The container's status now: without its monitor it has stopped, whatever was written down last.
+    /// The container's status now: without its monitor it has stopped, whatever was written down
+    /// last.
     pub fn status(&self) -> Status {
         match self.is_orphan() {
             true => Status::Stopped,

@@ -274,8 +274,8 @@ impl Locked<'_> {
         fs::rename(&new, &path).map_err(failed("write", &path))
     }
 
-    /// Writes down which process stands for the container from now on. Fails if the container is being
-    /// deleted.
+    /// Writes down which process stands for the container from now on. Fails if the container is
+    /// being deleted.
     pub fn claim(&self, monitor: ProcessId) -> Result<(), StateError> {
         let mut state = self.load()?;
         if state.status != Status::Creating {
@@ -296,8 +296,8 @@ impl Locked<'_> {
         self.save(&state)
     }
 
-    /// Changes the status, and other fields with `change`. Fails, and changes nothing, if the status
-    /// does not allow the step.
+    /// Changes the status, and other fields with `change`. Fails, and changes nothing, if the
+    /// status does not allow the step.
     pub fn step(&self, to: Status, change: impl FnOnce(&mut State)) -> Result<State, StateError> {
         let mut state = self.load()?;
         state.status = state.status.step(to)?;
