@@ -1,5 +1,5 @@
-//! The start of a container, from its bundle to an init process that waits to execute the program. The
-//! monitor and the shim both start containers with this.
+//! The start of a container, from its bundle to an init process that waits to execute the program.
+//! The monitor and the shim both start containers with this.
 //!
 //! ```text
 //!   create hooks ──> share files ──┬─> start a sandbox ─┬──> create in the guest
@@ -143,9 +143,10 @@ pub struct Start<'a> {
     pub anchor: &'a PidAnchor,
 }
 
-/// Opens or makes the network namespace that a container is to be in, and says where the container is to
-/// run; a member of a pod is [`Placement::Joined`]. The thread whose number is the container's pid must
-/// enter the namespace before anything else happens: engines look for it there.
+/// Opens or makes the network namespace that a container is to be in, and says where the container
+/// is to run; a member of a pod is [`Placement::Joined`]. The thread whose number is the
+/// container's pid must enter the namespace before anything else happens: engines look for it
+/// there.
 pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Placement), NetworkError> {
     // Reading the bundle has made sure that it asks for one.
     let wanted = NamespaceSource::of(&bundle.spec).unwrap_or(NamespaceSource::New);
@@ -248,8 +249,9 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Puts the processes that run the machine into the container's groups, where this program is not in
-    /// them itself: before the guest boots, because what a process has used is never moved with it.
+    /// Puts the processes that run the machine into the container's groups, where this program is
+    /// not in them itself: before the guest boots, because what a process has used is never moved
+    /// with it.
     fn enter_groups(&self, guest: &Guest) -> Result<(), StartError> {
         if self.container.state()?.cgroup.is_none() {
             let machine: Vec<i32> = guest.record().machine.iter().map(|id| id.pid).collect();
