@@ -1,15 +1,57 @@
-//! Generates the messages of `proto/cri.proto`, without protoc.
+//! Generates the messages of `proto/` without protoc, and compiles the pause program.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo::rerun-if-changed=proto/cri.proto");
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+const PAUSE: &str = "pause/pause.rs";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    generate_messages(&out)?;
+    compile_pause(&out.join("pause"))
+}
+
+fn generate_messages(out: &Path) -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
     ttrpc_codegen::Codegen::new()
-        .input("proto/cri.proto")
+        .inputs(["proto/cri.proto", "proto/runtimeoptions.proto"])
         .include("proto")
         .rust_protobuf()
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().lite_runtime(true))
         .run()?;
-    // The generated file begins with inner attributes, so it can be a module but not included.
-    let modules = std::path::Path::new(&std::env::var("OUT_DIR")?).join("modules.rs");
-    std::fs::write(modules, "pub mod cri;\n")?;
-    Ok(())
+    // The generated files begin with inner attributes, so they can be modules but not included.
+    let modules = "pub mod cri;\npub mod runtimeoptions;\n";
+    Ok(fs::write(out.join("modules.rs"), modules)?)
+}
+
+/// Compiles the program that `src/sandbox_bundle/pause.rs` embeds. It has no standard library and
+/// no C library, so cargo cannot build it together with the shim.
+fn compile_pause(program: &Path) -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed={PAUSE}");
+    let mut rustc = Command::new(variable("RUSTC")?);
+    rustc
+        .args([PAUSE, "--crate-type=bin", "--edition=2024"])
+        .arg("--target")
+        .arg(variable("TARGET")?)
+        .arg("-o")
+        .arg(program)
+        .args(["-Copt-level=s", "-Cpanic=abort", "-Cforce-unwind-tables=no"])
+        .args(["-Cstrip=symbols", "-Crelocation-model=static"])
+        .arg("-Clink-args=-nostdlib -static -Wl,--build-id=none");
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        let mut option = OsString::from("-Clinker=");
+        option.push(linker);
+        rustc.arg(option);
+    }
+    match rustc.status()?.success() {
+        true => Ok(()),
+        false => Err(format!("cannot compile {PAUSE}").into()),
+    }
+}
+
+fn variable(name: &str) -> Result<OsString, Box<dyn Error>> {
+    Ok(env::var_os(name).ok_or_else(|| format!("cargo does not set {name}"))?)
 }

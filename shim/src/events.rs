@@ -1,5 +1,5 @@
-//! Events for containerd: told in order, one after the other, each until containerd has taken it. It
-//! may be restarted in between; what happens meanwhile waits.
+//! Publishes events to containerd in order, and each again until containerd has accepted it. While
+//! containerd restarts, events wait in the queue.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,22 +15,22 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use ttrpc::context;
 
-/// The environment's name for containerd's ttrpc socket.
+/// The environment variable that holds the address of containerd's ttrpc socket.
 pub const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
-/// How long containerd may take for one event.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long containerd may take to accept one event.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait before trying again: at first, and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// The delay before an event is sent again: at first, and after doubling at most.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// How often an event is offered that containerd refuses, which no restart of it mends.
-const REFUSALS: u32 = 5;
+/// How often an event is sent that containerd answers with an error: unlike a lost connection, an
+/// error may never go away.
+const MAX_REFUSALS: u32 = 5;
 
-/// An event with the topic that it is told under.
+/// An event with the topic under which it is published.
 pub trait Event: MessageFull {
-    /// The topic.
     const TOPIC: &'static str;
 }
 
@@ -55,30 +55,30 @@ topics! {
     TaskCheckpointed: TASK_CHECKPOINTED_EVENT_TOPIC,
 }
 
-/// Takes events and passes them on.
+/// A queue of events and the task that sends them.
 pub struct Publisher {
     namespace: String,
     queue: mpsc::UnboundedSender<Envelope>,
-    /// How many containerd has not taken yet.
-    waiting: watch::Sender<usize>,
+    /// The number of events that containerd has not accepted yet.
+    pending: watch::Sender<usize>,
 }
 
 impl Publisher {
-    /// Starts to pass events on to the socket at `address`.
+    /// Starts the task, which sends to the ttrpc socket at `address`.
     pub fn new(namespace: String, address: String) -> Self {
         let (queue, events) = mpsc::unbounded_channel();
-        let (waiting, _) = watch::channel(0);
-        tokio::spawn(pass_on(address, events, waiting.clone()));
+        let (pending, _) = watch::channel(0);
+        tokio::spawn(forward_all(address, events, pending.clone()));
         Self {
             namespace,
             queue,
-            waiting,
+            pending,
         }
     }
 
-    /// Tells containerd of an event, after those before it.
+    /// Puts an event into the queue.
     pub fn publish<E: Event>(&self, event: &E) {
-        // An event is small and complete; encoding it cannot fail.
+        // Encoding fails only if a required field is missing, and events have none.
         let value = event.write_to_bytes().unwrap_or_default();
         let envelope = Envelope {
             timestamp: Some(Timestamp::from(SystemTime::now())).into(),
@@ -93,25 +93,25 @@ impl Publisher {
             ..Default::default()
         };
         tracing::debug!("event {}", E::TOPIC);
-        self.waiting.send_modify(|count| *count += 1);
-        // The task ends with this.
+        self.pending.send_modify(|count| *count += 1);
+        // The task receives until this publisher is dropped.
         let _ = self.queue.send(envelope);
     }
 
-    /// Returns when containerd has taken every event, or after `limit`.
-    pub async fn drained(&self, limit: Duration) {
-        let mut waiting = self.waiting.subscribe();
-        let drained = waiting.wait_for(|count| *count == 0);
-        if tokio::time::timeout(limit, drained).await.is_err() {
-            tracing::warn!("{} events are lost", *self.waiting.borrow());
+    /// Returns when containerd has accepted every event, or after `timeout`.
+    pub async fn drain(&self, timeout: Duration) {
+        let mut pending = self.pending.subscribe();
+        let drained = pending.wait_for(|count| *count == 0);
+        if tokio::time::timeout(timeout, drained).await.is_err() {
+            tracing::warn!("{} events are lost", *self.pending.borrow());
         }
     }
 }
 
-async fn pass_on(
+async fn forward_all(
     address: String,
     mut events: mpsc::UnboundedReceiver<Envelope>,
-    waiting: watch::Sender<usize>,
+    pending: watch::Sender<usize>,
 ) {
     let mut connection = None;
     while let Some(envelope) = events.recv().await {
@@ -119,19 +119,19 @@ async fn pass_on(
             envelope: Some(envelope).into(),
             ..Default::default()
         };
-        until_taken(&address, &mut connection, &request).await;
-        waiting.send_modify(|count| *count -= 1);
+        forward_until_accepted(&address, &mut connection, &request).await;
+        pending.send_modify(|count| *count -= 1);
     }
 }
 
-async fn until_taken(
+async fn forward_until_accepted(
     address: &str,
     connection: &mut Option<EventsClient>,
     request: &ForwardRequest,
 ) {
-    let (mut pause, mut refusals) = (FIRST_PAUSE, 0);
+    let (mut delay, mut refusals) = (FIRST_DELAY, 0);
     loop {
-        let error = match forward(address, connection, request).await {
+        let error = match forward_once(address, connection, request).await {
             Ok(()) => return,
             Err(error) => error,
         };
@@ -139,18 +139,18 @@ async fn until_taken(
             refusals += 1;
         }
         let topic = &request.envelope.topic;
-        if refusals == REFUSALS {
-            tracing::warn!("event {topic} is dropped, containerd refuses it: {error}");
+        if refusals == MAX_REFUSALS {
+            tracing::warn!("event {topic} is dropped: containerd refuses it: {error}");
             return;
         }
         tracing::debug!("event {topic} waits: {error}");
         *connection = None;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(MAX_DELAY);
     }
 }
 
-async fn forward(
+async fn forward_once(
     address: &str,
     connection: &mut Option<EventsClient>,
     request: &ForwardRequest,
@@ -159,8 +159,8 @@ async fn forward(
         Some(client) => client,
         None => connection.insert(connect(address).await?),
     };
-    let limit = context::with_duration(LIMIT);
-    client.forward(limit, request).await.map(|_| ())
+    let timeout = context::with_duration(FORWARD_TIMEOUT);
+    client.forward(timeout, request).await.map(|_| ())
 }
 
 async fn connect(address: &str) -> ttrpc::Result<EventsClient> {
@@ -181,11 +181,11 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use ttrpc::r#async::{Server, TtrpcContext};
 
-    /// Takes events, after having refused some.
+    /// Accepts events after having refused some.
     #[derive(Default)]
     struct Containerd {
         refusals: Mutex<u32>,
-        taken: Mutex<Vec<Envelope>>,
+        accepted: Mutex<Vec<Envelope>>,
     }
 
     #[async_trait::async_trait]
@@ -197,7 +197,10 @@ mod tests {
                 let status = ttrpc::get_status(ttrpc::Code::UNAVAILABLE, "busy");
                 return Err(ttrpc::Error::RpcStatus(status));
             }
-            self.taken.lock().unwrap().push(request.envelope.unwrap());
+            self.accepted
+                .lock()
+                .unwrap()
+                .push(request.envelope.unwrap());
             Ok(Empty::default())
         }
     }
@@ -220,13 +223,13 @@ mod tests {
     }
 
     fn statuses(containerd: &Containerd) -> Vec<u32> {
-        let taken = containerd.taken.lock().unwrap();
+        let accepted = containerd.accepted.lock().unwrap();
         let parse = |envelope: &Envelope| {
             tasks::TaskExit::parse_from_bytes(&envelope.event.value)
                 .unwrap()
                 .exit_status
         };
-        taken.iter().map(parse).collect()
+        accepted.iter().map(parse).collect()
     }
 
     #[tokio::test]
@@ -237,9 +240,9 @@ mod tests {
         let _server = serve(&path, containerd.clone()).await;
         let publisher = Publisher::new("space".to_owned(), path.display().to_string());
         (0..10).for_each(|status| publisher.publish(&exit(status)));
-        publisher.drained(Duration::from_secs(10)).await;
+        publisher.drain(Duration::from_secs(10)).await;
         assert_eq!(statuses(&containerd), (0..10).collect::<Vec<_>>());
-        let first = containerd.taken.lock().unwrap()[0].clone();
+        let first = containerd.accepted.lock().unwrap()[0].clone();
         assert_eq!(first.event.type_url, "containerd.events.TaskExit");
         assert_eq!((&*first.topic, &*first.namespace), ("/tasks/exit", "space"));
     }
@@ -251,17 +254,17 @@ mod tests {
         let containerd = Arc::new(Containerd::default());
         let publisher = Publisher::new("space".to_owned(), path.display().to_string());
         publisher.publish(&exit(1));
-        publisher.drained(Duration::from_millis(100)).await;
+        publisher.drain(Duration::from_millis(100)).await;
         assert!(statuses(&containerd).is_empty());
         let mut server = serve(&path, containerd.clone()).await;
         publisher.publish(&exit(2));
-        publisher.drained(Duration::from_secs(10)).await;
+        publisher.drain(Duration::from_secs(10)).await;
         server.shutdown().await.unwrap();
         drop(server);
         publisher.publish(&exit(3));
-        publisher.drained(Duration::from_millis(100)).await;
+        publisher.drain(Duration::from_millis(100)).await;
         let _server = serve(&path, containerd.clone()).await;
-        publisher.drained(Duration::from_secs(10)).await;
+        publisher.drain(Duration::from_secs(10)).await;
         assert_eq!(statuses(&containerd), [1, 2, 3]);
     }
 
@@ -270,14 +273,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ttrpc");
         let containerd = Arc::new(Containerd {
-            refusals: Mutex::new(REFUSALS + 1),
+            refusals: Mutex::new(MAX_REFUSALS + 1),
             ..Default::default()
         });
         let _server = serve(&path, containerd.clone()).await;
         let publisher = Publisher::new("space".to_owned(), path.display().to_string());
         publisher.publish(&exit(1));
         publisher.publish(&exit(2));
-        publisher.drained(Duration::from_secs(30)).await;
+        publisher.drain(Duration::from_secs(30)).await;
         assert_eq!(statuses(&containerd), [2], "the second was refused once");
     }
 }

@@ -1,45 +1,33 @@
-//! containerd-shim-rvm-v2: stands between containerd and the containers of one machine.
+//! containerd-shim-rvm-v2: serves containerd's tasks and sandboxes from one virtual machine a pod.
 //!
-//! containerd runs this program in three roles. `start` makes the socket and leaves the daemon
-//! behind, or finds the daemon of the pod; the daemon, which is started without an action, serves
-//! that socket; `delete` cleans up after a daemon that is gone.
+//! containerd runs this program in three roles: `start` leaves a daemon behind or finds the pod's,
+//! the daemon serves the pod's socket, and `delete` cleans up after a daemon that is gone.
 
-mod cleanup;
-mod container;
-mod cri;
-mod daemon;
-mod error;
-mod events;
-mod flags;
-mod info;
-mod launch;
-mod logger;
-mod logging;
-mod machine;
-mod metrics;
+// The rooms, bottom first: a room uses those above it in this list, never one below. A test of the
+// repository holds that.
+mod messages;
+mod invocation;
 mod options;
-mod pause;
-mod pod;
-mod process;
-mod remains;
+mod bundle;
 mod rootfs;
-mod sandbox_api;
-mod sandbox_files;
-mod sandbox_spec;
 mod stdio;
-mod task_api;
-mod uri;
+mod events;
+mod sandbox_bundle;
+mod pod;
+mod service;
+mod role;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use flags::{Action, Flags};
+use invocation::flags::{Action, Flags};
+use invocation::info;
 
 fn main() -> ExitCode {
     match Flags::parse(std::env::args_os().skip(1)).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // containerd shows it to the user.
+            // containerd shows this line to the user.
             let _ = writeln!(std::io::stderr(), "io.containerd.rvm.v2: {error:#}");
             ExitCode::FAILURE
         }
@@ -50,8 +38,8 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     match flags.action {
         Action::Version => info::print_version(),
         Action::Info => info::print(),
-        Action::Start => launch::run(&flags),
-        Action::Delete => cleanup::run(&flags),
-        Action::Serve => daemon::run(&flags),
+        Action::Start => role::start::run(&flags),
+        Action::Delete => role::delete::run(&flags),
+        Action::Serve => role::serve::run(&flags),
     }
 }

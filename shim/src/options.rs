@@ -1,87 +1,69 @@
-//! The runtime's options, as containerd's configuration gives them: rvm's own by the generic message
-//! (`ConfigPath`, or a table that becomes its configuration), and those of runc's that mean the same
-//! here.
+//! The runtime's options from containerd's configuration: rvm's own in the generic message
+//! (`ConfigPath`, or a table that becomes rvm's configuration), and those of runc's options that
+//! mean the same for rvm.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::shim::oci;
-use protobuf::rt::WireType;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use protobuf::{CodedInputStream, Message as _};
 
-/// The generic message, of the CRI plugin and of `ctr --runtime-config-path`.
+use crate::messages::runtimeoptions;
+
+/// The generic message's type; see `proto/runtimeoptions.proto`.
 const GENERIC: &str = "runtimeoptions.v1.Options";
 
-/// runc's, of clients that always send them.
+/// The type of runc's options, which some clients send to every runtime.
 const RUNC: &str = "containerd.runc.v1.Options";
 
-/// Where a configuration that came as text is put, in the bundle.
+/// The file in the bundle that receives a configuration sent as text.
 const CONFIG_FILE: &str = "rvm.toml";
 
-/// Options that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
-    /// The message.
-    #[error("the runtime's options of type {kind} cannot be read")]
+    #[error("cannot decode the runtime's options of type {kind}")]
     Decode {
-        /// Its type.
         kind: String,
-        /// The reason.
-        #[source]
         source: protobuf::Error,
     },
-    /// Of another runtime.
     #[error("the runtime's options are of type {0}; rvm takes {GENERIC} with ConfigPath")]
-    Unknown(String),
-    /// An option that cannot be honoured.
-    #[error("the runtime's option {0}")]
-    Unfit(String),
-    /// The configuration.
+    UnknownType(String),
+    #[error(
+        "the runtime's option BinaryName is {0:?}, which is another runtime; leave the option out"
+    )]
+    OtherRuntime(PathBuf),
     #[error("cannot write rvm's configuration to {}", path.display())]
-    Write {
-        /// Where to.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
 }
 
-/// What was asked for. Everything has a default.
+/// Every option has a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// rvm's configuration file.
     pub config_path: Option<PathBuf>,
-    /// Its contents, if it is none.
+    /// rvm's configuration itself, which counts if there is no `config_path`.
     pub config_text: Option<String>,
-    /// The directory for the state of containers.
+    /// The directory of the state of containers.
     pub root: Option<PathBuf>,
-    /// A cgroup for the shim.
+    /// The cgroup that the daemon joins.
     pub shim_cgroup: Option<String>,
 }
 
 impl Options {
-    /// Reads the message. An empty one asks for nothing.
+    /// Decodes the message; one without a type asks for the defaults.
     pub fn parse(any: &Any) -> Result<Self, OptionsError> {
         let kind = any.type_url.rsplit('/').next().unwrap_or_default();
-        let parsed = match kind {
-            "" => return Ok(Self::default()),
-            GENERIC => Self::generic(&any.value),
-            kind if kind.ends_with(RUNC) => match oci::Options::parse_from_bytes(&any.value) {
-                Ok(options) => return Self::runc(&options),
-                Err(error) => Err(error),
-            },
-            _ => return Err(OptionsError::Unknown(any.type_url.clone())),
-        };
-        parsed.map_err(|source| OptionsError::Decode {
-            kind: any.type_url.clone(),
-            source,
-        })
+        match kind {
+            "" => Ok(Self::default()),
+            GENERIC => Ok(Self::generic(decode(any)?)),
+            kind if kind.ends_with(RUNC) => Self::runc(decode(any)?),
+            _ => Err(OptionsError::UnknownType(any.type_url.clone())),
+        }
     }
 
-    /// The first of several messages that is one of options.
+    /// Decodes the first of several messages whose type is one of options.
     pub fn find<'a>(mut messages: impl Iterator<Item = &'a Any>) -> Result<Self, OptionsError> {
         let is_options = |any: &&Any| any.type_url.ends_with(".Options");
         match messages.find(is_options) {
@@ -90,40 +72,28 @@ impl Options {
         }
     }
 
-    /// `type_url`, `config_path` and `config_body`.
-    fn generic(bytes: &[u8]) -> protobuf::Result<Self> {
-        let mut options = Self::default();
-        let mut input = CodedInputStream::from_bytes(bytes);
-        while let Some(tag) = input.read_raw_tag_or_eof()? {
-            let wire = WireType::new(tag & 7).ok_or_else(|| invalid("a wire type"))?;
-            match tag >> 3 {
-                2 => options.config_path = some(input.read_string()?).map(PathBuf::from),
-                3 => {
-                    let text = String::from_utf8(input.read_bytes()?);
-                    options.config_text = some(text.map_err(|_| invalid("config_body"))?);
-                }
-                _ => input.skip_field(wire)?,
-            }
+    fn generic(options: runtimeoptions::Options) -> Self {
+        Self {
+            config_path: non_empty(options.config_path).map(PathBuf::from),
+            config_text: non_empty(options.config_body),
+            ..Self::default()
         }
-        Ok(options)
     }
 
-    fn runc(options: &oci::Options) -> Result<Self, OptionsError> {
-        let name = Path::new(&options.binary_name).file_name();
-        if let Some(name) = name.filter(|name| *name != "rvm") {
-            return Err(OptionsError::Unfit(format!(
-                "BinaryName is {:?}, which is another runtime; leave it away",
-                name.to_string_lossy()
-            )));
+    fn runc(options: oci::Options) -> Result<Self, OptionsError> {
+        let binary = Path::new(&options.binary_name);
+        if binary.file_name().is_some_and(|name| name != "rvm") {
+            return Err(OptionsError::OtherRuntime(binary.to_owned()));
         }
         Ok(Self {
-            root: some(options.root.clone()).map(PathBuf::from),
-            shim_cgroup: some(options.shim_cgroup.clone()),
+            root: non_empty(options.root).map(PathBuf::from),
+            shim_cgroup: non_empty(options.shim_cgroup),
             ..Self::default()
         })
     }
 
-    /// rvm's configuration file, which is made in the bundle if the configuration came as text.
+    /// The path of rvm's configuration file. A configuration sent as text is written into the
+    /// bundle first.
     pub fn config_file(&self, bundle: &Path) -> Result<Option<PathBuf>, OptionsError> {
         if self.config_path.is_some() {
             return Ok(self.config_path.clone());
@@ -141,12 +111,15 @@ impl Options {
     }
 }
 
-fn some(text: String) -> Option<String> {
-    Some(text).filter(|text| !text.is_empty())
+fn decode<M: Message>(any: &Any) -> Result<M, OptionsError> {
+    M::parse_from_bytes(&any.value).map_err(|source| OptionsError::Decode {
+        kind: any.type_url.clone(),
+        source,
+    })
 }
 
-fn invalid(what: &str) -> protobuf::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.to_owned()).into()
+fn non_empty(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]
@@ -177,6 +150,13 @@ mod tests {
             Some("/c/rvm".into()),
             "a path goes before text"
         );
+    }
+
+    #[test]
+    fn fields_of_later_versions_are_skipped() {
+        let message = b"\x12\x06/c/rvm\xfa\x06\x03new";
+        let options = Options::parse(&any(GENERIC, message)).unwrap();
+        assert_eq!(options.config_path, Some("/c/rvm".into()));
     }
 
     #[test]
