@@ -11,7 +11,7 @@ use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
-use rvm_sandbox::container::start::{Place, Placement, Start, take_network};
+use rvm_sandbox::container::start::{Placement, Start, take_network};
 use rvm_sandbox::host::process::ProcessId;
 use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::network::Namespace;
@@ -149,9 +149,7 @@ impl Pod {
         let mut timings = Timings::default();
         let (place, relay) = start.create(placement, opened.host, &mut timings).await?;
         let owns_sandbox = !matches!(bundle.role, Role::Member(_));
-        if let Place::Owned(sandbox) = &place
-            && owns_sandbox
-        {
+        if owns_sandbox && let Some(sandbox) = place.sandbox() {
             self.machine.own(sandbox, &bundle.role, &self.registry);
             stale::sweep(record.store());
         }
