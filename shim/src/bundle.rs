@@ -66,3 +66,24 @@ pub fn forget_state(bundle: &Path) {
     // containerd removes the whole bundle in any case.
     let _ = fs::remove_file(bundle.join(STATE_FILE));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_socket_is_removed_only_after_its_daemon() {
+        let bundle = tempfile::tempdir().unwrap();
+        let socket = bundle.path().join("socket");
+        let daemon = UnixListener::bind(&socket).unwrap();
+        let address = format!("unix://{}", socket.display());
+        write_address(bundle.path(), &address).unwrap();
+        remove_dead_socket(bundle.path());
+        assert_eq!(served_address(bundle.path()), Some(address));
+        drop(daemon);
+        assert_eq!(served_address(bundle.path()), None);
+        remove_dead_socket(bundle.path());
+        assert!(!socket.exists());
+    }
+}

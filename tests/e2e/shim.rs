@@ -332,3 +332,70 @@ fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
     assert_eq!((&*exit.id, exit.exit_status), ("box", 137));
     assert_eq!(last::<events::TaskDelete>(&shim).exit_status, 137);
 }
+
+/// The code of a call that must fail.
+fn code<T>(answer: ttrpc::Result<T>) -> ttrpc::Code {
+    match answer {
+        Err(ttrpc::Error::RpcStatus(status)) => status.code(),
+        Err(error) => panic!("a failure without a code: {error}"),
+        Ok(_) => panic!("the call did not fail"),
+    }
+}
+
+#[test]
+fn failures_have_the_codes_that_containerd_acts_on() {
+    let bundle = Bundle::shell(WAITS);
+    let bundle_dir = bundle.write().to_owned();
+    let shim = Shim::start("box", &bundle_dir);
+    let create_request = api::CreateTaskRequest {
+        id: "box".to_owned(),
+        bundle: bundle_dir.display().to_string(),
+        ..Default::default()
+    };
+    let start_request = api::StartRequest {
+        id: "box".to_owned(),
+        ..Default::default()
+    };
+    let kill_request = |exec_id: &str| api::KillRequest {
+        id: "box".to_owned(),
+        exec_id: exec_id.to_owned(),
+        signal: 9,
+        ..Default::default()
+    };
+    let delete_request = api::DeleteRequest {
+        id: "box".to_owned(),
+        ..Default::default()
+    };
+    let stats_request = api::StatsRequest {
+        id: "box".to_owned(),
+        ..Default::default()
+    };
+    shim.ok(shim.tasks.create(limit(), &create_request));
+    shim.ok(shim.tasks.start(limit(), &start_request));
+    let again = shim.call(shim.tasks.create(limit(), &create_request));
+    assert_eq!(code(again), ttrpc::Code::ALREADY_EXISTS);
+    let again = shim.call(shim.tasks.start(limit(), &start_request));
+    assert_eq!(code(again), ttrpc::Code::FAILED_PRECONDITION);
+    let running = shim.call(shim.tasks.delete(limit(), &delete_request));
+    assert_eq!(code(running), ttrpc::Code::FAILED_PRECONDITION);
+    let none = shim.call(shim.tasks.kill(limit(), &kill_request("none")));
+    assert_eq!(code(none), ttrpc::Code::NOT_FOUND);
+    let checkpoint = api::CheckpointTaskRequest {
+        id: "box".to_owned(),
+        ..Default::default()
+    };
+    let checkpoint = shim.call(shim.tasks.checkpoint(limit(), &checkpoint));
+    assert_eq!(code(checkpoint), ttrpc::Code::UNIMPLEMENTED);
+
+    assert_eq!(kill(&shim, "box"), 137);
+    let again = shim.call(shim.tasks.kill(limit(), &kill_request("")));
+    assert_eq!(code(again), ttrpc::Code::NOT_FOUND);
+    let stats = shim.call(shim.tasks.stats(limit(), &stats_request));
+    assert_eq!(code(stats), ttrpc::Code::NOT_FOUND);
+    shim.ok(shim.tasks.delete(limit(), &delete_request));
+    let again = shim.call(shim.tasks.delete(limit(), &delete_request));
+    assert_eq!(code(again), ttrpc::Code::NOT_FOUND);
+    shim.ok(shim
+        .tasks
+        .shutdown(limit(), &api::ShutdownRequest::default()));
+}
