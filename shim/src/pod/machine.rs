@@ -16,8 +16,8 @@ use super::registry::Registry;
 /// How long a machine may take to end its containers and write back their files.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The slot of the pod's machine. It is empty before the first container is created, and from the
-/// time at which somebody ends the machine.
+/// The slot of the pod's machine. It is empty before the pod's first container is created, and again
+/// as soon as this process decides to end the machine.
 #[derive(Default)]
 pub struct Machine(Mutex<Option<Arc<Sandbox>>>);
 
@@ -26,7 +26,7 @@ impl Machine {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The machine, unless it is to end.
+    /// The machine, unless this process is about to end it.
     pub fn get(&self) -> Option<Arc<Sandbox>> {
         self.slot().clone()
     }
@@ -88,7 +88,7 @@ async fn publish_oom_kills(registry: Arc<Registry>, sandbox: Arc<Sandbox>) {
     }
 }
 
-/// Logs why a machine has ended, unless somebody here has ended it.
+/// Logs why a machine has ended, unless this process has ended it.
 async fn log_end(machine: Arc<Machine>, sandbox: Arc<Sandbox>) {
     let end = sandbox.guest().ended().await;
     match end {
