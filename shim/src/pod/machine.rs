@@ -16,8 +16,8 @@ use super::registry::Registry;
 /// How long a machine may take to end its containers and write back their files.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The slot of the pod's machine. It is empty before the pod's first container is created, and again
-/// as soon as this process decides to end the machine.
+/// The slot of the pod's machine. It is empty before the pod's first container is created, and
+/// again as soon as this process decides to end the machine.
 #[derive(Default)]
 pub struct Machine(Mutex<Option<Arc<Sandbox>>>);
 
