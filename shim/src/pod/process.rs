@@ -20,7 +20,7 @@ struct Stdin {
 
 /// What only one of the two kinds of processes has.
 enum Kind {
-    /// The init process. Its pid is that of the host's thread that stands for the container.
+    /// The init process. Its pid is that of the container's anchor thread on the host.
     Init(PidAnchor),
     /// An added process. Its pid is the guest's, and 0 until it is started.
     Exec {
