@@ -10,7 +10,6 @@ use crate::process::Exit;
 /// See the protocol's `Event`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A process ended.
     Exit {
         id: ProcessId,
         /// In the guest's root pid namespace.

@@ -30,7 +30,6 @@ use sandbox::Sandbox;
 use server::{Service, Timings};
 use sys::{Doing as _, OsError, signal, vsock};
 
-/// Why the agent cannot serve.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error(transparent)]

@@ -24,7 +24,6 @@ const POLICY: (&str, &str) = (
     "auto-movable",
 );
 
-/// The guest cannot be resized.
 #[derive(Debug, thiserror::Error)]
 pub enum SizeError {
     #[error("the guest knows of no CPU {0}")]

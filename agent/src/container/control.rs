@@ -40,7 +40,7 @@ fn prefix(stage: &str) -> &'static str {
     }
 }
 
-/// The socket.
+/// Dropping it ends the process, unless that runs its program already.
 pub struct Control {
     socket: AsyncFd<OwnedFd>,
 }

@@ -54,7 +54,6 @@ impl OpenNamespace {
 
 /// The child's user namespace.
 pub enum User {
-    /// The agent's.
     Same,
     /// A new one. The child waits for a byte on its control socket before it goes on, so that the
     /// id maps can be written.

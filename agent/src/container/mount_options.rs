@@ -9,7 +9,6 @@ pub struct MountOptions {
     pub bind: Option<bool>,
     /// Change the attributes of an existing mount.
     pub remount: bool,
-    /// Attributes of the mount.
     pub attributes: AttrChange,
     /// Attributes of the mount and all below it.
     pub recursive: AttrChange,

@@ -58,7 +58,6 @@ pub enum StateError {
     NotPaused,
 }
 
-/// Whether an operation is allowed.
 pub fn permit(state: State, operation: Operation) -> Result<(), StateError> {
     use Operation::{Exec, ExecWhenResumed, Pause, Remove, Resume, Signal, Start, Update};
     match (state, operation) {

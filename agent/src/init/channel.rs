@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 /// The longest message. A failure names a path at most a few times.
 pub const MAX_MESSAGE: usize = 32 * 1024;
 
-/// A message of the process.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// Carries the master of its terminal.

@@ -18,7 +18,6 @@ pub const STAGING: &str = "/run/rvm/root";
 /// The mount that [`STAGING`] lies in.
 const STAGING_MOUNT: &str = "/run";
 
-/// The root as a mount.
 pub struct Rootfs {
     mount: OwnedFd,
     propagation: u64,

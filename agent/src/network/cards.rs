@@ -35,7 +35,6 @@ pub struct Card {
     slot: String,
 }
 
-/// All cards that are bound.
 #[derive(Debug, Default)]
 pub struct Cards(Vec<Card>);
 

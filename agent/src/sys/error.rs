@@ -2,7 +2,6 @@
 
 use rustix::io::Errno;
 
-/// A failed system call.
 #[derive(Debug, thiserror::Error)]
 #[error("{action}: {}", errno_text(*.errno))]
 pub struct OsError {

@@ -32,7 +32,6 @@ impl Message {
         Self(bytes)
     }
 
-    /// Adds an attribute.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) {
         self.nested(kind, |message| message.0.extend(value));
     }
@@ -57,7 +56,6 @@ impl Message {
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
-    /// Adds bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
     }

@@ -8,7 +8,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, listen, socket_with};
 
 use super::check;
 
-/// The host's context id.
 pub const HOST_CID: u32 = 2;
 const ANY_CID: u32 = u32::MAX;
 

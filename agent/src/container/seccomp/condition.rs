@@ -30,7 +30,6 @@ pub struct Condition {
 /// Where to go after a comparison of one half.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Target {
-    /// The next instruction.
     Next,
     /// The condition holds: past the rest of it.
     Holds,

@@ -241,7 +241,6 @@ fn hook_plan(hook: &Hook) -> HookPlan {
     }
 }
 
-/// A path as text.
 fn path_text(field: &str, path: &std::path::Path) -> Result<String, SpecError> {
     match path.to_str() {
         Some("") => Err(SpecError::invalid(field, "is empty")),

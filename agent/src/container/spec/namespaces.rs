@@ -24,7 +24,6 @@ pub struct Namespaces {
     pub owns_pid: bool,
 }
 
-/// An existing namespace.
 #[derive(Debug)]
 pub struct Join {
     /// `CLONE_NEW*`
@@ -36,7 +35,6 @@ pub struct Join {
 /// The user namespace of a container.
 #[derive(Debug, Default)]
 pub enum UserNamespace {
-    /// The guest's own.
     #[default]
     Guest,
     /// A new one, with the lines of its uid_map and gid_map: `inside outside count`.
@@ -50,7 +48,6 @@ pub enum UserNamespace {
 }
 
 impl UserNamespace {
-    /// Whether it is not the guest's.
     pub fn is_own(&self) -> bool {
         !matches!(self, Self::Guest)
     }
