@@ -3,6 +3,7 @@
 pub(crate) mod hooks;
 pub(crate) mod mounts;
 mod normalize;
+mod parsed;
 pub mod pod;
 pub mod process;
 pub(crate) mod resources;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use serde::de::DeserializeOwned;
 
+use parsed::ParsedSpec;
 use pod::Role;
 use sources::Source;
 use validate::FieldError;
@@ -91,7 +93,7 @@ impl Bundle {
             source,
         })?;
         let path = dir.join(CONFIG_FILE);
-        let spec: Spec = parse(&path, &read(&path)?)?;
+        let spec = Spec::from(parse::<ParsedSpec>(&path, &read(&path)?)?);
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
             .map_err(|error| error.in_file(path.clone()))?;

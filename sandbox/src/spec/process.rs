@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec};
 
+use super::parsed::{ParsedProcess, ParsedSpec};
 use super::validate;
 use super::{Bundle, CONFIG_FILE, SpecError, parse, read};
 
@@ -35,14 +36,14 @@ pub struct Overrides {
 
 /// Reads a process object from a file.
 pub fn from_file(path: &Path) -> Result<Process, SpecError> {
-    let process = parse(path, &read(path)?)?;
-    checked(path, process)
+    let process = parse::<ParsedProcess>(path, &read(path)?)?;
+    checked(path, process.into())
 }
 
 /// Reads the process of the configuration in a bundle's directory, and applies overrides.
 pub fn from_bundle(dir: &Path, overrides: Overrides) -> Result<Process, SpecError> {
     let path = dir.join(CONFIG_FILE);
-    let spec: oci_spec::runtime::Spec = parse(&path, &read(&path)?)?;
+    let spec = Spec::from(parse::<ParsedSpec>(&path, &read(&path)?)?);
     let process = spec
         .process()
         .clone()
