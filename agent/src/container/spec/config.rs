@@ -1,7 +1,7 @@
 //! The two outermost objects of config.json; what they hold is of oci-spec's types.
 //!
 //! oci-spec's own `Process`, and so its `Spec`, check `execCPUAffinity` with a regular expression.
-//! The crate for those would make the agent, which is in every guest's memory, half a megabyte
+//! The crate for those would make the agent, which is in every guest's memory, more than a megabyte
 //! larger.
 
 use std::collections::HashMap;
