@@ -1,8 +1,9 @@
 //! Pods by containerd's CRI, for tests/bench/run to measure.
 //!   rvm-bench-pods RUNTIME COUNT
-//! Runs one pod with a container that sleeps, and removes it, uncounted; then one alone, and then so many
-//! side by side. When all run it prints a line: how many seconds the one took, how many all of them, and
-//! their processes on the host. At the end of standard input it removes them and prints the seconds of that.
+//! Runs one pod with a container that sleeps, and removes it, uncounted; then one alone, and then
+//! so many side by side. When all run it prints a line: how many seconds the one took, how many all
+//! of them, and their processes on the host. At the end of standard input it removes them and
+//! prints the seconds of that.
 
 use std::io::Read as _;
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! Whatever is wrong with what rvm is given, it says so in one line that names the file and the field
-//! or the path, fails, and leaves nothing behind.
+//! Whatever is wrong with what rvm is given, it says so in one line that names the file and the
+//! field or the path, fails, and leaves nothing behind.
 
 #[path = "bad_input/guest.rs"]
 mod guest;

@@ -192,8 +192,8 @@ fn disks_are_limited_for_the_machine() {
 fn a_container_may_use_what_it_was_given_and_no_more() {
     let rvm = Rvm::new();
     // A file on a tmpfs is memory of the guest's: it reaches the container's limit before the
-    // host's. While it is there, the shell has next to nothing left for its own program's pages and reads
-    // them from the host again and again, so it goes at once.
+    // host's. While it is there, the shell has next to nothing left for its own program's pages and
+    // reads them from the host again and again, so it goes at once.
     let fill = "dd if=/dev/zero of=/dev/shm/file bs=1M count=200 2>/dev/null; s=$?; \
                 : >/dev/shm/file; echo $s";
     let bundle = Bundle::shell(fill).with(|config| {
@@ -228,7 +228,8 @@ fn the_guest_has_memory_left_when_its_containers_have_none() {
     }
 }
 
-/// The number of a CPU that this may run on, and never the nested machine's first, which enters no guest.
+/// The number of a CPU that this may run on, and never the nested machine's first, which enters no
+/// guest.
 fn one_cpu() -> String {
     let last = std::thread::available_parallelism().unwrap().get() - 1;
     last.to_string()

@@ -1,5 +1,5 @@
-//! Fields of config.json, from the host to the program in the guest. Those that the agent honours on
-//! its own have their tests with the agent; docs/oci-conformance.md says where each is.
+//! Fields of config.json, from the host to the program in the guest. Those that the agent honours
+//! on its own have their tests with the agent; docs/oci-conformance.md says where each is.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

@@ -255,8 +255,9 @@ fn a_container_is_measured_limited_and_started_again() {
     pod.remove();
 }
 
-/// A container's limit comes to be more than the pod's machine has: rvm's own grows, QEMU's cannot, and
-/// nothing is changed then. On the host the machine is in the pod's cgroup, whose limits are kubelet's.
+/// A container's limit comes to be more than the pod's machine has: rvm's own grows, QEMU's cannot,
+/// and nothing is changed then. On the host the machine is in the pod's cgroup, whose limits are
+/// kubelet's.
 fn grows(cri: &Cri, box_: &Container<'_>) {
     let own = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max";
     let seen = || -> Vec<u64> {

@@ -312,8 +312,8 @@ fn descriptors_are_preserved_as_streams() {
 /// Gives a command these descriptors from 3 on.
 fn pass(command: &mut Command, fds: Vec<OwnedFd>) {
     #[expect(unsafe_code, reason = "pre_exec and dup2")]
-    // SAFETY: system calls alone, in a child that is about to execute. The descriptors are moved out
-    // of the way first, so that none is overwritten before it was copied.
+    // SAFETY: system calls alone, in a child that is about to execute. The descriptors are moved
+    // out of the way first, so that none is overwritten before it was copied.
     unsafe {
         command.pre_exec(move || {
             for (fd, number) in fds.iter().zip(100..) {

@@ -103,7 +103,8 @@ fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
     rvm.ok(&["delete", "--force", "box"]);
 }
 
-/// Of files that were read before and are long unchanged, which on kvm the guest need not read again.
+/// Of files that were read before and are long unchanged, which on kvm the guest need not read
+/// again.
 #[test]
 fn what_the_host_writes_is_read_by_the_next_open() {
     let rvm = Rvm::new();
@@ -131,7 +132,8 @@ fn what_the_host_writes_is_read_by_the_next_open() {
     rvm.ok(&["delete", "--force", "box"]);
 }
 
-/// On kvm a namespace that comes upon a mount of the host's first has pages of its own of the files there.
+/// On kvm a namespace that comes upon a mount of the host's first has pages of its own of the files
+/// there.
 #[test]
 fn what_the_host_writes_is_read_in_every_mount_namespace() {
     let rvm = Rvm::new();
@@ -172,8 +174,8 @@ fn what_the_host_writes_is_read_in_every_mount_namespace() {
     rustix::mount::unmount(path("mount"), rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
-/// Replaces what is in a file and, where that does not hide the change, puts its mtime back: a version on
-/// 9p is the second of mtime, and the length.
+/// Replaces what is in a file and, where that does not hide the change, puts its mtime back: a
+/// version on 9p is the second of mtime, and the length.
 fn rewrite(path: &Path, text: &str) {
     let mtime = fs::metadata(path).unwrap().modified().unwrap();
     fs::write(path, text).unwrap();

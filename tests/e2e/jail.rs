@@ -98,8 +98,8 @@ impl Attack {
     }
 }
 
-/// Puts a key into a session keyring that this thread and its children have to themselves; returns its
-/// description.
+/// Puts a key into a session keyring that this thread and its children have to themselves; returns
+/// its description.
 #[expect(unsafe_code, reason = "keyctl")]
 fn add_key() -> CString {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
@@ -206,8 +206,8 @@ const FILE_SERVER: u64 = 1 << 0 // CAP_CHOWN
     | 1 << 27 // CAP_MKNOD
     | 1 << 31; // CAP_SETFCAP
 
-/// The processes that run the machine: what is in their command lines, the capabilities they have, and
-/// what they find at their root.
+/// The processes that run the machine: what is in their command lines, the capabilities they have,
+/// and what they find at their root.
 fn expected_processes() -> Vec<(&'static str, u64, &'static [&'static str])> {
     const SYSTEM: &[&str] = &["dev", "etc", "lib", "lib64", "proc", "shared", "usr"];
     match rvm_tests::engine().as_str() {

@@ -181,8 +181,8 @@ fn what_is_no_pod_is_refused_by_name() {
     rvm.ok(&["delete", "--force", "pod"]);
 }
 
-/// A container of a pod as CRI-O configures it: with its own annotations, and namespaces that it has
-/// pinned before there is any container.
+/// A container of a pod as CRI-O configures it: with its own annotations, and namespaces that it
+/// has pinned before there is any container.
 fn by_cri_o(kind: &str, script: &str, network: &Network) -> Bundle {
     Bundle::shell(script).with(|config| {
         config["annotations"] = json!({

@@ -257,8 +257,8 @@ fn last<T: MessageFull>(shim: &Shim) -> T {
     T::parse_from_bytes(&found.next_back().unwrap().event.value).unwrap()
 }
 
-/// What is told in the life of a container with two added processes, of which one is killed for want of
-/// memory.
+/// What is told in the life of a container with two added processes, of which one is killed for
+/// want of memory.
 const WANTED: [&str; 13] = [
     "create",
     "start",

@@ -190,8 +190,8 @@ impl Start {
         Some(state["status"].as_str().unwrap().to_owned())
     }
 
-    /// The process with one of these in its command line. Of several the oldest: the others are about
-    /// to execute something else.
+    /// The process with one of these in its command line. Of several the oldest: the others are
+    /// about to execute something else.
     fn find(&self, parts: &[&str]) -> Option<i32> {
         let mut matching = self.rvm.processes();
         matching.retain(|pid| {
@@ -240,7 +240,8 @@ impl Start {
         }
     }
 
-    /// Has the container deleted, which succeeds whatever has become of it, and as often as one likes.
+    /// Has the container deleted, which succeeds whatever has become of it, and as often as one
+    /// likes.
     fn delete(&self) {
         for _ in 0..2 {
             self.rvm.ok(&["delete", "--force", "box"]);
@@ -275,8 +276,8 @@ fn cpu_time(pid: i32) -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-/// A field of /proc/pid/stat by its number in proc(5). The second field, which may hold anything, ends
-/// with the last parenthesis.
+/// A field of /proc/pid/stat by its number in proc(5). The second field, which may hold anything,
+/// ends with the last parenthesis.
 fn stat(pid: i32, number: usize) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;

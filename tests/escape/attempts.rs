@@ -94,7 +94,8 @@ const NETWORK: &[Attempt] = &[
         let address = SocketAddr::from_abstract_name(&host.socket)?;
         UnixStream::connect_addr(&address).map(drop)
     }),
-    // No network namespace keeps one from the machine below the host, so there must be no such socket.
+    // No network namespace keeps one from the machine below the host, so there must be no such
+    // socket.
     ("connect by vsock", |_| {
         syscall(
             libc::SYS_socket,

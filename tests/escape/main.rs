@@ -1,14 +1,14 @@
-//! A program in rvm-vmm's place that tries to get out of the jail.
+//! An attacker in the place of `rvm-vmm`: a program that tries to get out of the jail.
 //!
-//! rvm starts it as it starts rvm-vmm, with a configuration and descriptors, and it enters the jail by
-//! the same calls. Then it does what somebody would do who has taken rvm-vmm or QEMU over, and reports
-//! how each attempt ended as the reason why there is no machine.
+//! rvm starts it as it starts `rvm-vmm`, with a configuration and descriptors, and it enters the
+//! jail by the same calls. Then it tries what an attacker would try who has taken over `rvm-vmm` or
+//! QEMU. It reports how each attempt ended as the reason why the machine does not start.
 //!
-//!   rvm-escape machine|backend|qemu   in the jail; only the mode in the program's name is tried out,
-//!                                     as in `escape-qemu`, and the others keep still
-//!   rvm-escape free                   without a jail: what works here proves that it is an attempt
+//!   rvm-escape machine|backend|qemu   in the jail. Only the mode that the program's name holds, as
+//!                                     in `escape-qemu`, makes attempts; the others do nothing
+//!   rvm-escape free                   without a jail: what works here proves the attempt real
 //!
-//! What it is to attack is in host.json, beside the program.
+//! host.json, beside the program, names its targets.
 
 mod attempts;
 mod calls;

@@ -1,6 +1,6 @@
 //! That what documents name exists. In back quotes, a name counts as that of a file if it ends in
-//! `.rs` or begins with a directory of the repository, and `FILE.rs::NAME` as what the file defines.
-//! A crate's README may leave out the crate's directory, and `src` too.
+//! `.rs` or begins with a directory of the repository, and `FILE.rs::NAME` as what the file
+//! defines. A crate's README may leave out the crate's directory, and `src` too.
 
 use std::path::Path;
 

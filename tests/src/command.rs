@@ -20,8 +20,8 @@ use crate::network::Network;
 /// that never will.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// rvm with a state root of its own. When it is dropped, everything that was started with it must be
-/// gone, or the test fails.
+/// rvm with a state root of its own. When it is dropped, everything that was started with it must
+/// be gone, or the test fails.
 pub struct Rvm {
     dir: tempfile::TempDir,
     cgroups: Cgroups,

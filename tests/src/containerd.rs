@@ -19,8 +19,8 @@ pub(crate) const RUNTIME: &str = "io.containerd.rvm.v2";
 /// Where shims keep the state of containers.
 pub(crate) const STATE: &str = "/run/containerd/rvm";
 
-/// containerd with an image of busybox. When it is dropped, everything that was started with it must
-/// be gone, or the test fails.
+/// containerd with an image of busybox. When it is dropped, everything that was started with it
+/// must be gone, or the test fails.
 pub struct Containerd {
     world: Rvm,
     namespace: String,

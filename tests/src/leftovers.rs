@@ -1,8 +1,8 @@
-//! What earlier runs of the tests have left that were killed before they could clean up: it is taken
-//! away before the first test of another run.
+//! What earlier runs of the tests have left that were killed before they could clean up: it is
+//! taken away before the first test of another run.
 //!
-//! Directories and cgroups are called after the process that made them. A process by that number that is
-//! gone needs nothing of them any more.
+//! Directories and cgroups are called after the process that made them. A process by that number
+//! that is gone needs nothing of them any more.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The shim without containerd: started by its command line, driven by its ttrpc services, and heard by a
-//! socket for events that can be taken away.
+//! The shim without containerd: started by its command line, driven by its ttrpc services, and
+//! heard by a socket for events that can be taken away.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! Streams to a container or a port of a pod's: WebSockets that carry several channels, as kubelet's
-//! streaming server speaks them (v4.channel.k8s.io). The first byte of a message is the channel.
+//! Streams to a container or a port of a pod's: WebSockets that carry several channels, as
+//! kubelet's streaming server speaks them (v4.channel.k8s.io). The first byte of a message is the
+//! channel.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

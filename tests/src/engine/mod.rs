@@ -3,8 +3,9 @@
 //! An engine is started when a test first wants it and serves all tests of the program. When the
 //! program ends, the engine does, and whatever it or its containers left behind fails the program.
 //!
-//! `$RVM_TEST_RUNTIME` set to `runc` tests the tests: the engine then runs its containers with runc.
-//! `$RVM_TEST_ENGINE_ROOT` names another system's root, made by scripts/engines, to run the engine from.
+//! `$RVM_TEST_RUNTIME` set to `runc` tests the tests: the engine then runs its containers with
+//! runc. `$RVM_TEST_ENGINE_ROOT` names another system's root, made by scripts/engines, to run the
+//! engine from.
 
 pub mod docker;
 pub mod image;

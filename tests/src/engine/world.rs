@@ -1,5 +1,5 @@
-//! Namespaces in which an engine lives: its network, mounts and processes are nobody else's, and end
-//! with it, however the tests end.
+//! Namespaces in which an engine lives: its network, mounts and processes are nobody else's, and
+//! end with it, however the tests end.
 
 use std::collections::BTreeSet;
 use std::fs;
