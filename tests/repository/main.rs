@@ -49,6 +49,6 @@ fn functions_have_at_most_60_lines_unless_they_are_lists() {
 }
 
 #[test]
-fn files_that_documents_name_exist() {
-    assert_none(&documents::missing_files());
+fn files_tests_and_headings_that_documents_name_exist() {
+    assert_none(&documents::dangling_names());
 }
