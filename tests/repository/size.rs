@@ -4,6 +4,8 @@ use crate::files::{self, File};
 use crate::rust;
 
 const COLUMNS: usize = 100;
+/// Prose in back quotes is not wrapped; from here on a line has room for little else.
+const QUOTED: usize = 80;
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 60;
 
@@ -54,8 +56,15 @@ fn prose<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Vec<(usize, &'a s
         if line.trim_start().starts_with("```") {
             fenced = !fenced;
         }
+        let quotes_much = || {
+            line.split('`')
+                .skip(1)
+                .step_by(2)
+                .any(|text| text.len() > QUOTED)
+        };
         let unwrappable = ["    ", "|"].iter().any(|start| line.starts_with(start))
-            || ["://", "]("].iter().any(|link| line.contains(link));
+            || ["://", "]("].iter().any(|link| line.contains(link))
+            || quotes_much();
         if !fenced && !unwrappable {
             prose.push((index, line));
         }
