@@ -1,10 +1,13 @@
 //! containerd with rvm's shim, driven as kubelet does: by the container runtime interface.
 
+#[path = "cri/death.rs"]
+mod death;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rvm_tests::command::{self, eventually, signal};
+use rvm_tests::command::{self, eventually};
 use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, api};
 
 /// A container that runs until it is told to stop, and then goes at once.
@@ -87,7 +90,17 @@ fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
     let one = pod.start("one", WAITS, volumes_of);
     let two = pod.start("two", WAITS, volumes_of);
     assert_eq!(cri.containerd().shims().len(), 1);
+    assert_network_and_names_are_shared(&one, &two, &address);
+    assert_volumes_are_shared(&one, &two);
+    assert_eq!(
+        fs::read_to_string(path("termination")).unwrap(),
+        "the end\n"
+    );
+    pod.remove();
+    drop(memory);
+}
 
+fn assert_network_and_names_are_shared(one: &Container<'_>, two: &Container<'_>, address: &str) {
     let namespaces = "for n in net ipc uts; do readlink /proc/self/ns/$n; done; hostname";
     assert_eq!(one.shell(namespaces), two.shell(namespaces));
     assert!(one.shell("hostname").contains("web"));
@@ -96,13 +109,16 @@ fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
         two.shell("readlink /proc/self/ns/pid")
     );
     let ours = one.shell("busybox ip -4 addr show eth0");
-    assert!(ours.contains(&address), "{ours}");
+    assert!(ours.contains(address), "{ours}");
     let names = one.shell("cat /etc/resolv.conf");
     for line in ["nameserver 10.96.0.10", "search default.svc", "ndots:5"] {
         assert!(names.contains(line), "{names}");
     }
     assert!(two.shell("cat /etc/hosts").contains("10.1.2.3 other"));
+}
 
+/// The first also writes its termination message.
+fn assert_volumes_are_shared(one: &Container<'_>, two: &Container<'_>) {
     one.shell("echo from one > /disk/file; echo the end > /dev/termination-log");
     assert_eq!(two.shell("cat /disk/file"), "from one\n");
     one.shell("echo fast > /memory/file");
@@ -116,20 +132,14 @@ fn containers_of_a_pod_share_network_names_and_volumes_but_not_processes() {
         one.shell(&format!(
             "/inside listen {socket} >/dev/null 2>&1 </dev/null &"
         ));
-        // It is there before anybody listens.
+        // The socket exists before anybody listens.
         let connect = || two.exec(&format!("/inside connect {socket}"));
         eventually("it listens", || connect().stdout == "hello\n");
     }
     two.shell("echo shared > /dev/shm/file");
     assert_eq!(one.shell("cat /dev/shm/file"), "shared\n");
-    assert_eq!(
-        fs::read_to_string(path("termination")).unwrap(),
-        "the end\n"
-    );
     assert_eq!(two.shell("cat /sub/file"), "by its subpath\n");
     assert_ne!(two.exec("echo > /sub/file").code, 0, "it is read-only");
-    pod.remove();
-    drop(memory);
 }
 
 #[test]
@@ -182,17 +192,28 @@ fn a_container_is_measured_limited_and_started_again() {
         together.cpu_quota = 100_000;
         together.cpu_period = 100_000;
     });
-    let limited = |config: &mut api::ContainerConfig| {
-        let resources = config
-            .linux
-            .mut_or_insert_default()
-            .resources
-            .mut_or_insert_default();
-        resources.memory_limit_in_bytes = 64 << 20;
-        resources.cpu_quota = 50_000;
-        resources.cpu_period = 100_000;
-    };
     let box_ = pod.start("box", WAITS, limited);
+    assert_limits_follow_updates(&box_);
+    assert_memory_grows_where_it_can(&cri, &box_);
+    assert_use_is_measured(&pod, &box_);
+    box_.stop(10);
+    let status = box_.ended();
+    assert_eq!((status.exit_code, &*status.reason), (0, "Completed"));
+    box_.remove();
+    assert_others_start_by_the_same_name(&pod);
+    pod.remove();
+}
+
+/// 64 MiB, and half a CPU.
+fn limited(config: &mut api::ContainerConfig) {
+    let linux = config.linux.mut_or_insert_default();
+    let resources = linux.resources.mut_or_insert_default();
+    resources.memory_limit_in_bytes = 64 << 20;
+    resources.cpu_quota = 50_000;
+    resources.cpu_period = 100_000;
+}
+
+fn assert_limits_follow_updates(box_: &Container<'_>) {
     // containerd asks for a cgroup namespace only where the host has version 2.
     let own = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)";
     let file = |name: &str| box_.shell(&format!("cat {own}/{name}"));
@@ -217,9 +238,9 @@ fn a_container_is_measured_limited_and_started_again() {
     });
     let most = std::thread::available_parallelism().unwrap().get();
     assert_eq!(box_.shell("nproc"), format!("{}\n", most.min(2)));
+}
 
-    grows(&cri, &box_);
-
+fn assert_use_is_measured(pod: &Pod<'_>, box_: &Container<'_>) {
     let stats = box_.stats();
     assert!(stats.memory.working_set_bytes.value > 100_000, "{stats:?}");
     assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
@@ -230,12 +251,10 @@ fn a_container_is_measured_limited_and_started_again() {
     );
     let interface = &stats.linux.network.default_interface;
     assert_eq!(interface.name, "eth0", "{stats:?}");
+}
 
-    box_.stop(10);
-    let status = box_.ended();
-    assert_eq!((status.exit_code, &*status.reason), (0, "Completed"));
-    box_.remove();
-    // kubelet makes another by the same name.
+/// kubelet starts a container again by the same name.
+fn assert_others_start_by_the_same_name(pod: &Pod<'_>) {
     let again = |attempt: u32, script: &str| {
         pod.start("box", script, |config| {
             config.metadata.mut_or_insert_default().attempt = attempt;
@@ -252,13 +271,12 @@ fn a_container_is_measured_limited_and_started_again() {
     });
     let status = hungry.ended();
     assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
-    pod.remove();
 }
 
-/// A container's limit comes to be more than the pod's machine has: rvm's own grows, QEMU's cannot,
-/// and nothing is changed then. On the host the machine is in the pod's cgroup, whose limits are
-/// kubelet's.
-fn grows(cri: &Cri, box_: &Container<'_>) {
+/// A container's limit exceeds the memory of the pod's machine: rvm's own machine grows, QEMU's
+/// cannot, and then nothing changes. On the host the machine is in the pod's cgroup, whose limits
+/// are kubelet's.
+fn assert_memory_grows_where_it_can(cri: &Cri, box_: &Container<'_>) {
     let own = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max";
     let seen = || -> Vec<u64> {
         let text = box_.shell(&format!(
@@ -457,88 +475,6 @@ fn twenty_pods_run_side_by_side_and_leave_nothing() {
     );
 }
 
-#[test]
-fn a_guest_whose_kernel_panics_is_told_dead_and_leaves_nothing() {
-    let cri = Cri::new();
-    let volume = tempfile::tempdir().unwrap();
-    let mut config = small(&cri, "panic");
-    let linux = config.linux.mut_or_insert_default();
-    linux.security_context.mut_or_insert_default().privileged = true;
-    let pod = cri.run_pod(config).unwrap();
-    let other = pod.start("other", WAITS, |_| {});
-    // It keeps the last line, which never ends, and the kernel would rather panic than kill it.
-    let script = "echo 2 >/proc/sys/vm/panic_on_oom || exit 9; \
-                  while ! [ -e /go/now ]; do sleep 0.1; done; tail /dev/zero";
-    let box_ = pod.start("box", script, |config| {
-        mount(config, volume.path(), "/go", true);
-        let linux = config.linux.mut_or_insert_default();
-        linux
-            .resources
-            .mut_or_insert_default()
-            .memory_limit_in_bytes = 16 << 20;
-        linux.security_context.mut_or_insert_default().privileged = true;
-    });
-    let events = cri.containerd().events();
-    fs::write(volume.path().join("now"), "").unwrap();
-    let start = Instant::now();
-    let mut told: Vec<String> = Vec::new();
-    for container in [&box_, &other] {
-        let exit = |line: &String| line.contains(&container.id) && line.contains(":137");
-        while !told.iter().any(exit) {
-            told.extend(events.until("/tasks/exit"));
-        }
-    }
-    let told_after = start.elapsed();
-    for container in [&box_, &other] {
-        assert_eq!(container.ended().exit_code, 137);
-    }
-    assert!(
-        !told.iter().any(|line| line.starts_with("/tasks/oom")),
-        "{told:#?}"
-    );
-    eventually("the pod is not ready", || {
-        pod.status().state == api::PodSandboxState::SANDBOX_NOTREADY.into()
-    });
-    println!(
-        "told after {told_after:?}, not ready after {:?}",
-        start.elapsed()
-    );
-    // Filling the memory and the panic itself take their time on a software CPU.
-    assert!(
-        start.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        start.elapsed()
-    );
-    let log = cri.containerd().log();
-    assert!(log.contains("the guest crashed") && log.contains("Kernel panic - not syncing"));
-    pod.remove();
-}
-
-#[test]
-fn what_is_killed_all_at_once_is_removed_when_containerd_is_back() {
-    let cri = Cri::new();
-    let pod = cri.run_pod(small(&cri, "all")).unwrap();
-    let box_ = pod.start("box", WAITS, |_| {});
-    let ended = pod.start("ended", "exit 7", |_| {});
-    assert_eq!(ended.ended().exit_code, 7);
-    let sockets = cri.containerd().shim_sockets();
-    assert!(!sockets.is_empty());
-    cri.kill_all();
-    cri.start();
-    eventually("the pod is not ready", || {
-        pod.status().state == api::PodSandboxState::SANDBOX_NOTREADY.into()
-    });
-    let code = box_.ended().exit_code;
-    assert!([137, 255].contains(&code), "{code}");
-    assert_eq!(ended.ended().exit_code, 7);
-    // Of the dead nothing stands in the way of others.
-    let next = cri.run_pod(small(&cri, "next")).unwrap();
-    assert_eq!(next.start("box", WAITS, |_| {}).shell("echo on"), "on\n");
-    next.remove();
-    pod.remove();
-    assert!(!sockets.iter().any(|socket| socket.exists()), "{sockets:?}");
-}
-
 /// A process that runs a pod's machine.
 fn machine(cri: &Cri) -> i32 {
     let is_machine = |pid: &i32| {
@@ -547,42 +483,4 @@ fn machine(cri: &Cri) -> i32 {
     };
     let processes = cri.world().processes();
     processes.into_iter().find(is_machine).unwrap()
-}
-
-#[test]
-fn a_pod_whose_machine_or_shim_dies_is_told_dead_and_replaced() {
-    let cri = Cri::new();
-    // Some containerds try again after a while what fails for want of the shim.
-    for (name, limit) in [("machine", 2), ("shim", 5)] {
-        let pod = cri.run_pod(small(&cri, name)).unwrap();
-        let box_ = pod.start("box", WAITS, |_| {});
-        let victim = match name {
-            "shim" => cri.containerd().shims()[0],
-            _ => machine(&cri),
-        };
-        let start = Instant::now();
-        signal(victim, libc::SIGKILL);
-        // Some containerds say 255 where they cannot ask a shim any more.
-        let code = box_.ended().exit_code;
-        assert!(
-            code == 137 || (name, code) == ("shim", 255),
-            "{name}: {code}"
-        );
-        eventually("the pod is not ready", || {
-            pod.status().state == api::PodSandboxState::SANDBOX_NOTREADY.into()
-        });
-        let elapsed = start.elapsed();
-        assert!(elapsed < Duration::from_secs(limit), "{name}: {elapsed:?}");
-        pod.remove();
-    }
-    // What has happened while containerd was away is known when it is back.
-    let pod = cri.run_pod(small(&cri, "restart")).unwrap();
-    let box_ = pod.start("box", "sleep 2; exit 7", |_| {});
-    let stays = pod.start("stays", WAITS, |_| {});
-    cri.kill();
-    std::thread::sleep(Duration::from_secs(3));
-    cri.start();
-    assert_eq!(box_.ended().exit_code, 7);
-    assert_eq!(stays.shell("echo here"), "here\n");
-    pod.remove();
 }

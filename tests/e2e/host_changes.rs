@@ -39,15 +39,16 @@ fn what_the_host_mounts_later_reaches_a_volume_that_follows_it() {
     }
 }
 
+fn append(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+}
+
 #[test]
 fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
     let rvm = Rvm::new();
     let dir = tempfile::tempdir().unwrap();
-    let (file, tool, log) = (
-        dir.path().join("f"),
-        dir.path().join("t"),
-        dir.path().join("log"),
-    );
+    let [file, tool, log] = ["f", "t", "log"].map(|name| dir.path().join(name));
     fs::write(&file, "").unwrap();
     fs::write(&log, "").unwrap();
     fs::copy("/bin/busybox", &tool).unwrap();
@@ -75,10 +76,6 @@ fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
         let length = format!("{}\n", text.len());
         assert_eq!(shell("stat -c %s /etc/file"), length);
     }
-    let append = |path: &Path, text: &str| {
-        let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
-        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
-    };
     // Both write, and nothing is lost. A program is mapped, and is so after it has changed.
     shell("echo guest >>/etc/file");
     append(&file, "host\n");

@@ -170,6 +170,14 @@ fn what_a_hook_sets_up_in_the_namespace_of_the_reported_pid_is_there() {
     assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
 }
 
+/// Runs a shell's line in a network namespace of the host.
+#[track_caller]
+fn assert_runs_in(namespace: &str, line: &str) {
+    let mut command = Command::new("nsenter");
+    command.args([&format!("--net={namespace}"), "sh", "-c", line]);
+    assert!(command.status().unwrap().success(), "{line}");
+}
+
 #[test]
 fn interfaces_come_change_and_go_while_the_container_is_there() {
     let rvm = Rvm::new();
@@ -192,21 +200,9 @@ fn interfaces_come_change_and_go_while_the_container_is_there() {
     eventually("another interface arrives", || {
         read(&bundle, "addr").contains("inet 10.0.2.2/24")
     });
-    let inside = |line: &str| {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={namespace}"))
-            .arg("ip")
-            .args(line.split(' '));
-        assert!(command.status().unwrap().success(), "ip {line}");
-    };
+    let inside = |line: &str| assert_runs_in(&namespace, &format!("ip {line}"));
     let setting = "/proc/sys/net/ipv4/conf/eth1/proxy_arp";
-    let set = |value: &str| {
-        let mut command = Command::new("nsenter");
-        let line = format!("echo {value} >{setting}");
-        command.args([&format!("--net={namespace}"), "sh", "-c", &line]);
-        assert!(command.status().unwrap().success(), "{line}");
-    };
+    let set = |value: &str| assert_runs_in(&namespace, &format!("echo {value} >{setting}"));
     let is_set = |value: &str| rvm.ok(&["exec", "box", "cat", setting]).trim() == value;
     set("1");
     inside("addr add 10.0.2.33/24 dev eth1");

@@ -31,7 +31,8 @@ say masked ls /proc/acpi /sys/firmware
 say procsys sh -c 'echo 1 > /proc/sys/kernel/panic'
 "#;
 
-/// What one container with all of the options said.
+/// What one container with all of the options printed under this name.
+#[allow(clippy::too_many_lines, reason = "a list of options")]
 fn said(name: &str) -> &'static str {
     static FINISHED: OnceLock<Finished> = OnceLock::new();
     let finished = FINISHED.get_or_init(|| {
