@@ -1,9 +1,9 @@
-//! Pods by containerd's CRI, for tests/bench/run to measure.
+//! Pods through containerd's CRI, measured by tests/bench/run.
 //!   rvm-bench-pods RUNTIME COUNT
-//! Runs one pod with a container that sleeps, and removes it, uncounted; then one alone, and then
-//! so many side by side. When all run it prints a line: how many seconds the one took, how many all
-//! of them, and their processes on the host. At the end of standard input it removes them and
-//! prints the seconds of that.
+//! Runs and removes one pod whose container sleeps, without counting it; then one pod alone; then
+//! COUNT pods side by side. When all run, it prints one line: the seconds of the one, the seconds
+//! of all, and their processes on the host. At the end of standard input it removes them and prints
+//! the seconds of that.
 
 use std::io::Read as _;
 use std::time::Instant;
@@ -45,7 +45,7 @@ fn main() {
     println!("{}", json!({ "removed": start.elapsed().as_secs_f64() }));
 }
 
-/// Pods of one container each, which all run when this returns.
+/// Starts pods of one container each, and returns when all run.
 fn run<'a>(cri: &'a Cri, runtime: &str, count: usize) -> Vec<Pod<'a>> {
     let configs: Vec<_> = (0..count)
         .map(|number| cri.pod_config(&format!("pod{number}")))

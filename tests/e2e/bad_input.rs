@@ -1,5 +1,5 @@
-//! Whatever is wrong with what rvm is given, it says so in one line that names the file and the
-//! field or the path, fails, and leaves nothing behind.
+//! Wrong input: rvm fails with one line that names the file and the field or the path, and leaves
+//! nothing behind.
 
 #[path = "bad_input/guest.rs"]
 mod guest;
@@ -12,7 +12,7 @@ use std::process::Command;
 use rvm_tests::{Bundle, Finished, Rvm, command};
 use serde_json::{Value, json};
 
-/// Asserts that a command was refused with one line, and left nothing behind; returns the line.
+/// Asserts that a command failed with one line and left nothing behind; returns the line.
 #[track_caller]
 fn line(rvm: &Rvm, finished: &Finished) -> String {
     assert_eq!(
@@ -34,7 +34,7 @@ fn line(rvm: &Rvm, finished: &Finished) -> String {
     finished.stderr.clone()
 }
 
-/// Asserts that a text has all of these in it.
+/// Asserts that a text contains all of these.
 #[track_caller]
 fn says(text: &str, expected: &[&str]) {
     for part in expected {
@@ -42,7 +42,7 @@ fn says(text: &str, expected: &[&str]) {
     }
 }
 
-/// Has the container created, and run, from a directory, both in vain; returns both lines.
+/// Tries `create` and `run` of a bundle, which must both fail; returns both lines.
 fn refusals(rvm: &Rvm, bundle: &Path) -> [String; 2] {
     let pid_file = rvm.path("pid");
     ["create", "run"].map(|verb| {
@@ -59,7 +59,7 @@ fn refusals(rvm: &Rvm, bundle: &Path) -> [String; 2] {
     })
 }
 
-/// Has a bundle refused whose configuration was changed.
+/// Asserts that a bundle with a changed configuration is refused.
 fn refused_with(change: impl FnOnce(&mut Value), expected: &[&str]) {
     let rvm = Rvm::new();
     let bundle = Bundle::new(&["true"]).with(change);

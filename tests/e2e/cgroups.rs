@@ -9,7 +9,7 @@ use std::process::Command;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
-/// The groups of a process, by controller; those of version 2 have an empty name.
+/// The cgroups of a process, by controller; that of cgroup v2 has an empty name.
 fn groups_of(pid: i32) -> BTreeMap<String, String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let parse = |line: &str| {
@@ -19,12 +19,12 @@ fn groups_of(pid: i32) -> BTreeMap<String, String> {
     text.lines().filter_map(parse).collect()
 }
 
-/// Whether the host's controllers are of version 2.
+/// Whether the host's controllers are in cgroup v2.
 fn is_version_two() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
-/// A file of a group, whose name depends on the version.
+/// A file of a cgroup, whose name depends on the version.
 fn read(group: &str, [controller, one, two]: [&str; 3]) -> String {
     let path: PathBuf = match is_version_two() {
         true => format!("/sys/fs/cgroup{group}/{two}"),
@@ -37,14 +37,14 @@ fn read(group: &str, [controller, one, two]: [&str; 3]) -> String {
         .to_owned()
 }
 
-/// The reported pid's group for a controller.
+/// The cgroup of the reported pid for a controller.
 fn group(rvm: &Rvm, controller: &str) -> String {
     let pid = rvm.state("box")["pid"].as_i64().unwrap() as i32;
     let key = if is_version_two() { "" } else { controller };
     groups_of(pid)[key].clone()
 }
 
-/// What `rvm overhead` says that a machine takes, in MiB.
+/// The overhead of a machine that `rvm overhead` reports, in MiB.
 fn overhead(rvm: &Rvm, memory: &str) -> u64 {
     let text = rvm.ok(&["overhead", "--memory", memory]);
     let (_, more) = text.split_once("memory: ").unwrap();
@@ -75,7 +75,7 @@ fn what_runs_a_container_is_in_its_group_and_held_to_its_limits() {
     assert_eq!(wanted["linux"]["cgroupsPath"], memory);
     for pid in rvm.processes() {
         for (controller, path) in groups_of(pid) {
-            // Version 2 beside version 1 has no controllers, and is left alone.
+            // cgroup v2 beside v1 has no controllers, and rvm does not use it.
             if is_version_two() || !controller.is_empty() {
                 assert_eq!(path, memory, "process {pid}, {controller}");
             }
@@ -108,7 +108,7 @@ fn what_runs_a_container_is_in_its_group_and_held_to_its_limits() {
 fn the_group_is_gone_when_the_container_is() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("exit 3");
-    // In the foreground, where the command itself is what stands for the container.
+    // In the foreground, where the command is the container's monitor.
     assert_eq!(rvm.run(&bundle, "box").code, 3);
     rvm.assert_nothing_left();
     rvm.create(&bundle, "box");
@@ -153,9 +153,9 @@ fn a_limit_that_the_host_cannot_have_is_refused_by_name() {
     }
 }
 
-/// A disk of the host's, by its numbers: a loop device with nothing behind it will do.
+/// The device number of a disk of the host: a loop device without a file is enough.
 fn disk() -> Option<(u32, u32)> {
-    // Where it is built in or loaded already, there is nothing to load.
+    // It may be built in or loaded already.
     let _ = Command::new("modprobe").arg("loop").output();
     let found = Command::new("losetup").arg("--find").output().ok()?;
     let path = String::from_utf8(found.stdout).unwrap();
@@ -174,7 +174,7 @@ fn disks_are_limited_for_the_machine() {
     let mut resources = json!({ "blockIO": { "throttleReadBpsDevice": rate } });
     let expected = match is_version_two() {
         true => {
-            // The host's file and the guest's, each where it belongs.
+            // The file of the host's cgroup, and that of the guest's.
             resources["unified"] = json!({
                 "io.max": format!("{major}:{minor} wiops=77"), "memory.high": "100000000",
             });
@@ -191,9 +191,9 @@ fn disks_are_limited_for_the_machine() {
 #[test]
 fn a_container_may_use_what_it_was_given_and_no_more() {
     let rvm = Rvm::new();
-    // A file on a tmpfs is memory of the guest's: it reaches the container's limit before the
-    // host's. While it is there, the shell has next to nothing left for its own program's pages and
-    // reads them from the host again and again, so it goes at once.
+    // A file on a tmpfs is memory of the guest. It reaches the container's limit before the host's.
+    // While it exists, the shell has hardly any memory left for its own program's pages and reads
+    // them from the host again and again, so the file is removed at once.
     let fill = "dd if=/dev/zero of=/dev/shm/file bs=1M count=200 2>/dev/null; s=$?; \
                 : >/dev/shm/file; echo $s";
     let bundle = Bundle::shell(fill).with(|config| {
@@ -202,7 +202,7 @@ fn a_container_may_use_what_it_was_given_and_no_more() {
         mounts[3]["options"] = json!(["size=256m"]);
     });
     let finished = rvm.run(&bundle, "box");
-    // Its shell or dd is killed by the guest; the machine lives.
+    // The guest kills the shell or dd; the machine survives.
     assert!(
         !finished.stderr.contains("sandbox ended"),
         "{}",
@@ -221,15 +221,15 @@ fn the_guest_has_memory_left_when_its_containers_have_none() {
             config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit });
         });
         let finished = rvm.run(&bundle, "box");
-        // Its own limit was met, or that of all containers; never that of the guest.
+        // Its own limit was reached, or that of all containers, never the guest's.
         let events = format!("oom {oom}\noom_kill 1\n");
         assert!(finished.stdout.starts_with("137\n"), "{finished:?}");
         assert!(finished.stdout.contains(&events), "{limit}: {finished:?}");
     }
 }
 
-/// The number of a CPU that this may run on, and never the nested machine's first, which enters no
-/// guest.
+/// A CPU that this process may run on, but not the first CPU of the nested machine, which enters
+/// no guest.
 fn one_cpu() -> String {
     let last = std::thread::available_parallelism().unwrap().get() - 1;
     last.to_string()
@@ -238,7 +238,7 @@ fn one_cpu() -> String {
 #[test]
 fn an_update_holds_on_the_host_too() {
     let rvm = Rvm::new();
-    // The CPUs are the host's, and no number of the guest's.
+    // The numbers are the host's CPUs, not the guest's.
     let bundle = with_resources(json!({
         "memory": { "limit": 256 << 20 }, "cpu": { "cpus": one_cpu() },
     }));
@@ -252,7 +252,7 @@ fn an_update_holds_on_the_host_too() {
     let before = limit();
     let options = ["--memory", "128m", "--cpu-quota", "30000", "box"];
     rvm.ok(&[&["update"], &options[..]].concat());
-    // A smaller machine costs a little less beside its memory.
+    // A smaller machine has a little less overhead.
     let less = (before - limit()) >> 20;
     assert!((128..136).contains(&less), "{less} MiB");
     match is_version_two() {

@@ -1,5 +1,5 @@
-//! Fields of config.json, from the host to the program in the guest. Those that the agent honours
-//! on its own have their tests with the agent; docs/oci-conformance.md says where each is.
+//! Fields of config.json, from the host to the program in the guest. Fields that only the agent
+//! applies are tested with the agent; docs/oci-conformance.md lists all.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -12,7 +12,7 @@ fn with_mount(command: &str, mount: Value) -> Bundle {
     Bundle::shell(command).mount(mount)
 }
 
-/// What a program said that must have succeeded.
+/// The output of a program, which must have succeeded.
 fn output(finished: Finished) -> String {
     assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
     finished.stdout
@@ -28,7 +28,7 @@ fn refusal(rvm: &Rvm, bundle: &Bundle) -> String {
 #[test]
 fn a_bound_device_is_the_guests() {
     let rvm = Rvm::new();
-    // Over a file of the image, as is done to hide it; in a tmpfs; and where nothing is.
+    // Over a file of the image, to hide it; in a tmpfs; and on a missing path.
     let command = "echo lost >/etc/hidden; wc -c </etc/hidden; head -c 3 /dev/z | wc -c; \
                    stat -c '%F %t:%T' /srv/fuse; : <>/srv/fuse && echo open";
     let bundle = with_mount(
@@ -187,7 +187,7 @@ fn a_user_namespace_maps_the_owners_of_shared_files() {
         namespaces.push(json!({ "type": "user" }));
         config["linux"]["uidMappings"] = map.clone();
         config["linux"]["gidMappings"] = map;
-        // The network is not the user namespace's.
+        // The network does not belong to the user namespace.
         config["linux"]["sysctl"] = json!({ "net.ipv4.ip_unprivileged_port_start": "80" });
     });
     // As an engine prepares it: the root belongs to the container's root.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rvm_tests::Containerd;
 use rvm_tests::command::{self, eventually, signal};
 
-/// A container that runs until it is told to stop.
+/// Runs until SIGTERM.
 const WAITS: &str = "while :; do sleep 0.2; done";
 
 /// Waits for a file on the host to appear in the container as /go/exit, then ends with 7.
@@ -112,7 +112,7 @@ fn processes_and_what_they_use_are_shown() {
 #[test]
 fn standard_input_reaches_the_program_and_ends() {
     let containerd = Containerd::new();
-    // ctr says that the input has ended only once it knows of the program.
+    // ctr reports the end of input only once it knows the program.
     let feed = |mut command: Command| {
         let mut child = command
             .stdin(Stdio::piped())
@@ -151,7 +151,7 @@ fn no_output_is_lost_at_the_end() {
     assert_eq!(finished.stdout.len(), 16 * 200_000 + 4);
 }
 
-/// Runs a command on a terminal of this size; what it shows comes back.
+/// Runs a command on a terminal of this size; returns its output.
 fn on_terminal(containerd: &Containerd, rows: u16, cols: u16, args: &str) -> (i32, String) {
     let world = containerd.world();
     let line = format!(
@@ -238,7 +238,7 @@ fn output_goes_to_a_file_or_a_program_where_that_is_asked_for() {
 fn a_container_that_ends_while_containerd_is_away_is_told_of_later() {
     let containerd = Containerd::new();
     let dir = tempfile::tempdir().unwrap();
-    // A process is killed for want of memory first: it keeps the last line, which never ends.
+    // First a process is killed for lack of memory: it keeps the last line, which never ends.
     let script = UNTIL_TOLD.replace("exit 7", "tail /dev/zero; exit 7");
     let options = [&*go(&dir), "--memory-limit", "33554432"];
     containerd.start_container(&options, "box", &script);
@@ -247,7 +247,7 @@ fn a_container_that_ends_while_containerd_is_away_is_told_of_later() {
     containerd.kill();
     fs::write(dir.path().join("exit"), "").unwrap();
     std::thread::sleep(Duration::from_secs(3));
-    // Shims find the socket only when somebody listens for what they tell.
+    // Shims find the socket only while somebody listens for events.
     containerd.start();
     let (socket, aside) = (containerd.ttrpc_socket(), containerd.world().path("aside"));
     let moved = fs::rename(&socket, &aside);
@@ -321,7 +321,7 @@ fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
     assert_eq!(sockets.len(), 2);
     containerd.world().kill_all();
     containerd.kill();
-    // As if after a cleaning by hand, containerd knows of no task that there ever was.
+    // As after a clean-up by hand: containerd no longer knows any task.
     let run = containerd.world().path("run");
     rvm_tests::leaks::unmount_below(&run);
     fs::remove_dir_all(&run).unwrap();
@@ -404,7 +404,7 @@ fn containers_of_a_pod_share_a_shim_and_a_machine() {
         containerd.exec(id, exec_id, script).stdout
     };
     assert_eq!(namespace("one", "a"), namespace("pod", "b"));
-    // Its sidecar comes and goes while the pod lives.
+    // A sidecar starts and ends while the pod runs.
     let finished = containerd.run(&options, "two", "exit 6");
     assert_eq!(finished.code, 6, "{}", finished.stderr);
     assert_eq!(containerd.task("one").unwrap().0, "RUNNING");

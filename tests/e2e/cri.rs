@@ -1,4 +1,4 @@
-//! containerd with rvm's shim, driven as kubelet does: by the container runtime interface.
+//! containerd with rvm's shim, driven through the container runtime interface, as kubelet does.
 
 #[path = "cri/death.rs"]
 mod death;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rvm_tests::command::{self, eventually};
 use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, api};
 
-/// A container that runs until it is told to stop, and then goes at once.
+/// Runs until SIGTERM, and then ends at once.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
-/// A program for use in containers.
+/// A program for containers.
 const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
 
-/// A volume of a container's.
+/// Adds a volume to a container.
 fn mount(config: &mut api::ContainerConfig, host: &Path, container: &str, readonly: bool) {
     let mut mount = api::Mount::new();
     mount.host_path = host.display().to_string();
@@ -25,7 +25,7 @@ fn mount(config: &mut api::ContainerConfig, host: &Path, container: &str, readon
     config.mounts.push(mount);
 }
 
-/// A tmpfs, as kubelet makes one for an emptyDir in memory.
+/// A tmpfs, as kubelet makes it for an emptyDir in memory.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
@@ -42,7 +42,7 @@ impl Drop for Tmpfs {
     }
 }
 
-/// What kubelet calls the namespaces of processes.
+/// The namespace options of a container.
 fn processes_of(config: &mut api::ContainerConfig) -> &mut api::NamespaceOption {
     config
         .linux
@@ -214,7 +214,7 @@ fn limited(config: &mut api::ContainerConfig) {
 }
 
 fn assert_limits_follow_updates(box_: &Container<'_>) {
-    // containerd asks for a cgroup namespace only where the host has version 2.
+    // containerd requests a cgroup namespace only if the host has cgroup v2.
     let own = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)";
     let file = |name: &str| box_.shell(&format!("cat {own}/{name}"));
     assert_eq!(file("memory.max"), format!("{}\n", 64 << 20));
@@ -334,7 +334,7 @@ fn ports_of_a_pod_are_forwarded() {
     pod.remove();
 }
 
-/// Whether a container sees a process of another's by its name.
+/// Whether a container sees a process with this name.
 fn sees(container: &Container<'_>, name: &str) -> bool {
     container.shell("ps").contains(name)
 }
@@ -407,7 +407,7 @@ fn an_update_of_a_volume_with_a_thousand_files_is_told_and_seen_within_a_second(
     assert_eq!(box_.shell("ls /config | wc -l"), "1000\n");
     let mut watch = box_.stream("/inside watch /config", false);
     watch.wait_for("ready");
-    // A host that does other things at the moment may be late once.
+    // A busy host may be late once.
     let mut told = Duration::MAX;
     for round in 0..3 {
         let exchanged = volume.write(&files(1000, &format!("new{round}")));
@@ -426,7 +426,7 @@ fn an_update_of_a_volume_with_a_thousand_files_is_told_and_seen_within_a_second(
     pod.remove();
 }
 
-/// A configuration of a pod that needs little.
+/// A configuration of a small pod.
 fn small(cri: &Cri, name: &str) -> api::PodSandboxConfig {
     let mut config = cri.pod_config(name);
     let linux = config.linux.mut_or_insert_default();
@@ -440,7 +440,7 @@ fn small(cri: &Cri, name: &str) -> api::PodSandboxConfig {
 #[test]
 fn twenty_pods_run_side_by_side_and_leave_nothing() {
     const PODS: usize = 20;
-    // All at once they take their time where a software CPU runs them.
+    // Starting all at once takes long on a software CPU.
     let cri = Cri::configured("start_timeout_seconds = 200");
     let start = Instant::now();
     let live = |(number, config): (usize, api::PodSandboxConfig)| {
@@ -475,7 +475,7 @@ fn twenty_pods_run_side_by_side_and_leave_nothing() {
     );
 }
 
-/// A process that runs a pod's machine.
+/// The pid of a process that runs a pod's machine.
 fn machine(cri: &Cri) -> i32 {
     let is_machine = |pid: &i32| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

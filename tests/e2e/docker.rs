@@ -19,5 +19,5 @@ mod run;
 
 use rvm_tests::engine::docker::docker as engine;
 
-/// Where the engines differ.
+/// Differences between the engines.
 const IS_PODMAN: bool = false;

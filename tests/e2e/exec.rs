@@ -1,4 +1,4 @@
-//! Programs that are executed in a running container.
+//! `rvm exec`: programs in a running container.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -198,7 +198,7 @@ fn a_detached_process_has_a_stand_in_with_its_exit_code() {
     let rvm = Rvm::new();
     let bundle = waiting(&rvm);
     let pid_file = rvm.path("pid");
-    // As an engine does, this process takes the orphan in.
+    // As an engine does, this process adopts the orphan.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let script = "echo started; sleep 1; echo done > /tmp/done; exit 42";
     let mut exec = rvm.command(&["exec", "--detach", "--pid-file"]);
@@ -233,7 +233,7 @@ fn a_terminal_of_the_users_is_the_programs() {
     terminal.expect("/dev/pts/0\r\n30 90\r\n");
     terminal.resize(40, 100);
     terminal.expect("40 100\r\n");
-    // Ctrl-C is the guest's to act on.
+    // The guest's terminal acts on Ctrl-C.
     terminal.write("\x03");
     assert_eq!(command::wait(child).status.code(), Some(130));
     assert_eq!(line.modes(), before, "the terminal is as it was");
@@ -312,8 +312,8 @@ fn descriptors_are_preserved_as_streams() {
 /// Gives a command these descriptors from 3 on.
 fn pass(command: &mut Command, fds: Vec<OwnedFd>) {
     #[expect(unsafe_code, reason = "pre_exec and dup2")]
-    // SAFETY: system calls alone, in a child that is about to execute. The descriptors are moved
-    // out of the way first, so that none is overwritten before it was copied.
+    // SAFETY: only system calls, in a child that is about to execute. The descriptors are first
+    // moved out of the way, so that none is overwritten before it is copied.
     unsafe {
         command.pre_exec(move || {
             for (fd, number) in fds.iter().zip(100..) {

@@ -6,19 +6,19 @@ use rvm_tests::command::eventually;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
-/// A hook of the host that runs a shell command in the bundle.
+/// A hook on the host that runs a shell command in the bundle.
 fn host(command: &str) -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", command], "env": ["PATH=/usr/bin:/bin"] })
 }
 
-/// A hook that brings its program into the guest. What it is told of as the bundle has the root in
-/// it.
+/// A hook whose program is shared with the guest. The bundle in its state is the directory with the
+/// root.
 fn guest(command: &str) -> Value {
     let command = format!("cd {}/box && {command}", "/run/rvm/shared");
     json!({ "path": "/bin/busybox", "args": ["sh", "-c", command] })
 }
 
-/// A hook that runs a program of the container's.
+/// A hook that runs a program in the container.
 fn container(command: &str) -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", command] })
 }

@@ -1,4 +1,4 @@
-//! What the host does to the files of a container while it runs.
+//! Changes by the host to a running container's files.
 
 use std::fs;
 use std::path::Path;
@@ -8,10 +8,10 @@ use rvm_tests::command::eventually;
 use rvm_tests::{Bundle, Finished, Rvm, bind};
 use serde_json::json;
 
-/// A change that long ago shows in the file's times.
+/// A change older than this shows in the file's times.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// What a program said that must have succeeded.
+/// The output of a program, which must have succeeded.
 fn output(finished: Finished) -> String {
     assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
     finished.stdout
@@ -58,7 +58,7 @@ fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
         .mount(bind(dir.path(), "/d", &["rbind"]));
     rvm.create(&bundle, "box");
     let shell = |script: &str| output(rvm.call(&["exec", "box", "sh", "-c", script]));
-    // As Podman does it. Then shorter, of the same length at once, and longer.
+    // Written as Podman does; then shorter, at once of the same length, and longer.
     for text in [
         "192.0.2.1 box\n",
         "short\n",
@@ -76,7 +76,7 @@ fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
         let length = format!("{}\n", text.len());
         assert_eq!(shell("stat -c %s /etc/file"), length);
     }
-    // Both write, and nothing is lost. A program is mapped, and is so after it has changed.
+    // Host and guest write, and nothing is lost. A program stays mapped after a change.
     shell("echo guest >>/etc/file");
     append(&file, "host\n");
     let whole = "and longer again\nguest\nhost\n";
@@ -88,7 +88,7 @@ fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
     let length = fs::metadata(&tool).unwrap().len();
     let run = "/opt/busybox echo runs; wc -c </opt/busybox";
     eventually("it is longer", || shell(run) == format!("runs\n{length}\n"));
-    // Nobody opens it any more.
+    // Nobody opens it again.
     let mut told = String::new();
     for line in ["first\n", "second\n"] {
         append(&log, line);
@@ -100,8 +100,7 @@ fn what_the_host_does_to_a_file_that_stays_open_or_mounted_is_read() {
     rvm.ok(&["delete", "--force", "box"]);
 }
 
-/// Of files that were read before and are long unchanged, which on kvm the guest need not read
-/// again.
+/// The files were read before and have not changed for long, so on kvm the guest may use its cache.
 #[test]
 fn what_the_host_writes_is_read_by_the_next_open() {
     let rvm = Rvm::new();
@@ -120,7 +119,7 @@ fn what_the_host_writes_is_read_by_the_next_open() {
     };
     std::thread::sleep(SETTLED);
     assert_eq!(read(), "text 0\n".repeat(4));
-    // At once, of the same length, and soon after another.
+    // At once, of the same length, and soon after another change.
     for text in ["text 1\n", "text 2\n"] {
         rewrite(&file, text);
         rewrite(&twin, text);
@@ -129,7 +128,7 @@ fn what_the_host_writes_is_read_by_the_next_open() {
     rvm.ok(&["delete", "--force", "box"]);
 }
 
-/// On kvm a namespace that comes upon a mount of the host's first has pages of its own of the files
+/// On kvm the first mount namespace to meet a mount of the host has its own pages of the files
 /// there.
 #[test]
 fn what_the_host_writes_is_read_in_every_mount_namespace() {
@@ -171,8 +170,8 @@ fn what_the_host_writes_is_read_in_every_mount_namespace() {
     rustix::mount::unmount(path("mount"), rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
-/// Replaces what is in a file and, where that does not hide the change, puts its mtime back: a
-/// version on 9p is the second of mtime, and the length.
+/// Replaces a file's content and restores its mtime, unless that would hide the change: on 9p a
+/// version is the seconds of mtime, and the length.
 fn rewrite(path: &Path, text: &str) {
     let mtime = fs::metadata(path).unwrap().modified().unwrap();
     fs::write(path, text).unwrap();

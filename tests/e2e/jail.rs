@@ -1,4 +1,4 @@
-//! Somebody who has taken over rvm-vmm, its back end or QEMU gets nowhere.
+//! An attacker who has taken over rvm-vmm, its back end or QEMU cannot get out of the jail.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -13,10 +13,10 @@ use std::process::{Child, Command};
 use rvm_tests::{Bundle, Rvm, command, leaks};
 use serde_json::json;
 
-/// How each attempt ended, by its name; see tests/escape.
+/// How each attempt of tests/escape ended, by its name.
 type Report = BTreeMap<String, String>;
 
-/// What a host may lack: then it cannot be proved that the attempt is one.
+/// Attempts that some hosts do not support, so that they fail without a jail too.
 const OFTEN_IMPOSSIBLE: &[&str] = &[
     "connect by vsock",
     "load a BPF program",
@@ -24,15 +24,15 @@ const OFTEN_IMPOSSIBLE: &[&str] = &[
     "reach I/O ports",
 ];
 
-/// A host with something to attack, and the program that does it in this mode.
+/// A host with targets, and the attacking program in one mode.
 struct Attack {
-    /// They are gone before `rvm` looks for what is left.
+    /// Dropped before `rvm`, which looks for leftovers.
     _targets: (TcpListener, UnixListener, Victim),
     rvm: Rvm,
     program: PathBuf,
 }
 
-/// A process of the host.
+/// A process on the host.
 struct Victim(Child);
 
 impl Drop for Victim {
@@ -88,7 +88,7 @@ impl Attack {
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
-    /// Has rvm start the program as it starts rvm-vmm.
+    /// Makes rvm start the program as it starts rvm-vmm.
     fn jailed(&self) -> Report {
         let finished = self.rvm.run(&Bundle::new(&["true"]), "box");
         assert_eq!(finished.code, 1, "{}", finished.stderr);
@@ -98,8 +98,8 @@ impl Attack {
     }
 }
 
-/// Puts a key into a session keyring that this thread and its children have to themselves; returns
-/// its description.
+/// Adds a key to a session keyring that only this thread and its children have; returns its
+/// description.
 #[expect(unsafe_code, reason = "keyctl")]
 fn add_key() -> CString {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
@@ -116,7 +116,7 @@ fn add_key() -> CString {
     description
 }
 
-/// A file's handle, as open_by_handle_at(2) takes it; nothing if its file system has none.
+/// A file's handle for open_by_handle_at(2); empty if its file system has none.
 #[expect(unsafe_code, reason = "name_to_handle_at")]
 fn handle(path: &Path) -> Vec<u8> {
     const HEADER: usize = 8;
@@ -124,7 +124,7 @@ fn handle(path: &Path) -> Vec<u8> {
     handle[..4].copy_from_slice(&libc::MAX_HANDLE_SZ.to_ne_bytes());
     let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
     let mut mount = 0;
-    // SAFETY: the handle's first field says how much room is behind its header.
+    // SAFETY: the handle's first field is the size of the buffer behind its header.
     let result = unsafe {
         let (handle, mount) = (handle.as_mut_ptr(), &raw mut mount);
         libc::syscall(
@@ -144,7 +144,7 @@ fn handle(path: &Path) -> Vec<u8> {
     }
 }
 
-/// What is wrong with a report: attempts that did not end as they must.
+/// The attempts in a report that did not end as expected.
 fn surprises(report: &Report, expected: impl Fn(&str, &str) -> bool) -> Vec<String> {
     assert!(report.len() > 20, "{report:#?}");
     report
@@ -159,7 +159,7 @@ fn assert_nothing_works(mode: &str, engine: &str) {
     let has_filters = mode != "qemu";
     let surprises = surprises(&report, |attempt, outcome| match attempt {
         _ if attempt.contains(": ") => outcome == "SIGSYS",
-        // Only a filter can stop it, and did.
+        // Only the filter can stop it, and it did.
         "connect by vsock" if has_filters => true,
         _ => outcome != "done",
     });
@@ -177,7 +177,7 @@ fn without_a_jail_every_attempt_works() {
 
 #[test]
 fn in_a_machines_place_nothing_works() {
-    // The device is handed over and never used.
+    // The device is passed on and never used.
     if Path::new("/dev/kvm").exists() {
         assert_nothing_works("machine", "kvm");
     } else {
@@ -195,7 +195,7 @@ fn in_qemus_place_nothing_works() {
     assert_nothing_works("qemu", "qemu");
 }
 
-/// What capabilities(7) calls those of `rvm_vmm::jail::Caps::FileServer`.
+/// The capabilities of `rvm_vmm::jail::Caps::FileServer`.
 const FILE_SERVER: u64 = 1 << 0 // CAP_CHOWN
     | 1 << 1 // CAP_DAC_OVERRIDE
     | 1 << 2 // CAP_DAC_READ_SEARCH
@@ -206,8 +206,8 @@ const FILE_SERVER: u64 = 1 << 0 // CAP_CHOWN
     | 1 << 27 // CAP_MKNOD
     | 1 << 31; // CAP_SETFCAP
 
-/// The processes that run the machine: what is in their command lines, the capabilities they have,
-/// and what they find at their root.
+/// The processes that run the machine: a part of the command line, the capabilities, and the
+/// entries at the root.
 fn expected_processes() -> Vec<(&'static str, u64, &'static [&'static str])> {
     const SYSTEM: &[&str] = &["dev", "etc", "lib", "lib64", "proc", "shared", "usr"];
     match rvm_tests::engine().as_str() {
@@ -255,7 +255,7 @@ fn every_process_that_a_guest_can_reach_is_jailed() {
 fn check_threads(name: &str, pid: i32, capabilities: u64) {
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let path = thread.unwrap().path().join("status");
-        // A thread of a pool may have ended.
+        // A pool thread may have ended.
         let Ok(status) = fs::read_to_string(path) else {
             continue;
         };

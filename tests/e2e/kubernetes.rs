@@ -1,5 +1,5 @@
-//! deploy/kubernetes: what puts rvm on a node and takes it away, on nodes that are directories. No
-//! machine is started.
+//! deploy/kubernetes: installing rvm on nodes and removing it, with directories as nodes. No
+//! is started.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rvm_tests::command::{Finished, finish};
 
-/// Stands for entering the node: says what was run there to a file, and what a file says of it.
+/// Replaces nsenter: writes the command to a file, and prints the answer from another file.
 const ENTER: &str = r#"#!/bin/bash
 echo "$*" >>"$FAKE/calls"
 case "$*" in
@@ -95,7 +95,7 @@ impl Node {
         assert_eq!(finished.code, 0, "{verb}: {}", finished.stderr);
     }
 
-    /// Everything on the node: kinds, modes, contents.
+    /// All files of the node: type, mode, content.
     fn tree(&self) -> BTreeMap<PathBuf, (u32, String)> {
         let mut found = BTreeMap::new();
         let mut waiting = vec![self.path("node")];

@@ -1,4 +1,4 @@
-//! A container's life, by the verbs.
+//! The life of a container, through the verbs.
 
 use rvm_tests::command::{self, eventually};
 use rvm_tests::{Bundle, Rvm};
@@ -29,7 +29,7 @@ fn the_guest_has_its_own_kernel_and_the_containers_size() {
     assert_ne!(lines[0], host.release().to_str().unwrap());
     assert_eq!((lines[1], lines[3]), ("1", "1"));
     let kib: u64 = lines[2].split_whitespace().nth(1).unwrap().parse().unwrap();
-    // What the guest needs beside the container is in it.
+    // It includes what the guest itself needs.
     let limit = 256 << 10;
     assert!((limit..limit * 120 / 100).contains(&kib), "{kib} KiB");
 }
@@ -123,7 +123,7 @@ fn the_monitor_has_the_pid_and_the_exit_code() {
         "--bundle",
     ]);
     create.arg(bundle.write()).arg("box");
-    // As an engine does, this process takes the orphan in.
+    // As an engine does, this process adopts the orphan.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     assert!(create.status().unwrap().success());
     let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
@@ -159,7 +159,7 @@ fn a_container_killed_by_a_signal_ends_with_128_and_its_number() {
     }
 }
 
-/// Process 1 of a pid namespace ignores its own signals.
+/// Process 1 of a pid namespace ignores signals that it sends itself.
 fn drop_pid_namespace(config: &mut serde_json::Value) {
     let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|namespace| namespace["type"] != "pid");

@@ -1,5 +1,5 @@
-//! The network of a container: what an engine puts into its namespace on the host, before or after
-//! the container is made.
+//! The network of a container: interfaces that an engine puts into its namespace on the host,
+//! before or after the container is created.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,11 +10,11 @@ use rvm_tests::network::Network;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
-/// Says every moment what the guest has, in files that the host can read.
+/// Writes the guest's configuration again and again to files that the host can read.
 const WATCH: &str = "while :; do for what in addr route neigh; do \
      busybox ip $what >/tmp/new; mv /tmp/new /tmp/$what; done; sleep 0.1; done";
 
-/// A bundle whose network is at this path, or new, with a program that may send any packet.
+/// A bundle with this network namespace or a new one, whose program may send any packet.
 fn bundle(script: &str, network: Option<&Network>) -> Bundle {
     Bundle::shell(script).with(|config| {
         if let Some(network) = network {
@@ -31,8 +31,8 @@ fn bundle(script: &str, network: Option<&Network>) -> Bundle {
     })
 }
 
-/// Lays a cable from an interface of this name in the namespace `path` to one in `peer` with the
-/// address 10.0.NUMBER.1. The former is up and has 10.0.NUMBER.2.
+/// Makes a veth pair: an interface of this name in the namespace `path`, up, with address
+/// 10.0.NUMBER.2, and one in `peer` with 10.0.NUMBER.1.
 fn connect(peer: &Network, path: &str, name: &str, number: u8) {
     peer.ip(&format!(
         "link add out{number} type veth peer name in{number}"
@@ -178,6 +178,13 @@ fn assert_runs_in(namespace: &str, line: &str) {
     assert!(command.status().unwrap().success(), "{line}");
 }
 
+/// Whether an address answers in the peer's network.
+fn answers_ping(peer: &Network, address: &str) -> bool {
+    let mut ping = Command::new("busybox");
+    ping.args(["ping", "-c", "1", "-W", "5", address]);
+    peer.inside(|| ping.output()).unwrap().status.success()
+}
+
 #[test]
 fn interfaces_come_change_and_go_while_the_container_is_there() {
     let rvm = Rvm::new();
@@ -211,11 +218,7 @@ fn interfaces_come_change_and_go_while_the_container_is_there() {
         read(&bundle, "addr").contains("10.0.2.33/24")
             && read(&bundle, "route").contains("172.30.0.0/16 via 10.0.2.1 dev eth1")
     });
-    let ping = |address: &str| {
-        let mut ping = Command::new("busybox");
-        ping.args(["ping", "-c", "1", "-W", "5", address]);
-        peer.inside(|| ping.output()).unwrap().status.success()
-    };
+    let ping = |address: &str| answers_ping(&peer, address);
     assert!(ping("10.0.2.33") && ping("10.0.1.2"));
     assert!(is_set("1"));
     set("0");

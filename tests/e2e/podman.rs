@@ -21,5 +21,5 @@ mod run;
 
 use rvm_tests::engine::podman::podman as engine;
 
-/// Where the engines differ.
+/// Differences between the engines.
 const IS_PODMAN: bool = true;

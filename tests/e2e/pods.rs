@@ -1,4 +1,4 @@
-//! Several containers in one machine, as engines ask for by annotations.
+//! Several containers in one machine, requested by annotations as engines do.
 
 use std::path::Path;
 
@@ -119,7 +119,7 @@ fn a_socket_in_a_volume_leads_from_one_member_to_another() {
     let bundle = with_volume("/inside listen /data/socket");
     rvm.create(&bundle, "server");
     rvm.ok(&["start", "server"]);
-    // It is there before anybody listens.
+    // The socket exists before anybody listens.
     let script = "for n in $(seq 100); do \
                       /inside connect /data/socket 2>/tmp/why && exit; sleep 0.1; \
                   done; cat /tmp/why >&2";
@@ -181,8 +181,8 @@ fn what_is_no_pod_is_refused_by_name() {
     rvm.ok(&["delete", "--force", "pod"]);
 }
 
-/// A container of a pod as CRI-O configures it: with its own annotations, and namespaces that it
-/// has pinned before there is any container.
+/// A container of a pod as CRI-O configures it: with CRI-O's annotations, and with namespaces that
+/// it pinned before the first container.
 fn by_cri_o(kind: &str, script: &str, network: &Network) -> Bundle {
     Bundle::shell(script).with(|config| {
         config["annotations"] = json!({

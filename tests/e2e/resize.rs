@@ -3,7 +3,7 @@
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
 
-/// A container with one CPU and so much memory.
+/// A container with one CPU and this much memory.
 fn running(rvm: &Rvm, mib: u64) -> Bundle {
     let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
         let resources = &mut config["linux"]["resources"];
@@ -50,7 +50,7 @@ fn set_memory(rvm: &Rvm, mib: u64) {
     assert_eq!(limit(rvm), mib);
 }
 
-/// Has a program use so much memory at once.
+/// Makes a program use this much memory at once.
 fn fill(rvm: &Rvm, mib: u64) {
     shell(
         rvm,
@@ -97,7 +97,7 @@ fn memory_shrinks_with_the_limit_and_comes_back() {
     let rvm = Rvm::new();
     let _bundle = running(&rvm, 256);
     let before = memory(&rvm);
-    // What the host holds the machine to is lowered too, and the guest has touched more than that.
+    // The machine's limit on the host sinks too, below what the guest has touched.
     fill(&rvm, 200);
     set_memory(&rvm, 96);
     let gone = before - memory(&rvm);

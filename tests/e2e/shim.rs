@@ -1,4 +1,4 @@
-//! The shim's services, called as containerd calls them, by a client of the tests' own.
+//! The shim's services, called as containerd calls them, by a client in the tests.
 
 use std::fs;
 use std::path::Path;
@@ -17,16 +17,16 @@ use rvm_tests::shim::{Shim, limit};
 use rvm_tests::{Bundle, command};
 use serde_json::{Value, json};
 
-/// A container that runs until it is told to stop.
+/// Runs until SIGTERM.
 const WAITS: &str = "while :; do sleep 0.2; done";
 
-/// The error of a call for something that is not there.
+/// The error of a call for an unknown id.
 fn is_not_found<T>(answer: &ttrpc::Result<T>) -> bool {
     matches!(answer, Err(ttrpc::Error::RpcStatus(status))
         if status.code() == ttrpc::Code::NOT_FOUND)
 }
 
-/// What containerd sends of a pod, with its cgroups in the world of the test.
+/// A pod's configuration as containerd sends it, with cgroups in the test's world.
 fn sandbox_request(bundle: &Path, network: &Network) -> sandbox_api::CreateSandboxRequest {
     let mut config = cri::PodSandboxConfig::new();
     config.hostname = "web".to_owned();
@@ -46,7 +46,7 @@ fn sandbox_request(bundle: &Path, network: &Network) -> sandbox_api::CreateSandb
     }
 }
 
-/// A container of the pod whose first has this pid.
+/// A container of the pod whose first container has this pid.
 fn member(script: &str, pid: u32, network: &Network) -> Bundle {
     Bundle::shell(script).with(|config| {
         config["annotations"] = json!({
@@ -72,7 +72,7 @@ fn create(shim: &Shim, id: &str, bundle: &Bundle) {
     shim.ok(shim.tasks.create(limit(), &request));
 }
 
-/// Starts a container's first process, or one that was added.
+/// Starts a container's init process, or an added one.
 fn start(shim: &Shim, id: &str, exec_id: &str) {
     let request = api::StartRequest {
         id: id.to_owned(),
@@ -104,7 +104,7 @@ fn json_any(value: &Value) -> Any {
     }
 }
 
-/// The exit code of a process, when it has ended.
+/// Waits for a process; returns its exit code.
 fn wait(shim: &Shim, id: &str, exec_id: &str) -> u32 {
     let request = api::WaitRequest {
         id: id.to_owned(),
@@ -114,7 +114,7 @@ fn wait(shim: &Shim, id: &str, exec_id: &str) -> u32 {
     shim.ok(shim.tasks.wait(limit(), &request)).exit_status
 }
 
-/// Kills a container's first process; returns its exit code.
+/// Kills a container's init process; returns its exit code.
 fn kill(shim: &Shim, id: &str) -> u32 {
     let request = api::KillRequest {
         id: id.to_owned(),
@@ -225,9 +225,9 @@ fn the_sandbox_api_leads_a_pod_with_its_memory_through_its_life() {
     assert_eq!(command::mentions("/proc/self/mountinfo", bundle.path()), 0);
 }
 
-/// What one writes to /dev/shm another finds there, and there are 64 MiB of it.
+/// Asserts that containers share /dev/shm, and that it has 64 MiB.
 fn containers_share_memory(shim: &Shim, pid: u32, network: &Network) {
-    // QEMU counts in blocks of its own.
+    // 9p of QEMU reports other block sizes.
     let size = "set -- $(stat -f -c '%b %s' /dev/shm); echo $(($1 * $2 >> 20)) >/dev/shm/size";
     let one = member(
         &format!("{size}; echo full >/dev/shm/file; {WAITS}"),
@@ -257,8 +257,7 @@ fn last<T: MessageFull>(shim: &Shim) -> T {
     T::parse_from_bytes(&found.next_back().unwrap().event.value).unwrap()
 }
 
-/// What is told in the life of a container with two added processes, of which one is killed for
-/// want of memory.
+/// The events of a container with two added processes, one of which is killed for lack of memory.
 const WANTED: [&str; 13] = [
     "create",
     "start",
@@ -301,7 +300,7 @@ fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
         ..Default::default()
     };
     shim.ok(shim.tasks.resume(limit(), &request));
-    // It keeps the last line, which never ends, and is killed for it.
+    // It keeps the last line, which never ends, and is killed.
     exec(&shim, "box", "two", "tail /dev/zero");
     assert_eq!(wait(&shim, "box", "two"), 137);
     let checkpoint = api::CheckpointTaskRequest {
@@ -320,7 +319,7 @@ fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
     shim.cut();
     assert_eq!(kill(&shim, "box"), 137);
     delete(&shim, "box", "");
-    // The last words wait for containerd, too.
+    // The last events wait for containerd too.
     shim.ok(shim
         .tasks
         .shutdown(limit(), &api::ShutdownRequest::default()));

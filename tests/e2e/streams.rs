@@ -43,7 +43,7 @@ fn a_writer_hears_that_nobody_reads() {
     assert!(bundle.rootfs("tmp/status").exists());
 }
 
-/// The bytes of the large transfers. The measured rates are in `make bench`.
+/// The size of large transfers. `make bench` measures rates.
 fn volume() -> u64 {
     let mib = std::env::var("RVM_TEST_STREAM_MIB")
         .ok()
@@ -51,7 +51,7 @@ fn volume() -> u64 {
     mib.unwrap_or(64) << 20
 }
 
-/// A stream of bytes that repeats only after 2^64 of them.
+/// A stream of bytes with a period of 2^64.
 struct Noise(u64);
 
 impl Noise {
@@ -102,7 +102,7 @@ fn a_large_stream_passes_both_ways_unchanged() {
 #[test]
 fn a_slow_reader_stalls_the_writer_and_loses_nothing() {
     let rvm = Rvm::new();
-    // Far more than all buffers on the way together.
+    // Far more than all buffers on the way.
     let bundle = Bundle::shell("dd if=/dev/zero bs=65536 count=512 2>/dev/null; echo > /tmp/done");
     let mut run = rvm.command(&["run", "--bundle"]);
     run.arg(bundle.write()).arg("box").stdout(Stdio::piped());
@@ -119,7 +119,7 @@ fn a_slow_reader_stalls_the_writer_and_loses_nothing() {
     assert!(before > 0, "the processes were there to be measured");
 }
 
-/// Memory that a process has to itself and not in a file, without the guest's.
+/// The private anonymous memory of a process, without the guest's.
 fn anonymous_kib(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status
@@ -188,12 +188,12 @@ mod at_a_terminal {
         let child = run.spawn().unwrap();
         terminal.expect("/dev/pts/0\r\n30 90\r\n");
         terminal.write("line\r");
-        // The guest's terminal echoes, and the host's does not a second time.
+        // The guest's terminal echoes, and the host's does not.
         let seen = terminal.expect("got line\r\n");
         assert_eq!(seen.matches("line\r\n").count(), 2, "{seen:?}");
         terminal.resize(40, 100);
         terminal.expect("40 100\r\n");
-        // Ctrl-C is the guest's to act on.
+        // The guest's terminal acts on Ctrl-C.
         terminal.write("\x03");
         assert_eq!(command::wait(child).status.code(), Some(130));
         assert_eq!(line.modes(), before, "the terminal is as it was");
@@ -203,7 +203,7 @@ mod at_a_terminal {
     fn of_an_engine() {
         let rvm = Rvm::new();
         let socket = Reception::new(rvm.path("console.sock"));
-        // Nobody has the terminal open for a while, as with systemd's console.
+        // For a while nobody has the terminal open, as with systemd's console.
         let script = "stty size; read line; echo got $line; exec </dev/null >/dev/null 2>&1; \
                       sleep 1; echo back >/dev/console; exit 9";
         let bundle = bundle(script);

@@ -1,6 +1,6 @@
-//! Any process of a sandbox may be killed at any moment: the others end, and nothing stays behind.
+//! Any process of a sandbox may be killed at any time: the others end, and nothing is left.
 //!
-//! Every case starts a container, waits until the start has come to a stage, kills one process, and
+//! Every case starts a container, waits until the start has reached a stage, kills one process, and
 //! asserts that all others end by themselves, that `rvm delete --force` succeeds, twice, and that
 //! nothing of the container is left on the host.
 
@@ -12,18 +12,18 @@ use rvm_tests::network::{self, Network};
 use rvm_tests::{Bundle, Rvm, command, leaks};
 use serde_json::{Value, json};
 
-/// How far a start has come.
+/// A stage of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
-    /// The container has its directory.
+    /// The container's directory exists.
     Prepared,
-    /// What the guest can see of the host is being mounted.
+    /// Shared files are being mounted.
     Sharing,
     /// The machine's processes are being started.
     Starting,
     /// The guest's kernel runs.
     Booting,
-    /// The agent makes the container.
+    /// The agent creates the container.
     Creating,
     /// The container waits for its start.
     Created,
@@ -33,14 +33,14 @@ enum Stage {
 
 use Stage::{Booting, Created, Creating, Prepared, Running, Sharing, Starting};
 
-/// Who is killed.
+/// The process that is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
-    /// The command that was called: `rvm create`, or `rvm run`, which is the monitor too.
+    /// The command: `rvm create`, or `rvm run`, which is also the monitor.
     Caller,
-    /// What `rvm create` leaves behind.
+    /// The monitor that `rvm create` starts.
     Monitor,
-    /// A process that runs the machine: its command line has one of these in it.
+    /// A process that runs the machine. Its command line contains one of these.
     Machine(&'static [&'static str]),
 }
 
@@ -53,10 +53,10 @@ fn machine() -> Vec<Victim> {
     processes.iter().copied().map(Victim::Machine).collect()
 }
 
-/// How long the rest may take to end. It takes a fraction of a second where nothing else runs.
+/// The longest time for the others to end. On an idle host it takes a fraction of a second.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A container on its way.
+/// A container that is being started.
 struct Start {
     rvm: Rvm,
     bundle: Bundle,
@@ -65,10 +65,10 @@ struct Start {
     caller: Child,
 }
 
-/// A network namespace that an engine has made for a container, with an interface in it.
+/// A network namespace as an engine makes it for a container, with an interface.
 struct EngineNetwork {
     inside: Network,
-    /// Where the other end of the cable is.
+    /// The namespace with the other end of the veth pair.
     _peer: Network,
     before: String,
 }
@@ -88,7 +88,7 @@ impl EngineNetwork {
         }
     }
 
-    /// What rvm may add to: links, and the rules that lead packets from one to another.
+    /// What rvm may change: links, and rules that redirect packets.
     fn look(inside: &Network) -> String {
         let rules = inside.tc("qdisc show") + &inside.tc("filter show dev eth0 ingress");
         inside.foreign().join("\n") + "\n" + &rules
@@ -138,7 +138,7 @@ impl Start {
         }
     }
 
-    /// Waits until the start has come to this stage.
+    /// Waits until the start has reached this stage.
     fn reach(&mut self, stage: Stage) {
         if self.verb == "create" && stage >= Created {
             assert!(self.caller.wait().unwrap().success(), "{}", self.stderr());
@@ -165,12 +165,12 @@ impl Start {
             Prepared => dir.join("state.json").exists(),
             Sharing => dir.join("shared/box/mounts").exists(),
             Starting => self.find(&["rvm-vmm"]).is_some(),
-            // By then the program that runs the machine has long been loaded.
+            // By then the program that runs the machine has been loaded.
             Booting => {
                 let machine = self.find(&["rvm-vmm machine", "qemu-system"]);
                 machine.is_some_and(|pid| cpu_time(pid) >= Duration::from_millis(50))
             }
-            // The listening socket, and one that was accepted. The monitor is in the namespace.
+            // The listening socket, and an accepted one. The monitor is in the namespace.
             Creating => {
                 let sockets = self.network.inside.inside(network::sockets);
                 let streams = sockets
@@ -183,14 +183,14 @@ impl Start {
         }
     }
 
-    /// What the container's state says.
+    /// The status in the container's state.
     fn status(&self) -> Option<String> {
         let text = fs::read_to_string(self.rvm.root().join("box/state.json")).ok()?;
         let state: Value = serde_json::from_str(&text).unwrap();
         Some(state["status"].as_str().unwrap().to_owned())
     }
 
-    /// The process with one of these in its command line. Of several the oldest: the others are
+    /// The process with one of these in its command line. Of several, the oldest: the others are
     /// about to execute something else.
     fn find(&self, parts: &[&str]) -> Option<i32> {
         let mut matching = self.rvm.processes();
@@ -225,7 +225,7 @@ impl Start {
         loop {
             let rest = self.rvm.processes();
             if rest.is_empty() {
-                // One that moves to another group while all are looked at is not seen.
+                // A process that moves to another cgroup during the scan is missed.
                 looks += 1;
                 if looks == 3 {
                     return start.elapsed();
@@ -240,8 +240,7 @@ impl Start {
         }
     }
 
-    /// Has the container deleted, which succeeds whatever has become of it, and as often as one
-    /// likes.
+    /// Deletes the container, which must succeed in every state, and repeatedly.
     fn delete(&self) {
         for _ in 0..2 {
             self.rvm.ok(&["delete", "--force", "box"]);
@@ -255,7 +254,7 @@ impl Start {
     }
 }
 
-/// Makes the sharing take its time.
+/// Makes sharing files take long.
 fn share_much(config: &mut Value) {
     let mounts = config["mounts"].as_array_mut().unwrap();
     mounts.extend((0..300).map(|index| {
@@ -264,14 +263,14 @@ fn share_much(config: &mut Value) {
     }));
 }
 
-/// When a process was started, in clock ticks after boot.
+/// The start time of a process, in clock ticks after boot.
 fn start_time(pid: i32) -> u64 {
     stat(pid, 22).unwrap_or(u64::MAX)
 }
 
-/// What a process has used.
+/// The CPU time of a process.
 fn cpu_time(pid: i32) -> Duration {
-    // In user mode and in the kernel, in clock ticks: of them a second has 100.
+    // User and system time, in clock ticks of 10 ms.
     let ticks = stat(pid, 14).unwrap_or(0) + stat(pid, 15).unwrap_or(0);
     Duration::from_millis(10 * ticks)
 }
@@ -284,7 +283,7 @@ fn stat(pid: i32, number: usize) -> Option<u64> {
     rest.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
-/// One case: kills the victim at the stage, and looks at what becomes of the rest.
+/// One case: kills the victim at the stage, and checks what happens to the rest.
 fn kill_at(verb: &'static str, victim: Victim, stage: Stage) {
     let mut start = Start::new(verb, stage);
     start.reach(stage);
@@ -305,7 +304,7 @@ fn kill_at(verb: &'static str, victim: Victim, stage: Stage) {
     );
 }
 
-/// Whoever called rvm hears what has happened.
+/// Asserts that the caller of rvm learns what happened.
 fn check_caller(start: &Start, victim: Victim, stage: Stage, status: ExitStatus) {
     let stderr = start.stderr();
     if victim == Victim::Caller || start.verb == "create" && stage >= Created {
@@ -380,7 +379,7 @@ fn when_all_are_killed_at_once_a_deletion_leaves_nothing() {
     }
 }
 
-/// Moments between the stages, counted from one of them.
+/// Delays after a stage.
 fn moments() -> impl Iterator<Item = Duration> {
     let count = std::env::var("RVM_TEST_MOMENTS")
         .ok()
@@ -388,8 +387,8 @@ fn moments() -> impl Iterator<Item = Duration> {
     (0..count.unwrap_or(20)).map(|index: u64| Duration::from_micros(1250 * (index % 20)))
 }
 
-/// The machine's processes enter their jails at these moments, and the monitor may die before they
-/// can be told of its death.
+/// At these times the machine's processes enter their jails, and the monitor may die before they
+/// can be notified of its death.
 #[test]
 fn when_the_monitor_is_killed_at_any_moment_nothing_stays() {
     for moment in moments() {

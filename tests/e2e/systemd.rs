@@ -1,5 +1,5 @@
-//! The systemd driver, on a systemd whose groups are of version 2: where there is one, as there is
-//! where tests/nested/systemd has booted it.
+//! The systemd driver, on a systemd with cgroup v2. There is one where tests/nested/systemd has
+//! booted it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const UNIT: &str = "rvm-box.scope";
 const GROUP: &str = "/sys/fs/cgroup/machines.slice/machines-test.slice/rvm-box.scope";
 
-/// The only test that runs: there is one systemd, and one test stops the bus.
+/// Held by the running test: there is one systemd, and one test stops the bus.
 struct Alone(#[expect(dead_code, reason = "held")] std::sync::MutexGuard<'static, ()>);
 
 impl Drop for Alone {
@@ -80,7 +80,7 @@ fn assert_no_scope_left() {
     assert!(!Path::new(GROUP).exists());
 }
 
-/// The numbers of systemd and those in the files of the group are the same.
+/// Asserts that systemd and the files of the cgroup have the same values.
 fn assert_limits(memory: u64, quota: &str) {
     let known = properties();
     assert_eq!(known["MemoryMax"], memory.to_string());
@@ -123,7 +123,7 @@ fn a_container_is_in_a_scope_that_knows_its_limits() {
     assert!(memory > 256 << 20);
     assert_limits(memory, "800ms");
     assert_eq!(known["MemoryLow"], file("memory.low"));
-    // systemd writes what it knows.
+    // systemd writes its own values.
     systemctl(&["daemon-reload"]);
     assert_limits(memory, "800ms");
     assert_eq!(file("cpu.max"), "40000 50000");
@@ -152,7 +152,7 @@ fn a_container_is_in_a_scope_that_knows_its_limits() {
 fn a_scope_that_systemd_stops_ends_the_container() {
     let Some(_alone) = systemd() else { return };
     let rvm = Rvm::new();
-    // Its first process is asked to end, and does.
+    // Its init process is asked to end, and does.
     let program = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
     let willing = bundle(json!({})).with(|config| {
         config["process"]["args"] = json!(["sh", "-c", program]);
@@ -164,7 +164,7 @@ fn a_scope_that_systemd_stops_ends_the_container() {
     rvm.ok(&["delete", "box"]);
     eventually("the scope is gone", || !Path::new(GROUP).exists());
     assert_no_scope_left();
-    // Its name is free.
+    // Its name is free again.
     create(&rvm, &bundle(json!({})));
     rvm.ok(&["delete", "--force", "box"]);
     assert_no_scope_left();

@@ -1,4 +1,4 @@
-//! The verbs about a running container, and those about none.
+//! Verbs for a running container, and verbs without one.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -115,7 +115,7 @@ fn update_changes_what_holds_in_the_guest() {
     ];
     rvm.ok(&[&["update"], &options[..], &["--pids-limit", "90", "box"]].concat());
     assert_eq!(limits(), "67108864\n50000 100000\n1\n90\n");
-    // What was changed before stays: the period goes with the old quota.
+    // Earlier changes stay: the period goes with the old quota.
     rvm.ok(&["update", "--cpu-period", "200000", "box"]);
     assert_eq!(limits(), "67108864\n50000 200000\n1\n90\n");
 
@@ -148,7 +148,7 @@ fn update_changes_what_holds_in_the_guest() {
 #[test]
 fn events_tell_of_use_of_kills_for_memory_and_end_with_the_container() {
     let rvm = Rvm::new();
-    // What `tail` keeps of an endless line grows until it is killed.
+    // `tail` keeps an endless line, and grows until it is killed.
     let script = "while :; do [ -e /tmp/go ] && tail /dev/zero; sleep 0.1; done";
     let bundle = Bundle::shell(script).with(|config| {
         config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
@@ -220,7 +220,7 @@ fn kill_reaches_all_processes_and_forgives_a_stopped_container_then() {
                   sh -c \"trap 'echo second > /tmp/second' USR1; while :; do sleep 0.1; done\" & \
                   while :; do sleep 0.1; done";
     let bundle = running(&rvm, script);
-    // Both have to have set their traps.
+    // Both must have set their traps.
     std::thread::sleep(Duration::from_secs(1));
     rvm.ok(&["kill", "--all", "box", "USR1"]);
     rvm.wait_for_status("box", "stopped");
@@ -305,7 +305,7 @@ fn every_verb_has_a_manual_page_and_completes() {
     assert!(share.join("fish/vendor_completions.d/rvm.fish").exists());
 }
 
-/// How often a container is made and deleted. A hundred times in full runs.
+/// How often a container is created and deleted. Full runs set 100.
 fn cycles() -> usize {
     let text = std::env::var("RVM_TEST_CYCLES");
     text.ok().and_then(|text| text.parse().ok()).unwrap_or(5)

@@ -1,4 +1,4 @@
-//! What the namespaces and the lack of capabilities must stop, filters aside.
+//! Attempts that namespaces and missing capabilities must stop, without the filters.
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Error};
@@ -17,14 +17,14 @@ use serde::Deserialize;
 
 use crate::{Report, outcome, syscall};
 
-/// What there is to attack.
+/// The targets.
 #[derive(Deserialize)]
 pub struct Host {
-    /// A process of the host.
+    /// A process on the host.
     pid: libc::c_long,
-    /// Where the host serves TCP.
+    /// A TCP server of the host.
     tcp: std::net::SocketAddr,
-    /// An abstract Unix socket on which it listens.
+    /// The name of an abstract Unix socket that the host listens on.
     socket: String,
     /// A key in the session keyring.
     key: CString,
@@ -40,7 +40,7 @@ impl Host {
     }
 }
 
-/// Nothing that is tried without a jail may change the host.
+/// Keeps attempts without a jail from changing the host's mounts.
 pub fn leave_the_hosts_mounts() {
     #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
     // SAFETY: there is one thread.
@@ -49,7 +49,7 @@ pub fn leave_the_hosts_mounts() {
     rustix::mount::mount_change("/", private).unwrap();
 }
 
-/// Tries everything, each in a process of its own that is prepared first.
+/// Tries everything, each attempt in its own process, after `prepare`.
 pub fn run(host: &Host, prepare: fn()) -> Report {
     let mut report = Report::new();
     for (name, attempt) in FILES.iter().chain(NETWORK).chain(PROCESSES).chain(RIGHTS) {
@@ -94,8 +94,8 @@ const NETWORK: &[Attempt] = &[
         let address = SocketAddr::from_abstract_name(&host.socket)?;
         UnixStream::connect_addr(&address).map(drop)
     }),
-    // No network namespace keeps one from the machine below the host, so there must be no such
-    // socket.
+    // AF_VSOCK ignores network namespaces and leads to the hypervisor below the host, so there must
+    // be no such socket.
     ("connect by vsock", |_| {
         syscall(
             libc::SYS_socket,
@@ -179,7 +179,7 @@ fn write(path: &str) -> io::Result<()> {
     File::options().write(true).open(path).map(drop)
 }
 
-/// From every descriptor that is open: a directory of the host's would lead to all of it.
+/// Tries every open descriptor: a directory of the host would lead to all of it.
 fn climb_up_from_descriptors() -> io::Result<()> {
     let up = "../".repeat(8);
     let mut last = Error::from_raw_os_error(libc::ENOENT);
@@ -203,8 +203,8 @@ fn climb_up_from_descriptors() -> io::Result<()> {
     Err(last)
 }
 
-/// The container's root is on a file system of the host's, so a handle of any of its files could be
-/// opened by it.
+/// The container's root is on a file system of the host, whose other files could be opened by
+/// handle.
 fn open_by_handle(host: &Host) -> io::Result<()> {
     if host.handle.is_empty() {
         return Err(Error::from_raw_os_error(libc::EOPNOTSUPP));
@@ -234,7 +234,7 @@ fn open_by_handle(host: &Host) -> io::Result<()> {
 fn make_and_open_device() -> io::Result<()> {
     let zero = rustix::fs::makedev(1, 5);
     let mut last = Error::from_raw_os_error(libc::ENOENT);
-    // In whatever directory can be written.
+    // In any writable directory.
     for dir in ["/box/rootfs/tmp", "/shared/box/rootfs/tmp", "/tmp", ""] {
         let path = format!("{dir}/escape-device-{}", std::process::id());
         let kind = FileType::CharacterDevice;
@@ -278,9 +278,9 @@ fn find_key(description: &CStr) -> io::Result<()> {
     )
 }
 
-/// A program for a socket filter that returns 0.
+/// Loads a socket filter that returns 0.
 fn load_bpf() -> io::Result<()> {
-    /// The beginning of union bpf_attr for BPF_PROG_LOAD.
+    /// The start of union bpf_attr for BPF_PROG_LOAD.
     #[repr(C)]
     struct Load {
         kind: u32,

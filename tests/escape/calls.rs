@@ -1,11 +1,11 @@
-//! System calls that no thread has any use for: each must kill the process.
+//! System calls that no thread needs: each must kill the process.
 use std::io;
 
 use rvm_vmm::jails::ThreadKind;
 
 use crate::{Report, outcome, syscall};
 
-/// Arguments that would make the call do something harmless, or fail.
+/// The arguments make the call harmless, or make it fail.
 type Call = (&'static str, libc::c_long, [libc::c_long; 4]);
 
 const NOWHERE: libc::c_long = 0;
@@ -18,7 +18,6 @@ const CALLS: &[Call] = &[
     ("execveat", libc::SYS_execveat, [-1, NOWHERE, 0, 0]),
     ("memfd_create", libc::SYS_memfd_create, [NOWHERE, 0, 0, 0]),
     ("chroot", libc::SYS_chroot, [NOWHERE, 0, 0, 0]),
-    // The network.
     (
         "socket(AF_INET)",
         libc::SYS_socket,
@@ -130,7 +129,7 @@ const CALLS: &[Call] = &[
     ),
     ("setrlimit", libc::SYS_setrlimit, [0, NOWHERE, 0, 0]),
     ("prlimit64", libc::SYS_prlimit64, [0, 0, NOWHERE, NOWHERE]),
-    // Code that was not there.
+    // Executable memory.
     (
         "mmap(PROT_EXEC)",
         libc::SYS_mmap,
@@ -149,7 +148,7 @@ const CALLS: &[Call] = &[
     ("seccomp", libc::SYS_seccomp, [0, 0, NOWHERE, 0]),
 ];
 
-/// Tries every one with the filter of a kind of thread.
+/// Tries each call under the filter of a kind of thread.
 pub fn run(kind: ThreadKind) -> Report {
     let mut report = Report::new();
     for (name, number, [a, b, c, d]) in CALLS {

@@ -25,7 +25,6 @@ use serde::de::DeserializeOwned;
 
 use attempts::Host;
 
-/// How each attempt ended.
 type Report = BTreeMap<String, String>;
 
 fn main() {
@@ -43,7 +42,7 @@ fn main() {
     let channel = Channel::new(io::stdin().as_fd().try_clone_to_owned().unwrap());
     let is_tried = program.to_str().unwrap().ends_with(&mode);
     let report = match (is_tried, mode.as_str()) {
-        (false, _) => return keep_still(&channel),
+        (false, _) => return wait_for_the_end(&channel),
         (true, "machine") => in_a_machine(&channel, &host),
         (true, "backend") => in_a_backend(&channel, &host),
         (true, _) => in_qemu(&channel, &host),
@@ -52,8 +51,8 @@ fn main() {
     let _ = channel.send(&Event::Stopped(StopReason::Failed(failure)), &[]);
 }
 
-/// Until rvm ends it.
-fn keep_still(channel: &Channel) {
+/// Waits until rvm ends this process.
+fn wait_for_the_end(channel: &Channel) {
     let mut received = Vec::new();
     while let Ok(packet) = channel.receive::<serde_json::Value>() {
         received.push(packet);
@@ -94,21 +93,21 @@ fn in_qemu(channel: &Channel, host: &Host) -> Report {
     attempts::run(host, || {})
 }
 
-/// Makes a system call, however unwise.
+/// Makes any system call.
 #[expect(unsafe_code, reason = "that is what this program is for")]
 fn syscall(number: libc::c_long, [a, b, c, d, e]: [libc::c_long; 5]) -> io::Result<()> {
-    // SAFETY: addresses among the arguments are 0 or those of live values of the kind that the call
-    // expects; and the process is about to end.
+    // SAFETY: addresses among the arguments are 0 or point to live values of the type that the call
+    // expects, and the process is about to end.
     match unsafe { libc::syscall(number, a, b, c, d, e) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// Does something in a process of its own, and says how it ended: `done`, or why not.
+/// Does the work in a child process; returns `done`, the error, or the signal.
 #[expect(unsafe_code, reason = "fork")]
 fn outcome(work: impl FnOnce() -> io::Result<()>) -> String {
-    // SAFETY: there is one thread, so the child may go on as any process.
+    // SAFETY: there is one thread, so the child may do anything.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", io::Error::last_os_error()),
         0 => {

@@ -1,8 +1,8 @@
-//! What tests do in a container for which busybox has no program.
-//!   rvm-inside watch DIR      a line for what happens in a directory, by inotify(7)
-//!   rvm-inside listen PATH    greets the first who connects to a Unix socket
-//!   rvm-inside connect PATH   prints what is said there
-//!   rvm-inside traffic ADDR   sends and receives over TCP as it is told there
+//! Programs for tests in a container that busybox lacks.
+//!   rvm-inside watch DIR      prints a line for each change in a directory, by inotify(7)
+//!   rvm-inside listen PATH    sends a greeting to the first client of a Unix socket
+//!   rvm-inside connect PATH   connects to it and prints the greeting
+//!   rvm-inside traffic ADDR   sends and receives over TCP, on the server's commands
 
 use std::ffi::CStr;
 use std::io::{Read as _, Write as _};
@@ -31,8 +31,8 @@ fn main() {
     }
 }
 
-/// Obeys until nobody is there any more: `s` and a number of MiB asks for so many, `r` announces so
-/// many, whose arrival is confirmed.
+/// Carries out commands until the server closes: `s` and a number sends that many MiB, `r` and a
+/// number receives that many and confirms.
 fn traffic(mut peer: TcpStream) {
     let mut block = vec![0; 1 << 20];
     let mut order = [0; 5];

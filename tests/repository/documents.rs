@@ -1,7 +1,8 @@
-//! Whether the names in documents lead somewhere. In back quotes, a name that ends in `.rs` or begins
-//! with a directory of the repository is a file's, `FILE.rs::NAME` is an item of that file, and a
-//! lower-case name of five words or more is a test's. A crate's README may leave out the crate's
-//! directory, and `src` too. A link leads to a file, to one of its headings, or to another site.
+//! Whether the names in documents lead somewhere. In back quotes, a name that ends in `.rs` or
+//! begins with a directory of the repository is a file's, `FILE.rs::NAME` is an item of that file,
+//! and a lower-case name of five words or more is a test's. A crate's README may leave out the
+//! crate's directory, and `src` too. A link leads to a file, to one of its headings, or to another
+//! site.
 
 use std::path::{Path, PathBuf};
 

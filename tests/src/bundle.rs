@@ -1,4 +1,4 @@
-//! Bundles made of busybox.
+//! Bundles with busybox.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,11 +11,11 @@ use crate::command;
 /// A bundle in a directory of its own.
 pub struct Bundle {
     dir: tempfile::TempDir,
-    /// The configuration, written when the bundle is used.
+    /// Written to disk when the bundle is used.
     pub config: Value,
 }
 
-/// The programs of busybox that the tests call.
+/// Programs of busybox that the tests call.
 const APPLETS: &[&str] = &[
     "awk", "cat", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id",
     "kill", "ls", "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq",
@@ -24,7 +24,7 @@ const APPLETS: &[&str] = &[
 ];
 
 impl Bundle {
-    /// A bundle that runs these arguments.
+    /// A bundle with this command.
     pub fn new(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let rootfs = dir.path().join("rootfs");
@@ -42,7 +42,7 @@ impl Bundle {
         }
     }
 
-    /// A bundle that runs a shell command.
+    /// A bundle with a shell command.
     pub fn shell(command: &str) -> Self {
         Self::new(&["sh", "-c", command])
     }
@@ -58,8 +58,8 @@ impl Bundle {
         self.with(|config| config["mounts"].as_array_mut().unwrap().push(mount))
     }
 
-    /// The directory, with the configuration in it. A container that asks for no cgroup gets one in
-    /// the world of the test.
+    /// Writes the configuration; returns the directory. A container without a cgroup path gets a
+    /// cgroup in the world of the test.
     pub fn write(&self) -> &Path {
         let mut config = self.config.clone();
         if let (Some(world), Some(linux)) = (command::world(), config["linux"].as_object_mut()) {
@@ -72,7 +72,6 @@ impl Bundle {
         self.path()
     }
 
-    /// The directory.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -90,7 +89,7 @@ pub fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
     })
 }
 
-/// What `runc spec` writes, without a terminal.
+/// The configuration that `runc spec` writes, without a terminal.
 fn config(args: &[&str]) -> Value {
     let caps = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     json!({

@@ -1,8 +1,8 @@
 //! The cgroups of a test's world.
 //!
-//! In the hierarchy of version 2, everything a test starts is in them, whatever becomes of its
-//! parents. Every hierarchy, of both versions, has a directory for the containers of the world, so
-//! that whatever is left there is this test's.
+//! In the cgroup v2 hierarchy they hold everything that a test starts, even after its parents end.
+//! Every hierarchy, v1 or v2, has a directory for the containers of the world, so that everything
+//! left there belongs to this test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,22 +12,21 @@ use std::time::Duration;
 use crate::command::signal;
 use crate::leftovers;
 
-/// A directory in every hierarchy.
 pub struct Cgroups {
-    /// Its path in each.
+    /// Its path in each hierarchy.
     name: String,
-    /// Where version 2 is mounted, with or without controllers.
+    /// The mount point of cgroup v2, with or without controllers.
     unified: PathBuf,
-    /// Where all are mounted.
+    /// All mount points.
     hierarchies: Vec<PathBuf>,
 }
 
-/// Below the world's directory, where the commands of the test are. Containers get cgroups beside
-/// it: in version 2, a cgroup with processes cannot give controllers to its children.
+/// The cgroup of the test's commands, below the world's directory. Containers get cgroups beside
+/// it: in cgroup v2, a cgroup with processes cannot give controllers to its children.
 const COMMANDS: &str = "commands";
 
 impl Cgroups {
-    /// Those by this name, which need not be there. They are removed with the value.
+    /// The cgroups of this name, which need not exist. Dropping the value removes them.
     fn named(name: String) -> Self {
         Self {
             name,
@@ -38,7 +37,7 @@ impl Cgroups {
         }
     }
 
-    /// Those that there are, by their names.
+    /// The names of all existing ones.
     pub fn existing(is_wanted: impl Fn(&str) -> bool) -> Vec<Self> {
         let unified = mounted(&["cgroup2"]).pop().into_iter();
         let entries = unified.flat_map(|root| fs::read_dir(root).unwrap().flatten());
@@ -49,7 +48,6 @@ impl Cgroups {
             .collect()
     }
 
-    /// New ones.
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -61,28 +59,27 @@ impl Cgroups {
         cgroups
     }
 
-    /// What config.json calls the directory for the world's containers.
+    /// The directory for the world's containers, as config.json names it.
     pub fn path(&self) -> String {
         format!("/{}", self.name)
     }
 
-    /// The file that the commands of the test are moved with.
+    /// The file through which the test's commands enter the cgroup.
     pub fn procs(&self) -> PathBuf {
         self.unified_world().join(COMMANDS).join("cgroup.procs")
     }
 
-    /// The processes of the world.
     pub fn members(&self) -> Vec<i32> {
         let mut members = Vec::new();
         for dir in below(&self.unified_world()) {
-            // It may be removed at this moment.
+            // It may just have been removed.
             let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
             members.extend(text.lines().map(|line| line.parse::<i32>().unwrap()));
         }
         members
     }
 
-    /// Ends them, all at once where the kernel can (Linux 5.14).
+    /// Kills all processes, at once where the kernel can (Linux 5.14).
     pub fn kill(&self) {
         let _ = fs::write(self.unified_world().join("cgroup.kill"), "1");
         let mut members = self.members();
@@ -93,7 +90,7 @@ impl Cgroups {
         }
     }
 
-    /// The cgroups that others than this have made in the world.
+    /// The cgroups in the world that this value did not make.
     pub fn foreign(&self) -> Vec<PathBuf> {
         let commands = self.unified_world().join(COMMANDS);
         self.worlds()
@@ -121,7 +118,7 @@ impl Drop for Cgroups {
     fn drop(&mut self) {
         for world in self.worlds() {
             for dir in below(&world).into_iter().rev() {
-                // Still in use if the test has failed.
+                // It is still in use if the test has failed.
                 let _ = fs::remove_dir(&dir);
             }
         }

@@ -1,4 +1,4 @@
-//! The rvm command, in a world of its own: a state root, cgroups and a network namespace that only
+//! The rvm command in a world of its own: a state root, cgroups and a network namespace that only
 //! this test uses.
 
 use std::cell::RefCell;
@@ -16,12 +16,12 @@ use crate::cgroups::Cgroups;
 use crate::leftovers;
 use crate::network::Network;
 
-/// How long a command may take. A guest boots in seconds even on a software CPU; this is for one
-/// that never will.
+/// The longest time of a command. A guest boots in seconds even on a software CPU; this limit is
+/// for one that never does.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// rvm with a state root of its own. When it is dropped, everything that was started with it must
-/// be gone, or the test fails.
+/// rvm with a state root of its own. Dropping it fails the test if anything that was started with
+/// it is still there.
 pub struct Rvm {
     dir: tempfile::TempDir,
     cgroups: Cgroups,
@@ -32,23 +32,21 @@ pub struct Rvm {
 }
 
 thread_local! {
-    /// Where the containers of this thread's newest world have their cgroups.
+    /// The cgroup directory of the containers in this thread's newest world.
     static WORLD: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// What config.json calls the directory for the cgroups of the test's containers.
+/// The directory for cgroups of the test's containers, as config.json names it.
 pub fn world() -> Option<String> {
     WORLD.with_borrow(Clone::clone)
 }
 
-/// What a command has said and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 pub struct Finished {
-    /// The exit code; -n after signal n.
+    /// -n after signal n.
     pub code: i32,
-    /// Its standard output.
     pub stdout: String,
-    /// Its standard error.
     pub stderr: String,
 }
 
@@ -59,7 +57,7 @@ impl Default for Rvm {
 }
 
 impl Rvm {
-    /// An empty state root.
+    /// Starts with an empty state root.
     pub fn new() -> Self {
         leftovers::remove();
         let name = tempfile::Builder::new()
@@ -78,7 +76,7 @@ impl Rvm {
         rvm
     }
 
-    /// Takes another engine than the one that is tested.
+    /// Uses this engine instead of the one under test.
     pub fn on_engine(mut self, engine: &str) -> Self {
         engine.clone_into(&mut self.engine);
         self
@@ -107,17 +105,16 @@ impl Rvm {
         fs::write(self.dir.path().join("config.toml"), &self.config).unwrap();
     }
 
-    /// The state root.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    /// A path for whatever a test needs.
+    /// A path in a temporary directory of the test.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The command with these arguments, nothing yet run.
+    /// rvm with these arguments, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.dist.join("bin/rvm"));
         command
@@ -132,7 +129,7 @@ impl Rvm {
         command
     }
 
-    /// Has any command run in this world.
+    /// Makes a command run in this world.
     pub fn adopt(&self, command: &mut Command) {
         let procs = File::options()
             .write(true)
@@ -149,12 +146,12 @@ impl Rvm {
         };
     }
 
-    /// Runs the command to its end.
+    /// Runs rvm to its end.
     pub fn call(&self, args: &[&str]) -> Finished {
         finish(self.command(args))
     }
 
-    /// Runs a command that must succeed; returns its standard output.
+    /// Fails the test unless the command succeeds; returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let finished = self.call(args);
         assert_eq!(finished.code, 0, "rvm {args:?}: {}", finished.stderr);
@@ -181,39 +178,37 @@ impl Rvm {
         );
     }
 
-    /// What `rvm state` prints.
+    /// The output of `rvm state`.
     pub fn state(&self, id: &str) -> Value {
         serde_json::from_str(&self.ok(&["state", id])).unwrap()
     }
 
-    /// The status in it.
     pub fn status(&self, id: &str) -> String {
         self.state(id)["status"].as_str().unwrap().to_owned()
     }
 
-    /// Waits until `rvm state` says so.
+    /// Waits until `rvm state` reports this status.
     pub fn wait_for_status(&self, id: &str, status: &str) {
         eventually(&format!("{id} is {status}"), || self.status(id) == status);
     }
 
-    /// The processes that were started with this and are still there.
+    /// The processes in this world.
     pub fn processes(&self) -> Vec<i32> {
         self.cgroups.members()
     }
 
-    /// Kills them, all at once.
+    /// Kills all processes in this world at once.
     pub fn kill_all(&self) {
         self.cgroups.kill();
     }
 
-    /// The network namespace of this world.
     pub fn network(&self) -> &Network {
         &self.network
     }
 
-    /// Fails if anything is left of what was started with this.
+    /// Fails if anything that was started with this is left.
     pub fn assert_nothing_left(&self) {
-        // A process that was killed may take a moment to go.
+        // A killed process may need a moment to disappear.
         let left =
             || crate::leaks::find(self.dir.path(), &self.root(), &self.cgroups, &self.network);
         let start = Instant::now();
@@ -242,7 +237,7 @@ pub fn finish(mut command: Command) -> Finished {
     wait(command.spawn().unwrap()).into()
 }
 
-/// Waits for a child's end, but not forever.
+/// Waits for a child to end, up to the time limit.
 pub fn wait(child: Child) -> Output {
     let pid = child.id();
     let (done, is_done) = std::sync::mpsc::channel::<()>();
@@ -269,7 +264,6 @@ impl From<Output> for Finished {
     }
 }
 
-/// Sends a signal to a process of ours.
 #[expect(unsafe_code, reason = "kill")]
 pub fn signal(pid: i32, signal: i32) {
     assert!(pid > 1, "not a process: {pid}");
@@ -277,7 +271,7 @@ pub fn signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Waits for something to become true.
+/// Waits until a condition holds, up to the time limit.
 pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let start = Instant::now();
     while !check() {
@@ -286,7 +280,7 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
-/// The number of lines of a table in /proc that name a path.
+/// The number of lines in a file of /proc that contain a path.
 pub fn mentions(table: &str, path: &Path) -> usize {
     let text = fs::read_to_string(table).unwrap();
     text.lines()

@@ -1,5 +1,5 @@
-//! containerd, in a world of its own: root, state, socket and namespace are this test's alone. Its
-//! shim is the one that is tested.
+//! containerd in a world of its own: root, state, socket and namespace belong to this test alone.
+//! Its shim is the one under test.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use crate::command::{self, Finished, Rvm, eventually};
 use crate::{image, leftovers};
 
-/// The runtime, as containerd names it.
+/// containerd's name for the runtime.
 pub(crate) const RUNTIME: &str = "io.containerd.rvm.v2";
 
 /// Where shims keep the state of containers.
 pub(crate) const STATE: &str = "/run/containerd/rvm";
 
-/// containerd with an image of busybox. When it is dropped, everything that was started with it
-/// must be gone, or the test fails.
+/// containerd with an image of busybox. Dropping it fails the test if anything that was started
+/// with it is still there.
 pub struct Containerd {
     world: Rvm,
     namespace: String,
@@ -56,7 +56,7 @@ impl Containerd {
         containerd
     }
 
-    /// Starts containerd with these lines in its configuration. Without any it has no CRI.
+    /// Adds these lines to containerd's configuration. Without any, CRI is off.
     pub fn start_in(world: Rvm, namespace: String, lines: &str) -> Self {
         let containerd = Self {
             world,
@@ -68,12 +68,12 @@ impl Containerd {
         containerd
     }
 
-    /// Imports an image of busybox that runs this by default.
+    /// Imports an image of busybox with this default command.
     pub fn import(&self, name: &str, program: &[&str]) {
         let image = image::write(&self.world.path(""), name, program);
         let image = image.to_str().unwrap();
         let mut args = vec!["image", "import", "--snapshotter", "native"];
-        // The daemon's own import unpacks for the snapshotter of its configuration alone.
+        // The daemon's own import unpacks only for the snapshotter in its configuration.
         if major_version() > 1 {
             args.push("--local");
         }
@@ -104,7 +104,6 @@ impl Containerd {
         fs::write(self.world.path("containerd.toml"), config).unwrap();
     }
 
-    /// The world that it runs in.
     pub fn world(&self) -> &Rvm {
         &self.world
     }
@@ -142,7 +141,7 @@ impl Containerd {
         eventually("containerd answers", || self.ctr(&["version"]).code == 0);
     }
 
-    /// Kills the daemon. Its shims stay.
+    /// Its shims survive.
     pub fn kill(&self) {
         if let Some(mut daemon) = self.daemon.lock().unwrap().take() {
             daemon.kill().unwrap();
@@ -150,7 +149,7 @@ impl Containerd {
         }
     }
 
-    /// ctr with these arguments, nothing yet run.
+    /// ctr with these arguments, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("ctr"));
         command
@@ -163,19 +162,18 @@ impl Containerd {
         command
     }
 
-    /// Runs ctr to its end.
     pub fn ctr(&self, args: &[&str]) -> Finished {
         command::finish(self.command(args))
     }
 
-    /// Runs a command that must succeed; returns its standard output.
+    /// Fails the test unless the command succeeds; returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let finished = self.ctr(args);
         assert_eq!(finished.code, 0, "ctr {args:?}: {}", finished.stderr);
         finished.stdout
     }
 
-    /// `ctr run` with these options, a shell command as its program.
+    /// `ctr run` with these options and a shell command.
     pub fn run_command(&self, options: &[&str], id: &str, script: &str) -> Command {
         let mut command = self.command(&["run", "--snapshotter", "native", "--runtime", RUNTIME]);
         command
@@ -186,7 +184,6 @@ impl Containerd {
         command
     }
 
-    /// Runs a container to its end.
     pub fn run(&self, options: &[&str], id: &str, script: &str) -> Finished {
         let options = [&["--rm"], options].concat();
         command::finish(self.run_command(&options, id, script))
@@ -214,7 +211,7 @@ impl Containerd {
         Some((fields[2].to_owned(), fields[1].parse().unwrap()))
     }
 
-    /// Waits until the list says so.
+    /// Waits until the list shows this status.
     pub fn wait_for_status(&self, id: &str, status: &str) {
         let is = || self.task(id).is_some_and(|(now, _)| now == status);
         eventually(&format!("{id} is {status}"), is);
@@ -236,7 +233,7 @@ impl Containerd {
         self.ctr(&args)
     }
 
-    /// What happens from now on.
+    /// Events from now on.
     pub fn events(&self) -> Events {
         let mut command = self.command(&["events"]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -248,7 +245,7 @@ impl Containerd {
             }
         });
         let events = Events { child, lines };
-        // It is there when it hears of something.
+        // It is subscribed once it has received an event.
         let mut count = 0;
         eventually("events are told", || {
             count += 1;
@@ -263,7 +260,7 @@ impl Containerd {
         events
     }
 
-    /// The shims that run.
+    /// The pids of running shims.
     pub fn shims(&self) -> Vec<i32> {
         let is_shim = |pid: &i32| {
             let line = crate::leaks::command_line(*pid);
@@ -286,7 +283,7 @@ impl Containerd {
             .collect()
     }
 
-    /// What the daemon and its shims have logged.
+    /// The log of the daemon and its shims.
     pub fn log(&self) -> String {
         fs::read_to_string(self.world.path("containerd.log")).unwrap_or_default()
     }
@@ -302,7 +299,7 @@ pub(crate) fn state_of(namespace: &str) -> PathBuf {
     Path::new(STATE).join(namespace)
 }
 
-/// A program of containerd's: of the one installed below `$RVM_TEST_CONTAINERD`, or the system's.
+/// A program of the containerd below `$RVM_TEST_CONTAINERD`, or of the system's.
 pub fn program(name: &str) -> PathBuf {
     match std::env::var_os("RVM_TEST_CONTAINERD") {
         Some(root) => Path::new(&root).join("usr/bin").join(name),
@@ -310,7 +307,7 @@ pub fn program(name: &str) -> PathBuf {
     }
 }
 
-/// The first number of containerd's version.
+/// containerd's major version.
 pub fn major_version() -> u32 {
     static VERSION: OnceLock<u32> = OnceLock::new();
     *VERSION.get_or_init(|| {
@@ -318,7 +315,7 @@ pub fn major_version() -> u32 {
             .arg("--version")
             .output();
         let text = String::from_utf8(output.expect("the tests need containerd").stdout).unwrap();
-        // The name, where it is from, the version, a commit.
+        // Name, source, version, commit.
         let version = text.split_whitespace().nth(2).unwrap();
         let number = version.trim_start_matches('v').split('.').next().unwrap();
         number.parse().unwrap_or_else(|_| panic!("{text}"))
@@ -326,7 +323,7 @@ pub fn major_version() -> u32 {
 }
 
 impl Events {
-    /// The topics and contents of what is told of tasks, until one of this topic comes.
+    /// Topics and contents of task events, up to the first with this topic.
     pub fn until(&self, topic: &str) -> Vec<String> {
         let mut told = Vec::new();
         let start = Instant::now();
@@ -372,7 +369,7 @@ impl Drop for Containerd {
             let is_own = self.namespace.starts_with("rvm-test");
             assert!(left.is_empty() || !is_own, "left behind: {left:?}");
         }
-        // CRI's is shared with others.
+        // The namespace of CRI is shared with others.
         let _ = fs::remove_dir(self.state());
     }
 }

@@ -1,4 +1,4 @@
-//! Images made of a bundle's root, as an archive that containerd and others import.
+//! Images with a bundle's root, as archives that containerd and others import.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::Bundle;
 
-/// The name of the image that most containers are made of.
+/// The name of the image of most containers.
 pub const NAME: &str = "docker.io/library/rvm-test:latest";
 
-/// Writes an archive with an image of busybox into the directory, with a name and the arguments it
-/// runs by default; returns its path.
+/// Writes an archive with an image of busybox into a directory, with its name and its default
+/// command; returns its path.
 pub fn write(dir: &Path, name: &str, program: &[&str]) -> PathBuf {
     let bundle = Bundle::new(&["sh"]);
     let layout = dir.join("layout");

@@ -8,7 +8,7 @@ use crate::cgroups::Cgroups;
 use crate::command::mentions;
 use crate::network::Network;
 
-/// Everything that is left, in words.
+/// A description of everything that is left.
 pub fn find(dir: &Path, root: &Path, cgroups: &Cgroups, network: &Network) -> BTreeSet<String> {
     let mut left = BTreeSet::new();
     for pid in cgroups.members() {
@@ -30,13 +30,13 @@ pub fn find(dir: &Path, root: &Path, cgroups: &Cgroups, network: &Network) -> BT
     left
 }
 
-/// A process's arguments; empty if it is gone.
+/// The arguments of a process; empty if it has ended.
 pub fn command_line(pid: i32) -> String {
     let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     arguments.replace('\0', " ").trim_end().to_owned()
 }
 
-/// Takes the mounts of a failed test away.
+/// Removes the mounts of a failed test.
 pub fn unmount_below(dir: &Path) {
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(1));

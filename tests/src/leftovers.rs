@@ -1,8 +1,8 @@
-//! What earlier runs of the tests have left that were killed before they could clean up: it is
-//! taken away before the first test of another run.
+//! Removes what earlier test runs left that were killed before they could clean up. It runs before
+//! the first test of a run.
 //!
-//! Directories and cgroups are called after the process that made them. A process by that number
-//! that is gone needs nothing of them any more.
+//! The names of directories and cgroups contain the pid of the test process that made them. If no
+//! process has that pid any more, nobody needs them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,15 @@ use crate::cgroups::Cgroups;
 use crate::command::mentions;
 use crate::{containerd, leaks};
 
-/// What the names of directories and cgroups begin with; the process's number follows.
+/// The start of names of directories and cgroups, before the pid.
 const PREFIX: &str = "rvm-test-";
 
-/// What the names of this process's begin with.
+/// The start of names that this process gives.
 pub fn prefix() -> String {
     format!("{PREFIX}{}-", std::process::id())
 }
 
-/// Takes away what processes have left that are gone, once in the life of this one.
+/// Removes what ended processes left, once in the life of this process.
 pub fn remove() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -34,12 +34,12 @@ pub fn remove() {
                 remove_world(&std::env::temp_dir().join(dir));
             }
         }
-        // Empty by now, they go.
+        // They are empty by now.
         drop(groups);
     });
 }
 
-/// Whether a name says that it was given by a process of the tests that is gone.
+/// Whether a test process that has ended gave this name.
 fn is_left(name: &str) -> bool {
     let number = name
         .strip_prefix(PREFIX)
@@ -54,13 +54,13 @@ fn remove_world(dir: &Path) {
         delete_containers(&containerd::state_of(&namespace), dir);
     }
     leaks::unmount_below(dir);
-    // What is still mounted there may be the host's files.
+    // Mounts there may lead to the host's files.
     if mentions("/proc/self/mountinfo", dir) == 0 {
         let _ = fs::remove_dir_all(dir);
     }
 }
 
-/// Has the containers of a state root deleted whose bundles are below a directory.
+/// Deletes the containers of a state root whose bundles are below a directory.
 pub fn delete_containers(root: &Path, bundles: &Path) {
     for id in names_in(root) {
         let state = fs::read(root.join(&id).join("state.json")).unwrap_or_default();
@@ -75,7 +75,7 @@ pub fn delete_containers(root: &Path, bundles: &Path) {
             let _ = delete.status();
         }
     }
-    // If it is empty.
+    // This fails unless it is empty.
     let _ = fs::remove_dir(root);
 }
 

@@ -1,8 +1,8 @@
-//! What the end-to-end tests share: bundles, the rvm command, and the search for what a test left
+//! Shared by the end-to-end tests: bundles, the rvm command, and the search for what a test left
 //! behind.
 //!
-//! The tests run the binaries of an installation: `$RVM_DIST`, or what `make build` has put into
-//! `dist`. They run as root, on the engine that `$RVM_TEST_ENGINE` names, `qemu` by default.
+//! The tests run the binaries of an installation: `$RVM_DIST`, or `dist`, which `make build` fills.
+//! They run as root, on the engine that `$RVM_TEST_ENGINE` names, `qemu` by default.
 
 pub mod bundle;
 pub mod cgroups;
@@ -24,7 +24,7 @@ pub use bundle::{Bundle, bind};
 pub use command::{Finished, Rvm};
 pub use containerd::Containerd;
 
-/// The installation that is tested.
+/// The installation under test.
 pub fn dist() -> PathBuf {
     match std::env::var_os("RVM_DIST") {
         Some(path) => path.into(),
@@ -32,7 +32,7 @@ pub fn dist() -> PathBuf {
     }
 }
 
-/// The engine that is tested.
+/// The engine under test.
 pub fn engine() -> String {
     std::env::var("RVM_TEST_ENGINE").unwrap_or_else(|_| "qemu".to_owned())
 }

@@ -1,6 +1,6 @@
-//! The network namespace of a test's world, which its commands take for the host's.
+//! The network namespace of a test's world. Commands of the test take it for the host's.
 //!
-//! Links and Unix sockets belong to a network namespace, so whatever is in this one is the test's.
+//! Links and Unix sockets belong to a network namespace, so everything in this one is the test's.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -11,15 +11,13 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-/// A network namespace.
 pub struct Network {
     namespace: OwnedFd,
-    /// The links that the kernel puts into every namespace.
+    /// Links that the kernel creates in every namespace.
     links: HashSet<String>,
 }
 
 impl Network {
-    /// A new one.
     pub fn new() -> Self {
         let made = thread::spawn(|| {
             #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
@@ -40,7 +38,7 @@ impl Network {
         Ok(move_into_link_name_space(self.namespace.as_fd(), kind)?)
     }
 
-    /// The links and named sockets that others than the kernel have made in the namespace.
+    /// The links and named sockets that the kernel did not create.
     pub fn foreign(&self) -> Vec<String> {
         self.inside(|| {
             let links = links()
@@ -53,7 +51,7 @@ impl Network {
         })
     }
 
-    /// A path to the namespace, good as long as this is there.
+    /// A path to the namespace, valid for the life of this value.
     pub fn path(&self) -> String {
         let fd = self.namespace.as_raw_fd();
         format!("/proc/{}/fd/{fd}", std::process::id())
@@ -78,7 +76,7 @@ impl Network {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Calls a function in the namespace.
+    /// Calls a function on a thread in the namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -106,7 +104,7 @@ fn links() -> HashSet<String> {
     names.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-/// The names of the Unix sockets in the calling thread's namespace, one for each end that has it.
+/// The names of the Unix sockets in the calling thread's namespace, once for each end.
 pub fn sockets() -> Vec<String> {
     let table = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
     let names = table

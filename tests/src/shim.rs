@@ -1,5 +1,5 @@
-//! The shim without containerd: started by its command line, driven by its ttrpc services, and
-//! heard by a socket for events that can be taken away.
+//! The shim without containerd: started by its command line, driven through its ttrpc services,
+//! with a socket for its events that tests can close.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,13 @@ use ttrpc::context::{self, Context};
 use crate::command::{self, Rvm, eventually};
 use crate::{containerd, leaks, leftovers};
 
-/// How long a call may take; a container's creation boots a machine.
+/// The longest time of a call. Creating a container boots a machine.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// A shim, and the socket that it tells events to. What it made must be gone when it is dropped.
+/// A shim, and the socket that it sends events to. Dropping it fails the test if anything is left.
 pub struct Shim {
-    /// The pod's tasks.
+    /// The client of the task service.
     pub tasks: TaskClient,
-    /// The pod.
     pub sandboxes: SandboxClient,
     world: Rvm,
     namespace: String,
@@ -41,7 +40,7 @@ pub struct Shim {
     runtime: Runtime,
 }
 
-/// What was told.
+/// The events received.
 #[derive(Default)]
 struct Heard(Mutex<Vec<Envelope>>);
 
@@ -54,7 +53,7 @@ impl Events for Heard {
 }
 
 impl Shim {
-    /// Starts one for a container or a sandbox whose bundle is there.
+    /// Starts a shim for a container or a sandbox whose bundle exists.
     pub fn start(id: &str, bundle: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -84,22 +83,20 @@ impl Shim {
         shim
     }
 
-    /// Where it runs.
     pub fn world(&self) -> &Rvm {
         &self.world
     }
 
-    /// Waits for the answer to a call.
     pub fn call<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> ttrpc::Result<T> {
         self.runtime.block_on(call)
     }
 
-    /// Waits for the answer to a call that must succeed.
+    /// Waits for the answer of a call that must succeed.
     pub fn ok<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> T {
         self.call(call).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// From now on events are heard.
+    /// Receives events from now on.
     pub fn listen(&self) {
         let address = format!("unix://{}", events_socket(&self.world).display());
         let heard = self.heard.clone();
@@ -111,7 +108,7 @@ impl Shim {
         *self.server.lock().unwrap() = Some(server.unwrap());
     }
 
-    /// Cuts the connection for events, and takes no other.
+    /// Cuts the connection for events and accepts no other.
     pub fn cut(&self) {
         if let Some(mut server) = self.server.lock().unwrap().take() {
             self.runtime.block_on(server.shutdown()).unwrap();
@@ -119,12 +116,10 @@ impl Shim {
         fs::remove_file(events_socket(&self.world)).unwrap();
     }
 
-    /// The events so far.
     pub fn events(&self) -> Vec<Envelope> {
         self.heard.0.lock().unwrap().clone()
     }
 
-    /// Their topics.
     pub fn topics(&self) -> Vec<String> {
         let topic = |envelope: Envelope| envelope.topic;
         self.events().into_iter().map(topic).collect()
@@ -140,7 +135,7 @@ fn events_socket(world: &Rvm) -> PathBuf {
     world.path("events.sock")
 }
 
-/// Runs the program as containerd does; returns the path of the socket that it answers with.
+/// Runs the program as containerd does; returns the path of the socket that it prints.
 fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> PathBuf {
     let options = world.path("options");
     fs::write(&options, runtime_options(&world.path("config.toml"))).unwrap();
@@ -167,7 +162,7 @@ fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> PathBuf {
     finished.stdout.trim_start_matches("unix://").into()
 }
 
-/// `runtimeoptions.v1.Options` with nothing but the path of rvm's configuration.
+/// `runtimeoptions.v1.Options` with the path of rvm's configuration only.
 fn runtime_options(config: &Path) -> Vec<u8> {
     const CONFIG_PATH: u32 = 2;
     let mut value = Vec::new();

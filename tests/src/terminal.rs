@@ -1,4 +1,4 @@
-//! Terminals of the host, as a shell or an engine would have them.
+//! Terminals of the host, as a shell or an engine has them.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
-/// How long a program may be silent.
+/// The longest wait for output.
 const LIMIT: Timespec = Timespec {
     tv_sec: 120,
     tv_nsec: 0,
@@ -23,7 +23,7 @@ const LIMIT: Timespec = Timespec {
 /// The controlling end of a terminal.
 pub struct Terminal {
     master: File,
-    /// What came and was not yet expected.
+    /// Output that no `expect` has taken.
     seen: String,
 }
 
@@ -35,7 +35,6 @@ impl Terminal {
         }
     }
 
-    /// Sets the size.
     pub fn resize(&self, rows: u16, cols: u16) {
         let size = Winsize {
             ws_row: rows,
@@ -46,12 +45,11 @@ impl Terminal {
         tcsetwinsize(&self.master, size).unwrap();
     }
 
-    /// Types.
     pub fn write(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Reads until the text has come; returns what came up to and with it.
+    /// Reads until the text has come; returns the output up to its end.
     pub fn expect(&mut self, text: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
@@ -68,23 +66,23 @@ impl Terminal {
         }
     }
 
-    /// Reads to the end, so that nobody is kept from writing.
+    /// Reads to the end, so that no writer blocks.
     pub fn drain(mut self) {
         let mut buffer = [0; 4096];
         while let Ok(1..) = self.master.read(&mut buffer) {}
     }
 }
 
-/// The other end, which programs are at.
+/// The end that programs use.
 pub struct Line(OwnedFd);
 
 impl Line {
-    /// What the terminal does with what is typed.
+    /// The terminal's input modes.
     pub fn modes(&self) -> LocalModes {
         tcgetattr(&self.0).unwrap().local_modes
     }
 
-    /// Puts a command at the terminal, as the leader of its session.
+    /// Makes a command the session leader at the terminal.
     pub fn attach(&self, command: &mut Command) {
         let stdio = || Stdio::from(self.0.try_clone().unwrap());
         command.stdin(stdio()).stdout(stdio()).stderr(stdio());
@@ -100,7 +98,6 @@ impl Line {
     }
 }
 
-/// A new terminal.
 pub fn open(rows: u16, cols: u16) -> (Terminal, Line) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
@@ -120,25 +117,22 @@ pub struct Reception {
 }
 
 impl Reception {
-    /// Listens at a path.
     pub fn new(path: PathBuf) -> Self {
         let listener = UnixListener::bind(&path).unwrap();
         Self { path, listener }
     }
 
-    /// Where.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Waits for the terminal.
     pub fn terminal(self) -> Terminal {
         let (fd, name) = self.receive();
         assert!(name.starts_with(b"/dev/pts/"));
         Terminal::new(fd)
     }
 
-    /// Waits for the descriptor, and what is said with it.
+    /// Waits for the descriptor, and the data that comes with it.
     pub fn receive(self) -> (OwnedFd, Vec<u8>) {
         let (stream, _) = self.listener.accept().unwrap();
         std::fs::remove_file(&self.path).unwrap();

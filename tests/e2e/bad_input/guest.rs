@@ -1,4 +1,4 @@
-//! What only the guest finds out.
+//! Mistakes that only the guest can find.
 
 use super::*;
 
@@ -44,7 +44,7 @@ fn what_the_guest_refuses_reaches_whoever_creates() {
     assert!(!pid_file.exists());
 }
 
-/// Runs a container whose guest never gets so far; returns what is said of it.
+/// Runs a container whose guest fails before that; returns rvm's message.
 fn failure(configuration: &str) -> String {
     let rvm = Rvm::new().configured(configuration);
     let finished = rvm.run(&Bundle::new(&["true"]), "box");
@@ -54,7 +54,7 @@ fn failure(configuration: &str) -> String {
         "{finished:?}"
     );
     rvm.assert_nothing_left();
-    // One line, and the console below it.
+    // One line, with the console below it.
     let (explanation, console) = finished.stderr.split_once('\n').unwrap();
     says(
         explanation,
@@ -82,7 +82,7 @@ fn a_kernel_that_panics_shows_the_end_of_its_console() {
 
 #[test]
 fn an_agent_that_never_answers_is_given_up_on_time() {
-    // The kernel stays where it has panicked.
+    // The kernel hangs after its panic.
     let silent = "kernel_params = \"rdinit=/nonexistent panic=0\"\nstart_timeout_seconds = 10";
     let failure = failure(silent);
     says(
@@ -103,7 +103,7 @@ fn an_init_that_is_no_agent_is_given_up_on_time() {
     let work = tempfile::tempdir().unwrap();
     let initramfs = work.path().join("initramfs");
     let pack = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel/initramfs");
-    // Busybox, as process 1 named init, waits for somebody at its console.
+    // Busybox as init waits for input at its console.
     let packed = Command::new(pack)
         .arg("/bin/busybox")
         .arg(&initramfs)

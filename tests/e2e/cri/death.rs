@@ -17,7 +17,7 @@ fn a_guest_whose_kernel_panics_is_told_dead_and_leaves_nothing() {
     linux.security_context.mut_or_insert_default().privileged = true;
     let pod = cri.run_pod(config).unwrap();
     let other = pod.start("other", WAITS, |_| {});
-    // It keeps the last line, which never ends, and the kernel would rather panic than kill it.
+    // `tail` keeps the last line, which never ends, and the kernel panics instead of killing it.
     let script = "echo 2 >/proc/sys/vm/panic_on_oom || exit 9; \
                   while ! [ -e /go/now ]; do sleep 0.1; done; tail /dev/zero";
     let box_ = pod.start("box", script, |config| {
@@ -54,7 +54,7 @@ fn a_guest_whose_kernel_panics_is_told_dead_and_leaves_nothing() {
         "told after {told_after:?}, not ready after {:?}",
         start.elapsed()
     );
-    // Filling the memory and the panic itself take their time on a software CPU.
+    // Filling the memory and the panic itself take time on a software CPU.
     assert!(
         start.elapsed() < Duration::from_secs(4),
         "{:?}",
@@ -82,7 +82,7 @@ fn what_is_killed_all_at_once_is_removed_when_containerd_is_back() {
     let code = box_.ended().exit_code;
     assert!([137, 255].contains(&code), "{code}");
     assert_eq!(ended.ended().exit_code, 7);
-    // Of the dead nothing stands in the way of others.
+    // Nothing that is left keeps others from starting.
     let next = cri.run_pod(small(&cri, "next")).unwrap();
     assert_eq!(next.start("box", WAITS, |_| {}).shell("echo on"), "on\n");
     next.remove();
@@ -93,7 +93,7 @@ fn what_is_killed_all_at_once_is_removed_when_containerd_is_back() {
 #[test]
 fn a_pod_whose_machine_or_shim_dies_is_told_dead_and_replaced() {
     let cri = Cri::new();
-    // Some containerds try again after a while what fails for want of the shim.
+    // Some versions of containerd retry calls that fail without a shim.
     for (name, limit) in [("machine", 2), ("shim", 5)] {
         let pod = cri.run_pod(small(&cri, name)).unwrap();
         let box_ = pod.start("box", WAITS, |_| {});
@@ -103,7 +103,7 @@ fn a_pod_whose_machine_or_shim_dies_is_told_dead_and_replaced() {
         };
         let start = Instant::now();
         signal(victim, libc::SIGKILL);
-        // Some containerds say 255 where they cannot ask a shim any more.
+        // Some versions of containerd report 255 if there is no shim to ask.
         let code = box_.ended().exit_code;
         assert!(
             code == 137 || (name, code) == ("shim", 255),
@@ -116,7 +116,7 @@ fn a_pod_whose_machine_or_shim_dies_is_told_dead_and_replaced() {
         assert!(elapsed < Duration::from_secs(limit), "{name}: {elapsed:?}");
         pod.remove();
     }
-    // What has happened while containerd was away is known when it is back.
+    // After a restart containerd learns what happened meanwhile.
     let pod = cri.run_pod(small(&cri, "restart")).unwrap();
     let box_ = pod.start("box", "sleep 2; exit 7", |_| {});
     let stays = pod.start("stays", WAITS, |_| {});

@@ -1,4 +1,4 @@
-//! `exec`, and the other verbs that look at a container that runs.
+//! `exec`, and other verbs for a running container.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use rvm_tests::engine::{Container, Runtime, runtime};
 
 use crate::engine;
 
-/// A container that does nothing, for all tests that change nothing in it.
+/// A container that does nothing, shared by tests that change nothing in it.
 fn idle() -> &'static Container<'static> {
     static IDLE: OnceLock<Container<'static>> = OnceLock::new();
     IDLE.get_or_init(|| engine().start(&["--env", "FROM=run"], &["sleep", "100000"]))
@@ -80,7 +80,7 @@ fn exec_has_the_containers_environment_and_its_own() {
 
 #[test]
 fn exec_is_in_the_containers_namespaces() {
-    // pid 1 is the container's, and its children are not the agent's.
+    // pid 1 is the container's own, and so are its children.
     let line = idle().shell("tr '\\0' ' ' </proc/1/cmdline");
     assert_eq!(line.trim(), "sleep 100000");
     let ours = idle().shell("for n in mnt pid ipc uts net; do readlink /proc/self/ns/$n; done");
@@ -91,7 +91,7 @@ fn exec_is_in_the_containers_namespaces() {
 #[test]
 fn exec_of_a_missing_program_is_said_by_name() {
     let finished = idle().exec(&[], &["/no/such/program"]);
-    // Docker before 26 says 126, which is for what cannot be executed.
+    // Docker before 26 returns 126, as for a file that cannot be executed.
     assert!([126, 127].contains(&finished.code), "{}", finished.stderr);
     let said = finished.stderr + &finished.stdout;
     assert!(said.contains("/no/such/program"), "{said}");
@@ -170,10 +170,10 @@ fn top_shows_processes_of_the_container_and_of_no_other() {
     let of_the_host = ["rvm", "qemu-system", "conmon", "dockerd"];
     let is_of_the_host = |row: &&str| of_the_host.iter().any(|name| row.contains(name));
     if runtime() == Runtime::Rvm && !crate::IS_PODMAN {
-        // Docker asks the host's ps about the host's processes, and those run the machine.
+        // Docker runs the host's ps, which shows the processes that run the machine.
         return assert!(rows.iter().all(is_of_the_host), "{list}");
     }
-    // Programs of other tests may be among them.
+    // Programs of other tests may be in the list.
     assert!(
         rows.iter().any(|row| row.contains("sleep 100000")),
         "{list}"
@@ -182,7 +182,7 @@ fn top_shows_processes_of_the_container_and_of_no_other() {
     if !crate::IS_PODMAN {
         return;
     }
-    // What the container has begun since, by its own numbers and names, and what has ended.
+    // Processes that the container started since, by its own pids and names, and ended ones.
     let name = &idle().name;
     let top = || engine().ok(&["top", name, "pid", "ppid", "user", "capeff", "args"]);
     let sleeps = |list: &str| list.lines().filter(|row| row.contains("sleep 77")).count();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::engine;
 
-/// A directory of the host with a file in it.
+/// A directory on the host with a file in it.
 struct Source(tempfile::TempDir);
 
 impl Source {

@@ -1,4 +1,4 @@
-//! systemd as a container's first process.
+//! systemd as a container's init process.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use rvm_tests::engine::{Container, Runtime, runtime};
 
 use crate::engine;
 
-/// The image, made once for all runs by scripts/engines.
+/// The image; scripts/engines makes it once for all runs.
 fn image() -> &'static str {
     static IMAGE: OnceLock<()> = OnceLock::new();
     IMAGE.get_or_init(|| {
@@ -79,7 +79,7 @@ fn systemd_runs_logs_and_is_stopped_in_order() {
     assert!(journal.contains("systemd"), "{journal}");
     container.ok(&["stop", "--time", "90"]);
     let code = container.inspect(".State.ExitCode");
-    // Its end by SIGKILL would be 137. A guest of its own may also power itself off.
+    // SIGKILL would give 137. With a guest of its own, systemd may also power off.
     assert!(
         ["0", "130"].contains(&code.as_str()),
         "{code}: {}",

@@ -6,7 +6,7 @@ use rvm_tests::command::eventually;
 
 use crate::engine;
 
-/// Says that it runs, then counts what signals it gets.
+/// Prints that it runs, then counts the signals that it gets.
 const TRAPS: &str = "trap 'echo got term; exit 7' TERM; trap 'echo got usr1' USR1; echo ready; \
                      while :; do sleep 0.1; done";
 
@@ -81,11 +81,11 @@ fn attach_joins_the_streams_of_a_container() {
     terminal.expect("one2\r\n");
     terminal.write("stty size\r");
     terminal.expect("30 90\r\n");
-    // Ctrl-P Ctrl-Q leaves it running.
+    // Ctrl-P Ctrl-Q detaches.
     terminal.write("\x10");
     std::thread::sleep(Duration::from_millis(300));
     terminal.write("\x11");
-    // Docker says 1 for it, and podman 0.
+    // Docker returns 1, and podman 0.
     terminal.wait();
     assert_eq!(container.status(), "running");
     let mut terminal = container.at_terminal(&["attach", &container.name]);
@@ -177,7 +177,7 @@ fn a_health_check_runs_in_the_container() {
     ];
     let container = engine().start(&options, &["sleep", "1000"]);
     let health = || container.inspect(".State.Health.Status");
-    // Podman leaves it to systemd, which is not here, to run the check at intervals.
+    // Podman lets systemd run the check at intervals, and there is none here.
     let look = || {
         if crate::IS_PODMAN {
             container.call(&["healthcheck", "run"]);

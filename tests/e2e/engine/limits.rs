@@ -1,4 +1,4 @@
-//! Limits, as the container sees them and as they hold.
+//! Limits: what the container sees, and what is enforced.
 
 use std::sync::OnceLock;
 
@@ -15,7 +15,7 @@ fn limited() -> &'static Container<'static> {
     })
 }
 
-/// Whether a container sees its limits: with runc it sees the host.
+/// Whether a container sees its limits. With runc it sees the host.
 fn sees_its_limits() -> bool {
     if runtime() == Runtime::Runc {
         println!("skipped: a container of runc sees the host");
@@ -85,7 +85,7 @@ fn an_update_changes_the_machine_too() {
 #[test]
 fn processes_are_limited() {
     let script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait";
-    // In a container of its own, which these processes end with.
+    // In a container of its own, with which these processes end.
     let finished = engine().run(&["--pids-limit", "40"], &["sh", "-c", script]);
     assert!(finished.stderr.contains("can't fork"), "{finished:?}");
 }

@@ -7,7 +7,7 @@ use rvm_tests::engine::{Runtime, runtime};
 
 use crate::engine;
 
-/// A network of the engine's, removed in the end.
+/// A network of the engine, removed when dropped.
 struct Network(String);
 
 impl Network {

@@ -6,7 +6,7 @@ use crate::engine;
 use rvm_tests::command::Finished;
 use rvm_tests::engine::{Runtime, runtime};
 
-/// What the options below are to change, each line under a name.
+/// Prints what the options below change, each line with a name.
 const SCRIPT: &str = r#"
 say() { name=$1; shift; echo "$name=$("$@" 2>&1 | tr '\n' ' ')"; }
 say env sh -c 'echo $GREETING'
@@ -247,7 +247,7 @@ fn seccomp_can_be_switched_off_and_replaced() {
 #[test]
 fn a_privileged_container_may_mount() {
     if runtime() == Runtime::Runc {
-        // It cannot have what this machine has not.
+        // A container cannot have devices that its machine lacks.
         println!("skipped: a privileged container of runc needs all capabilities of the host");
         return;
     }

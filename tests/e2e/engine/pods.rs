@@ -7,7 +7,7 @@ use rvm_tests::engine::{Container, IMAGE, Runtime, runtime};
 
 use crate::engine;
 
-/// A pod, removed by force in the end.
+/// A pod, removed by force when dropped.
 struct Pod(String);
 
 impl Pod {
@@ -40,7 +40,7 @@ impl Drop for Pod {
     }
 }
 
-/// The machines that run.
+/// The running machines.
 fn machines() -> usize {
     let processes = engine().world().processes();
     let is_machine = |line: &str| line.contains("/rvm-vmm") || line.contains("qemu-system");
@@ -61,7 +61,7 @@ fn the_containers_of_a_pod_share_a_network_and_a_name() {
     });
     assert_eq!(client.shell("hostname"), "podded\n");
     assert_eq!(server.shell("hostname"), "podded\n");
-    // Their files and processes are their own.
+    // Files and processes are separate.
     client.shell("touch /mine");
     assert_ne!(server.exec(&[], &["test", "-e", "/mine"]).code, 0);
     assert!(!client.shell("ps").contains("httpd"));
@@ -89,7 +89,7 @@ fn a_pod_is_one_machine() {
     let before = machines();
     let _two = alone.start(&["sleep", "1000"]);
     let _three = alone.start(&["sleep", "1000"]);
-    // Other tests start and end machines meanwhile, so the machine itself is asked.
+    // Other tests start and end machines meanwhile, so this asks the machine itself.
     let _ = before;
     let boot = |container: &Container| container.shell("cat /proc/sys/kernel/random/boot_id");
     assert_eq!(boot(&_one), boot(&_two));

@@ -36,7 +36,7 @@ fn a_terminal_echoes_has_a_size_and_passes_its_keys() {
     terminal.expect("/dev/pts/0\r\n");
     terminal.expect("30 90\r\n");
     terminal.write("line\r");
-    // Once: by the container's terminal alone.
+    // Echoed once, by the container's terminal only.
     let seen = terminal.expect("got line\r\n");
     assert_eq!(seen.matches("line\r\n").count(), 2, "{seen:?}");
     terminal.resize(40, 100);
@@ -47,7 +47,7 @@ fn a_terminal_echoes_has_a_size_and_passes_its_keys() {
 
 #[test]
 fn death_by_a_signal_is_128_and_the_signal() {
-    // The init passes on how its child ended.
+    // The init returns its child's exit code.
     let finished = engine().run(&["--init"], &["sh", "-c", "kill -KILL $$"]);
     assert_eq!(finished.code, 137, "{}", finished.stderr);
 }

@@ -1,4 +1,4 @@
-//! Unary calls of gRPC over a Unix socket: HTTP/2 with a length before each message.
+//! Unary gRPC calls over a Unix socket: HTTP/2 with a length before each message.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,29 +10,27 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tungstenite::Bytes;
 
-/// How long a call may take; a pod's start boots a machine, perhaps one of twenty.
+/// The longest time of a call. Starting a pod boots a machine, perhaps one of twenty.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// A flag, which says that nothing is compressed, and the length.
+/// A flag for compression, and the length.
 const PREFIX: usize = 5;
 
-/// A call that was answered with an error.
+/// An error status.
 #[derive(Debug)]
 pub struct Status {
-    /// gRPC's code.
+    /// A code of gRPC.
     pub code: u32,
-    /// What is said.
     pub message: String,
 }
 
-/// A connection, for any number of threads.
+/// A connection that threads share.
 pub struct Channel {
     runtime: Runtime,
     sender: SendRequest<Bytes>,
 }
 
 impl Channel {
-    /// Connects.
     pub fn connect(path: &Path) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -49,7 +47,6 @@ impl Channel {
         Ok(Self { runtime, sender })
     }
 
-    /// Calls a method of a service.
     pub fn call<A: Message>(
         &self,
         service: &str,
@@ -95,7 +92,7 @@ impl Channel {
             body.flow_control().release_capacity(data.len())?;
             bytes.extend(data);
         }
-        // An error may come with no body at all, and then there is only one set of headers.
+        // An error may have no body, and then there is only one set of headers.
         let trailers = body.trailers().await?.unwrap_or(head.headers);
         Ok((trailers, bytes))
     }

@@ -1,10 +1,10 @@
-//! containerd as Kubernetes drives it: a client of the container runtime interface, its pods and
-//! their containers. The daemon, its CNI configuration and the pods' network are the test's own.
+//! containerd as Kubernetes drives it: a client of the container runtime interface, with pods and
+//! containers. The daemon, its CNI configuration and the pods' network belong to the test.
 
 mod grpc;
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 pub mod api {
-    //! The messages, as `proto/cri.proto` has them.
+    //! The messages of `proto/cri.proto`.
     include!(concat!(env!("OUT_DIR"), "/cri/mod.rs"));
     pub use cri::*;
 }
@@ -28,23 +28,23 @@ pub use pod::{Container, Pod};
 pub use stream::Stream;
 pub use volume::Projected;
 
-/// The namespace that CRI's containers have in containerd.
+/// containerd's namespace for CRI's containers.
 const NAMESPACE: &str = "k8s.io";
 
-/// The image of pods' first containers, where they have one.
+/// The image of a pod's first container, where there is one.
 const PAUSE: &str = "docker.io/library/rvm-pause:latest";
 
-/// The bridge that pods are plugged into.
+/// The bridge of the pods.
 const BRIDGE: &str = "pods0";
 
-/// The first three numbers of the addresses of pods; the bridge has the first address.
+/// The first three numbers of pod addresses; the bridge has the first address.
 pub const SUBNET: &str = "10.88.7";
 
-/// The daemon, and a connection to it. What it ran must be gone when it is dropped.
+/// The daemon, and a connection to it. Dropping it fails the test if anything that it ran is left.
 pub struct Cri {
     channel: Mutex<Arc<Channel>>,
     containerd: Containerd,
-    /// The ids of everything that was made.
+    /// The ids of all pods and containers.
     made: Mutex<BTreeSet<String>>,
 }
 
@@ -81,7 +81,7 @@ impl Cri {
         cri
     }
 
-    /// Its network plugin looks at its configuration in its own time.
+    /// Its network plugin reads the configuration some time later.
     fn wait_until_ready(&self) {
         crate::command::eventually("the network is ready", || {
             let status = self.call("Status", &api::StatusRequest::new());
@@ -91,28 +91,26 @@ impl Cri {
         });
     }
 
-    /// The daemon.
     pub fn containerd(&self) -> &Containerd {
         &self.containerd
     }
 
-    /// Where it runs.
     pub fn world(&self) -> &Rvm {
         self.containerd.world()
     }
 
-    /// Kills the daemon. What it ran stays.
+    /// What it ran survives.
     pub fn kill(&self) {
         self.containerd.kill();
     }
 
-    /// Kills the daemon and all that it ran.
+    /// Kills the daemon and everything that it ran.
     pub fn kill_all(&self) {
         self.world().kill_all();
         self.containerd.kill();
     }
 
-    /// Starts it anew.
+    /// Starts the daemon again.
     pub fn start(&self) {
         self.containerd.start();
         *self.channel.lock().unwrap() =
@@ -120,13 +118,12 @@ impl Cri {
         self.wait_until_ready();
     }
 
-    /// Calls a method.
     pub fn call<A: Message>(&self, method: &str, request: &impl Message) -> Result<A, Status> {
         let channel = self.channel.lock().unwrap().clone();
         channel.call("runtime.v1.RuntimeService", method, request)
     }
 
-    /// Calls one that must succeed.
+    /// Calls a method that must succeed.
     pub fn ok<A: Message>(&self, method: &str, request: &impl Message) -> A {
         self.call(method, request)
             .unwrap_or_else(|status| panic!("{method}: {status:?}"))
@@ -136,7 +133,7 @@ impl Cri {
         self.made.lock().unwrap().insert(id.to_owned());
     }
 
-    /// What is left on the host of the containers that were made.
+    /// What the test's containers left on the host.
     fn leaks(&self) -> Vec<String> {
         let made = self.made.lock().unwrap();
         let dirs = [containerd::state_of(NAMESPACE), "/var/lib/cni".into()];
@@ -153,7 +150,7 @@ impl Cri {
 impl Drop for Cri {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // What is not below the world's directory would stay for ever.
+            // Nobody removes what is not below the world's directory.
             for path in self.leaks() {
                 let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
             }
@@ -187,7 +184,7 @@ fn names_below(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A bridge of the world's own.
+/// A bridge in the world.
 fn write_network(world: &Rvm) {
     let config = json!({
         "cniVersion": "1.0.0",
@@ -234,7 +231,7 @@ fn config(world: &Rvm) -> String {
         ),
     };
     let runtime = format!("{plugin}.containerd.runtimes.rvm");
-    // A host that lets nobody lower an OOM score could run no pod of runc's.
+    // On a host that forbids lowering OOM scores, runc could run no pod.
     let mut text = format!(
         "{images}netns_mounts_under_state_dir = true\nrestrict_oom_score_adj = true\n\
          [{plugin}.cni]\n{programs}\nconf_dir = \"{}\"\n\
@@ -257,16 +254,16 @@ fn config(world: &Rvm) -> String {
     text
 }
 
-/// Who makes the sandboxes of pods.
+/// What makes the sandboxes of pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sandboxer {
-    /// containerd's CRI itself, of a container: the default.
+    /// containerd's CRI makes it of a container. The default.
     Cri,
-    /// The shim, by the sandbox API of containerd 2.
+    /// The shim, through the sandbox API of containerd 2.
     Shim,
 }
 
-/// What `$RVM_TEST_SANDBOXER` says.
+/// The choice in `$RVM_TEST_SANDBOXER`.
 pub fn sandboxer() -> Sandboxer {
     match std::env::var("RVM_TEST_SANDBOXER").as_deref() {
         Err(_) | Ok("podsandbox") => Sandboxer::Cri,

@@ -8,32 +8,26 @@ use super::{Cri, Status, Stream, api};
 use crate::command::eventually;
 use crate::image;
 
-/// A pod, stopped and removed in the end.
+/// A pod, stopped and removed when dropped.
 pub struct Pod<'a> {
     cri: &'a Cri,
-    /// Its id.
     pub id: String,
-    /// What it was made of.
+    /// The configuration that it was made with.
     pub config: api::PodSandboxConfig,
 }
 
-/// A container of a pod's.
+/// A container of a pod.
 pub struct Container<'a> {
     cri: &'a Cri,
-    /// Its id.
     pub id: String,
-    /// Where its log is.
     pub log: PathBuf,
 }
 
-/// What a process that has ended leaves.
+/// The exit code and the output of a process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
-    /// Its exit code.
     pub code: i32,
-    /// Its standard output.
     pub stdout: String,
-    /// Its standard error.
     pub stderr: String,
 }
 
@@ -56,7 +50,6 @@ impl Cri {
         config
     }
 
-    /// Runs a pod.
     pub fn pod(&self, name: &str, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Pod<'_> {
         let mut config = self.pod_config(name);
         change(&mut config);
@@ -64,12 +57,11 @@ impl Cri {
             .unwrap_or_else(|status| panic!("{name}: {status:?}\n{}", self.containerd.log()))
     }
 
-    /// Runs a pod of this configuration.
     pub fn run_pod(&self, config: api::PodSandboxConfig) -> Result<Pod<'_>, Status> {
         self.run_pod_by("", config)
     }
 
-    /// Runs a pod by `rvm` or `runc`; rvm is the default.
+    /// Runs a pod with runtime `rvm` or `runc`.
     pub fn run_pod_by(
         &self,
         runtime: &str,
@@ -107,7 +99,6 @@ impl<'a> Pod<'a> {
         config
     }
 
-    /// Makes a container and starts it.
     pub fn start(
         &self,
         name: &str,
@@ -120,7 +111,7 @@ impl<'a> Pod<'a> {
         started.unwrap_or_else(|status| panic!("{name}: {status:?}"))
     }
 
-    /// The same by its configuration.
+    /// The same with a configuration.
     pub fn start_config(&self, config: api::ContainerConfig) -> Result<Container<'a>, Status> {
         let log = PathBuf::from(&self.config.log_directory).join(&config.log_path);
         let mut request = api::CreateContainerRequest::new();
@@ -140,7 +131,7 @@ impl<'a> Pod<'a> {
         Ok(container)
     }
 
-    /// What is said of it.
+    /// Its status.
     pub fn status(&self) -> api::PodSandboxStatus {
         let mut request = api::PodSandboxStatusRequest::new();
         request.pod_sandbox_id.clone_from(&self.id);
@@ -148,7 +139,6 @@ impl<'a> Pod<'a> {
         answer.status.unwrap()
     }
 
-    /// What it uses.
     pub fn stats(&self) -> api::PodSandboxStats {
         let mut request = api::PodSandboxStatsRequest::new();
         request.pod_sandbox_id.clone_from(&self.id);
@@ -156,7 +146,6 @@ impl<'a> Pod<'a> {
         answer.stats.unwrap()
     }
 
-    /// A connection to one of its ports.
     pub fn forward(&self, port: u16) -> Stream {
         let mut request = api::PortForwardRequest::new();
         request.pod_sandbox_id.clone_from(&self.id);
@@ -166,14 +155,13 @@ impl<'a> Pod<'a> {
         Stream::connect(self.cri.world().network(), &url)
     }
 
-    /// Stops it, as often as one likes.
+    /// Stops it. Stopping a stopped pod succeeds.
     pub fn stop(&self) {
         let mut request = api::StopPodSandboxRequest::new();
         request.pod_sandbox_id.clone_from(&self.id);
         let _: api::StopPodSandboxResponse = self.cri.ok("StopPodSandbox", &request);
     }
 
-    /// Stops and removes it.
     pub fn remove(self) {
         self.stop();
         let mut request = api::RemovePodSandboxRequest::new();
@@ -183,7 +171,6 @@ impl<'a> Pod<'a> {
 }
 
 impl Container<'_> {
-    /// Runs a shell command in it.
     pub fn exec(&self, script: &str) -> Output {
         let mut request = api::ExecSyncRequest::new();
         request.container_id.clone_from(&self.id);
@@ -198,14 +185,14 @@ impl Container<'_> {
         }
     }
 
-    /// What a shell command prints that must succeed.
+    /// The output of a shell command that must succeed.
     pub fn shell(&self, script: &str) -> String {
         let output = self.exec(script);
         assert_eq!(output.code, 0, "{script}: {output:?}");
         output.stdout
     }
 
-    /// A shell command with streams of its own.
+    /// Starts a shell command and connects to its streams.
     pub fn stream(&self, script: &str, tty: bool) -> Stream {
         let mut request = api::ExecRequest::new();
         request.container_id.clone_from(&self.id);
@@ -218,7 +205,7 @@ impl Container<'_> {
         Stream::connect(self.cri.world().network(), &answer.url)
     }
 
-    /// The streams of its own process.
+    /// Connects to the streams of the container's init process.
     pub fn attach(&self, stdin: bool) -> Stream {
         let mut request = api::AttachRequest::new();
         request.container_id.clone_from(&self.id);
@@ -229,7 +216,7 @@ impl Container<'_> {
         Stream::connect(self.cri.world().network(), &answer.url)
     }
 
-    /// What is said of it.
+    /// Its status.
     pub fn status(&self) -> api::ContainerStatus {
         let mut request = api::ContainerStatusRequest::new();
         request.container_id.clone_from(&self.id);
@@ -237,7 +224,7 @@ impl Container<'_> {
         answer.status.unwrap()
     }
 
-    /// Waits until it has ended; returns what is then said of it.
+    /// Waits until it has ended; returns its status.
     pub fn ended(&self) -> api::ContainerStatus {
         let is_exited = |status: &api::ContainerStatus| {
             status.state == api::ContainerState::CONTAINER_EXITED.into()
@@ -246,7 +233,6 @@ impl Container<'_> {
         self.status()
     }
 
-    /// What it uses.
     pub fn stats(&self) -> api::ContainerStats {
         let mut request = api::ContainerStatsRequest::new();
         request.container_id.clone_from(&self.id);
@@ -254,13 +240,12 @@ impl Container<'_> {
         answer.stats.unwrap()
     }
 
-    /// Changes its limits.
     pub fn update(&self, change: impl FnOnce(&mut api::LinuxContainerResources)) {
         let updated = self.try_update(change);
         updated.unwrap_or_else(|status| panic!("UpdateContainerResources: {status:?}"));
     }
 
-    /// Changes its limits, if that can be.
+    /// Changes its limits; returns the error if that is refused.
     pub fn try_update(
         &self,
         change: impl FnOnce(&mut api::LinuxContainerResources),
@@ -281,14 +266,13 @@ impl Container<'_> {
         let _: api::StopContainerResponse = self.cri.ok("StopContainer", &request);
     }
 
-    /// Removes it.
     pub fn remove(self) {
         let mut request = api::RemoveContainerRequest::new();
         request.container_id.clone_from(&self.id);
         let _: api::RemoveContainerResponse = self.cri.ok("RemoveContainer", &request);
     }
 
-    /// The lines of its log: the stream, `F` or `P`, and the text.
+    /// The lines of its log: stream, `F` (full) or `P` (partial), text.
     pub fn log_lines(&self) -> Vec<(String, String, String)> {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let parse = |line: &str| {

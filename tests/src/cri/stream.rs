@@ -12,26 +12,24 @@ use tungstenite::{Error, Message};
 
 use crate::network::Network;
 
-/// How long anything may take to come.
+/// The longest wait for a message.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The channels of a process.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const STATUS: u8 = 3;
 const RESIZE: u8 = 4;
 
-/// A connection.
 pub struct Stream {
     socket: WebSocket<TcpStream>,
-    /// What has come, by channel.
+    /// The data received, by channel.
     received: [Vec<u8>; 5],
     ended: bool,
 }
 
 impl Stream {
-    /// Connects to a URL that was answered, from within the network namespace it is served in.
+    /// Connects to a URL from within the network namespace that it is served in.
     pub fn connect(network: &Network, url: &str) -> Self {
         let url = url.replacen("http://", "ws://", 1);
         let mut request = url.into_client_request().unwrap();
@@ -52,13 +50,12 @@ impl Stream {
         }
     }
 
-    /// Sends to a channel.
     fn send(&mut self, channel: u8, bytes: &[u8]) {
         let message = [&[channel], bytes].concat();
         self.socket.send(Message::binary(message)).unwrap();
     }
 
-    /// Sends to the process, or to a port.
+    /// Sends to the process, or to the port.
     pub fn write(&mut self, bytes: &[u8]) {
         self.send(STDIN, bytes);
     }
@@ -69,7 +66,7 @@ impl Stream {
         self.send(RESIZE, size.as_bytes());
     }
 
-    /// Takes one message, if one comes soon.
+    /// Receives one message, unless none comes for a while.
     fn receive(&mut self) {
         match self.socket.read() {
             Ok(Message::Binary(bytes)) if !bytes.is_empty() => {
@@ -96,17 +93,17 @@ impl Stream {
         String::from_utf8_lossy(&self.received[usize::from(channel)]).into_owned()
     }
 
-    /// Waits until the process has written a text to its standard output.
+    /// Waits until the standard output contains a text.
     pub fn wait_for(&mut self, text: &str) {
         self.wait(text, |stream| stream.text(STDOUT).contains(text));
     }
 
-    /// Forgets what was written so far.
+    /// Forgets the output so far.
     pub fn forget(&mut self) {
         self.received = Default::default();
     }
 
-    /// The process's output and errors, and its exit code, once it has ended.
+    /// Waits for the end; returns standard output, standard error and exit code.
     pub fn finish(mut self) -> (String, String, i32) {
         self.wait("the end", |stream| !stream.text(STATUS).is_empty());
         let status: Value = serde_json::from_str(&self.text(STATUS)).unwrap_or_default();
@@ -121,8 +118,8 @@ impl Stream {
         (self.text(STDOUT), self.text(STDERR), code)
     }
 
-    /// Everything that comes from the port until it closes, or until a text is there. Both of its
-    /// channels begin with the port's number.
+    /// Reads from the port until it closes or has sent a text. The data on each of its two channels
+    /// begins with the port's number.
     pub fn read_port(&mut self, text: &str) -> String {
         self.wait(text, |stream| {
             stream.text(STDIN).contains(text) || stream.received[1].len() > 2

@@ -1,19 +1,18 @@
-//! Volumes of ConfigMaps and their like.
+//! Volumes of ConfigMaps and the like.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Instant;
 
-/// A volume as kubelet writes it: files are links into a directory that is a link itself, which is
-/// swapped as a whole.
+/// A volume as kubelet writes it: files are links into a directory that is itself a link. Updates
+/// replace that link.
 pub struct Projected {
     dir: tempfile::TempDir,
     round: u32,
 }
 
 impl Projected {
-    /// A new one with these files.
     pub fn new(files: &[(String, String)]) -> Self {
         let mut volume = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -26,12 +25,11 @@ impl Projected {
         volume
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Exchanges the files; returns when it has.
+    /// Replaces the files; returns the time when that was done.
     pub fn write(&mut self, files: &[(String, String)]) -> Instant {
         self.round += 1;
         let (dir, round) = (self.dir.path(), self.round);

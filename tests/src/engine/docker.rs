@@ -10,7 +10,7 @@ use super::world::World;
 use super::{Engine, IMAGE, Runtime, image, root, runtime, shared};
 use crate::command::eventually;
 
-/// The daemon of this program.
+/// The daemon of this test program.
 pub fn docker() -> &'static Engine {
     shared(start)
 }
@@ -49,7 +49,7 @@ fn start() -> Engine {
 
     let engine = Engine {
         world,
-        // Not what a newer installation may have put before it.
+        // Not a newer installation earlier in the search path.
         base: vec!["/usr/bin/docker".to_owned(), "--host".to_owned(), socket],
         per_container: Vec::new(),
         env: vec![("DOCKER_CONFIG".to_owned(), path("client"))],
@@ -70,7 +70,7 @@ fn start() -> Engine {
     engine
 }
 
-/// Ends a daemon in its own time.
+/// Asks a daemon to end, and waits.
 pub(super) fn stop(world: &World, mut daemon: MutexGuard<'_, Child>) {
     let pid = fs::read_to_string(world.dir().join("pid")).unwrap();
     let mut kill = world.command("kill");

@@ -1,4 +1,4 @@
-//! An image made of busybox, so that nothing is pulled.
+//! An image with busybox, so that nothing is pulled.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,10 +1,10 @@
-//! Container engines, each in a world of its own, with rvm as their runtime.
+//! Container engines with rvm as their runtime, each in a world of its own.
 //!
-//! An engine is started when a test first wants it and serves all tests of the program. When the
-//! program ends, the engine does, and whatever it or its containers left behind fails the program.
+//! The first test that needs an engine starts it, and it serves all tests of the program. When the
+//! program ends, the engine ends too. If it or its containers left anything, the program fails.
 //!
-//! `$RVM_TEST_RUNTIME` set to `runc` tests the tests: the engine then runs its containers with
-//! runc. `$RVM_TEST_ENGINE_ROOT` names another system's root, made by scripts/engines, to run the
+//! `$RVM_TEST_RUNTIME` set to `runc` tests the tests: the engine then runs containers with runc.
+//! `$RVM_TEST_ENGINE_ROOT` names the root of another system, made by scripts/engines, to run the
 //! engine from.
 
 pub mod docker;
@@ -25,19 +25,18 @@ use crate::command::{self, Finished, eventually};
 use session::Session;
 use world::World;
 
-/// The image that containers are made of.
+/// The image of containers.
 pub const IMAGE: &str = "localhost/rvm-test:latest";
 
-/// What containers are run with.
+/// The runtime of containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runtime {
-    /// What is tested.
+    /// The runtime under test.
     Rvm,
-    /// What it is compared with.
+    /// The reference.
     Runc,
 }
 
-/// The runtime that is tested.
 pub fn runtime() -> Runtime {
     match std::env::var("RVM_TEST_RUNTIME").as_deref() {
         Ok("runc") => Runtime::Runc,
@@ -46,34 +45,32 @@ pub fn runtime() -> Runtime {
     }
 }
 
-/// Where the engine is installed, if not on this system.
+/// The root of the system that the engine is installed in, if it is not this one.
 fn root() -> Option<PathBuf> {
     let root = std::env::var_os("RVM_TEST_ENGINE_ROOT").filter(|root| !root.is_empty());
     root.map(PathBuf::from)
 }
 
-/// An engine that runs.
+/// A running engine.
 pub struct Engine {
     world: World,
-    /// Its command and the options that every call has.
+    /// The command, and options of every call.
     base: Vec<String>,
     /// Options for every container.
     per_container: Vec<String>,
-    /// The environment of every call.
     env: Vec<(String, String)>,
-    /// What serves the command, if it needs somebody to.
+    /// The daemon, if the engine has one.
     daemon: Option<Mutex<Child>>,
 }
 
-/// A container, removed by force in the end.
+/// A container, removed by force when dropped.
 pub struct Container<'a> {
     engine: &'a Engine,
-    /// Its name.
     pub name: String,
 }
 
 impl Engine {
-    /// A call of the engine's command, nothing yet run.
+    /// A call of the engine's command, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.world.command(&self.base[0]);
         command.args(&self.base[1..]).envs(self.env.iter().cloned());
@@ -86,7 +83,7 @@ impl Engine {
         command::finish(self.command(args))
     }
 
-    /// A call that must succeed; returns its standard output.
+    /// Fails the test unless the call succeeds; returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let finished = self.call(args);
         assert_eq!(
@@ -104,7 +101,7 @@ impl Engine {
         command::finish(self.run_command(options, args))
     }
 
-    /// The same, nothing yet run.
+    /// The same, not yet started.
     pub fn run_command(&self, options: &[&str], args: &[&str]) -> Command {
         let mut command = self.command(&["run", "--rm"]);
         command
@@ -115,7 +112,7 @@ impl Engine {
         command
     }
 
-    /// `run --rm` of a shell command that must succeed; returns what it printed.
+    /// `run --rm` of a shell command that must succeed; returns its output.
     pub fn shell(&self, options: &[&str], script: &str) -> String {
         let finished = self.run(options, &["sh", "-c", script]);
         assert_eq!(
@@ -133,7 +130,7 @@ impl Engine {
         self.started("run", &["--detach"], options, args)
     }
 
-    /// Makes a container that is not started.
+    /// Creates a container without starting it.
     pub fn create(&self, options: &[&str], args: &[&str]) -> Container<'_> {
         self.started("create", &[], options, args)
     }
@@ -150,19 +147,19 @@ impl Engine {
         container
     }
 
-    /// A name for a container that a test makes in its own way.
+    /// A name for a container that a test creates by itself.
     pub fn name(&self) -> Container<'_> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("box{}", COUNT.fetch_add(1, Ordering::Relaxed));
         Container { engine: self, name }
     }
 
-    /// Where the engine lives.
+    /// The world of the engine.
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// What went wrong last in the engine's eyes, for those who look for a reason.
+    /// The end of the engine's log, to explain a failure.
     pub fn log(&self) -> String {
         let text = std::fs::read_to_string(self.world.dir().join("log")).unwrap_or_default();
         let is_bad = |line: &&str| line.contains("level=error") || line.contains("level=warning");
@@ -173,7 +170,7 @@ impl Engine {
         )
     }
 
-    /// Ends the engine; returns what it leaves behind.
+    /// Ends the engine; returns what it left.
     fn end(&self) -> Vec<String> {
         let list = self.call(&["ps", "--all", "--quiet"]).stdout;
         let mut remove = vec!["rm", "--force", "--volumes"];
@@ -191,28 +188,27 @@ impl Engine {
 }
 
 impl<'a> Container<'a> {
-    /// One that has its name from elsewhere.
+    /// A container with a given name.
     pub fn of(engine: &'a Engine, name: String) -> Self {
         Self { engine, name }
     }
 
-    /// A call of the engine with a verb, options, and this container's name behind them.
+    /// Calls the engine with a verb, options, and this container's name.
     pub fn ok(&self, args: &[&str]) -> String {
         self.engine.ok(&[args, &[&self.name]].concat())
     }
 
-    /// The same, whatever it ends with.
+    /// The same, with any exit code.
     pub fn call(&self, args: &[&str]) -> Finished {
         self.engine.call(&[args, &[&self.name]].concat())
     }
 
-    /// Runs a program in it.
     pub fn exec(&self, options: &[&str], args: &[&str]) -> Finished {
         self.engine
             .call(&[&["exec"], options, &[&self.name], args].concat())
     }
 
-    /// Runs a shell command in it that must succeed; returns what it printed.
+    /// Runs a shell command in the container, which must succeed; returns its output.
     pub fn shell(&self, script: &str) -> String {
         let finished = self.exec(&[], &["sh", "-c", script]);
         assert_eq!(
@@ -225,12 +221,12 @@ impl<'a> Container<'a> {
         finished.stdout
     }
 
-    /// The engine's command about it, at a terminal of 30 rows and 90 columns.
+    /// Calls the engine with this container's name at a terminal of 30 rows and 90 columns.
     pub fn at_terminal(&self, args: &[&str]) -> Session {
         Session::spawn(self.engine.command(args), 30, 90)
     }
 
-    /// A value of `inspect`, found by a template.
+    /// A value of `inspect`, by a Go template.
     pub fn inspect(&self, template: &str) -> String {
         let template = format!("{{{{{template}}}}}");
         self.ok(&["inspect", "--format", &template])
@@ -238,32 +234,30 @@ impl<'a> Container<'a> {
             .to_owned()
     }
 
-    /// All of `inspect`.
     pub fn inspect_all(&self) -> Value {
         let list: Value = serde_json::from_str(&self.ok(&["inspect"])).unwrap();
         list[0].clone()
     }
 
-    /// Its status, as `ps` would show it.
+    /// As `ps` shows it.
     pub fn status(&self) -> String {
         self.inspect(".State.Status")
     }
 
-    /// Waits until its status is this one.
     pub fn wait_for_status(&self, status: &str) {
         eventually(&format!("{} is {status}", self.name), || {
             self.status() == status
         });
     }
 
-    /// Waits until it has written a text.
+    /// Waits until the container's log contains a text.
     pub fn wait_for_log(&self, text: &str) {
         eventually(&format!("{} says {text:?}", self.name), || {
             self.logs().contains(text)
         });
     }
 
-    /// What it has written so far.
+    /// The container's log.
     pub fn logs(&self) -> String {
         let finished = self.call(&["logs"]);
         finished.stdout + &finished.stderr
@@ -280,10 +274,10 @@ impl Drop for Container<'_> {
     }
 }
 
-/// The engine of this program, once there is one.
+/// The engine of this test program, once started.
 static ENGINE: OnceLock<Engine> = OnceLock::new();
 
-/// The engine of this program; `make` starts it.
+/// The engine of this test program; `make` starts it at the first call.
 fn shared(make: fn() -> Engine) -> &'static Engine {
     ENGINE.get_or_init(|| {
         at_exit();
@@ -293,7 +287,7 @@ fn shared(make: fn() -> Engine) -> &'static Engine {
 
 #[expect(unsafe_code, reason = "atexit")]
 fn at_exit() {
-    // SAFETY: the function takes nothing and is there as long as the program.
+    // SAFETY: the function takes no argument and lives as long as the program.
     let result = unsafe { libc::atexit(end_shared) };
     assert_eq!(result, 0);
 }
@@ -301,7 +295,7 @@ fn at_exit() {
 #[expect(unsafe_code, reason = "_exit")]
 extern "C" fn end_shared() {
     let Some(engine) = ENGINE.get() else { return };
-    // A panic must not leave this function.
+    // A panic must not cross into C.
     let left = std::panic::catch_unwind(|| engine.end());
     let mut message = String::new();
     match left {
@@ -312,6 +306,6 @@ extern "C" fn end_shared() {
         Err(_) => message += "  (the engine could not be stopped)\n",
     }
     eprintln!("left behind by the engine or its containers:\n{message}");
-    // SAFETY: it ends the process, which has nothing more to do.
+    // SAFETY: it ends the process, which has nothing left to do.
     unsafe { libc::_exit(101) };
 }

@@ -5,7 +5,7 @@ use std::fs;
 use super::world::World;
 use super::{Engine, IMAGE, Runtime, image, root, runtime, shared};
 
-/// What a pod's first container is made of, which only waits.
+/// The image of a pod's first container, which only waits.
 const PAUSE: &str = "localhost/rvm-pause:latest";
 
 /// Podman for this program.
@@ -18,8 +18,8 @@ fn start() -> Engine {
     let dir = world.dir().to_owned();
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     fs::write(path("rvm.toml"), "").unwrap();
-    // The limits of this process would be every container's, and may be more than a container may
-    // set: runc then fails.
+    // Every container inherits this process's limits, which may exceed what a container may set:
+    // runc then fails.
     let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
                   [engine]\nevents_logger = \"file\"\n\
                   infra_image = \"localhost/rvm-pause:latest\"\n";
@@ -55,7 +55,7 @@ fn start() -> Engine {
         base,
         env: vec![
             ("CONTAINERS_CONF".to_owned(), path("containers.conf")),
-            // Podman 5 warns of such a host in what a container's standard error is compared with.
+            // Podman 5 prints a warning on such a host, into the standard error that tests compare.
             ("PODMAN_IGNORE_CGROUPSV1_WARNING".to_owned(), "1".to_owned()),
         ],
         daemon: None,

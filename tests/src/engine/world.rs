@@ -1,5 +1,5 @@
-//! Namespaces in which an engine lives: its network, mounts and processes are nobody else's, and
-//! end with it, however the tests end.
+//! Namespaces of an engine. Its network, mounts and processes belong to it alone, and end with it,
+//! however the tests end.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,13 +10,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// What makes one, see there.
+/// The script that makes one.
 const SCRIPT: &str = include_str!("world.sh");
 
-/// How long a process or a mount may take to go.
+/// The longest time for a process or a mount to disappear.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The namespaces and what is on the host for them.
+/// The namespaces, and their files and cgroups on the host.
 pub struct World {
     init: Mutex<(Child, Option<ChildStdin>)>,
     pid: String,
@@ -26,11 +26,11 @@ pub struct World {
 }
 
 impl World {
-    /// Makes one whose root is the host's, or that of the system in `root`.
+    /// Makes a world with the host's root, or with that of the system in `root`.
     pub fn new(root: Option<&Path>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Its end is a matter of `end`, since statics are never dropped.
+        // Statics are never dropped, so `end` removes it.
         let dir = tempfile::tempdir().unwrap().keep();
         let dist = crate::dist().canonicalize().unwrap();
         let script = dir.join("world.sh");
@@ -65,17 +65,17 @@ impl World {
         world
     }
 
-    /// A directory that is in the world as it is outside.
+    /// A directory with the same path inside and outside the world.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The name of the cgroup below which the engine is to put containers.
+    /// The cgroup below which the engine puts containers.
     pub fn cgroup(&self) -> String {
         format!("/{}", self.cgroup)
     }
 
-    /// A program in the world, nothing yet run.
+    /// A program in the world, not yet started.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args([
@@ -90,7 +90,7 @@ impl World {
         command
     }
 
-    /// A path of the world, seen from outside.
+    /// A path in the world, as seen from outside.
     pub fn outside(&self, path: &str) -> PathBuf {
         Path::new("/proc")
             .join(&self.pid)
@@ -98,7 +98,7 @@ impl World {
             .join(path.trim_start_matches('/'))
     }
 
-    /// The processes in it, as they number themselves, with their command lines.
+    /// The processes in the world: pids in its pid namespace, and command lines.
     pub fn processes(&self) -> Vec<(i32, String)> {
         let entries = fs::read_dir(self.outside("proc")).unwrap();
         let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
@@ -108,7 +108,7 @@ impl World {
         with_name.collect()
     }
 
-    /// The command line of one of them, or nothing if it is gone.
+    /// The command line of a process in the world; empty if it has ended.
     pub fn command_line(&self, pid: i32) -> String {
         let path = self.outside(&format!("proc/{pid}/cmdline"));
         fs::read_to_string(path)
@@ -124,7 +124,7 @@ impl World {
         table.lines().filter_map(point).collect()
     }
 
-    /// What is left of an engine that has ended, and of its containers, in words.
+    /// A description of what an engine that has ended and its containers left.
     pub fn leaks(&self) -> Vec<String> {
         let start = Instant::now();
         loop {
@@ -142,7 +142,7 @@ impl World {
             left.push(format!("process {pid} {line}"));
         }
         for point in self.mount_points().difference(&self.mounts) {
-            // dockerd keeps its own namespace by name, and podman a directory of names.
+            // dockerd keeps its own namespace under a name, and podman a directory for names.
             if !point.ends_with("/netns/default") && !point.ends_with("/netns") {
                 left.push(format!("mount {point}"));
             }
@@ -152,20 +152,20 @@ impl World {
             below
                 .iter()
                 .flat_map(|dir| children(dir))
-                // Podman's own, for its conmon.
+                // Podman makes it for its conmon.
                 .filter(|dir| !dir.ends_with("/conmon"))
                 .map(|dir| format!("cgroup {dir}")),
         );
         left
     }
 
-    /// Ends every process in the world, and with them the world.
+    /// Kills every process in the world, which ends its namespaces.
     pub fn end(&self) {
         let mut init = self.init.lock().unwrap();
         drop(init.1.take());
         init.0.wait().unwrap();
         for dir in cgroup_directories(&self.cgroup) {
-            // Something else is left in it if a test has failed.
+            // If a test has failed, other things are left in it.
             let _ = fs::remove_dir(dir.join("conmon"));
             let _ = fs::remove_dir(dir);
         }
