@@ -6,17 +6,22 @@ use crate::rust::{self, Token};
 
 /// Every use of a room by one below it, or of the crate's root by any room, as a line of text.
 pub fn pointing_up(crate_dir: &str) -> Vec<String> {
-    let files = files::below(&format!("{crate_dir}/src"));
-    let root = ["lib.rs", "main.rs"].iter().find_map(|name| {
-        let path = format!("{crate_dir}/src/{name}");
-        files.iter().find(|file| file.path == path)
-    });
-    let rooms = rooms(&root.unwrap().text);
+    let rooms = rooms_of(crate_dir);
     assert!(!rooms.is_empty(), "{crate_dir} declares no modules");
+    let files = files::below(&format!("{crate_dir}/src"));
     files
         .iter()
         .flat_map(|file| in_file(crate_dir, file, &rooms))
         .collect()
+}
+
+/// The rooms of a crate, bottom first.
+pub fn rooms_of(crate_dir: &str) -> Vec<String> {
+    let root = ["lib.rs", "main.rs"].iter().find_map(|name| {
+        let path = files::root().join(crate_dir).join("src").join(name);
+        std::fs::read_to_string(path).ok()
+    });
+    rooms(&root.unwrap())
 }
 
 /// The modules that a crate's root declares, in order.

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::arrows;
 use crate::files::{self, File};
 
 /// A build makes these directories.
@@ -32,6 +33,28 @@ pub fn dangling_names() -> Vec<String> {
         }
     }
     found
+}
+
+/// Each room of a crate that the crate's README does not name in back quotes.
+pub fn unlisted_rooms(crate_dir: &str) -> Vec<String> {
+    let readme = format!("{crate_dir}/README.md");
+    let text = read(&files::root().join(&readme));
+    let parts = |name: &'_ str| {
+        name.trim_end_matches('/')
+            .trim_end_matches(".rs")
+            .to_owned()
+    };
+    let names: Vec<String> = text.lines().flat_map(quoted).map(parts).collect();
+    let is_listed = |room: &String| {
+        names
+            .iter()
+            .any(|name| name.split('/').any(|it| it == room))
+    };
+    let rooms = arrows::rooms_of(crate_dir).into_iter();
+    rooms
+        .filter(|room| !is_listed(room))
+        .map(|room| format!("{readme}: {room} is not listed"))
+        .collect()
 }
 
 /// What stands in back quotes in a line.

@@ -52,3 +52,22 @@ fn functions_have_at_most_60_lines_unless_they_are_lists() {
 fn files_tests_and_headings_that_documents_name_exist() {
     assert_none(&documents::dangling_names());
 }
+
+#[test]
+fn readmes_of_crates_list_every_room() {
+    let crates = [
+        "protocol",
+        "sys",
+        "vmm",
+        "agent",
+        "sandbox",
+        "shim",
+        "runtime-cli",
+        "tests",
+    ];
+    let present = crates
+        .iter()
+        .filter(|name| files::root().join(name).exists());
+    let unlisted = present.flat_map(|name| documents::unlisted_rooms(name));
+    assert_none(&unlisted.collect::<Vec<_>>());
+}
