@@ -314,7 +314,7 @@ fn a_shim_that_is_killed_while_it_makes_a_container_leaves_nothing() {
 #[test]
 fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
     let containerd = Containerd::new();
-    let remains = |id: &str| containerd.state().join(id).join("state.json").exists();
+    let has_state = |id: &str| containerd.state().join(id).join("state.json").exists();
     containerd.start_container(&[], "box", WAITS);
     containerd.start_container(&[], "other", WAITS);
     let sockets = containerd.shim_sockets();
@@ -326,12 +326,12 @@ fn what_nobody_will_ask_to_remove_is_removed_by_the_next_shim() {
     rvm_tests::leaks::unmount_below(&run);
     fs::remove_dir_all(&run).unwrap();
     containerd.start();
-    assert!(remains("box") && remains("other"));
+    assert!(has_state("box") && has_state("other"));
     for id in ["box", "other"] {
         containerd.ok(&["container", "delete", id]);
     }
     containerd.start_container(&[], "box", WAITS);
-    eventually("the other is gone", || !remains("other"));
+    eventually("the other is gone", || !has_state("other"));
     assert!(!sockets.iter().any(|socket| socket.exists()), "{sockets:?}");
     assert_eq!(containerd.exec("box", "one", "echo on").stdout, "on\n");
     containerd.remove("box");

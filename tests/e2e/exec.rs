@@ -194,7 +194,7 @@ fn exec_ends_with_the_container_and_with_the_machine() {
 }
 
 #[test]
-fn a_detached_process_has_a_stand_in_with_its_exit_code() {
+fn a_detached_process_has_a_pid_on_the_host_and_its_exit_code() {
     let rvm = Rvm::new();
     let bundle = waiting(&rvm);
     let pid_file = rvm.path("pid");
@@ -380,7 +380,7 @@ fn fifty_at_a_time_lose_nothing_and_leave_nothing() {
         assert_eq!(finished.stderr, format!("{number}\n"));
     }
     let left = shell(&rvm, "ls /proc | grep -c '^[0-9]'").stdout;
-    // The first process, the shell, ls and grep.
+    // The init process, the shell, ls and grep.
     assert_eq!(left, "4\n");
     eventually("the programs on the host have gone", || {
         rvm.processes().len() == processes

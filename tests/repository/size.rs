@@ -34,19 +34,24 @@ fn wrapped_lines(file: &File) -> Vec<(usize, &str)> {
     if file.has_extension("md") {
         return prose(lines);
     }
-    let mark = if ["rs", "proto", "c", "h"]
-        .iter()
-        .any(|extension| file.has_extension(extension))
-    {
-        "//"
-    } else if file.has_extension("toml") || file.is_script() || file.path == "Makefile" {
-        "#"
-    } else {
+    let Some(mark) = comment_mark(file) else {
         return Vec::new();
     };
     lines
         .filter(|(_, line)| line.trim_start().starts_with(mark) && !line.contains("://"))
         .collect()
+}
+
+/// What a comment line of a source file begins with. None if it is no source file.
+fn comment_mark(file: &File) -> Option<&'static str> {
+    let is = |extensions: &[&str]| extensions.iter().any(|it| file.has_extension(it));
+    if is(&["rs", "proto", "c", "h"]) {
+        Some("//")
+    } else if is(&["toml", "sh", "py", "config"]) || file.is_script() || file.path == "Makefile" {
+        Some("#")
+    } else {
+        None
+    }
 }
 
 fn prose<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Vec<(usize, &'a str)> {
@@ -74,14 +79,11 @@ fn prose<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Vec<(usize, &'a s
 
 /// Source files that are too long.
 pub fn long_files() -> Vec<String> {
-    let is_source = |file: &File| {
-        file.is_script()
-            || ["rs", "proto", "c", "h", "py"]
-                .iter()
-                .any(|e| file.has_extension(e))
-    };
     let mut found = Vec::new();
-    for file in files::below("").iter().filter(|file| is_source(file)) {
+    for file in files::below("")
+        .iter()
+        .filter(|file| comment_mark(file).is_some())
+    {
         let lines = file.text.lines().count();
         if lines > FILE_LINES {
             found.push(format!("{}: {lines} lines", file.path));

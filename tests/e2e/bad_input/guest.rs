@@ -24,7 +24,7 @@ fn a_program_that_cannot_be_executed_is_named_in_runcs_words() {
 }
 
 #[test]
-fn what_the_guest_refuses_reaches_whoever_creates() {
+fn what_the_guest_refuses_reaches_the_creator() {
     let rvm = Rvm::new();
     let bundle = Bundle::new(&["nonexistent"]);
     let dir = bundle.write().to_str().unwrap();

@@ -1,10 +1,10 @@
-# The first process of a world: namespaces for one engine. Called by world.rs, in new mount, network and
-# process namespaces, as: sh world.sh DIR DIST [ROOT]
-# DIR is the test's directory, DIST the installation under test, ROOT another system's root, in which
-# the engine is installed. Prints its pid as the host numbers it when everything is ready. The world
-# ends, and every process in it, when standard input does.
+# The init of a world: namespaces for one engine. world.rs calls it in new mount, network and process
+# namespaces, as: sh world.sh DIR DIST [ROOT]
+# DIR is the test's directory, DIST the installation under test, ROOT the root of another system with
+# the engine. When everything is ready it prints its pid on the host. The end of standard input ends
+# the world with every process in it.
 set -eu
-# Engines write where they stand.
+# Engines write to their working directory.
 cd "$1"
 dir=$1 dist=$2 root=${3-}
 
@@ -31,7 +31,7 @@ mount -t sysfs sysfs "$new/sys"
 mount --rbind "$dir/cgroup" "$new/sys/fs/cgroup"
 umount -l "$dir/cgroup"
 rmdir "$dir/cgroup"
-# Nothing of the host's engines, not their sockets either.
+# Nothing of the host's engines, including their sockets.
 mount -t tmpfs -o mode=755 tmpfs "$new/run"
 ip link set lo up
 
@@ -42,5 +42,5 @@ if [ -n "$root" ]; then
 fi
 
 echo "$pid"
-# Whoever loses its parent becomes a child of this process, and is reaped by the kernel.
+# A process that loses its parent becomes a child of this one, and the kernel reaps it.
 exec env --ignore-signal=CHLD cat >/dev/null
