@@ -1,8 +1,8 @@
-# The init of a world: namespaces for one engine. world.rs calls it in new mount, network and process
-# namespaces, as: sh world.sh DIR DIST [ROOT]
-# DIR is the test's directory, DIST the installation under test, ROOT the root of another system with
-# the engine. When everything is ready it prints its pid on the host. The end of standard input ends
-# the world with every process in it.
+# The init of a world: namespaces for one engine. world.rs calls it in new mount, network and
+# process namespaces, as: sh world.sh DIR DIST [ROOT]
+# DIR is the test's directory, DIST the installation under test, ROOT the root of another system
+# with the engine. When everything is ready it prints its pid on the host. The end of standard input
+# ends the world with every process in it.
 set -eu
 # Engines write to their working directory.
 cd "$1"
