@@ -1,8 +1,8 @@
 //! Whether the names in documents lead somewhere. In back quotes, a name that ends in `.rs` or
 //! begins with a directory of the repository is a file's, `FILE.rs::NAME` is an item of that file,
 //! and a lower-case name of five words or more is a test's. A crate's README may leave out the
-//! crate's directory, and `src` too. A link leads to a file, to one of its headings, or to another
-//! site.
+//! crate's directory, `src`, and in a table the folder that the row begins with. A link leads to a
+//! file, to one of its headings, or to another site.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,11 @@ pub fn dangling_names() -> Vec<String> {
     let mut found = Vec::new();
     for document in documents {
         for (index, line) in document.text.lines().enumerate() {
-            let names = quoted(line).filter(|name| !repository.has(document, name));
+            let folder = quoted(line)
+                .next()
+                .filter(|_| line.starts_with('|'))
+                .unwrap_or("");
+            let names = quoted(line).filter(|name| !repository.has(document, folder, name));
             let targets = links(line).filter(|target| !repository.links(document, target));
             for name in names.chain(targets) {
                 found.push(format!("{}:{}: {name}", document.path, index + 1));
@@ -93,17 +97,19 @@ impl Repository {
     }
 
     /// Whether what stands in back quotes is no name of a file or a test, or one that exists.
-    fn has(&self, document: &File, quoted: &str) -> bool {
+    fn has(&self, document: &File, folder: &str, quoted: &str) -> bool {
         let (path, item) = match quoted.split_once("::") {
             Some((path, item)) => (path, Some(item)),
             None => (quoted, None),
         };
         if self.is_path(path) {
             return MADE.iter().any(|made| path.starts_with(made))
-                || self.file(document, path).is_some_and(|file| match item {
-                    None => true,
-                    Some(item) => words(&read(&file)).any(|word| word == item),
-                });
+                || self
+                    .file(document, folder, path)
+                    .is_some_and(|file| match item {
+                        None => true,
+                        Some(item) => words(&read(&file)).any(|word| word == item),
+                    });
         }
         !is_test(quoted) || self.defines(quoted)
     }
@@ -114,12 +120,12 @@ impl Repository {
         name.chars().all(plain) && (name.ends_with(".rs") || in_directory())
     }
 
-    /// The file or directory that a document calls so.
-    fn file(&self, document: &File, path: &str) -> Option<PathBuf> {
+    /// The file or directory that a document calls so, in a row about `folder`.
+    fn file(&self, document: &File, folder: &str, path: &str) -> Option<PathBuf> {
         let mut bases = vec![self.root.clone()];
         if document.path.ends_with("README.md") {
             let own = self.directory(document);
-            bases.extend([own.join("src"), own]);
+            bases.extend([own.join("src").join(folder), own.join("src"), own]);
         }
         bases
             .into_iter()
@@ -186,10 +192,10 @@ mod tests {
             text: String::new(),
         };
         let dangling = |line| {
-            let names = quoted(line).filter(|name| !repository.has(&document, name));
+            let names = quoted(line).filter(|name| !repository.has(&document, "cri", name));
             names.map(str::to_owned).collect::<Vec<_>>()
         };
-        let all = "`lib.rs` `tests/src/lib.rs::engine` `src/cri/` `names_of_files_items_and_tests\
+        let all = "`lib.rs` `tests/src/lib.rs::engine` `src/cri/` `pod.rs` `names_of_files_items_and_tests\
                    _are_told_from_other_words` `rvm run` `dist/bin/rvm` `config.json`";
         assert_eq!(dangling(all), [""; 0]);
         let none = "`none.rs` `tests/src/lib.rs::none` `src/cri/none` `docs/none` `a_b_c_d_e`";
