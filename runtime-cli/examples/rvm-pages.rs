@@ -1,5 +1,6 @@
-//! Writes rvm's manual pages and shell completions below a share directory, in the places where
-//! programs look for them. `make build` runs this, so that rvm does not contain the generators.
+//! Writes rvm's manual pages and shell completions below a directory, each to where programs look
+//! for it below a share directory. `make build` runs this, so that rvm need not carry what makes
+//! them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -11,10 +11,10 @@ use clap::Args;
                             rvm exec [OPTIONS] --process FILE CONTAINER"
 )]
 pub struct ExecArgs {
-    /// Unix socket that is sent the controlling end of the process's terminal
+    /// Unix socket that receives the controlling end of the process's terminal
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Unix socket that is sent a pidfd of the process that stands for the other on this host
+    /// Unix socket that receives a pidfd of the process that represents this one on the host
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
     /// Working directory in the container
@@ -32,7 +32,7 @@ pub struct ExecArgs {
     /// Supplementary group id; may be repeated
     #[arg(short = 'g', long, value_name = "GID")]
     pub additional_gids: Vec<u32>,
-    /// File with the process as a JSON object, in place of a command
+    /// File with the process as a JSON object, instead of a command
     #[arg(short, long, value_name = "FILE")]
     pub process: Option<PathBuf>,
     /// Leave the process running in the background
@@ -54,10 +54,10 @@ pub struct ExecArgs {
     /// Capability to add; may be repeated
     #[arg(short, long, value_name = "NAME")]
     pub cap: Vec<String>,
-    /// Number of descriptors, from 3 on, that the process is to have too
+    /// Number of descriptors, from 3 on, to pass to the process
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub preserve_fds: u32,
-    /// Group below the container's own to start in
+    /// Cgroup below the container's own to start in
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<String>,
     /// In a paused container, wait until it is resumed

@@ -45,7 +45,7 @@ pub struct Cli {
     /// Options of every verb
     #[command(flatten)]
     pub global: Global,
-    /// What to do
+    /// The verb
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -79,23 +79,22 @@ pub struct Global {
     /// Directory for the state of containers; it should be on a tmpfs
     #[arg(long, global = true, value_name = "DIR", default_value = "/run/rvm")]
     pub root: PathBuf,
-    /// File to which messages are appended, in place of standard error
+    /// File to append messages to, instead of standard error
     #[arg(long, global = true, value_name = "FILE")]
     pub log: Option<PathBuf>,
     /// Format of the messages in the file
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// Also log what is of interest only when something is wrong
+    /// Also log details for troubleshooting
     #[arg(long, global = true)]
     pub debug: bool,
     /// Configuration file [default: /etc/rvm/config.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Have systemd make the containers' control groups; linux.cgroupsPath is slice:prefix:name
-    /// then
+    /// Let systemd create the containers' cgroups; linux.cgroupsPath is then slice:prefix:name
     #[arg(long, global = true)]
     pub systemd_cgroup: bool,
-    /// What runs the machines: auto, kvm or qemu [default: as configured]
+    /// Engine that runs the machines: auto, kvm or qemu [default: as configured]
     #[arg(long, global = true, value_name = "ENGINE")]
     pub engine: Option<EngineChoice>,
 }
@@ -123,7 +122,7 @@ pub enum Verb {
     /// Send a signal to a container
     #[command(long_about = texts::KILL, after_long_help = texts::KILL_EXAMPLE)]
     Kill(KillArgs),
-    /// Delete a container and what belongs to it
+    /// Delete a container and everything that belongs to it
     #[command(long_about = texts::DELETE)]
     Delete(DeleteArgs),
     /// Create and run a container
@@ -132,18 +131,18 @@ pub enum Verb {
     /// Execute a program in a running container
     #[command(long_about = texts::EXEC, after_long_help = texts::EXEC_EXAMPLE)]
     Exec(Box<ExecArgs>),
-    /// Print the processes of a container, as the guest numbers them
+    /// Print the processes of a container, with their ids in the guest
     #[command(long_about = texts::PS)]
     Ps(PsArgs),
-    /// Make every process of a container stand still
+    /// Pause every process of a container
     #[command(long_about = texts::PAUSE)]
     Pause(IdArgs),
-    /// Let the processes of a paused container go on
+    /// Resume the processes of a paused container
     Resume(IdArgs),
     /// Change the limits of a container
     #[command(long_about = texts::UPDATE, after_long_help = texts::UPDATE_EXAMPLE)]
     Update(Box<UpdateArgs>),
-    /// Report what a container uses, and when the kernel kills processes of it for memory
+    /// Report what a container uses, and when the kernel kills its processes for lack of memory
     #[command(long_about = texts::EVENTS)]
     Events(EventsArgs),
     /// List the containers
@@ -152,11 +151,11 @@ pub enum Verb {
     /// Write a configuration to begin with
     #[command(long_about = texts::SPEC, after_long_help = texts::SPEC_EXAMPLE)]
     Spec(SpecArgs),
-    /// Print what this runtime can do, as JSON
+    /// Print the features of this runtime, as JSON
     Features,
-    /// Say what this host can do, which engine is taken and why
+    /// Check this host, and print which engine rvm uses and why
     Check,
-    /// Print what a machine takes beside its containers, for Kubernetes
+    /// Print the overhead of a machine beyond its containers, for Kubernetes
     #[command(long_about = texts::OVERHEAD, after_long_help = texts::OVERHEAD_EXAMPLE)]
     Overhead(OverheadArgs),
     /// Not supported
@@ -220,23 +219,22 @@ pub struct CreateArgs {
         hide_default_value = true
     )]
     pub bundle: PathBuf,
-    /// Unix socket that is sent the controlling end of the container's terminal
+    /// Unix socket that receives the controlling end of the container's terminal
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Unix socket that is sent a pidfd of the process that stands for the container
+    /// Unix socket that receives a pidfd of the process that represents the container
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
     /// File to write the container's process id to
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Number of descriptors, from 3 on, that the container is to have too; those of LISTEN_FDS
-    /// come before them
+    /// Number of descriptors, from 3 on, to pass to the container, after those of LISTEN_FDS
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub preserve_fds: u32,
-    /// Without effect: whatever the root lies on, the guest can pivot into it
+    /// No effect: the guest can pivot into any root
     #[arg(long)]
     pub no_pivot: bool,
-    /// Without effect: no session keyring but the container's own is in reach in the guest
+    /// No effect: in the guest only the container's own session keyring is in reach
     #[arg(long)]
     pub no_new_keyring: bool,
     /// The container's id, unique on this host
@@ -256,10 +254,10 @@ pub struct RunArgs {
     /// Keep the container's state after it has ended
     #[arg(long)]
     pub keep: bool,
-    /// Without effect: what a container leaves behind stays in the guest
+    /// No effect: leftovers of a container stay in the guest
     #[arg(long)]
     pub no_subreaper: bool,
-    /// Print where the time of the start went, to standard error
+    /// Print the time of each stage of the start to standard error
     #[arg(long)]
     pub timings: bool,
 }
@@ -292,7 +290,7 @@ pub struct DeleteArgs {
 /// The arguments of `rvm list`.
 #[derive(Args, Debug)]
 pub struct ListArgs {
-    /// How to print: table or json
+    /// Format: table or json
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub format: Format,
     /// Print only ids

@@ -15,10 +15,10 @@ pub struct MonitorArgs {
     /// As for create
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
-    /// How many listening sockets were inherited, from descriptor 3 on
+    /// Number of inherited listening sockets, from descriptor 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub listen_fds: u32,
-    /// How many descriptors behind those are to be preserved
+    /// Number of descriptors after those to preserve
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
     /// The container's id

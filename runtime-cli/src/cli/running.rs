@@ -17,13 +17,13 @@ pub enum Format {
 /// The arguments of `rvm ps`.
 #[derive(Args, Debug)]
 pub struct PsArgs {
-    /// How to print: table (of the guest's processes) or json (the ids of the host's that run them)
+    /// Format: table (processes in the guest) or json (ids of the host's processes that run them)
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub format: Format,
     /// The container's id
     #[arg(value_name = "CONTAINER")]
     pub id: String,
-    /// Options of ps(1); the only ones that are taken are those of the default, -ef
+    /// Options of ps(1); only -ef, the default, is supported
     #[arg(
         value_name = "OPTION",
         trailing_var_arg = true,
@@ -35,10 +35,10 @@ pub struct PsArgs {
 /// The arguments of `rvm events`.
 #[derive(Args, Debug)]
 pub struct EventsArgs {
-    /// Time between two reports of what the container has used, such as 500ms or 1m
+    /// Time between two reports of the container's use, such as 500ms or 1m
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub interval: Duration,
-    /// Report what the container has used so far, and end
+    /// Report the container's use once, and end
     #[arg(long)]
     pub stats: bool,
     /// The container's id
@@ -49,8 +49,8 @@ pub struct EventsArgs {
 /// The arguments of `rvm overhead`.
 #[derive(Args, Debug, Default)]
 pub struct OverheadArgs {
-    /// Memory that the containers of a pod may use together, such as 512m or 4g; what is printed is
-    /// enough for pods of this size and smaller ones [default: memory_mib of the configuration]
+    /// Memory of all containers of a pod, such as 512m or 4g; the overhead is enough for pods of
+    /// this size or smaller [default: memory_mib of the configuration]
     #[arg(short, long, value_name = "BYTES")]
     pub memory: Option<String>,
 }
@@ -58,11 +58,10 @@ pub struct OverheadArgs {
 /// The arguments of `rvm update`. The names are runc's, the values those of cgroup version 1.
 #[derive(Args, Debug, Default)]
 pub struct UpdateArgs {
-    /// File with the limits as a JSON object, or - for standard input; all other options are left
-    /// away then
+    /// File with the limits as a JSON object, or - for standard input; excludes all other options
     ///
-    /// The object is linux.resources of the OCI runtime specification. What it does not name is
-    /// left as it is:
+    /// The object is linux.resources of the OCI runtime specification. Missing fields stay as they
+    /// are:
     ///
     /// {"memory": {"limit": 268435456}, "cpu": {"quota": 50000, "period": 100000},
     /// "pids": {"limit": 100}}
@@ -81,7 +80,7 @@ pub struct UpdateArgs {
     /// CPU time in a period, in microseconds; -1 for no limit
     #[arg(long, value_name = "US", allow_negative_numbers = true)]
     pub cpu_quota: Option<i64>,
-    /// CPU time that may be saved up beyond a period's, in microseconds
+    /// CPU time that may accumulate beyond a period's, in microseconds
     #[arg(long, value_name = "US")]
     pub cpu_burst: Option<u64>,
     /// Share of CPU time, from 2 to 262144
@@ -99,13 +98,13 @@ pub struct UpdateArgs {
     /// Memory nodes to use
     #[arg(long, value_name = "LIST")]
     pub cpuset_mems: Option<String>,
-    /// 1 to run only when nothing else wants to, 0 not to
+    /// 1 to run only when nothing else does, else 0
     #[arg(long, value_name = "BOOL", value_parser = clap::value_parser!(i64).range(0..=1))]
     pub cpu_idle: Option<i64>,
     /// Memory, such as 256m; -1 for no limit
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     pub memory: Option<String>,
-    /// Memory that is not taken away while others have more than theirs
+    /// Memory that the kernel reclaims only if others stay within theirs
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     pub memory_reservation: Option<String>,
     /// Memory and swap together; -1 for no limit
@@ -143,7 +142,7 @@ pub struct SpecArgs {
         hide_default_value = true
     )]
     pub bundle: PathBuf,
-    /// Not supported: rvm needs root's rights
+    /// Not supported: rvm needs root
     #[arg(long)]
     pub rootless: bool,
 }
@@ -151,7 +150,7 @@ pub struct SpecArgs {
 /// The arguments of a verb that is not supported, all of which are ignored.
 #[derive(Args, Debug)]
 pub struct UnsupportedArgs {
-    /// Whatever runc takes
+    /// Any arguments of runc
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub rest: Vec<std::ffi::OsString>,
 }

@@ -9,7 +9,7 @@ use rvm_sandbox::spec::CONFIG_FILE;
 
 use crate::cli::SpecArgs;
 
-/// runc's, with a cgroup namespace: the guest has cgroup v2.
+/// runc's, with a cgroup namespace: the guest has version 2.
 const EXAMPLE: &str = include_str!("spec.json");
 
 /// Writes an example of config.json into the bundle, unless there is one.

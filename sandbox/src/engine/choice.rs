@@ -47,8 +47,8 @@ pub fn choose(config: &Config) -> Result<Choice, NoEngine> {
     }
 }
 
-/// The first engine that works. An engine is preferred to those after it, so what speaks for one is why
-/// those before it do not work.
+/// The first engine that works. An engine is preferred to those after it, so what speaks for one is
+/// why those before it do not work.
 fn decide(verdicts: impl Iterator<Item = (EngineKind, Verdict)>) -> Result<Choice, NoEngine> {
     let mut refused = Reasons::default();
     for (kind, verdict) in verdicts {

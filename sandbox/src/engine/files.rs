@@ -23,8 +23,8 @@ pub(super) fn open_failed(
     }
 }
 
-/// Opens the kernel and checks its first bytes: a wrong path is easily configured, and the machine that
-/// it makes explains nothing.
+/// Opens the kernel and checks its first bytes: a wrong path is easily configured, and the machine
+/// that it makes explains nothing.
 pub(super) fn open_kernel(path: &Path) -> Result<File, EngineError> {
     let file = open("the guest kernel (kernel in rvm's configuration)", path)?;
     let mut magic = [0; 4];

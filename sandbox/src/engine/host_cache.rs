@@ -1,5 +1,5 @@
-//! Facts about the host that hold until it boots again, one file each below /run/rvm, which is emptied
-//! at boot. A fact that is lost is measured again, so nothing here fails.
+//! Facts about the host that hold until it boots again, one file each below /run/rvm, which is
+//! emptied at boot. A fact that is lost is measured again, so nothing here fails.
 
 use std::fs;
 use std::io;

@@ -23,7 +23,8 @@ use rvm_sys::readiness::Readable;
 pub enum MachineEnd {
     /// The guest switched it off.
     PowerOff,
-    /// The guest reset itself: its kernel panicked, or worse. With the place, where the engine tells.
+    /// The guest reset itself: its kernel panicked, or worse. With the place, where the engine
+    /// tells.
     GuestReset(Option<String>),
     /// The process that ran it failed, or was killed. In one line.
     Failed(String),
@@ -46,8 +47,8 @@ pub trait Vm: Send + Sync {
     /// The processes that run the machine.
     fn processes(&self) -> io::Result<Vec<ProcessId>>;
 
-    /// Receives what the machine's processes report until they end, and returns how they did. One task
-    /// calls this, once; the requests below are answered while it runs.
+    /// Receives what the machine's processes report until they end, and returns how they did. One
+    /// task calls this, once; the requests below are answered while it runs.
     async fn drive(&self) -> MachineEnd;
 
     /// Where the engine's own time went during the start, if it has reported that.
@@ -62,8 +63,8 @@ pub trait Vm: Send + Sync {
     /// Begins to change the machine's size, within the bounds of its plan. The guest follows later.
     async fn resize(&self, size: Size) -> Result<(), EngineError>;
 
-    /// Waits until the guest has the memory that the last [`Vm::resize`] asked for, which may be never.
-    /// False if this machine cannot have its guest give memory back.
+    /// Waits until the guest has the memory that the last [`Vm::resize`] asked for, which may be
+    /// never. False if this machine cannot have its guest give memory back.
     async fn resized(&self, size: Size) -> bool;
 
     /// Kills the machine's processes and waits for their ends.

@@ -1,7 +1,7 @@
 //! The engines that run a sandbox's machine: our VMM on KVM, or QEMU's software CPU.
 //!
-//! Everything that rvm knows of an engine stands in its descriptor, [`Engine`], which is the only thing
-//! of it that the rest of rvm looks at. Each engine is a folder here.
+//! Everything that rvm knows of an engine stands in its descriptor, [`Engine`], which is the only
+//! thing of it that the rest of rvm looks at. Each engine is a folder here.
 
 pub mod choice;
 mod exit;
@@ -83,7 +83,8 @@ pub struct Plan<'a> {
     pub size: Size,
     /// The size that it can be given while it runs.
     pub max: Size,
-    /// The guest's kernel and initramfs, more kernel parameters, and the programs that run machines.
+    /// The guest's kernel and initramfs, more kernel parameters, and the programs that run
+    /// machines.
     pub config: &'a Config,
     /// The sandbox's directory.
     pub dir: &'a Path,

@@ -35,7 +35,8 @@ pub enum SpawnError {
     Configure(#[from] ChannelError),
 }
 
-/// The longest line that is logged, in bytes; a process that was taken over could send a longer one.
+/// The longest line that is logged, in bytes; a process that was taken over could send a longer
+/// one.
 const MAX_LINE: usize = 2000;
 
 /// The most lines of one process that are logged in [`PERIOD`]. One that was taken over could
@@ -130,7 +131,8 @@ impl Vmm {
         self.child.try_wait()
     }
 
-    /// The last lines that the process logged. It must have ended: this waits for the end of its log.
+    /// The last lines that the process logged. It must have ended: this waits for the end of its
+    /// log.
     pub fn last_lines(&mut self) -> Vec<String> {
         if let Some(log) = self.log.take() {
             // It does not panic, and nothing is lost if it does.

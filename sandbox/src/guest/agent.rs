@@ -70,8 +70,8 @@ impl Agent {
         Ok(Self(AgentClient::new(Client::new(Socket::new(socket)))))
     }
 
-    /// Waits until the guest is up. Returns the versions of its agent and kernel, and boot times; refuses
-    /// an agent of another protocol version.
+    /// Waits until the guest is up. Returns the versions of its agent and kernel, and boot times;
+    /// refuses an agent of another protocol version.
     pub async fn check(&self) -> Result<CheckResponse, AgentError> {
         let answer = self.0.check(unlimited(), &CheckRequest::new()).await;
         let answer = answer.map_err(failed("check"))?;

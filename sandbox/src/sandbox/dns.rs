@@ -1,6 +1,6 @@
 //! The DNS relay to Docker's name server. That listens at 127.0.0.11 in the container's network
-//! namespace, where the guest cannot reach it. The agent sends the guest's requests here over a stream
-//! (`rvm_protocol::names`), and this process makes them in the namespace.
+//! namespace, where the guest cannot reach it. The agent sends the guest's requests here over a
+//! stream (`rvm_protocol::names`), and this process makes them in the namespace.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -67,8 +67,8 @@ fn names_the_server(text: &str) -> bool {
     })
 }
 
-/// Serves the requests on a stream from the guest until it ends, in a thread of its own. The thread first
-/// calls `enter`, which moves it into the network namespace.
+/// Serves the requests on a stream from the guest until it ends, in a thread of its own. The thread
+/// first calls `enter`, which moves it into the network namespace.
 pub fn relay(
     stream: StdStream,
     enter: impl FnOnce() -> io::Result<()> + Send + 'static,
@@ -143,8 +143,8 @@ async fn write_all(
 async fn request(transport: Transport, message: &[u8]) -> io::Result<Vec<u8>> {
     match transport {
         Transport::Udp => {
-            // A new socket for each: Docker may make the rule that leads to its real port only after the
-            // first request, and the kernel keeps its first decision about a socket.
+            // A new socket for each: Docker may make the rule that leads to its real port only
+            // after the first request, and the kernel keeps its first decision about a socket.
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
             socket.connect((SERVER, PORT)).await?;
             socket.send(message).await?;

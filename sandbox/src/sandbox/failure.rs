@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::config::EngineKind;
 use crate::engine::MachineEnd;
 
-/// How much of the console is shown when a guest fails: the last `TAIL_LINES` lines, or all from the
-/// kernel's panic message on, which a long trace follows; at most `TAIL_BYTES`.
+/// How much of the console is shown when a guest fails: the last `TAIL_LINES` lines, or all from
+/// the kernel's panic message on, which a long trace follows; at most `TAIL_BYTES`.
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: u64 = 4096;
 const PANIC: &str = "Kernel panic";

@@ -124,8 +124,8 @@ impl Guest {
         super::failure::explain_end(end, &self.dir.console())
     }
 
-    /// Creates a container, whose init process then waits for the start, and connects its streams. The
-    /// second value is the pid of that process in the guest.
+    /// Creates a container, whose init process then waits for the start, and connects its streams.
+    /// The second value is the pid of that process in the guest.
     pub async fn create_container(
         &self,
         id: &ContainerId,

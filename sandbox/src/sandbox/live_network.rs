@@ -1,4 +1,5 @@
-//! The network of a running machine: what changes in the namespace on the host changes in the guest.
+//! The network of a running machine: what changes in the namespace on the host changes in the
+//! guest.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -95,8 +96,8 @@ impl LiveNetwork {
         plugged
     }
 
-    /// Relays DNS requests to Docker's name server, once a container's resolv.conf names it. Docker may
-    /// write that file late.
+    /// Relays DNS requests to Docker's name server, once a container's resolv.conf names it. Docker
+    /// may write that file late.
     async fn relay_dns(&mut self, dir: &SandboxDir, agent: &Agent) -> Result<(), SandboxError> {
         if !dns::name_docker(&self.resolv_confs) {
             return Ok(());
@@ -173,8 +174,8 @@ impl Sandbox {
         }
     }
 
-    /// Relays the DNS requests of a container to Docker's name server, if its resolv.conf names that
-    /// now or later.
+    /// Relays the DNS requests of a container to Docker's name server, if its resolv.conf names
+    /// that now or later.
     pub async fn relay_dns_of(&self, spec: &Spec) -> Result<(), SandboxError> {
         let guest = self.guest();
         let mut network = self.network().lock().await;

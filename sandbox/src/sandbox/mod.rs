@@ -1,8 +1,8 @@
 //! A sandbox: one machine, its guest, and whatever containers run in it.
 //!
-//! One process owns it: the machine's processes are its children and end with it. What only the owner
-//! can do with the machine is [`Sandbox`]. What every process can ask of the guest, which it finds by the
-//! sandbox's directory, is [`Guest`].
+//! One process owns it: the machine's processes are its children and end with it. What only the
+//! owner can do with the machine is [`Sandbox`]. What every process can ask of the guest, which it
+//! finds by the sandbox's directory, is [`Guest`].
 
 mod dns;
 mod failure;

@@ -44,8 +44,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts the processes of a machine of this size with this network; [`Sandbox::boot`] waits for
-    /// its guest. What the directory shares must have been prepared.
+    /// Starts the processes of a machine of this size with this network; [`Sandbox::boot`] waits
+    /// for its guest. What the directory shares must have been prepared.
     pub async fn start(
         dir: SandboxDir,
         size: Size,
@@ -65,7 +65,8 @@ impl Sandbox {
 
         let agent = match Agent::connect(&dir) {
             Ok(agent) => agent,
-            // Nobody listens at the socket any more: the machine's end explains more than this error.
+            // Nobody listens at the socket any more: the machine's end explains more than this
+            // error.
             Err(error) => {
                 let ended = machine.ended();
                 let Ok(end) = tokio::time::timeout(END_TIMEOUT, ended.wait()).await else {
@@ -88,7 +89,8 @@ impl Sandbox {
         })
     }
 
-    /// Waits until the agent of the machine that was started answers, and gives the guest its network.
+    /// Waits until the agent of the machine that was started answers, and gives the guest its
+    /// network.
     pub async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
         let check = self.guest.agent().check();
         let check = self.guest.guarded(BOOT, timings, check).await?;

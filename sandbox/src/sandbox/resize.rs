@@ -7,8 +7,8 @@ use crate::engine::{EngineError, Machine, MachineEnd, check_host_memory};
 use crate::guest::agent::{Agent, AgentError};
 use crate::sizing::{Bounds, Change, Running, Size, SizeError};
 
-/// How long a guest may take to plug memory: some ten milliseconds for each 128 MiB, and twenty times
-/// that on a software CPU.
+/// How long a guest may take to plug memory: some ten milliseconds for each 128 MiB, and twenty
+/// times that on a software CPU.
 const GROW_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the owner waits for a guest to give memory back. The guest goes on after that.

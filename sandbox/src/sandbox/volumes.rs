@@ -1,4 +1,5 @@
-//! The guest's copies of volumes that are updated as a whole; see [`crate::share::is_atomic_volume`].
+//! The guest's copies of volumes that are updated as a whole; see
+//! [`crate::share::is_atomic_volume`].
 
 use std::fs;
 use std::io;

@@ -1,5 +1,5 @@
-//! Whether the host's KVM can run kernels: rvm-vmm tries it, and the result is cached until the next
-//! boot.
+//! Whether the host's KVM can run kernels: rvm-vmm tries it, and the result is cached until the
+//! next boot.
 
 use std::fs;
 use std::io;

@@ -39,9 +39,9 @@ impl Fd {
     }
 }
 
-/// The parameters that a kernel needs on QEMU's microvm; see guest-kernel/README.md for what each is
-/// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it. The
-/// machine adds its virtio-mmio devices itself.
+/// The parameters that a kernel needs on QEMU's microvm; see guest-kernel/README.md for what each
+/// is worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.
+/// The machine adds its virtio-mmio devices itself.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
      tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 swiotlb=noforce \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
@@ -60,8 +60,9 @@ const HZ: u32 = 250;
 const MACHINE: &str = "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=memory";
 
 /// The arguments for a machine of this size with these network cards, on a host whose time stamp
-/// counter has this frequency. The machine has `max_vcpus` from the start, of which the kernel brings
-/// `size.vcpus` online.
+/// counter has this frequency. The machine has `max_vcpus` from the start, of which the kernel
+/// brings `size.vcpus` online.
+#[allow(clippy::too_many_lines, reason = "the list of QEMU's arguments")]
 pub fn arguments(
     size: Size,
     max_vcpus: u8,
@@ -140,8 +141,8 @@ pub fn arguments(
         .collect()
 }
 
-/// The parts of the machine and of the kernel's parameters that depend on the counter's frequency. A
-/// kernel that is given the frequency needs no PIT and no delay loop calibration; one that is not
+/// The parts of the machine and of the kernel's parameters that depend on the counter's frequency.
+/// A kernel that is given the frequency needs no PIT and no delay loop calibration; one that is not
 /// measures it against the PIT.
 fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
     match tsc_khz {
@@ -157,8 +158,8 @@ fn clocks(tsc_khz: Option<u32>) -> (&'static str, String) {
 }
 
 /// The devices that give their slots to network cards: first the one for random numbers, which the
-/// guest's CPU supplies too, then the balloon, without which the host gets no memory back. The balloon
-/// has no deflate-on-oom: the guest must not take back what the host has reclaimed.
+/// guest's CPU supplies too, then the balloon, without which the host gets no memory back. The
+/// balloon has no deflate-on-oom: the guest must not take back what the host has reclaimed.
 fn optional_devices(nets: usize) -> impl Iterator<Item = (&'static str, String)> {
     let rng = ("-device", "virtio-rng-device".to_owned());
     let balloon = "virtio-balloon-device,free-page-reporting=on";
@@ -167,8 +168,8 @@ fn optional_devices(nets: usize) -> impl Iterator<Item = (&'static str, String)>
     [balloon, rng].into_iter().take(spare)
 }
 
-/// A network card on the TAP that follows the other descriptors. No vhost: the host kernel's data path
-/// would be one more surface, and many hosts have no /dev/vhost-net.
+/// A network card on the TAP that follows the other descriptors. No vhost: the host kernel's data
+/// path would be one more surface, and many hosts have no /dev/vhost-net.
 fn net((index, mac): (usize, &Mac)) -> [(&'static str, String); 2] {
     let fd = Fd::ALL.len() + index;
     let fd = QEMU_FIRST_FD + i32::try_from(fd).unwrap_or(i32::MAX);

@@ -90,7 +90,8 @@ impl Processes {
             (Ok(Some(status)), _) if status.code() == Some(EXIT_POWER_OFF) => MachineEnd::PowerOff,
             // -no-reboot ends QEMU in place of a reset.
             (Ok(Some(status)), _) if status.success() => MachineEnd::GuestReset(None),
-            // Without its back end QEMU is of no use. If that ended first, it is what explains more.
+            // Without its back end QEMU is of no use. If that ended first, it is what explains
+            // more.
             (_, Ok(Some(first))) if !first.success() => {
                 let lines = self.backend.last_lines();
                 let first = Ok(Some(first));

@@ -1,4 +1,5 @@
-//! The `qemu` engine: QEMU's software CPU, jailed by rvm-vmm, with rvm-vmm's vsock behind vhost-user.
+//! The `qemu` engine: QEMU's software CPU, jailed by rvm-vmm, with rvm-vmm's vsock behind
+//! vhost-user.
 
 mod args;
 mod machine;

@@ -52,8 +52,9 @@ impl Qmp {
     /// Has the guest give back all memory beyond `bytes`.
     pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
         self.balloon.send_replace(Balloon::Unknown);
-        // QEMU sends events only after qmp_capabilities, and answers its repetition with an error that
-        // does no harm. There is no event if the balloon has this size already, hence the query.
+        // QEMU sends events only after qmp_capabilities, and answers its repetition with an error
+        // that does no harm. There is no event if the balloon has this size already, hence the
+        // query.
         let commands = format!(
             r#"{{"execute":"qmp_capabilities"}}
 {{"execute":"balloon","arguments":{{"value":{bytes}}}}}

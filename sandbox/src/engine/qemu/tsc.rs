@@ -1,8 +1,8 @@
 //! The frequency of the host's time stamp counter, which the guests of a software CPU read as their
 //! own.
 //!
-//! A guest that is not told it measures the counter against a PIT. That fails where the host is busy,
-//! and then the guest's only clock is its tick of 4 ms, until it ends.
+//! A guest that is not told it measures the counter against a PIT. That fails where the host is
+//! busy, and then the guest's only clock is its tick of 4 ms, until it ends.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::fs;
@@ -17,16 +17,16 @@ use crate::engine::host_cache::{load, store};
 /// The cache of a measured frequency.
 const CACHE: &str = "/run/rvm/tsc.json";
 
-/// How long a measurement takes. The two readings at its ends are good to some 50 ns, which is three
-/// millionths of this.
+/// How long a measurement takes. The two readings at its ends are good to some 50 ns, which is
+/// three millionths of this.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Readings of counter and clock at each end of a measurement. The shortest one is used: no interrupt
-/// came between.
+/// Readings of counter and clock at each end of a measurement. The shortest one is used: no
+/// interrupt came between.
 const READINGS: u32 = 100;
 
-/// A measurement with an error above 1/PRECISION is not used: the guest's clock would drift by 9 s a
-/// day.
+/// A measurement with an error above 1/PRECISION is not used: the guest's clock would drift by 9 s
+/// a day.
 const PRECISION: u64 = 10_000;
 
 /// A measured frequency, and the boot and CPU that it was measured on.
@@ -62,16 +62,16 @@ fn cpuid_leaf(leaf: u32) -> Leaf {
     [found.eax, found.ebx, found.ecx, found.edx]
 }
 
-/// The frequency that the CPU, or the hypervisor below the host, states. Leaf 0x15 is used on bare metal
-/// alone: a virtual CPU may show that of the machine below, whose counter the hypervisor may scale.
-/// Leaf 0x16 is not used: it rounds the CPU's frequency to MHz.
+/// The frequency that the CPU, or the hypervisor below the host, states. Leaf 0x15 is used on bare
+/// metal alone: a virtual CPU may show that of the machine below, whose counter the hypervisor may
+/// scale. Leaf 0x16 is not used: it rounds the CPU's frequency to MHz.
 fn stated_by(cpuid: impl Fn(u32) -> Leaf) -> Option<u32> {
     const HYPERVISOR: u32 = 1 << 31;
     if cpuid(1)[2] & HYPERVISOR == 0 {
         return (cpuid(0)[0] >= 0x15).then(|| crystal_khz(cpuid(0x15)))?;
     }
-    // VMware's "timing information", which QEMU has too (vmware-cpuid-freq). Other hypervisors use the
-    // leaf for other things.
+    // VMware's "timing information", which QEMU has too (vmware-cpuid-freq). Other hypervisors use
+    // the leaf for other things.
     let [last, signature @ ..] = cpuid(0x4000_0000);
     let known = [b"VMwareVMware", b"KVMKVMKVM\0\0\0"]
         .iter()

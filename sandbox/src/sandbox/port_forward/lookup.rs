@@ -1,6 +1,7 @@
 //! A program that the kernel asks in a network namespace which socket a new connection is for
-//! (`BPF_PROG_TYPE_SK_LOOKUP`, see the kernel's Documentation/bpf/prog_sk_lookup.rst; from Linux 5.9
-//! on). Ours gives every TCP connection to 127.0.0.1 to one listening socket, whatever its port.
+//! (`BPF_PROG_TYPE_SK_LOOKUP`, see the kernel's Documentation/bpf/prog_sk_lookup.rst; from Linux
+//! 5.9 on). Ours gives every TCP connection to 127.0.0.1 to one listening socket, whatever its
+//! port.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};

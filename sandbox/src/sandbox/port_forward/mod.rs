@@ -1,9 +1,10 @@
-//! Forwarding of a pod's ports. Containerd and CRI-O serve `kubectl port-forward` by entering the pod's
-//! network namespace on the host and connecting to 127.0.0.1 there, where nobody listens: the programs
-//! are in the guest. [`PortForward`] accepts such a connection, and the agent connects to the same port
-//! in the guest.
+//! Forwarding of a pod's ports. Containerd and CRI-O serve `kubectl port-forward` by entering the
+//! pod's network namespace on the host and connecting to 127.0.0.1 there, where nobody listens: the
+//! programs are in the guest. [`PortForward`] accepts such a connection, and the agent connects to
+//! the same port in the guest.
 //!
-//! Whether a program listens in the guest is known only then; if none does, the connection is reset.
+//! Whether a program listens in the guest is known only then; if none does, the connection is
+//! reset.
 
 mod lookup;
 
