@@ -8,6 +8,7 @@ use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::exec::{self, Order};
 use rvm_sandbox::monitor::{Caller, Mode};
+use rvm_sandbox::spec::process::ParsedProcess;
 
 use super::{block_on, failure};
 use crate::cli::{ExecMonitorArgs, Global};
@@ -29,7 +30,8 @@ fn monitor(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Re
     rustix::process::setsid().context("cannot make a session")?;
     let extra = descriptors::inherited(args.preserve_fds)?;
     let process = descriptors::take(args.process).context("cannot read the process object")?;
-    let process = serde_json::from_reader(File::from(process))?;
+    let process: ParsedProcess = serde_json::from_reader(File::from(process))?;
+    let process = process.into();
     let container = global.store().open(&args.id)?;
     // The file system of the caller's directory may be unmounted while the process runs.
     std::env::set_current_dir("/")?;

@@ -36,7 +36,7 @@ pub(super) struct ParsedSpec {
 /// Mirrors [`Process`].
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ParsedProcess {
+pub struct ParsedProcess {
     terminal: Option<bool>,
     console_size: Option<ConsoleSize>,
     user: User,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec};
 
-use super::parsed::{ParsedProcess, ParsedSpec};
+pub use super::parsed::ParsedProcess;
+use super::parsed::ParsedSpec;
 use super::validate;
 use super::{Bundle, CONFIG_FILE, SpecError, parse, read};
 

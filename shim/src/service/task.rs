@@ -16,6 +16,7 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use rvm_protocol::{ContainerId, ExecId, ProcessId};
+use rvm_sandbox::spec::process::ParsedProcess;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
@@ -196,7 +197,7 @@ impl Task for TaskService {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = self.container(&request.id)?;
-        let program = from_json("the process", request.spec.get_or_default())?;
+        let program: ParsedProcess = from_json("the process", request.spec.get_or_default())?;
         let uris = Uris {
             stdin: request.stdin,
             stdout: request.stdout,
@@ -204,7 +205,7 @@ impl Task for TaskService {
             terminal: request.terminal,
         };
         let id = ExecId::new(request.exec_id.as_str()).map_err(ServiceError::from)?;
-        container.add_exec(id, uris, program)?;
+        container.add_exec(id, uris, program.into())?;
         let event = TaskExecAdded {
             container_id: request.id,
             exec_id: request.exec_id,
