@@ -62,7 +62,13 @@ fn containers_of_the_previous_release_live_on_under_this_one() {
     assert_eq!(rvm.status("waits"), "running");
     let again = rvm.call(&["start", "waits"]);
     assert!(again.stderr.contains("already running"), "{}", again.stderr);
-    rvm.ok(&["update", "--memory", "192m", "runs"]);
+    rvm.ok(&["update", "--pids-limit", "50", "runs"]);
+    let refused = rvm.call(&["update", "--memory", "1g", "runs"]);
+    assert!(
+        refused.stderr.contains("asks for a machine of"),
+        "{}",
+        refused.stderr
+    );
     let said = rvm.call(&["exec", "runs", "sh", "-c", "echo said; exit 3"]);
     assert_eq!((said.code, &*said.stdout), (3, "said\n"), "{}", said.stderr);
     rvm.ok(&["pause", "runs"]);

@@ -83,11 +83,12 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         Role::Alone | Role::Sandbox => None,
         Role::Member(id) => Some(ContainerId::new(id).map_err(StateError::from)?),
     };
+    let version = layout_in(store, sandbox.as_ref())?;
     let container = store.create(id)?;
     let process = bundle.spec.process().as_ref();
     let own = ProcessId::own().map_err(failed("find out the own pid"))?;
     let state = State {
-        version: Layout::CURRENT,
+        version,
         oci_version: bundle.spec.version().clone(),
         id: container.id().clone(),
         status: Status::Creating,
@@ -120,6 +121,21 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         return Err(error.into());
     }
     Ok(container)
+}
+
+/// The layout of the state of a container that is to be in a sandbox: its owner, which may be of an
+/// older rvm, reads and writes the states of all containers in it.
+fn layout_in(store: &Store, sandbox: Option<&ContainerId>) -> Result<Layout, StateError> {
+    let Some(sandbox) = sandbox else {
+        return Ok(Layout::CURRENT);
+    };
+    let owner = store.open(sandbox.as_str());
+    match owner.and_then(|owner| owner.state()) {
+        Ok(owner) => Ok(owner.version),
+        Err(error @ StateError::Newer(_)) => Err(error),
+        // That there is no sandbox is reported where it is to be joined.
+        Err(_) => Ok(Layout::CURRENT),
+    }
 }
 
 /// Writes a pid file in one step, as runc does: a process that waits for it never reads half of it.
