@@ -108,7 +108,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
             .and_then(|process| process.terminal())
             .unwrap_or(false),
         monitor: Some(own),
-        stand_in: None,
+        anchor_pid: None,
         sandbox,
         guest_pid: None,
         namespaces: Peer::paths(&bundle.spec),

@@ -65,8 +65,8 @@ pub struct State {
     pub monitor: Option<ProcessId>,
     /// The thread id that is the container's pid, where that is not the monitor's pid: a shim has
     /// several containers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stand_in: Option<i32>,
+    #[serde(default, rename = "standIn", skip_serializing_if = "Option::is_none")]
+    pub anchor_pid: Option<i32>,
     /// The container whose sandbox this one is in. `None` if the sandbox is its own.
     pub sandbox: Option<ContainerId>,
     /// The init process's pid in the guest.
@@ -101,13 +101,13 @@ impl State {
     pub fn pid(&self) -> i32 {
         match (self.status(), self.monitor) {
             (Status::Stopped, _) | (_, None) => 0,
-            (_, Some(monitor)) => self.stand_in.unwrap_or(monitor.pid),
+            (_, Some(monitor)) => self.anchor_pid.unwrap_or(monitor.pid),
         }
     }
 
     /// The pid that the container has, or had before it stopped.
     pub fn last_pid(&self) -> u32 {
-        let pid = self.stand_in.or(self.monitor.map(|monitor| monitor.pid));
+        let pid = self.anchor_pid.or(self.monitor.map(|monitor| monitor.pid));
         pid.map_or(0, i32::unsigned_abs)
     }
 

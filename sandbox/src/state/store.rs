@@ -335,7 +335,7 @@ mod tests {
             kept_memory: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
-            stand_in: None,
+            anchor_pid: None,
             sandbox: None,
             guest_pid: None,
             namespaces: Vec::new(),

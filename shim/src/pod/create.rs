@@ -202,7 +202,7 @@ fn claim(record: &state::Container, anchor: &PidAnchor) -> Result<(), CreateErro
     let locked = record.lock()?;
     locked.claim(own)?;
     let mut state = locked.load()?;
-    state.stand_in = Some(anchor.pid());
+    state.anchor_pid = Some(anchor.pid());
     Ok(locked.save(&state)?)
 }
 
