@@ -19,7 +19,9 @@ fn main() -> ExitCode {
         }
     };
     let (failed, code) = failure(&cli.verb);
-    let result = logging::start(&cli.global).and_then(|()| run(cli));
+    let result = verbs::keep_descriptors(&cli.verb)
+        .and_then(|()| logging::start(&cli.global))
+        .and_then(|()| run(cli));
     match result {
         Ok(code) => code,
         Err(error) => {

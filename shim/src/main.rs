@@ -20,11 +20,18 @@ mod role;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+
 use invocation::flags::{Action, Flags};
 use invocation::info;
 
 fn main() -> ExitCode {
-    match Flags::parse(std::env::args_os().skip(1)).and_then(run) {
+    // Whatever containerd has left open must not reach a machine. The daemon's socket is its
+    // standard input.
+    let marked = rvm_sys::inherited_fds::close_on_exec_except(&[])
+        .context("cannot mark inherited descriptors close-on-exec");
+    let flags = marked.and_then(|()| Flags::parse(std::env::args_os().skip(1)));
+    match flags.and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd shows this line to the user.

@@ -9,6 +9,7 @@ pub mod accounts;
 pub mod beneath;
 pub mod cpu_list;
 pub mod error_chain;
+pub mod inherited_fds;
 pub mod keyring;
 pub mod loopback;
 pub mod mount;

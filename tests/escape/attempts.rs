@@ -3,7 +3,7 @@ use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Error};
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
@@ -79,6 +79,9 @@ const FILES: &[Attempt] = &[
         climb_up_from_descriptors()
     }),
     ("open a file by its handle", open_by_handle),
+    ("open a descriptor again for writing", |_| {
+        reopen_for_writing()
+    }),
     ("write a setting of the kernel", |_| {
         write("/proc/sys/kernel/core_pattern")
     }),
@@ -196,6 +199,37 @@ fn climb_up_from_descriptors() -> io::Result<()> {
             match openat(fd, format!("{up}{goal}"), OFlags::RDONLY, Mode::empty()) {
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::BADF) => break,
+                Err(error) => last = error.into(),
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Tries every file that is open for reading, by way of /proc or a descriptor of its directory.
+fn reopen_for_writing() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "descriptors by number")]
+    // SAFETY: it is used at once, and nothing else goes on in this process.
+    let all = (3..1024).map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+    let kind = |fd: &BorrowedFd<'_>| {
+        let mode = rustix::fs::fstat(fd).ok()?.st_mode;
+        Some(FileType::from_raw_mode(mode))
+    };
+    let (files, directories): (Vec<_>, Vec<_>) = all
+        .filter(|fd| matches!(kind(fd), Some(FileType::RegularFile | FileType::Directory)))
+        .partition(|fd| kind(fd) == Some(FileType::RegularFile));
+    let proc = openat(CWD, "/proc/self/fd", OFlags::RDONLY, Mode::empty());
+    let proc = proc.as_ref().ok().map(AsFd::as_fd);
+    let mut last = Error::from_raw_os_error(libc::ENOENT);
+    for file in files {
+        let flags = rustix::fs::fcntl_getfl(file)?;
+        if flags & OFlags::ACCMODE != OFlags::RDONLY {
+            continue;
+        }
+        for directory in proc.iter().chain(&directories) {
+            let name = file.as_raw_fd().to_string();
+            match openat(directory, name, OFlags::WRONLY, Mode::empty()) {
+                Ok(_) => return Ok(()),
                 Err(error) => last = error.into(),
             }
         }

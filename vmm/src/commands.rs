@@ -38,9 +38,11 @@ pub fn backend() -> anyhow::Result<()> {
     report_failure(&channel, backend::serve(&config, fds))
 }
 
-/// Receives the configuration, which is the first packet on standard input, the control socket.
+/// Receives the configuration, which is the first packet on standard input, the control socket. All
+/// other descriptors come with it; those that the caller has left open are closed.
 fn receive_configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, Vec<OwnedFd>)> {
     reset_inherited_state();
+    close_inherited_descriptors().context("cannot close inherited descriptors")?;
     logging::start(std::env::var_os("RVM_DEBUG").is_some());
     let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned()?);
     match channel.receive() {
@@ -68,6 +70,12 @@ fn reset_inherited_state() {
         libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
+}
+
+#[expect(unsafe_code, reason = "closes descriptors by number")]
+fn close_inherited_descriptors() -> rustix::io::Result<()> {
+    // SAFETY: this is the start of the program, which has opened nothing yet.
+    unsafe { rvm_sys::inherited_fds::close_all() }
 }
 
 /// Sends the host the error of a process that could not serve.

@@ -22,10 +22,34 @@ pub mod unsupported;
 pub mod update;
 
 use std::future::Future;
+use std::os::fd::RawFd;
 
 use anyhow::Context;
 use rvm_protocol::failure::Failure;
 use rvm_sandbox::codes;
+use rvm_sandbox::guest::descriptors;
+
+use crate::cli::Verb;
+
+/// Marks the descriptors that the caller has left open close-on-exec, but those that the verb
+/// passes on: none of the others may reach a monitor, a machine or a hook.
+pub fn keep_descriptors(verb: &Verb) -> anyhow::Result<()> {
+    let listening = create::listening_sockets();
+    let (count, socket): (u32, Option<RawFd>) = match verb {
+        Verb::Create(args) => (listening.saturating_add(args.preserve_fds), None),
+        Verb::Run(args) => (listening.saturating_add(args.create.preserve_fds), None),
+        Verb::Exec(args) => (args.preserve_fds, None),
+        Verb::Monitor(args) => (
+            args.listen_fds.saturating_add(args.preserve_fds),
+            Some(args.ready),
+        ),
+        Verb::ExecMonitor(args) => (args.preserve_fds, Some(args.ready)),
+        _ => (0, None),
+    };
+    let kept: Vec<RawFd> = descriptors::numbers(count).chain(socket).collect();
+    rvm_sys::inherited_fds::close_on_exec_except(&kept)
+        .context("cannot mark inherited descriptors close-on-exec")
+}
 
 /// Runs a future to its end on this thread.
 fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {

@@ -7,9 +7,11 @@ use std::path::Path;
 
 use super::EngineError;
 use crate::host::memory::available_memory_mib;
+use crate::host::read_only_file;
 
-pub(super) fn open(what: &'static str, path: &Path) -> Result<File, EngineError> {
-    File::open(path).map_err(open_failed(what, path))
+/// Opens a file for a process that the guest may take over, see [`read_only_file`].
+fn open(what: &'static str, path: &Path) -> Result<File, EngineError> {
+    read_only_file::open(path).map_err(open_failed(what, path))
 }
 
 pub(super) fn open_failed(

@@ -56,13 +56,17 @@ impl ExtraFd {
     }
 }
 
+/// The numbers of `count` inherited descriptors; not more than can be relayed.
+pub fn numbers(count: u32) -> impl Iterator<Item = RawFd> {
+    (FIRST..).take(count.min(MAX) as usize)
+}
+
 /// Takes ownership of `count` inherited descriptors, from 3 on. Call it once.
 pub fn inherited(count: u32) -> Result<Vec<ExtraFd>, DescriptorError> {
     if count > MAX {
         return Err(DescriptorError::TooMany(count));
     }
-    (FIRST..)
-        .take(count as usize)
+    numbers(count)
         .map(|number| {
             let fd = take(number).map_err(|source| DescriptorError::Closed { number, source })?;
             match classify(&fd) {

@@ -7,6 +7,7 @@ pub mod log_lines;
 pub mod memory;
 pub mod process;
 pub mod read_only;
+pub mod read_only_file;
 pub mod signals;
 pub mod terminal;
 pub mod timings;
