@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
@@ -21,6 +22,8 @@ pub fn start(global: &Global) -> anyhow::Result<()> {
         let file = OpenOptions::new()
             .append(true)
             .create(true)
+            // Whatever the caller's umask: nobody else may add lines.
+            .mode(0o644)
             .open(path)
             .with_context(|| format!("cannot open the log file {}", path.display()))?;
         // This is called once.

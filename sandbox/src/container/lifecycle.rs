@@ -17,6 +17,7 @@ use crate::dir::SandboxDir;
 use crate::dir::layout::Layout;
 use crate::guest::agent::{Agent, AgentError};
 use crate::hooks::{self, HookPoint};
+use crate::host::pid_file;
 use crate::host::process::ProcessId;
 use crate::network;
 use crate::share::{self, StorageError};
@@ -138,13 +139,9 @@ fn layout_in(store: &Store, sandbox: Option<&ContainerId>) -> Result<Layout, Sta
     }
 }
 
-/// Writes a pid file in one step, as runc does: a process that waits for it never reads half of it.
+/// Writes a pid file in one step, and follows no symbolic link.
 pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}"));
-    fs::write(&new, pid.to_string())
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(failed(format!("write the pid file {}", path.display())))
+    pid_file::write(path, pid).map_err(failed(format!("write the pid file {}", path.display())))
 }
 
 /// Starts a container that is created. The sandbox's owner does it.
