@@ -142,6 +142,12 @@ fn a_process_can_come_from_a_file() {
         (finished.code, finished.stdout.as_str()),
         (4, "file\n0077\n")
     );
+    let process = json!({ "args": ["/bin/id", "-u"], "cwd": "/" });
+    std::fs::write(&path, process.to_string()).unwrap();
+    assert_eq!(
+        rvm.ok(&["exec", "-p", path.to_str().unwrap(), "box"]),
+        "0\n"
+    );
     end(&rvm);
 }
 

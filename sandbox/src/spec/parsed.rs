@@ -33,12 +33,14 @@ pub(super) struct ParsedSpec {
     zos: Option<ZOS>,
 }
 
-/// Mirrors [`Process`].
+/// Mirrors [`Process`], with a `user` that may be absent, as in the specification's schema: then it
+/// is root.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParsedProcess {
     terminal: Option<bool>,
     console_size: Option<ConsoleSize>,
+    #[serde(default)]
     user: User,
     args: Option<Vec<String>>,
     command_line: Option<String>,
@@ -177,6 +179,17 @@ mod tests {
         assert_eq!(ours, theirs);
         let (ours, theirs) = both(json!({}));
         assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn a_process_without_a_user_is_roots() {
+        let config = json!({ "process": { "args": ["sh"], "cwd": "/" } });
+        let with_user = json!({ "process": { "args": ["sh"], "cwd": "/", "user": {} } });
+        let (ours, _) = both(config);
+        let (with_user, _) = both(with_user);
+        assert_eq!(ours, with_user);
+        let process = ours.unwrap().process().clone().unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
     }
 
     #[test]
