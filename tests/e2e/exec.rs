@@ -88,7 +88,9 @@ fn what_cannot_be_executed_is_said_in_runcs_words() {
         (&["--tty", "box", "ls"], "terminal"),
         (&["nobox", "ls"], "container does not exist: nobox"),
     ] {
-        let finished = rvm.call(&[&["exec"], args].concat());
+        let mut exec = rvm.command(&[&["exec"], args].concat());
+        terminal::leave(&mut exec);
+        let finished = finish(exec);
         assert_eq!(finished.code, 255, "{args:?}");
         assert!(finished.stderr.contains(message), "{}", finished.stderr);
     }
@@ -243,6 +245,11 @@ fn a_terminal_of_the_users_is_the_programs() {
     terminal.write("\x03");
     assert_eq!(command::wait(child).status.code(), Some(130));
     assert_eq!(line.modes(), before, "the terminal is as it was");
+    let mut exec = rvm.command(&["exec", "--tty", "box", "stty", "size"]);
+    line.attach(&mut exec);
+    exec.stdout(Stdio::piped());
+    let output = command::wait(exec.spawn().unwrap());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "40 100\r\n");
     end(&rvm);
 }
 

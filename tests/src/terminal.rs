@@ -98,6 +98,15 @@ impl Line {
     }
 }
 
+/// Runs a command without a controlling terminal, whatever the tests have.
+pub fn leave(command: &mut Command) {
+    #[expect(unsafe_code, reason = "pre_exec")]
+    // SAFETY: one system call.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?))
+    };
+}
+
 pub fn open(rows: u16, cols: u16) -> (Terminal, Line) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// A terminal could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +29,8 @@ pub enum TerminalError {
         source: io::Error,
     },
     #[error(
-        "config.json: process.terminal is set, but standard input is not a terminal; \
-         use --console-socket, or set it to false"
+        "config.json: process.terminal is set, but no standard stream is a terminal, and the \
+         caller has no controlling terminal; use --console-socket, or set it to false"
     )]
     NotATerminal,
 }
@@ -95,6 +95,22 @@ impl Drop for RawTerminal {
         // Fails if the other end is closed.
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
+}
+
+/// The terminal of the user who calls: the first of `streams` that is one, else the controlling
+/// terminal. A user who redirects streams still types at the latter.
+pub fn find_users(streams: [BorrowedFd<'_>; 3]) -> Result<OwnedFd, TerminalError> {
+    find(streams, Path::new("/dev/tty"))
+}
+
+fn find(streams: [BorrowedFd<'_>; 3], controlling: &Path) -> Result<OwnedFd, TerminalError> {
+    if let Some(terminal) = streams.into_iter().find(|&stream| isatty(stream)) {
+        let copy = terminal.try_clone_to_owned();
+        return copy.map_err(failed("dup the terminal"));
+    }
+    // It cannot be opened without a controlling terminal.
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(controlling, flags, Mode::empty()).map_err(|_| TerminalError::NotATerminal)
 }
 
 /// Replaces this process's standard streams by /dev/null. An engine reads the runtime's output
@@ -189,6 +205,29 @@ mod tests {
             Err(TerminalError::NotATerminal)
         ));
         assert_eq!(WindowSize::of(file.as_fd()), WindowSize::default());
+    }
+
+    #[test]
+    fn the_users_terminal_is_any_standard_stream_or_the_controlling_one() {
+        let (_master, slave) = pty();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let (null, terminal) = (null.as_fd(), slave.as_fd());
+        for streams in [
+            [terminal, null, null],
+            [null, terminal, null],
+            [null, null, terminal],
+        ] {
+            let found = find(streams, Path::new("/nonexistent/tty")).unwrap();
+            RawTerminal::new(found.as_fd()).unwrap();
+        }
+        let name = rustix::termios::ttyname(terminal, Vec::new()).unwrap();
+        let controlling = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        let found = find([null; 3], controlling).unwrap();
+        RawTerminal::new(found.as_fd()).unwrap();
+        assert!(matches!(
+            find([null; 3], Path::new("/nonexistent/tty")),
+            Err(TerminalError::NotATerminal)
+        ));
     }
 
     #[test]

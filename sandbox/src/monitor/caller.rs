@@ -49,18 +49,15 @@ impl Caller<'_> {
     }
 
     fn terminal(&self) -> Result<(HostStdio, Option<RawTerminal>), MonitorError> {
-        let (input, output): (OwnedFd, OwnedFd) = match &self.console_socket {
+        let (input, output, terminal): (OwnedFd, OwnedFd, OwnedFd) = match &self.console_socket {
             Some(socket) => {
                 let slave = terminal::open_for_engine(socket)?;
                 terminal::detach_standard_streams()?;
-                (duplicate(slave.as_fd())?, slave)
+                (duplicate(slave.as_fd())?, duplicate(slave.as_fd())?, slave)
             }
-            None => (
-                duplicate(io::stdin().as_fd())?,
-                duplicate(io::stdout().as_fd())?,
-            ),
+            None => users_terminal()?,
         };
-        let raw = RawTerminal::new(input.as_fd())?;
+        let raw = RawTerminal::new(terminal.as_fd())?;
         let size = raw.size();
         let host = HostStdio::Terminal {
             input,
@@ -102,6 +99,18 @@ fn standard_streams() -> Result<HostStdio, MonitorError> {
         stdout: duplicate(io::stdout().as_fd())?,
         stderr: duplicate(io::stderr().as_fd())?,
     })
+}
+
+/// The user's input and output, and the user's terminal, which may be neither: runc, too, reads and
+/// writes the standard streams when they are redirected.
+fn users_terminal() -> Result<(OwnedFd, OwnedFd, OwnedFd), MonitorError> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let terminal = terminal::find_users([stderr.as_fd(), stdout.as_fd(), stdin.as_fd()])?;
+    Ok((
+        duplicate(stdin.as_fd())?,
+        duplicate(stdout.as_fd())?,
+        terminal,
+    ))
 }
 
 fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, MonitorError> {
