@@ -61,9 +61,6 @@ fn overrides(args: &ExecArgs) -> anyhow::Result<Overrides> {
     if args.command.is_empty() {
         bail!("process args cannot be empty; give a command, or --process");
     }
-    let capability = |name: &String| {
-        process::capability(name).with_context(|| format!("unknown capability {name:?}"))
-    };
     Ok(Overrides {
         args: args.command.clone(),
         cwd: args.cwd.clone(),
@@ -71,7 +68,7 @@ fn overrides(args: &ExecArgs) -> anyhow::Result<Overrides> {
         terminal: args.tty,
         user: args.user.as_deref().map(user).transpose()?,
         additional_gids: args.additional_gids.clone(),
-        capabilities: args.cap.iter().map(capability).collect::<Result<_, _>>()?,
+        capabilities: process::known_capabilities(&args.cap),
         no_new_privileges: args.no_new_privs,
         apparmor_profile: args.apparmor.clone(),
         selinux_label: args.process_label.clone(),

@@ -138,8 +138,24 @@ pub fn set_listen_fds(bundle: &mut Bundle, count: u32) {
     }
 }
 
+/// The capabilities of these names. An unknown name is logged and left out, as one in config.json
+/// is.
+pub fn known_capabilities(names: &[String]) -> Vec<Capability> {
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    for name in names {
+        match capability(name) {
+            Some(capability) => known.push(capability),
+            None => unknown.push(name.as_str()),
+        }
+    }
+    if !unknown.is_empty() {
+        tracing::warn!("ignoring unknown capabilities: {}", unknown.join(", "));
+    }
+    known
+}
+
 /// Parses the name of a capability, with or without CAP_, in any case.
-pub fn capability(name: &str) -> Option<Capability> {
+fn capability(name: &str) -> Option<Capability> {
     let name = name.to_ascii_uppercase();
     name.strip_prefix("CAP_").unwrap_or(&name).parse().ok()
 }
@@ -217,6 +233,15 @@ mod tests {
             assert_eq!(capability(name), Some(Capability::NetAdmin), "{name}");
         }
         assert_eq!(capability("CAP_FLY"), None);
+    }
+
+    #[test]
+    fn an_unknown_capability_is_left_out() {
+        let names = ["CAP_KILL", "CAP_FLY", "chown"].map(String::from);
+        assert_eq!(
+            known_capabilities(&names),
+            [Capability::Kill, Capability::Chown]
+        );
     }
 
     #[test]
