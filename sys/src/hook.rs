@@ -143,11 +143,39 @@ impl fmt::Display for End {
                 write!(f, "killed after its timeout of {} s", timeout.as_secs())?;
             }
             (None, Some(code), _) => write!(f, "exit status {code}")?,
-            (None, None, Some(signal)) => write!(f, "signal {signal}")?,
+            (None, None, Some(signal)) => {
+                write!(f, "signal: {}", signal_name(signal))?;
+                if self.status.core_dumped() {
+                    write!(f, " (core dumped)")?;
+                }
+            }
             (None, None, None) => write!(f, "{}", self.status)?,
         }
         write!(f, ", stdout: {}, stderr: {}", self.stdout, self.stderr)
     }
+}
+
+/// A signal in the words of runc's messages, which are those of Go's syscall package.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGHUP => "hangup",
+        libc::SIGINT => "interrupt",
+        libc::SIGQUIT => "quit",
+        libc::SIGILL => "illegal instruction",
+        libc::SIGTRAP => "trace/breakpoint trap",
+        libc::SIGABRT => "aborted",
+        libc::SIGBUS => "bus error",
+        libc::SIGFPE => "floating point exception",
+        libc::SIGKILL => "killed",
+        libc::SIGUSR1 => "user defined signal 1",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGUSR2 => "user defined signal 2",
+        libc::SIGPIPE => "broken pipe",
+        libc::SIGALRM => "alarm clock",
+        libc::SIGTERM => "terminated",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
 }
 
 fn ends_within(pidfd: &OwnedFd, limit: Duration) -> rustix::io::Result<bool> {
@@ -206,7 +234,9 @@ mod tests {
     fn a_hook_that_ends_by_a_signal_has_failed() {
         let end = run("kill -9 $$", Some(Duration::from_secs(10)));
         assert!(!end.is_success());
-        assert_eq!(end.to_string(), "signal 9, stdout: , stderr: ");
+        assert_eq!(end.to_string(), "signal: killed, stdout: , stderr: ");
+        let end = run("kill -34 $$", None);
+        assert_eq!(end.to_string(), "signal: signal 34, stdout: , stderr: ");
     }
 
     #[test]
