@@ -22,6 +22,7 @@ use crate::host::process::ProcessId;
 use crate::network;
 use crate::share::{self, StorageError};
 use crate::spec::pod::{Peer, Role};
+use crate::spec::process::warn_about_ambient;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
 use rvm_sys::error_chain::chain;
@@ -87,6 +88,9 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
     let version = layout_in(store, sandbox.as_ref())?;
     let container = store.create(id)?;
     let process = bundle.spec.process().as_ref();
+    if let Some(process) = process {
+        warn_about_ambient(process);
+    }
     let own = ProcessId::own().map_err(failed("find out the own pid"))?;
     let state = State {
         version,

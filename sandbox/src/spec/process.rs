@@ -54,9 +54,40 @@ pub fn from_bundle(dir: &Path, overrides: Overrides) -> Result<Process, SpecErro
 
 fn checked(path: &Path, process: Process) -> Result<Process, SpecError> {
     match validate::process(&process) {
-        Ok(()) => Ok(process),
+        Ok(()) => {
+            warn_about_ambient(&process);
+            Ok(process)
+        }
         Err(error) => Err(field(path, error.field, error.reason)),
     }
+}
+
+/// Logs the ambient capabilities that the process will not have, in runc's words.
+pub fn warn_about_ambient(process: &Process) {
+    for capability in never_ambient(process) {
+        tracing::warn!("can't raise ambient capability {capability}: operation not permitted");
+    }
+}
+
+/// The ambient capabilities that the kernel refuses: those that are not both permitted and
+/// inheritable (capabilities(7)). The agent leaves them out.
+fn never_ambient(process: &Process) -> Vec<String> {
+    let Some(sets) = process.capabilities() else {
+        return Vec::new();
+    };
+    let has = |set: &Option<Capabilities>, capability: &Capability| {
+        set.as_ref().is_some_and(|set| set.contains(capability))
+    };
+    let refused = |capability: &&Capability| {
+        !has(sets.permitted(), capability) || !has(sets.inheritable(), capability)
+    };
+    let ambient = sets.ambient().iter().flatten();
+    let mut names: Vec<String> = ambient
+        .filter(refused)
+        .map(|name| format!("CAP_{name}"))
+        .collect();
+    names.sort();
+    names
 }
 
 fn field(path: &Path, field: impl Into<String>, reason: impl Into<String>) -> SpecError {
@@ -225,6 +256,24 @@ mod tests {
         let inheriting = sets(json!({ "inheritable": ["CAP_KILL"] }));
         assert!(inheriting.ambient().as_ref().unwrap().contains(&more[0]));
         assert_eq!(inheriting.inheritable().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_ambient_capability_that_is_not_permitted_and_inheritable_is_warned_of() {
+        let refused = |sets| never_ambient(&own(json!({ "capabilities": sets })));
+        let kill_and_chown = ["CAP_KILL", "CAP_CHOWN"];
+        assert_eq!(
+            refused(json!({
+                "permitted": kill_and_chown, "inheritable": ["CAP_KILL"],
+                "ambient": kill_and_chown,
+            })),
+            ["CAP_CHOWN"]
+        );
+        assert_eq!(
+            refused(json!({ "inheritable": kill_and_chown, "ambient": ["CAP_KILL"] })),
+            ["CAP_KILL"]
+        );
+        assert!(never_ambient(&own(json!({}))).is_empty());
     }
 
     #[test]
