@@ -79,6 +79,8 @@ fn ps_lists_the_guests_processes_and_for_engines_the_hosts() {
     assert!(table.contains("root "), "{table}");
     assert!(table.contains(" sleep 2000\n"), "{table}");
     assert_eq!(rvm.ok(&["ps", "box", "-ef"]).lines().count(), 3);
+    let chosen = rvm.ok(&["ps", "box", "-eo", "args=,ppid="]);
+    assert!(chosen.starts_with("sleep "), "{chosen}");
     assert!(failure(&rvm, &["ps", "box", "aux"]).contains("\"aux\" is not supported"));
     let list: Vec<i32> = serde_json::from_str(&rvm.ok(&["ps", "-f", "json", "box"])).unwrap();
     let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();

@@ -23,7 +23,7 @@ pub struct PsArgs {
     /// The container's id
     #[arg(value_name = "CONTAINER")]
     pub id: String,
-    /// Options of ps(1); only -ef, the default, is supported
+    /// Options of ps(1): -e, -A, -f and -o with columns [default: -ef]
     #[arg(
         value_name = "OPTION",
         trailing_var_arg = true,

@@ -74,8 +74,10 @@ EXAMPLE:
 pub const PS: &str = "\
 Print the processes of a container, with their ids in the guest
 
-The table has the columns of `ps -ef`. The ids are those in the virtual machine, where the \
-container's init process is not number 1. They mean nothing on this host.";
+The table has the columns of `ps -ef`, or those of the options of ps(1) that follow the container: \
+-e and -A without -f for the short table, -o with a list of columns such as pid,user,stat,rss,args. \
+The ids are those in the virtual machine, where the container's init process is not number 1. They \
+mean nothing on this host.";
 
 pub const PAUSE: &str = "\
 Pause every process of a container
