@@ -4,6 +4,7 @@ mod logging;
 mod verbs;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use rvm::cli;
 
@@ -19,9 +20,12 @@ fn main() -> ExitCode {
         }
     };
     let (failed, code) = failure(&cli.verb);
+    let verb = cli.verb.name();
+    let started = Instant::now();
     let result = verbs::keep_descriptors(&cli.verb)
         .and_then(|()| logging::start(&cli.global))
         .and_then(|()| run(cli));
+    tracing::debug!("rvm {verb} ended after {:.1?}", started.elapsed());
     match result {
         Ok(code) => code,
         Err(error) => {
@@ -43,6 +47,11 @@ fn failure(verb: &Verb) -> (String, u8) {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
     let name = cli.verb.name();
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::debug!(
+        "rvm {name}: version {version}, state in {}",
+        global.root.display()
+    );
     match cli.verb {
         Verb::Create(args) => verbs::create::run(global, &args),
         Verb::Start(args) => verbs::start::run(global, &args),
