@@ -10,6 +10,7 @@
 mod atomic_volume;
 mod layout;
 
+use std::ffi::CStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
@@ -40,6 +41,11 @@ const POD_MOUNTS: &str = "@together";
 /// In a container's directory, files that name the pod mounts that it uses.
 const REFERENCES: &str = "held";
 
+/// Mount options of the tmpfs. rvm alone writes to it: mount points, and for a container with hooks
+/// its configuration of up to 2 MiB. This is enough for a pod of a hundred such containers, and
+/// takes no memory before it is written.
+const OPTIONS: &CStr = c"mode=755,size=256m";
+
 /// A change of the shared directory failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {}", path.display())]
@@ -68,13 +74,9 @@ pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
     let shared = sandbox.join(SHARED);
     make_dir(&shared)?;
     make_dir(&sandbox.join(STAGE))?;
-    // Enough for mount points.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    at(
-        "mount tmpfs on",
-        &shared,
-        mount("rvm", &shared, "tmpfs", flags, Some(c"mode=755,size=1m")),
-    )?;
+    let mounted = mount("rvm", &shared, "tmpfs", flags, Some(OPTIONS));
+    at("mount tmpfs on", &shared, mounted)?;
     propagate(&shared, MountPropagationFlags::PRIVATE)?;
     propagate(&shared, MountPropagationFlags::SHARED)?;
     Ok(shared)
@@ -371,6 +373,17 @@ mod tests {
         let (sandbox, source) = (Sandbox::new(), source());
         let place = sandbox.share(&source.path().join("file"), |_| {});
         assert_eq!(fs::read_to_string(place).unwrap(), "contents");
+    }
+
+    #[test]
+    fn the_largest_configuration_fits_for_every_container_of_a_pod() {
+        let sandbox = Sandbox::new();
+        let mut spec = Spec::default();
+        spec.set_hostname(Some("a".repeat(2 << 20)));
+        for id in ["c", "d", "e"] {
+            fs::create_dir(sandbox.shared.join(id)).unwrap();
+            write_bundle(&sandbox.shared, id, &spec).unwrap();
+        }
     }
 
     #[test]
