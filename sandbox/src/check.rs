@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::config::{Config, EngineKind};
 use crate::engine::{self, choice};
@@ -62,7 +63,7 @@ pub fn run(config: &Config) -> Report {
         installed("rvm-vmm", &config.vmm),
         installed("guest kernel", &config.kernel),
         installed("initramfs", &config.initramfs),
-        namespaces(),
+        namespaces(&config.vmm),
         cgroups(),
         memory(),
     ]);
@@ -114,21 +115,34 @@ fn installed(what: &'static str, path: &Path) -> Line {
     Line { what, fine, found }
 }
 
-fn namespaces() -> Line {
+fn namespaces(vmm: &Path) -> Line {
     const MAX: &str = "/proc/sys/user/max_user_namespaces";
     let max: u64 = fs::read_to_string(MAX)
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
-    let found = match max {
-        0 => format!("none can be made; raise {MAX}, the jail needs one"),
-        _ => format!("up to {max}"),
+    let refusal = match max {
+        0 => Some(format!("none can be made; raise {MAX}, the jail needs one")),
+        _ => why_none(vmm),
     };
     Line {
         what: "user namespaces",
-        fine: max > 0,
-        found,
+        fine: refusal.is_none(),
+        found: refusal.unwrap_or_else(|| format!("up to {max}")),
     }
+}
+
+/// Why rvm-vmm cannot make a user namespace here, as in a chroot; `None` if it can. A program that
+/// cannot be run has a line of its own.
+fn why_none(vmm: &Path) -> Option<String> {
+    let mut command = Command::new(vmm);
+    let output = command
+        .arg("namespace")
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    let reason = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (!reason.is_empty()).then_some(reason)
 }
 
 fn cgroups() -> Line {
@@ -149,5 +163,18 @@ fn memory() -> Line {
         what: "memory",
         fine: available >= ENOUGH_MIB,
         found: format!("{available} MiB available"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_namespaces_are_fine_unless_rvm_vmm_says_why_not() {
+        assert!(namespaces(Path::new("/bin/true")).fine);
+        assert!(namespaces(Path::new("/nonexistent")).fine);
+        let line = namespaces(Path::new("/bin/echo"));
+        assert_eq!((line.fine, line.found.as_str()), (false, "namespace"));
     }
 }

@@ -11,7 +11,7 @@ use rvm_protocol::vmm::{
 use serde::de::DeserializeOwned;
 
 use crate::qemu::backend;
-use crate::{control, logging, machine, probe, qemu};
+use crate::{control, jail, logging, machine, probe, qemu};
 
 /// `rvm-vmm machine`: runs a machine on KVM.
 pub fn machine() -> anyhow::Result<()> {
@@ -97,6 +97,14 @@ pub fn probe() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `rvm-vmm namespace`: prints why a jail's user namespace cannot be made, or nothing.
+pub fn namespace() -> anyhow::Result<()> {
+    if let Err(error) = jail::try_namespace() {
+        writeln!(std::io::stdout(), "{}", logging::error_chain(&error))?;
+    }
+    Ok(())
+}
+
 /// `rvm-vmm --version`
 pub fn version() -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "rvm-vmm {}", env!("CARGO_PKG_VERSION"))?;
@@ -106,5 +114,7 @@ pub fn version() -> anyhow::Result<()> {
 /// Refuses an unknown mode.
 pub fn usage() -> anyhow::Result<()> {
     logging::start(false);
-    bail!("usage: rvm-vmm machine | qemu | backend | probe | --version (started by rvm)")
+    bail!(
+        "usage: rvm-vmm machine | qemu | backend | probe | namespace | --version (started by rvm)"
+    )
 }

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Some("qemu") => commands::qemu(),
         Some("backend") => commands::backend(),
         Some("probe") => commands::probe(),
+        Some("namespace") => commands::namespace(),
         Some("--version") => commands::version(),
         _ => commands::usage(),
     };

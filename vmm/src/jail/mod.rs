@@ -33,6 +33,7 @@ use rustix::thread::UnshareFlags;
 pub use caps::Caps;
 use limits::UserNamespaces;
 pub use root::Root;
+pub use user::try_namespace;
 
 /// The jail could not be entered; the process must not continue.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +55,24 @@ pub enum JailError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot make a user namespace for the jail{}", remedy(.0))]
+    UserNamespace(#[source] io::Error),
     #[error("the process that started this one has ended")]
     ParentEnded,
     #[error("cannot filter system calls")]
     Filter(#[source] seccompiler::Error),
+}
+
+/// What to do about a user namespace that cannot be made; see user_namespaces(7), unshare(2).
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "; the kernel allows none to a process in a chroot: run rvm outside of it, or enter \
+             the directory with pivot_root(2) in place of chroot(2)"
+        }
+        Some(libc::ENOSPC) => "; raise /proc/sys/user/max_user_namespaces",
+        _ => "",
+    }
 }
 
 fn step<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> JailError {
@@ -77,17 +92,9 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     limits::set_resource_limits()?;
     let user_namespaces = UserNamespaces::open()?;
     let mapper = user::Mapper::spawn()?;
-    root.enter()?;
-    unshare(
-        UnshareFlags::NEWUSER
-            | UnshareFlags::NEWIPC
-            | UnshareFlags::NEWUTS
-            | UnshareFlags::NEWNET
-            | UnshareFlags::NEWCGROUP,
-    )
-    .map_err(step(
-        "unshare the user, ipc, uts, network and cgroup namespaces",
-    ))?;
+    root.enter()
+        .and_then(|()| enter_namespaces())
+        .map_err(user::explain)?;
     mapper.map()?;
     user_namespaces.forbid()?;
     keyring::leave_session()?;
@@ -103,6 +110,19 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
         Some(found) if found == parent => Ok(()),
         _ => Err(JailError::ParentEnded),
     }
+}
+
+fn enter_namespaces() -> Result<(), JailError> {
+    unshare(
+        UnshareFlags::NEWUSER
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS
+            | UnshareFlags::NEWNET
+            | UnshareFlags::NEWCGROUP,
+    )
+    .map_err(step(
+        "unshare the user, ipc, uts, network and cgroup namespaces",
+    ))
 }
 
 /// The parent's pid, from the process's status in the host's /proc. getppid(2) returns 0, because

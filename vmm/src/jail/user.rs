@@ -1,4 +1,4 @@
-//! The identity map of the user namespace.
+//! The user namespace: whether one can be made, and its identity map.
 //!
 //! Every id is mapped to itself, so that files keep their owners while capabilities hold only
 //! within the namespace. Only a process outside the namespace may write such a map, so a helper is
@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::thread::UnshareFlags;
 
 use super::{JailError, step};
 
@@ -52,15 +53,43 @@ impl Mapper {
     pub fn map(mut self) -> Result<(), JailError> {
         const ACTION: &str = "map the ids of the user namespace";
         self.signal.write_all(&[1]).map_err(step(ACTION))?;
-        let status = waitpid(Some(self.pid), WaitOptions::empty()).map_err(step(ACTION))?;
-        match status.and_then(|(_, status)| status.exit_status()) {
-            Some(0) => Ok(()),
-            Some(errno) => Err(step(ACTION)(io::Error::from_raw_os_error(errno))),
-            None => Err(step(ACTION)(io::Error::other(
-                "the helper process was killed",
-            ))),
+        wait_for(self.pid).map_err(step(ACTION))
+    }
+}
+
+/// Waits for a helper process, whose exit status is an errno or 0.
+fn wait_for(pid: Pid) -> io::Result<()> {
+    let status = waitpid(Some(pid), WaitOptions::empty())?;
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("the helper process was killed")),
+    }
+}
+
+/// Makes a user namespace in a child process, and ends it with the child.
+#[expect(unsafe_code, reason = "fork")]
+pub fn try_namespace() -> Result<(), JailError> {
+    // SAFETY: the child makes two system calls and allocates nothing.
+    match unsafe { libc::fork() } {
+        -1 => Err(step("fork")(io::Error::last_os_error())),
+        0 => {
+            let made = super::unshare(UnshareFlags::NEWUSER);
+            let code = made.map_or_else(exit_code, |()| 0);
+            // SAFETY: the child owns nothing that must be dropped.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            let pid = Pid::from_raw(pid).ok_or(JailError::NotInit)?;
+            wait_for(pid).map_err(JailError::UserNamespace)
         }
     }
+}
+
+/// The reason why a step of entering the jail failed: in a chroot several do, because there can be
+/// no user namespace.
+pub fn explain(error: JailError) -> JailError {
+    try_namespace().err().unwrap_or(error)
 }
 
 fn exit_code(error: io::Error) -> i32 {
