@@ -176,9 +176,7 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SpecError> {
     let unknown = normalize::normalize(&mut normalized);
     let read =
         serde_path_to_error::deserialize(normalized).map_err(|error| unreadable(path, error))?;
-    if !unknown.is_empty() {
-        tracing::warn!("ignoring unknown capabilities: {}", unknown.join(", "));
-    }
+    process::warn_about_unknown(&unknown);
     Ok(read)
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec};
 
+use super::normalize::normalize;
 pub use super::parsed::ParsedProcess;
 use super::parsed::ParsedSpec;
 use super::validate;
@@ -39,6 +40,21 @@ pub struct Overrides {
 pub fn from_file(path: &Path) -> Result<Process, SpecError> {
     let process = parse::<ParsedProcess>(path, &read(path)?)?;
     checked(path, process.into())
+}
+
+/// Parses a process object that a client of the shim sends. What [`from_file`] leaves out with a
+/// warning is left out here, too.
+pub fn from_json(text: &[u8]) -> Result<Process, serde_json::Error> {
+    let parsed = serde_json::from_slice::<ParsedProcess>(text).or_else(|_| {
+        let mut process = serde_json::from_slice(text)?;
+        let unknown = normalize(&mut process);
+        let parsed = serde_json::from_value(process)?;
+        warn_about_unknown(&unknown);
+        Ok(parsed)
+    })?;
+    let process = parsed.into();
+    warn_about_ambient(&process);
+    Ok(process)
 }
 
 /// Reads the process of the configuration in a bundle's directory, and applies overrides.
@@ -169,6 +185,13 @@ pub fn set_listen_fds(bundle: &mut Bundle, count: u32) {
     }
 }
 
+/// Logs the capabilities that have been left out.
+pub(super) fn warn_about_unknown(capabilities: &[String]) {
+    if !capabilities.is_empty() {
+        tracing::warn!("ignoring unknown capabilities: {}", capabilities.join(", "));
+    }
+}
+
 /// The capabilities of these names. An unknown name is logged and left out, as one in config.json
 /// is.
 pub fn known_capabilities(names: &[String]) -> Vec<Capability> {
@@ -176,12 +199,10 @@ pub fn known_capabilities(names: &[String]) -> Vec<Capability> {
     for name in names {
         match capability(name) {
             Some(capability) => known.push(capability),
-            None => unknown.push(name.as_str()),
+            None => unknown.push(name.clone()),
         }
     }
-    if !unknown.is_empty() {
-        tracing::warn!("ignoring unknown capabilities: {}", unknown.join(", "));
-    }
+    warn_about_unknown(&unknown);
     known
 }
 
@@ -256,6 +277,22 @@ mod tests {
         let inheriting = sets(json!({ "inheritable": ["CAP_KILL"] }));
         assert!(inheriting.ambient().as_ref().unwrap().contains(&more[0]));
         assert_eq!(inheriting.inheritable().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_process_that_a_client_sends_may_have_capabilities_of_newer_kernels() {
+        let sent = |capability: &str| {
+            let sets = json!({ "bounding": [capability, "CAP_KILL"] });
+            let process = json!({ "args": ["sh"], "cwd": "/", "capabilities": sets });
+            from_json(process.to_string().as_bytes())
+        };
+        let bounding = |process: Process| {
+            let sets = process.capabilities().clone().unwrap();
+            sets.bounding().clone().unwrap().len()
+        };
+        assert_eq!(bounding(sent("CAP_CHOWN").unwrap()), 2);
+        assert_eq!(bounding(sent("CAP_FLY").unwrap()), 1);
+        assert!(from_json(b"{\"args\": 1}").is_err());
     }
 
     #[test]

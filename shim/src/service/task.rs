@@ -16,7 +16,7 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use rvm_protocol::{ContainerId, ExecId, ProcessId};
-use rvm_sandbox::spec::process::ParsedProcess;
+use rvm_sandbox::spec::process;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
@@ -52,11 +52,15 @@ impl TaskService {
 
 /// Decodes JSON in a message, such as the types of the runtime specification.
 fn from_json<T: DeserializeOwned>(what: &'static str, any: &Any) -> Result<T, ServiceError> {
-    serde_json::from_slice(&any.value).map_err(|source| ServiceError::Decode {
+    serde_json::from_slice(&any.value).map_err(undecodable(what, any))
+}
+
+fn undecodable(what: &'static str, any: &Any) -> impl FnOnce(serde_json::Error) -> ServiceError {
+    move |source| ServiceError::Decode {
         what,
         kind: any.type_url.clone(),
         source,
-    })
+    }
 }
 
 #[async_trait]
@@ -197,7 +201,8 @@ impl Task for TaskService {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = self.container(&request.id)?;
-        let program: ParsedProcess = from_json("the process", request.spec.get_or_default())?;
+        let spec = request.spec.get_or_default();
+        let program = process::from_json(&spec.value).map_err(undecodable("the process", spec))?;
         let uris = Uris {
             stdin: request.stdin,
             stdout: request.stdout,
@@ -205,7 +210,7 @@ impl Task for TaskService {
             terminal: request.terminal,
         };
         let id = ExecId::new(request.exec_id.as_str()).map_err(ServiceError::from)?;
-        container.add_exec(id, uris, program.into())?;
+        container.add_exec(id, uris, program)?;
         let event = TaskExecAdded {
             container_id: request.id,
             exec_id: request.exec_id,
