@@ -17,6 +17,7 @@ use rvm_sys::namespaces::unshare;
 use serde::Serialize;
 
 use crate::host::process::ProcessId;
+use crate::host::untrusted_text::clean;
 
 /// rvm-vmm could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -215,9 +216,7 @@ impl<'a> LineLog<'a> {
     }
 
     fn line(&mut self, line: &[u8], now: Instant) {
-        let line: String = String::from_utf8_lossy(line)
-            .trim_end()
-            .replace(char::is_control, " ");
+        let line = clean(String::from_utf8_lossy(line).trim_end());
         if self.admit(now) {
             log_line(self.source, &line);
         }

@@ -24,12 +24,10 @@ pub use containers::Events;
 pub use processes::{Exec, Exit};
 
 use crate::dir::SandboxDir;
+use crate::host::untrusted_text::clean;
 
 /// The time limit for calls that do not wait for an event in the guest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The longest error message of the agent that is shown, in bytes.
-const MAX_MESSAGE: usize = 4096;
 
 /// A call to the agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -143,27 +141,5 @@ fn code(code: ttrpc::Code) -> Code {
         ttrpc::Code::INVALID_ARGUMENT => Code::InvalidArgument,
         ttrpc::Code::UNIMPLEMENTED => Code::Unimplemented,
         _ => Code::Internal,
-    }
-}
-
-/// Makes a message safe for a terminal and a log.
-fn clean(message: &str) -> String {
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let mut clean: String = message.chars().map(printable).collect();
-    let end = (0..=MAX_MESSAGE.min(clean.len())).rfind(|&end| clean.is_char_boundary(end));
-    clean.truncate(end.unwrap_or(0));
-    clean
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_message_from_the_guest_cannot_move_the_cursor_or_fill_the_log() {
-        let message = format!("\u{1b}[2J no such file\n{}", "ä".repeat(5000));
-        let clean = clean(&message);
-        assert!(clean.len() <= MAX_MESSAGE && !clean.contains(char::is_control));
-        assert!(clean.contains("no such file"));
     }
 }

@@ -12,4 +12,5 @@ pub mod read_only_file;
 pub mod signals;
 pub mod terminal;
 pub mod timings;
+pub(crate) mod untrusted_text;
 pub mod users;

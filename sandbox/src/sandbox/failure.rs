@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::EngineKind;
 use crate::engine::MachineEnd;
+use crate::host::untrusted_text::clean;
 
 /// How much of the console is shown when a guest fails: the last `TAIL_LINES` lines, or all from
 /// the kernel's panic message on, which a long trace follows; at most `TAIL_BYTES`.
@@ -70,8 +71,8 @@ fn read_tail(path: &Path) -> io::Result<String> {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<String> = text
         .lines()
-        .map(|line| line.replace(char::is_control, ""))
-        .filter(|line| !line.is_empty())
+        .map(clean)
+        .filter(|line| !line.trim().is_empty())
         .map(|line| format!("  {line}"))
         .collect();
     let panic = lines.iter().rposition(|line| line.contains(PANIC));

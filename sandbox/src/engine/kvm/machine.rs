@@ -13,6 +13,7 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
+use crate::host::untrusted_text::{clean, clean_failure};
 use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
@@ -57,7 +58,7 @@ impl KvmMachine {
             other => Ok(other),
         });
         match received.await.ok()? {
-            Ok((event, _)) => Some(event),
+            Ok((event, _)) => Some(clean_event(event)),
             // rvm-vmm is of another build and is about to exit.
             Err(error @ ChannelError::Version(_)) => {
                 let failure = Failure::new(Code::FailedPrecondition, error.to_string());
@@ -102,6 +103,24 @@ impl KvmMachine {
         // The control socket has closed, so the process has ended or is about to.
         let status = vmm.kill().and_then(|()| vmm.exit_status());
         MachineEnd::Failed(describe_exit("rvm-vmm", &status, &vmm.last_lines()))
+    }
+}
+
+/// Makes the texts of an event safe to show: a guest may have taken rvm-vmm over.
+fn clean_event(event: Event) -> Event {
+    match event {
+        Event::Refused(failure) => Event::Refused(clean_failure(&failure)),
+        Event::Stopped(StopReason::GuestReset { place }) => {
+            let place = clean(&place);
+            Event::Stopped(StopReason::GuestReset { place })
+        }
+        Event::Stopped(StopReason::Failed(failure)) => {
+            Event::Stopped(StopReason::Failed(clean_failure(&failure)))
+        }
+        other @ (Event::Started(_)
+        | Event::Done
+        | Event::Resized { .. }
+        | Event::Stopped(StopReason::PowerOff)) => other,
     }
 }
 
@@ -173,5 +192,38 @@ impl Vm for KvmMachine {
 
     fn kill(&self) -> io::Result<()> {
         lock(&self.vmm).kill()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::untrusted_text::MAX_TEXT;
+
+    #[test]
+    fn what_rvm_vmm_says_cannot_move_the_cursor_or_fill_the_log() {
+        let said = format!("\u{1b}[2Jno\nmemory {}", "x".repeat(10_000));
+        let failure = || Failure::new(Code::Unavailable, said.as_str());
+        let place = || StopReason::GuestReset {
+            place: said.clone(),
+        };
+        let (vmm, host) = Channel::pair().unwrap();
+        for event in [
+            Event::Refused(failure()),
+            Event::Stopped(StopReason::Failed(failure())),
+            Event::Stopped(place()),
+        ] {
+            vmm.send(&event, &[]).unwrap();
+            let shown = match clean_event(host.receive().unwrap().0) {
+                Event::Refused(failure) | Event::Stopped(StopReason::Failed(failure)) => {
+                    assert_eq!(failure.code(), Code::Unavailable);
+                    failure.to_string()
+                }
+                Event::Stopped(StopReason::GuestReset { place }) => place,
+                other => panic!("{other:?}"),
+            };
+            assert!(shown.starts_with(" [2Jno memory x"), "{shown}");
+            assert_eq!(shown.len(), MAX_TEXT);
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
+use crate::host::untrusted_text::clean;
 use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
@@ -108,7 +109,7 @@ impl Processes {
 fn refusal(channel: &Channel) -> Option<String> {
     rustix::io::ioctl_fionbio(channel.as_fd(), true).ok()?;
     match channel.receive() {
-        Ok((Event::Stopped(StopReason::Failed(failure)), _)) => Some(failure.to_string()),
+        Ok((Event::Stopped(StopReason::Failed(failure)), _)) => Some(clean(&failure.to_string())),
         Err(error @ ChannelError::Version(_)) => Some(error.to_string()),
         _ => None,
     }

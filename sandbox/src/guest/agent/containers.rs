@@ -9,7 +9,8 @@ use rvm_protocol::agent::{
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
-use super::{Agent, AgentError, clean, failed, limited, unlimited};
+use super::{Agent, AgentError, failed, limited, unlimited};
+use crate::host::untrusted_text::clean;
 
 impl Agent {
     /// Lists the processes of a container. The texts have no control characters.
@@ -82,16 +83,17 @@ impl Agent {
         answer.map(|_| ()).map_err(failed("update container"))
     }
 
-    /// A container's resource use in the guest.
+    /// A container's resource use in the guest. The texts have no control characters but the line
+    /// breaks of `net_dev`.
     pub async fn stats(&self, id: &ContainerId) -> Result<StatsResponse, AgentError> {
         let request = StatsRequest {
             container_id: id.to_string(),
             ..Default::default()
         };
-        self.0
-            .stats(limited(), &request)
-            .await
-            .map_err(failed("stats"))
+        let answer = self.0.stats(limited(), &request).await;
+        let mut answer = answer.map_err(failed("stats"))?;
+        clean_stats(&mut answer);
+        Ok(answer)
     }
 
     /// Adapts the guest to its machine's new size: brings vCPUs online or offline, and binds the
@@ -129,6 +131,24 @@ impl Agent {
     }
 }
 
+/// Makes the texts of statistics safe to show.
+fn clean_stats(stats: &mut StatsResponse) {
+    for pages in &mut stats.hugetlb {
+        pages.page_size = clean(&pages.page_size);
+    }
+    if let Some(memory) = stats.memory.as_mut() {
+        memory.stat.retain(|name, _| is_counter_name(name));
+    }
+    let lines: Vec<String> = stats.net_dev.lines().map(clean).collect();
+    stats.net_dev = lines.join("\n");
+}
+
+/// Whether the kernel could have a counter of this name: memory.stat has letters, digits and
+/// underscores in names of some twenty bytes.
+fn is_counter_name(name: &str) -> bool {
+    name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
 /// Exits and OOM kills of all containers of a sandbox, in order.
 pub struct Events(ClientStreamReceiver<Event>);
 
@@ -137,5 +157,25 @@ impl Events {
     /// ended, most likely.
     pub async fn next(&mut self) -> Result<Option<Event>, AgentError> {
         self.0.recv().await.map_err(failed("events"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_in_statistics_cannot_move_the_cursor() {
+        let mut stats = StatsResponse::new();
+        stats.hugetlb.push(Default::default());
+        stats.hugetlb[0].page_size = "2MB\u{1b}[2J".to_owned();
+        let names = ["anon", "workingset_refault_file", "\u{1b}[2J"];
+        let counters = &mut stats.memory.mut_or_insert_default().stat;
+        counters.extend(names.map(|name| (name.to_owned(), 1)));
+        stats.net_dev = "Inter-|\n face |\n eth0\u{1b}[2J: 1 2\n".to_owned();
+        clean_stats(&mut stats);
+        assert_eq!(stats.hugetlb[0].page_size, "2MB [2J");
+        assert_eq!(stats.memory.stat.len(), 2);
+        assert_eq!(stats.net_dev, "Inter-|\n face |\n eth0 [2J: 1 2");
     }
 }
