@@ -62,6 +62,7 @@ impl Coded for AgentError {
         match self {
             Self::NotFound(_) => Code::NotFound,
             Self::Connect(_) | Self::Lost { .. } => Code::Unavailable,
+            Self::TimedOut { .. } => Code::DeadlineExceeded,
             Self::Refused(failure) => failure.code(),
             Self::Version(_) => Code::Unimplemented,
             Self::Encode(_) => Code::Internal,

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::RwLock;
 
 use crate::dir::SandboxDir;
+use crate::host::timings::Timings;
 use crate::sandbox::{MemoryResult, Sandbox, SandboxError};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
@@ -150,8 +151,8 @@ impl<'a> Server<'a> {
         let container = Store::new(path.parent().unwrap_or(path).to_owned()).open(id.as_str())?;
         // An engine may have set the network up since the container was created.
         self.sandbox.sync_network().await?;
-        let started = guest.agent().start_container(id).await;
-        started.map_err(SandboxError::from)?;
+        let mut timings = Timings::default();
+        guest.start_container(id, &mut timings).await?;
         match container.lock()?.step(Status::Running, |_| {}) {
             // It has ended meanwhile; it did run.
             Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),

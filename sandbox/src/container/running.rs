@@ -115,3 +115,19 @@ pub(crate) fn gone(error: AgentError) -> LifecycleError {
         other => other.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn an_agent_that_is_late_does_not_mean_that_the_container_has_ended() {
+        let (call, limit) = ("signal process", Duration::from_secs(60));
+        let late = gone(AgentError::TimedOut { call, limit }).to_string();
+        assert!(late.contains("signal process within 60s"), "{late}");
+        let reason = "closed".to_owned();
+        let lost = gone(AgentError::Lost { call, reason }).to_string();
+        assert_eq!(lost, NOT_RUNNING);
+    }
+}

@@ -8,6 +8,7 @@ mod network;
 mod processes;
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
@@ -28,6 +29,9 @@ use crate::host::untrusted_text::clean;
 
 /// The time limit for calls that do not wait for an event in the guest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long after the host the agent gives a call up.
+const AGENT_DELAY: Duration = Duration::from_secs(1);
 
 /// A call to the agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +54,12 @@ pub enum AgentError {
          {AGENT_PROTOCOL_VERSION}: use the rvm and the guest of one release"
     )]
     Version(u32),
-    /// The connection broke or the call timed out.
+    /// The connection broke: the machine has ended, most likely.
     #[error("the sandbox's agent did not answer {call}: {reason}")]
     Lost { call: &'static str, reason: String },
+    /// The guest is slow, frozen or hostile. Nothing follows from that about its containers.
+    #[error("the sandbox's agent did not answer {call} within {limit:?}")]
+    TimedOut { call: &'static str, limit: Duration },
 }
 
 /// A connection to a sandbox's agent. Calls may overlap.
@@ -63,16 +70,22 @@ impl Agent {
     /// Connects without waiting for the guest; the first call waits.
     pub fn connect(sandbox: &SandboxDir) -> Result<Self, AgentError> {
         let socket = sandbox.connect(AGENT_PORT).map_err(AgentError::Connect)?;
-        socket.set_nonblocking(true).map_err(AgentError::Connect)?;
-        let socket = tokio::net::UnixStream::from_std(socket).map_err(AgentError::Connect)?;
+        Self::over(socket).map_err(AgentError::Connect)
+    }
+
+    /// The client of an agent at the other end of a socket.
+    fn over(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UnixStream::from_std(socket)?;
         Ok(Self(AgentClient::new(Client::new(Socket::new(socket)))))
     }
 
-    /// Waits until the guest is up. Returns the versions of its agent and kernel, and boot times;
-    /// refuses an agent of another protocol version.
-    pub async fn check(&self) -> Result<CheckResponse, AgentError> {
-        let answer = self.0.check(unlimited(), &CheckRequest::new()).await;
-        let answer = answer.map_err(failed("check"))?;
+    /// Waits until the guest is up, for at most `limit`. Returns the versions of its agent and
+    /// kernel, and boot times; refuses an agent of another protocol version.
+    pub async fn check(&self, limit: Duration) -> Result<CheckResponse, AgentError> {
+        let request = CheckRequest::new();
+        let call = self.0.check(unlimited(), &request);
+        let answer = within(limit, "check", call).await?;
         match answer.protocol_version {
             // An agent that does not send its version speaks the first.
             0 | AGENT_PROTOCOL_VERSION => Ok(answer),
@@ -81,11 +94,13 @@ impl Agent {
     }
 
     /// Creates a container, whose init process waits for the start. Returns its pid in the guest.
+    /// Hooks in the guest count against `limit`.
     pub async fn create_container(
         &self,
         id: &ContainerId,
         spec: &Spec,
         stdio: Stdio,
+        limit: Duration,
     ) -> Result<u32, AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
@@ -93,30 +108,47 @@ impl Agent {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        // Hooks in the guest have their own timeouts.
-        let answer = self.0.create_container(unlimited(), &request).await;
-        answer
-            .map(|answer| answer.pid)
-            .map_err(failed("create container"))
+        let call = self.0.create_container(unlimited(), &request);
+        let answer = within(limit, "create container", call).await?;
+        Ok(answer.pid)
     }
 
-    /// Starts a container: its init process executes the program.
-    pub async fn start_container(&self, id: &ContainerId) -> Result<(), AgentError> {
+    /// Starts a container: its init process executes the program. Hooks in the guest count against
+    /// `limit`.
+    pub async fn start_container(
+        &self,
+        id: &ContainerId,
+        limit: Duration,
+    ) -> Result<(), AgentError> {
         let request = StartContainerRequest {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.start_container(unlimited(), &request).await;
-        answer.map(|_| ()).map_err(failed("start container"))
+        let call = self.0.start_container(unlimited(), &request);
+        within(limit, "start container", call).await.map(|_| ())
     }
 }
 
+/// For calls that the agent carries out to the end, however long the host waits.
 fn unlimited() -> Context {
     Context::default()
 }
 
+/// For calls that the agent gives up soon after the host has.
 fn limited() -> Context {
-    context::with_duration(CALL_TIMEOUT)
+    context::with_duration(CALL_TIMEOUT + AGENT_DELAY)
+}
+
+/// Waits for an answer, but no longer than `limit`.
+async fn within<T>(
+    limit: Duration,
+    name: &'static str,
+    call: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map_err(failed(name)),
+        Err(_) => Err(AgentError::TimedOut { call: name, limit }),
+    }
 }
 
 fn failed(call: &'static str) -> impl FnOnce(ttrpc::Error) -> AgentError {
@@ -124,7 +156,7 @@ fn failed(call: &'static str) -> impl FnOnce(ttrpc::Error) -> AgentError {
         ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::NOT_FOUND => {
             AgentError::NotFound(clean(status.message()))
         }
-        ttrpc::Error::RpcStatus(status) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
+        ttrpc::Error::RpcStatus(status) => {
             AgentError::Refused(Failure::new(code(status.code()), clean(status.message())))
         }
         error => AgentError::Lost {
@@ -140,6 +172,28 @@ fn code(code: ttrpc::Code) -> Code {
         ttrpc::Code::FAILED_PRECONDITION => Code::FailedPrecondition,
         ttrpc::Code::INVALID_ARGUMENT => Code::InvalidArgument,
         ttrpc::Code::UNIMPLEMENTED => Code::Unimplemented,
+        ttrpc::Code::DEADLINE_EXCEEDED => Code::DeadlineExceeded,
         _ => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_agent_is_late_and_a_closed_one_is_lost() {
+        let (own, silent) = UnixStream::pair().unwrap();
+        let agent = Agent::over(own).unwrap();
+        let limit = Duration::from_millis(50);
+        let error = agent.check(limit).await.unwrap_err();
+        assert!(matches!(error, AgentError::TimedOut { .. }), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "the sandbox's agent did not answer check within 50ms"
+        );
+        drop(silent);
+        let error = agent.check(CALL_TIMEOUT).await.unwrap_err();
+        assert!(matches!(error, AgentError::Lost { .. }), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
+use rvm_protocol::agent::CheckResponse;
 use rvm_protocol::{ContainerId, ProcessId};
 
 use super::SandboxError;
@@ -21,7 +22,7 @@ use rvm_sys::readiness::Readable;
 const JOINED_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long a machine may take to end once its agent has hung up.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A guest whose agent can be called.
 pub struct Guest {
@@ -99,13 +100,16 @@ impl Guest {
             },
             end = self.ended() => return Err(end),
         };
-        // The agent hung up. Its machine ends with it, unless the agent lies.
-        Err(
-            match tokio::time::timeout(END_TIMEOUT, self.ended()).await {
-                Ok(end) => end,
-                Err(_) => MachineEnd::Failed(error.to_string()),
-            },
-        )
+        Err(self.end_after(error).await)
+    }
+
+    /// How the machine ended whose agent has hung up: it ends with its agent, unless the agent
+    /// lies.
+    async fn end_after(&self, error: AgentError) -> MachineEnd {
+        match tokio::time::timeout(END_TIMEOUT, self.ended()).await {
+            Ok(end) => end,
+            Err(_) => MachineEnd::Failed(error.to_string()),
+        }
     }
 
     /// Explains a failure of the guest during `stage`, with the end of its console.
@@ -134,7 +138,7 @@ impl Guest {
         timings: &mut Timings,
     ) -> Result<(Relay, u32), SandboxError> {
         let (relay, stdio) = Relay::start(&self.dir, host)?;
-        let created = self.agent.create_container(id, spec, stdio);
+        let created = self.agent.create_container(id, spec, stdio, self.limit);
         let stage = "the container's creation";
         let pid = self.guarded(stage, timings, created).await?;
         timings.lap("create the container");
@@ -147,35 +151,43 @@ impl Guest {
         id: &ContainerId,
         timings: &mut Timings,
     ) -> Result<(), SandboxError> {
-        let started = self.agent.start_container(id);
+        let started = self.agent.start_container(id, self.limit);
         let stage = "the container's start";
         self.guarded(stage, timings, started).await?;
         timings.lap("start the container");
         Ok(())
     }
 
-    /// Waits for a call to the agent, but no longer than the guest lives or may take.
-    pub(super) async fn guarded<T>(
+    /// Waits until the agent answers for the first time.
+    pub(super) async fn check(
+        &self,
+        stage: &'static str,
+        timings: &Timings,
+    ) -> Result<CheckResponse, SandboxError> {
+        let checked = self.agent.check(self.limit);
+        self.guarded(stage, timings, checked).await
+    }
+
+    /// Waits for a call to the agent that takes at most `self.limit`, but no longer than the guest
+    /// lives.
+    async fn guarded<T>(
         &self,
         stage: &'static str,
         timings: &Timings,
         call: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, SandboxError> {
-        let call = std::pin::pin!(call);
-        let limit = self.limit;
         let how = tokio::select! {
             biased;
             end = self.ended() => end.to_string(),
             answer = call => match answer {
-                // The connection broke: most likely because the machine is about to be gone.
-                Err(AgentError::Lost { .. }) => self.ended().await.to_string(),
+                Err(error @ AgentError::Lost { .. }) => self.end_after(error).await.to_string(),
+                Err(AgentError::TimedOut { limit, .. }) => format!(
+                    "its agent did not answer within {} s; start_timeout_seconds in rvm's \
+                     configuration allows for more",
+                    limit.as_secs()
+                ),
                 other => return Ok(other?),
             },
-            () = tokio::time::sleep(limit) => format!(
-                "its agent did not answer within {} s; start_timeout_seconds in rvm's \
-                 configuration allows for more",
-                limit.as_secs()
-            ),
         };
         Err(self.failure(stage, timings.elapsed(), how).into())
     }

@@ -92,8 +92,7 @@ impl Sandbox {
     /// Waits until the agent of the machine that was started answers, and gives the guest its
     /// network.
     pub async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
-        let check = self.guest.agent().check();
-        let check = self.guest.guarded(BOOT, timings, check).await?;
+        let check = self.guest.check(BOOT, timings).await?;
         timings.lap("boot the guest");
         if let Some(times) = self.machine.start_times() {
             timings.part("enter the jail", times.jail_ns);

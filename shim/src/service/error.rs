@@ -72,6 +72,8 @@ fn status(code: Code) -> ttrpc::Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use rvm_protocol::failure::Failure;
     use rvm_protocol::{ContainerId, ExecId};
     use rvm_sandbox::container::lifecycle::LifecycleError;
@@ -135,5 +137,14 @@ mod tests {
             reason: "closed".to_owned(),
         };
         assert_eq!(code(gone), ttrpc::Code::UNAVAILABLE);
+    }
+
+    #[test]
+    fn an_agent_that_is_late_exceeds_the_deadline() {
+        let late = AgentError::TimedOut {
+            call: "exec",
+            limit: Duration::from_secs(60),
+        };
+        assert_eq!(code(late), ttrpc::Code::DEADLINE_EXCEEDED);
     }
 }

@@ -31,6 +31,9 @@ const NOT_READY: &str = "SANDBOX_NOTREADY";
 /// How long a sandbox may take to stop if the request names no time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a guest may take to answer a ping, on a busy host with a software CPU too.
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
+
 pub struct SandboxService {
     pod: Arc<Pod>,
     created: Mutex<Option<CreatedSandbox>>,
@@ -204,7 +207,7 @@ impl Service for SandboxService {
         request: api::PingRequest,
     ) -> ttrpc::Result<api::PingResponse> {
         let container = self.container(&request.sandbox_id)?;
-        let checked = container.guest.agent().check().await;
+        let checked = container.guest.agent().check(PING_TIMEOUT).await;
         checked.map_err(PodError::from)?;
         Ok(api::PingResponse::default())
     }

@@ -9,7 +9,7 @@ use rvm_protocol::agent::{
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
-use super::{Agent, AgentError, failed, limited, unlimited};
+use super::{Agent, AgentError, CALL_TIMEOUT, failed, limited, unlimited, within};
 use crate::host::untrusted_text::clean;
 
 impl Agent {
@@ -19,8 +19,8 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.list_processes(limited(), &request).await;
-        let mut answer = answer.map_err(failed("list processes"))?;
+        let call = self.0.list_processes(limited(), &request);
+        let mut answer = within(CALL_TIMEOUT, "list processes", call).await?;
         for process in &mut answer.processes {
             process.terminal = clean(&process.terminal);
             process.command = clean(&process.command);
@@ -32,8 +32,10 @@ impl Agent {
 
     /// Replaces the contents of the guest's copy of a volume.
     pub async fn update_volume(&self, request: &UpdateVolumeRequest) -> Result<(), AgentError> {
-        let answer = self.0.update_volume(limited(), request).await;
-        answer.map(|_| ()).map_err(failed("update volume"))
+        let call = self.0.update_volume(limited(), request);
+        within(CALL_TIMEOUT, "update volume", call)
+            .await
+            .map(|_| ())
     }
 
     /// Signals every process of a container.
@@ -44,8 +46,10 @@ impl Agent {
             all: true,
             ..Default::default()
         };
-        let answer = self.0.signal_process(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("signal process"))
+        let call = self.0.signal_process(limited(), &request);
+        within(CALL_TIMEOUT, "signal process", call)
+            .await
+            .map(|_| ())
     }
 
     /// Freezes the processes of a container, and returns when they are frozen.
@@ -54,8 +58,10 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.pause_container(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("pause container"))
+        let call = self.0.pause_container(limited(), &request);
+        within(CALL_TIMEOUT, "pause container", call)
+            .await
+            .map(|_| ())
     }
 
     /// Thaws the processes of a paused container.
@@ -64,8 +70,10 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.resume_container(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("resume container"))
+        let call = self.0.resume_container(limited(), &request);
+        within(CALL_TIMEOUT, "resume container", call)
+            .await
+            .map(|_| ())
     }
 
     /// Changes a container's limits in the guest. The agent ignores device rules.
@@ -79,8 +87,10 @@ impl Agent {
             resources: serde_json::to_vec(resources)?,
             ..Default::default()
         };
-        let answer = self.0.update_container(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("update container"))
+        let call = self.0.update_container(limited(), &request);
+        within(CALL_TIMEOUT, "update container", call)
+            .await
+            .map(|_| ())
     }
 
     /// A container's resource use in the guest. The texts have no control characters but the line
@@ -90,8 +100,8 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.stats(limited(), &request).await;
-        let mut answer = answer.map_err(failed("stats"))?;
+        let call = self.0.stats(limited(), &request);
+        let mut answer = within(CALL_TIMEOUT, "stats", call).await?;
         clean_stats(&mut answer);
         Ok(answer)
     }
@@ -104,8 +114,8 @@ impl Agent {
             has_memory_device,
             ..Default::default()
         };
-        let answer = self.0.resize(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("resize"))
+        let call = self.0.resize(limited(), &request);
+        within(CALL_TIMEOUT, "resize", call).await.map(|_| ())
     }
 
     /// Kills the remaining processes of a container and removes it from the guest.
@@ -114,14 +124,17 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.remove_container(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("remove container"))
+        let call = self.0.remove_container(limited(), &request);
+        within(CALL_TIMEOUT, "remove container", call)
+            .await
+            .map(|_| ())
     }
 
     /// Ends every container and writes their files back; the machine then powers off.
     pub async fn shut_down(&self) -> Result<(), AgentError> {
-        let answer = self.0.shutdown(limited(), &ShutdownRequest::new()).await;
-        answer.map(|_| ()).map_err(failed("shutdown"))
+        let request = ShutdownRequest::new();
+        let call = self.0.shutdown(limited(), &request);
+        within(CALL_TIMEOUT, "shutdown", call).await.map(|_| ())
     }
 
     /// Subscribes to the events of the sandbox.

@@ -2,7 +2,7 @@
 
 use rvm_protocol::agent::{ConfigureNetworkRequest, ForwardRequest, RelayNamesRequest};
 
-use super::{Agent, AgentError, failed, limited};
+use super::{Agent, AgentError, CALL_TIMEOUT, limited, within};
 
 impl Agent {
     /// Makes the guest relay queries for Docker's DNS server over an open stream.
@@ -11,8 +11,8 @@ impl Agent {
             stream,
             ..Default::default()
         };
-        let answer = self.0.relay_names(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("relay names"))
+        let call = self.0.relay_names(limited(), &request);
+        within(CALL_TIMEOUT, "relay names", call).await.map(|_| ())
     }
 
     /// Connects an open stream to a TCP port of the guest.
@@ -22,8 +22,8 @@ impl Agent {
             stream,
             ..Default::default()
         };
-        let answer = self.0.forward(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("forward"))
+        let call = self.0.forward(limited(), &request);
+        within(CALL_TIMEOUT, "forward", call).await.map(|_| ())
     }
 
     /// Replaces the configuration of the guest's network.
@@ -31,7 +31,9 @@ impl Agent {
         &self,
         request: &ConfigureNetworkRequest,
     ) -> Result<(), AgentError> {
-        let answer = self.0.configure_network(limited(), request).await;
-        answer.map(|_| ()).map_err(failed("configure network"))
+        let call = self.0.configure_network(limited(), request);
+        within(CALL_TIMEOUT, "configure network", call)
+            .await
+            .map(|_| ())
     }
 }

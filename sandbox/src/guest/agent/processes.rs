@@ -7,7 +7,7 @@ use rvm_protocol::agent::{
 };
 use rvm_protocol::{ContainerId, ExecId, ProcessId};
 
-use super::{Agent, AgentError, failed, limited, unlimited};
+use super::{Agent, AgentError, CALL_TIMEOUT, failed, limited, unlimited, within};
 
 /// A process to add to a container.
 #[derive(Debug)]
@@ -47,12 +47,17 @@ impl Agent {
             cgroup: exec.cgroup.to_owned(),
             ..Default::default()
         };
-        // The call may wait for the resume of a paused container.
-        let answer = self.0.exec_process(unlimited(), &request).await;
-        Ok(answer.map_err(failed("exec process"))?.pid)
+        let name = "exec process";
+        let call = self.0.exec_process(unlimited(), &request);
+        let answer = match exec.ignore_paused {
+            // The call may wait for the resume of a paused container.
+            true => call.await.map_err(failed(name)),
+            false => within(CALL_TIMEOUT, name, call).await,
+        };
+        Ok(answer?.pid)
     }
 
-    /// Waits until a process has ended.
+    /// Waits until a process has ended, however long that takes.
     pub async fn wait(&self, id: &ProcessId) -> Result<Exit, AgentError> {
         let request = WaitProcessRequest {
             container_id: id.container.to_string(),
@@ -76,8 +81,10 @@ impl Agent {
             signal: signal.unsigned_abs(),
             ..Default::default()
         };
-        let answer = self.0.signal_process(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("signal process"))
+        let call = self.0.signal_process(limited(), &request);
+        within(CALL_TIMEOUT, "signal process", call)
+            .await
+            .map(|_| ())
     }
 
     /// Sets the terminal size of a process.
@@ -94,8 +101,10 @@ impl Agent {
             cols: cols.into(),
             ..Default::default()
         };
-        let answer = self.0.resize_terminal(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("resize terminal"))
+        let call = self.0.resize_terminal(limited(), &request);
+        within(CALL_TIMEOUT, "resize terminal", call)
+            .await
+            .map(|_| ())
     }
 
     /// Removes an ended exec'd process from the agent's table.
@@ -109,7 +118,9 @@ impl Agent {
             exec_id: id.to_string(),
             ..Default::default()
         };
-        let answer = self.0.remove_process(limited(), &request).await;
-        answer.map(|_| ()).map_err(failed("remove process"))
+        let call = self.0.remove_process(limited(), &request);
+        within(CALL_TIMEOUT, "remove process", call)
+            .await
+            .map(|_| ())
     }
 }
