@@ -126,6 +126,7 @@ impl Coded for ControlError {
     fn code(&self) -> Code {
         match self {
             Self::Owner(_) => Code::Unavailable,
+            Self::TimedOut { .. } => Code::DeadlineExceeded,
             Self::Failed(failure) => failure.code(),
         }
     }

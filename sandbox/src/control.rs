@@ -4,12 +4,13 @@
 mod wire;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use rvm_protocol::ContainerId;
-use rvm_protocol::failure::{Coded, Failure, MAX_MESSAGE};
+use rvm_protocol::failure::{Code, Coded, Failure, MAX_MESSAGE};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -25,8 +26,18 @@ use rvm_sys::error_chain::chain;
 /// The longest line that is read, in bytes. JSON makes six of a byte of a message at most.
 const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;
 
-/// How long a client may take to send its request.
+/// How long a client may take to send its request, and to take the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the owner may take to give the guest its network, before it starts a container.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the owner may take to resize the machine: to bring CPUs online, plug memory and go back
+/// to the old size, each of which has a limit of its own.
+const RESIZE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The limit for the start of a container by an owner that does not say its own.
+const UNKNOWN_START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A request to a sandbox's owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +61,14 @@ pub enum ControlError {
     /// The owner says why it did not.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// The owner is stopped, or busy with the requests of others.
+    #[error("the sandbox's owner did not {request} within {} s", limit.as_secs())]
+    TimedOut {
+        /// What was asked for, as an infinitive.
+        request: String,
+        /// How long the client has waited.
+        limit: Duration,
+    },
 }
 
 /// A container could not be started.
@@ -61,17 +80,62 @@ pub(crate) enum RequestError {
     State(#[from] StateError),
 }
 
-/// Has the owner of a sandbox carry out a request, and waits until that is done.
-pub async fn ask(dir: &SandboxDir, request: Request) -> Result<MemoryResult, ControlError> {
-    let answer = exchange(dir, request).await.map_err(ControlError::Owner)?;
-    Ok(answer?)
+impl Request {
+    /// How long the owner may take, at most, if the start of a container may take `start`.
+    fn owners_limit(&self, start: Duration) -> Duration {
+        match self {
+            Self::Start { .. } => NETWORK_TIMEOUT + start,
+            Self::Resize(_) => RESIZE_TIMEOUT,
+        }
+    }
+
+    /// How long a client waits, who may have to wait for a request of another first.
+    fn clients_limit(&self, start: Duration) -> Duration {
+        self.owners_limit(start) + RESIZE_TIMEOUT.max(NETWORK_TIMEOUT + start) + REQUEST_TIMEOUT
+    }
 }
 
-async fn exchange(dir: &SandboxDir, request: Request) -> io::Result<Result<MemoryResult, Failure>> {
+/// The action, as an infinitive.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start { id } => write!(f, "start container {id}"),
+            Self::Resize(_) => f.write_str("change the machine's size"),
+        }
+    }
+}
+
+/// Has the owner of a sandbox carry out a request, and waits until that is done.
+pub async fn ask(dir: &SandboxDir, request: Request) -> Result<MemoryResult, ControlError> {
+    let record = dir.record().ok().flatten();
+    let start = record.and_then(|record| record.start_timeout_seconds);
+    let start = start.map_or(UNKNOWN_START_TIMEOUT, Duration::from_secs);
+    let limit = request.clients_limit(start);
+    ask_within(limit, dir, &request).await
+}
+
+async fn ask_within(
+    limit: Duration,
+    dir: &SandboxDir,
+    request: &Request,
+) -> Result<MemoryResult, ControlError> {
+    match tokio::time::timeout(limit, exchange(dir, request)).await {
+        Ok(answer) => Ok(answer.map_err(ControlError::Owner)??),
+        Err(_) => Err(ControlError::TimedOut {
+            request: request.to_string(),
+            limit,
+        }),
+    }
+}
+
+async fn exchange(
+    dir: &SandboxDir,
+    request: &Request,
+) -> io::Result<Result<MemoryResult, Failure>> {
     let stream = dir.connect_to_owner()?;
     stream.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(stream)?;
-    stream.write_all(&wire::encode_request(&request)?).await?;
+    stream.write_all(&wire::encode_request(request)?).await?;
     Ok(wire::decode_answer(&read_line(&mut stream).await?)?)
 }
 
@@ -94,9 +158,12 @@ impl<'a> Server<'a> {
 
     /// Serves until that has become impossible.
     pub async fn serve(&self) -> SandboxError {
-        // Two, so that a request that takes long does not keep the next one waiting.
+        // Several, so that a request that takes long does not keep the next one waiting. Each has a
+        // limit in time, and more requests wait in the socket's queue.
         let served = tokio::try_join!(
             self.sandbox.follow_network(),
+            self.serve_requests(),
+            self.serve_requests(),
             self.serve_requests(),
             self.serve_requests()
         );
@@ -127,10 +194,14 @@ impl<'a> Server<'a> {
         let line = tokio::time::timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
         let received = wire::decode_request(&line)?;
         let result = match &received.request {
-            Ok(request) => self.carry_out(request).await,
+            Ok(request) => {
+                let limit = request.owners_limit(self.sandbox.guest().start_timeout());
+                within(limit, request, self.carry_out(request)).await
+            }
             Err(failure) => Err(failure.clone()),
         };
-        stream.write_all(&received.encode_answer(result)?).await
+        let answer = received.encode_answer(result)?;
+        tokio::time::timeout(REQUEST_TIMEOUT, stream.write_all(&answer)).await?
     }
 
     async fn carry_out(&self, request: &Request) -> Result<MemoryResult, Failure> {
@@ -161,6 +232,22 @@ impl<'a> Server<'a> {
     }
 }
 
+/// Carries a request out, but for no longer than `limit`.
+async fn within<T>(
+    limit: Duration,
+    request: &Request,
+    done: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let late = |_| {
+        let message = format!(
+            "the sandbox's owner could not {request} within {} s",
+            limit.as_secs()
+        );
+        Err(Failure::new(Code::DeadlineExceeded, message))
+    };
+    tokio::time::timeout(limit, done).await.unwrap_or_else(late)
+}
+
 fn failed(error: impl Coded) -> Failure {
     Failure::new(error.code(), chain(&error))
 }
@@ -179,4 +266,49 @@ async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+
+    const SHORT: Duration = Duration::from_millis(50);
+
+    fn start() -> Request {
+        Request::Start {
+            id: ContainerId::new("web").unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_never_answers_is_named_with_the_request_and_the_time() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SandboxDir::open(root.path()).unwrap();
+        let _silent = dir.listen_as_owner().unwrap();
+        let late = ask_within(SHORT, &dir, &start()).await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+        assert_eq!(
+            late.to_string(),
+            "the sandbox's owner did not start container web within 0 s"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_request_that_gets_stuck_gives_its_place_free() {
+        let stuck = pending::<Result<(), Failure>>();
+        let late = within(SHORT, &start(), stuck).await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+        assert!(late.to_string().contains("start container web"), "{late}");
+    }
+
+    #[test]
+    fn a_client_waits_longer_than_the_owner_works_on_its_request_and_on_the_one_before() {
+        for seconds in [30, 180, 3600] {
+            let limit = Duration::from_secs(seconds);
+            let owners = start().owners_limit(limit);
+            assert!(owners > limit);
+            assert!(start().clients_limit(limit) > owners + owners.max(RESIZE_TIMEOUT));
+        }
+    }
 }

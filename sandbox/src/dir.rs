@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags};
@@ -44,15 +45,20 @@ pub struct Record {
     pub machine: Vec<ProcessId>,
     /// The engine that they belong to.
     pub engine: EngineKind,
+    /// How long the owner lets the start of a container take, hooks in the guest included. Absent
+    /// in records of owners that set no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_timeout_seconds: Option<u64>,
 }
 
 impl Record {
     /// A record in the current layout.
-    pub fn new(machine: Vec<ProcessId>, engine: EngineKind) -> Self {
+    pub fn new(machine: Vec<ProcessId>, engine: EngineKind, start_timeout: Duration) -> Self {
         Self {
             version: Layout::CURRENT,
             machine,
             engine,
+            start_timeout_seconds: Some(start_timeout.as_secs()),
         }
     }
 }
@@ -209,7 +215,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = SandboxDir::open(root.path()).unwrap();
         assert_eq!(dir.record().unwrap(), None);
-        let record = Record::new(vec![ProcessId::own().unwrap()], EngineKind::Qemu);
+        let machine = vec![ProcessId::own().unwrap()];
+        let record = Record::new(machine, EngineKind::Qemu, Duration::from_secs(30));
         dir.write_record(&record).unwrap();
         assert_eq!(dir.machine().unwrap(), record.machine);
         assert_eq!(dir.record().unwrap(), Some(record));

@@ -80,6 +80,11 @@ impl Guest {
         &self.record
     }
 
+    /// How long a call may take that creates or starts a container.
+    pub fn start_timeout(&self) -> Duration {
+        self.limit
+    }
+
     /// The agent, for calls that need no more than itself.
     pub fn agent(&self) -> &Agent {
         &self.agent

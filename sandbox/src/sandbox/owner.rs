@@ -60,7 +60,8 @@ impl Sandbox {
         timings.lap("prepare the network");
         let running = running(engine, size, config);
         let machine = start_machine(engine, &dir, running, nets, config)?;
-        let (record, processes) = record_processes(&dir, &machine)?;
+        let limit = config.start_timeout.unwrap_or(engine.start_timeout);
+        let (record, processes) = record_processes(&dir, &machine, limit)?;
         timings.lap("start the machine's processes");
 
         let agent = match Agent::connect(&dir) {
@@ -78,7 +79,6 @@ impl Sandbox {
                 return Err(failure.into());
             }
         };
-        let limit = config.start_timeout.unwrap_or(engine.start_timeout);
         Ok(Self {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
             network: Mutex::new(network),
@@ -179,11 +179,12 @@ fn start_machine(
 fn record_processes(
     dir: &SandboxDir,
     machine: &Machine,
+    start_timeout: Duration,
 ) -> Result<(Record, Vec<Process>), SandboxError> {
     let ids = machine.processes().map_err(SandboxError::Processes)?;
     // The machine itself reports one that has ended already.
     let processes = ids.iter().filter_map(|id| id.open()).collect();
-    let record = Record::new(ids, machine.engine().kind);
+    let record = Record::new(ids, machine.engine().kind, start_timeout);
     dir.write_record(&record).map_err(SandboxError::Processes)?;
     Ok((record, processes))
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rvm_protocol::failure::{Code, Failure};
 use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StartTimes, StopReason};
@@ -17,6 +18,9 @@ use crate::host::untrusted_text::{clean, clean_failure};
 use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
+
+/// How long rvm-vmm may take to answer. It waits for nothing that the guest does.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A machine that rvm-vmm runs.
 pub(super) struct KvmMachine {
@@ -84,9 +88,15 @@ impl KvmMachine {
                 .map_err(|source| EngineError::Channel { action, source })?;
             waiting.push_back(answer);
         }
-        let answer = answered
-            .await
-            .unwrap_or_else(|_| Err(Failure::new(Code::Unavailable, "it has ended")));
+        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Failure::new(Code::Unavailable, "it has ended")),
+            // Its answer keeps its place in the queue, and finds nobody waiting.
+            Err(_) => Err(Failure::new(
+                Code::DeadlineExceeded,
+                format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+            )),
+        };
         answer.map_err(|failure| EngineError::Refused { action, failure })
     }
 
