@@ -11,9 +11,9 @@ use super::{Container, ContainerError};
 
 /// The longest command line in the answer, in bytes.
 const MAX_COMMAND: usize = 4096;
-/// The longest command lines of all processes together. ttrpc takes answers of 4 MiB, which tens of
-/// thousands of processes reach without their arguments.
-const MAX_COMMANDS: usize = 1 << 20;
+/// The longest command lines of all processes together, in bytes. The host reads answers of 384
+/// KiB, which some two thousand processes reach beside that.
+const MAX_COMMANDS: usize = 128 * 1024;
 /// The first major number of pseudo-terminals, and the number of majors.
 const PTS_MAJOR: u64 = 136;
 const PTS_MAJORS: u64 = 8;

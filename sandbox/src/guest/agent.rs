@@ -4,6 +4,7 @@
 //! it is shown, numbers are checked, and nothing is used as a path.
 
 mod containers;
+mod frames;
 mod network;
 mod processes;
 
@@ -24,6 +25,7 @@ use ttrpc::context::{self, Context};
 pub use containers::Events;
 pub use processes::{Exec, Exit};
 
+use self::frames::{BoundedFrames, LongAnswers};
 use crate::dir::SandboxDir;
 use crate::host::untrusted_text::clean;
 
@@ -64,7 +66,10 @@ pub enum AgentError {
 
 /// A connection to a sandbox's agent. Calls may overlap.
 #[derive(Clone)]
-pub struct Agent(AgentClient);
+pub struct Agent {
+    client: AgentClient,
+    long_answers: LongAnswers,
+}
 
 impl Agent {
     /// Connects without waiting for the guest; the first call waits.
@@ -77,14 +82,19 @@ impl Agent {
     fn over(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(socket)?;
-        Ok(Self(AgentClient::new(Client::new(Socket::new(socket)))))
+        let long_answers = LongAnswers::default();
+        let frames = BoundedFrames::new(socket, long_answers.clone());
+        Ok(Self {
+            client: AgentClient::new(Client::new(Socket::new(frames))),
+            long_answers,
+        })
     }
 
     /// Waits until the guest is up, for at most `limit`. Returns the versions of its agent and
     /// kernel, and boot times; refuses an agent of another protocol version.
     pub async fn check(&self, limit: Duration) -> Result<CheckResponse, AgentError> {
         let request = CheckRequest::new();
-        let call = self.0.check(unlimited(), &request);
+        let call = self.client.check(unlimited(), &request);
         let answer = within(limit, "check", call).await?;
         match answer.protocol_version {
             // An agent that does not send its version speaks the first.
@@ -108,7 +118,7 @@ impl Agent {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let call = self.0.create_container(unlimited(), &request);
+        let call = self.client.create_container(unlimited(), &request);
         let answer = within(limit, "create container", call).await?;
         Ok(answer.pid)
     }
@@ -124,7 +134,7 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.start_container(unlimited(), &request);
+        let call = self.client.start_container(unlimited(), &request);
         within(limit, "start container", call).await.map(|_| ())
     }
 }
@@ -178,22 +188,4 @@ fn code(code: ttrpc::Code) -> Code {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_silent_agent_is_late_and_a_closed_one_is_lost() {
-        let (own, silent) = UnixStream::pair().unwrap();
-        let agent = Agent::over(own).unwrap();
-        let limit = Duration::from_millis(50);
-        let error = agent.check(limit).await.unwrap_err();
-        assert!(matches!(error, AgentError::TimedOut { .. }), "{error}");
-        assert_eq!(
-            error.to_string(),
-            "the sandbox's agent did not answer check within 50ms"
-        );
-        drop(silent);
-        let error = agent.check(CALL_TIMEOUT).await.unwrap_err();
-        assert!(matches!(error, AgentError::Lost { .. }), "{error}");
-    }
-}
+mod tests;

@@ -1,9 +1,12 @@
 //! Calls for whole containers and for the sandbox.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
 use rvm_protocol::agent::{
-    Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, PauseContainerRequest,
+    Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, Oom, PauseContainerRequest,
     RemoveContainerRequest, ResizeRequest, ResumeContainerRequest, ShutdownRequest,
     SignalProcessRequest, StatsRequest, StatsResponse, UpdateContainerRequest, UpdateVolumeRequest,
 };
@@ -12,6 +15,10 @@ use ttrpc::r#async::ClientStreamReceiver;
 use super::{Agent, AgentError, CALL_TIMEOUT, failed, limited, unlimited, within};
 use crate::host::untrusted_text::clean;
 
+/// How long OOM kills of a container are reported once. Each report is written to an engine, which
+/// stores it: a guest that invents some could keep both busy.
+const OOM_PERIOD: Duration = Duration::from_secs(1);
+
 impl Agent {
     /// Lists the processes of a container. The texts have no control characters.
     pub async fn processes(&self, id: &ContainerId) -> Result<ListProcessesResponse, AgentError> {
@@ -19,7 +26,8 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.list_processes(limited(), &request);
+        let _long = self.long_answers.admit();
+        let call = self.client.list_processes(limited(), &request);
         let mut answer = within(CALL_TIMEOUT, "list processes", call).await?;
         for process in &mut answer.processes {
             process.terminal = clean(&process.terminal);
@@ -32,7 +40,7 @@ impl Agent {
 
     /// Replaces the contents of the guest's copy of a volume.
     pub async fn update_volume(&self, request: &UpdateVolumeRequest) -> Result<(), AgentError> {
-        let call = self.0.update_volume(limited(), request);
+        let call = self.client.update_volume(limited(), request);
         within(CALL_TIMEOUT, "update volume", call)
             .await
             .map(|_| ())
@@ -46,7 +54,7 @@ impl Agent {
             all: true,
             ..Default::default()
         };
-        let call = self.0.signal_process(limited(), &request);
+        let call = self.client.signal_process(limited(), &request);
         within(CALL_TIMEOUT, "signal process", call)
             .await
             .map(|_| ())
@@ -58,7 +66,7 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.pause_container(limited(), &request);
+        let call = self.client.pause_container(limited(), &request);
         within(CALL_TIMEOUT, "pause container", call)
             .await
             .map(|_| ())
@@ -70,7 +78,7 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.resume_container(limited(), &request);
+        let call = self.client.resume_container(limited(), &request);
         within(CALL_TIMEOUT, "resume container", call)
             .await
             .map(|_| ())
@@ -87,7 +95,7 @@ impl Agent {
             resources: serde_json::to_vec(resources)?,
             ..Default::default()
         };
-        let call = self.0.update_container(limited(), &request);
+        let call = self.client.update_container(limited(), &request);
         within(CALL_TIMEOUT, "update container", call)
             .await
             .map(|_| ())
@@ -100,7 +108,8 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.stats(limited(), &request);
+        let _long = self.long_answers.admit();
+        let call = self.client.stats(limited(), &request);
         let mut answer = within(CALL_TIMEOUT, "stats", call).await?;
         clean_stats(&mut answer);
         Ok(answer)
@@ -114,7 +123,7 @@ impl Agent {
             has_memory_device,
             ..Default::default()
         };
-        let call = self.0.resize(limited(), &request);
+        let call = self.client.resize(limited(), &request);
         within(CALL_TIMEOUT, "resize", call).await.map(|_| ())
     }
 
@@ -124,7 +133,7 @@ impl Agent {
             container_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.remove_container(limited(), &request);
+        let call = self.client.remove_container(limited(), &request);
         within(CALL_TIMEOUT, "remove container", call)
             .await
             .map(|_| ())
@@ -133,14 +142,14 @@ impl Agent {
     /// Ends every container and writes their files back; the machine then powers off.
     pub async fn shut_down(&self) -> Result<(), AgentError> {
         let request = ShutdownRequest::new();
-        let call = self.0.shutdown(limited(), &request);
+        let call = self.client.shutdown(limited(), &request);
         within(CALL_TIMEOUT, "shutdown", call).await.map(|_| ())
     }
 
     /// Subscribes to the events of the sandbox.
     pub async fn events(&self) -> Result<Events, AgentError> {
-        let stream = self.0.events(unlimited(), &EventsRequest::new()).await;
-        stream.map(Events).map_err(failed("events"))
+        let stream = self.client.events(unlimited(), &EventsRequest::new()).await;
+        stream.map(Events::new).map_err(failed("events"))
     }
 }
 
@@ -163,13 +172,43 @@ fn is_counter_name(name: &str) -> bool {
 }
 
 /// Exits and OOM kills of all containers of a sandbox, in order.
-pub struct Events(ClientStreamReceiver<Event>);
+///
+/// OOM kills of a container that follow one another within [`OOM_PERIOD`] are one event.
+pub struct Events {
+    stream: ClientStreamReceiver<Event>,
+    /// When OOM kills of each container were last reported, for [`OOM_PERIOD`].
+    reported: BTreeMap<String, Instant>,
+}
 
 impl Events {
     /// The next event; None at the end of the stream. An error ends the stream too: the machine has
     /// ended, most likely.
     pub async fn next(&mut self) -> Result<Option<Event>, AgentError> {
-        self.0.recv().await.map_err(failed("events"))
+        loop {
+            let event = self.stream.recv().await.map_err(failed("events"))?;
+            match &event {
+                Some(event) if event.has_oom() && self.is_repeated(event.oom()) => {}
+                _ => return Ok(event),
+            }
+        }
+    }
+
+    fn new(stream: ClientStreamReceiver<Event>) -> Self {
+        Self {
+            stream,
+            reported: BTreeMap::new(),
+        }
+    }
+
+    fn is_repeated(&mut self, oom: &Oom) -> bool {
+        let now = Instant::now();
+        self.reported
+            .retain(|_, at| now.duration_since(*at) < OOM_PERIOD);
+        if self.reported.contains_key(&oom.container_id) {
+            return true;
+        }
+        self.reported.insert(oom.container_id.clone(), now);
+        false
     }
 }
 

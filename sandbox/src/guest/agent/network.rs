@@ -11,7 +11,7 @@ impl Agent {
             stream,
             ..Default::default()
         };
-        let call = self.0.relay_names(limited(), &request);
+        let call = self.client.relay_names(limited(), &request);
         within(CALL_TIMEOUT, "relay names", call).await.map(|_| ())
     }
 
@@ -22,7 +22,7 @@ impl Agent {
             stream,
             ..Default::default()
         };
-        let call = self.0.forward(limited(), &request);
+        let call = self.client.forward(limited(), &request);
         within(CALL_TIMEOUT, "forward", call).await.map(|_| ())
     }
 
@@ -31,7 +31,7 @@ impl Agent {
         &self,
         request: &ConfigureNetworkRequest,
     ) -> Result<(), AgentError> {
-        let call = self.0.configure_network(limited(), request);
+        let call = self.client.configure_network(limited(), request);
         within(CALL_TIMEOUT, "configure network", call)
             .await
             .map(|_| ())

@@ -48,7 +48,7 @@ impl Agent {
             ..Default::default()
         };
         let name = "exec process";
-        let call = self.0.exec_process(unlimited(), &request);
+        let call = self.client.exec_process(unlimited(), &request);
         let answer = match exec.ignore_paused {
             // The call may wait for the resume of a paused container.
             true => call.await.map_err(failed(name)),
@@ -64,7 +64,7 @@ impl Agent {
             exec_id: id.exec_on_wire().to_owned(),
             ..Default::default()
         };
-        let answer = self.0.wait_process(unlimited(), &request).await;
+        let answer = self.client.wait_process(unlimited(), &request).await;
         let answer = answer.map_err(failed("wait process"))?;
         Ok(Exit {
             // Only a hostile guest reports a larger one.
@@ -81,7 +81,7 @@ impl Agent {
             signal: signal.unsigned_abs(),
             ..Default::default()
         };
-        let call = self.0.signal_process(limited(), &request);
+        let call = self.client.signal_process(limited(), &request);
         within(CALL_TIMEOUT, "signal process", call)
             .await
             .map(|_| ())
@@ -101,7 +101,7 @@ impl Agent {
             cols: cols.into(),
             ..Default::default()
         };
-        let call = self.0.resize_terminal(limited(), &request);
+        let call = self.client.resize_terminal(limited(), &request);
         within(CALL_TIMEOUT, "resize terminal", call)
             .await
             .map(|_| ())
@@ -118,7 +118,7 @@ impl Agent {
             exec_id: id.to_string(),
             ..Default::default()
         };
-        let call = self.0.remove_process(limited(), &request);
+        let call = self.client.remove_process(limited(), &request);
         within(CALL_TIMEOUT, "remove process", call)
             .await
             .map(|_| ())
