@@ -215,3 +215,58 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedFrames<S> {
         Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    fn frame(header: MessageHeader, message: &[u8]) -> Vec<u8> {
+        [Vec::from(header).as_slice(), message].concat()
+    }
+
+    /// What a client reads of these bytes if they arrive in pieces of `size`.
+    async fn read(bytes: Vec<u8>, size: usize) -> Vec<u8> {
+        let (mut peer, own) = duplex(size);
+        let write = tokio::spawn(async move { peer.write_all(&bytes).await });
+        let mut frames = BoundedFrames::new(own, LongAnswers::default());
+        let mut read = Vec::new();
+        frames.read_to_end(&mut read).await.unwrap();
+        write.await.unwrap().unwrap();
+        read
+    }
+
+    #[tokio::test]
+    async fn frames_within_the_bounds_arrive_unchanged_however_they_are_cut() {
+        let mut answer = Response::new();
+        // Some thousand fields of the number 1 with the value 8.
+        answer.set_payload(vec![8; 10_000]);
+        let answer = answer.encode().unwrap();
+        let sent = [
+            frame(MessageHeader::new_response(1, 0), &[]),
+            frame(MessageHeader::new_data(3, 4), &[0x12, 2, 0x0a, 0]),
+            frame(MessageHeader::new_response(5, answer.len() as u32), &answer),
+        ]
+        .concat();
+        for size in [1, 9, 10, 11, CHUNK + 1, 1 << 20] {
+            assert!(read(sent.clone(), size).await == sent, "pieces of {size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_frame_that_is_too_long_arrives() {
+        let long = vec![0; MAX_EVENT + 1];
+        let next = frame(MessageHeader::new_response(9, 0), &[]);
+        let header = MessageHeader::new_data(7, long.len() as u32);
+        let sent = [frame(header, &long), next.clone()].concat();
+        for size in [1, CHUNK, 1 << 20] {
+            let read = read(sent.clone(), size).await;
+            let refusal = MessageHeader::from(&read[..MESSAGE_HEADER_LENGTH]);
+            assert_eq!((refusal.stream_id, refusal.type_), (7, 2));
+            let end = MESSAGE_HEADER_LENGTH + refusal.length as usize;
+            let refused = Response::decode(&read[MESSAGE_HEADER_LENGTH..end]).unwrap();
+            assert!(refused.status().message().contains("4097 bytes"));
+            assert_eq!(read[end..], next);
+        }
+    }
+}

@@ -45,6 +45,7 @@ fn count(message: &[u8], depth: u32, left: &mut usize) -> Result<(), ElementsErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use protobuf::Message;
     use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
     use ttrpc::Response;
@@ -64,6 +65,13 @@ mod tests {
         assert!(check(&answer(MAX_ELEMENTS - 1)).is_ok());
         let refused = check(&answer(MAX_ELEMENTS)).unwrap_err();
         assert!(matches!(refused, ElementsError::TooMany), "{refused}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_counted_or_refused(message: Vec<u8>) {
+            let _ = check(&message);
+        }
     }
 
     #[test]
