@@ -101,7 +101,7 @@ fn config(args: &[&str]) -> Value {
             "env": ["PATH=/usr/bin:/bin", "TERM=xterm"],
             "cwd": "/",
             "capabilities": {
-                "bounding": caps, "effective": caps, "permitted": caps, "ambient": caps,
+                "bounding": caps, "effective": caps, "permitted": caps,
             },
             "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024 }],
             "noNewPrivileges": true,
