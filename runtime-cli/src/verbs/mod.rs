@@ -35,18 +35,21 @@ use crate::cli::Verb;
 /// passes on: none of the others may reach a monitor, a machine or a hook.
 pub fn keep_descriptors(verb: &Verb) -> anyhow::Result<()> {
     let listening = create::listening_sockets();
-    let (count, socket): (u32, Option<RawFd>) = match verb {
-        Verb::Create(args) => (listening.saturating_add(args.preserve_fds), None),
-        Verb::Run(args) => (listening.saturating_add(args.create.preserve_fds), None),
-        Verb::Exec(args) => (args.preserve_fds, None),
+    let (count, others): (u32, Vec<RawFd>) = match verb {
+        Verb::Create(args) => (listening.saturating_add(args.preserve_fds), Vec::new()),
+        Verb::Run(args) => (
+            listening.saturating_add(args.create.preserve_fds),
+            Vec::new(),
+        ),
+        Verb::Exec(args) => (args.preserve_fds, Vec::new()),
         Verb::Monitor(args) => (
             args.listen_fds.saturating_add(args.preserve_fds),
-            Some(args.ready),
+            vec![args.ready],
         ),
-        Verb::ExecMonitor(args) => (args.preserve_fds, Some(args.ready)),
-        _ => (0, None),
+        Verb::ExecMonitor(args) => (args.preserve_fds, vec![args.ready, args.process]),
+        _ => (0, Vec::new()),
     };
-    let kept: Vec<RawFd> = descriptors::numbers(count).chain(socket).collect();
+    let kept: Vec<RawFd> = descriptors::numbers(count).chain(others).collect();
     rvm_sys::inherited_fds::close_on_exec_except(&kept)
         .context("cannot mark inherited descriptors close-on-exec")
 }
