@@ -142,7 +142,7 @@ pub enum Verb {
     /// Change the limits of a container
     #[command(long_about = texts::UPDATE, after_long_help = texts::UPDATE_EXAMPLE)]
     Update(Box<UpdateArgs>),
-    /// Report what a container uses, and when the kernel kills its processes for lack of memory
+    /// Report what a container uses, and the processes killed for lack of memory
     #[command(long_about = texts::EVENTS)]
     Events(EventsArgs),
     /// List the containers

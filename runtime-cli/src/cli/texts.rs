@@ -117,7 +117,7 @@ EXAMPLE:
       # kubectl patch runtimeclass rvm --patch \"$(rvm overhead --memory 4g)\"";
 
 pub const EVENTS: &str = "\
-Report what a container uses, and when the kernel kills its processes for lack of memory
+Report what a container uses, and the processes killed for lack of memory
 
 Each report is a line with a JSON object in runc's format: of type stats in every interval, and \
 of type oom. The figures are the guest's. The command ends with the container.";

@@ -1,11 +1,11 @@
 //! Text that a guest, or a process that a guest may have taken over, has written: cut to a length
 //! and rid of what moves a terminal's cursor, before it reaches a message, a log or a terminal.
 
-use rvm_protocol::failure::Failure;
+use rvm_protocol::failure::{Failure, MAX_MESSAGE};
 
-/// The longest text that is shown, in bytes. A hostile peer could otherwise fill the host's log
-/// with one message.
-pub(crate) const MAX_TEXT: usize = 4096;
+/// The longest text that is shown, in bytes: that of a failure. A hostile peer could otherwise fill
+/// the host's log with one message.
+pub(crate) const MAX_TEXT: usize = MAX_MESSAGE;
 
 /// Makes a text safe to show: at most [`MAX_TEXT`] bytes, with a space for each control character.
 ///
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn a_text_cannot_move_the_cursor_or_fill_the_log() {
-        let text = format!("\u{1b}[2J no such file\n{}", "ä".repeat(5000));
+        let text = format!("\u{1b}[2J no such file\n{}", "ä".repeat(MAX_TEXT));
         let clean = clean(&text);
         assert!(clean.len() <= MAX_TEXT && !clean.contains(char::is_control));
         assert!(clean.contains("no such file"));

@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn what_rvm_vmm_says_cannot_move_the_cursor_or_fill_the_log() {
-        let said = format!("\u{1b}[2Jno\nmemory {}", "x".repeat(10_000));
+        let said = format!("\u{1b}[2Jno\nmemory {}", "x".repeat(20_000));
         let failure = || Failure::new(Code::Unavailable, said.as_str());
         let place = || StopReason::GuestReset {
             place: said.clone(),
