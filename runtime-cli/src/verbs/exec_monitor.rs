@@ -1,6 +1,7 @@
 //! rvm exec-monitor: the process that `rvm exec --detach` starts.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -8,7 +9,7 @@ use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::monitor::exec::{self, Order};
 use rvm_sandbox::monitor::{Caller, Mode};
-use rvm_sandbox::spec::process::ParsedProcess;
+use rvm_sandbox::spec::process;
 
 use super::{block_on, failure};
 use crate::cli::{ExecMonitorArgs, Global};
@@ -29,9 +30,10 @@ fn monitor(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Re
     // In a session of its own, it gets no signals from the caller's terminal.
     rustix::process::setsid().context("cannot make a session")?;
     let extra = descriptors::inherited(args.preserve_fds)?;
-    let process = descriptors::take(args.process).context("cannot read the process object")?;
-    let process: ParsedProcess = serde_json::from_reader(File::from(process))?;
-    let process = process.into();
+    let file = descriptors::take(args.process).context("cannot read the process object")?;
+    let mut text = Vec::new();
+    File::from(file).read_to_end(&mut text)?;
+    let process = process::from_checked_json(&text)?;
     let container = global.store().open(&args.id)?;
     // The file system of the caller's directory may be unmounted while the process runs.
     std::env::set_current_dir("/")?;

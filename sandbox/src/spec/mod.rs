@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 
 use parsed::ParsedSpec;
 use pod::Role;
@@ -161,26 +161,46 @@ fn read(path: &Path) -> Result<String, SpecError> {
     Ok(text)
 }
 
-/// Parses a configuration or a process object. If that fails, which is rare, it is normalized and
-/// parsed again.
+/// Parses a configuration or a process object from a file.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SpecError> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let error = match serde_path_to_error::deserialize(&mut json) {
-        Ok(read) => return Ok(read),
+    from_json(text).map_err(|error| unreadable(path, error))
+}
+
+/// Parses a configuration or a process object. If that fails, which is rare, it is normalized and
+/// parsed again, as text once more: a second kind of input would have a second copy of every
+/// type's deserializer in the program.
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
+    let error = match deserialize(text) {
+        Ok(parsed) => return Ok(parsed),
         Err(error) => error,
     };
     // Malformed JSON cannot be normalized; the first error has the line.
     let Ok(mut normalized) = serde_json::from_str(text) else {
-        return Err(unreadable(path, error));
+        return Err(error);
     };
     let unknown = normalize::normalize(&mut normalized);
-    let read =
-        serde_path_to_error::deserialize(normalized).map_err(|error| unreadable(path, error))?;
+    let parsed = deserialize(&normalized.to_string()).map_err(without_position)?;
     process::warn_about_unknown(&unknown);
-    Ok(read)
+    Ok(parsed)
 }
 
-fn unreadable(path: &Path, error: serde_path_to_error::Error<serde_json::Error>) -> SpecError {
+type JsonError = serde_path_to_error::Error<serde_json::Error>;
+
+fn deserialize<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text))
+}
+
+/// The position is one in the normalized text, which the user has never seen.
+fn without_position(error: JsonError) -> JsonError {
+    let path = error.path().clone();
+    let inner = error.into_inner();
+    let position = format!(" at line {} column {}", inner.line(), inner.column());
+    let message = inner.to_string();
+    let message = message.strip_suffix(&position).unwrap_or(&message);
+    JsonError::new(path, serde_json::Error::custom(message))
+}
+
+fn unreadable(path: &Path, error: JsonError) -> SpecError {
     let field = match error.path().to_string() {
         root if root == "." => String::new(),
         field => format!(": {field}"),
@@ -294,6 +314,17 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn a_wrong_type_beside_an_unknown_capability_is_the_one_that_is_named() {
+        let mut config = config();
+        config["process"]["capabilities"] = json!({ "bounding": ["CAP_FLY"] });
+        config["process"]["terminal"] = json!("yes");
+        let message = Dir::new(&config.to_string()).error();
+        assert!(message.contains("process.terminal"), "{message}");
+        // A position would be one in the normalized text.
+        assert!(!message.contains("line"), "{message}");
     }
 
     #[test]

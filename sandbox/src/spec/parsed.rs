@@ -37,7 +37,7 @@ pub(super) struct ParsedSpec {
 /// is root.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ParsedProcess {
+pub(super) struct ParsedProcess {
     terminal: Option<bool>,
     console_size: Option<ConsoleSize>,
     #[serde(default)]

@@ -4,10 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec};
+use serde::de::Error as _;
 
-use super::normalize::normalize;
-pub use super::parsed::ParsedProcess;
-use super::parsed::ParsedSpec;
+use super::parsed::{ParsedProcess, ParsedSpec};
 use super::validate;
 use super::{Bundle, CONFIG_FILE, SpecError, parse, read};
 
@@ -45,16 +44,16 @@ pub fn from_file(path: &Path) -> Result<Process, SpecError> {
 /// Parses a process object that a client of the shim sends. What [`from_file`] leaves out with a
 /// warning is left out here, too.
 pub fn from_json(text: &[u8]) -> Result<Process, serde_json::Error> {
-    let parsed = serde_json::from_slice::<ParsedProcess>(text).or_else(|_| {
-        let mut process = serde_json::from_slice(text)?;
-        let unknown = normalize(&mut process);
-        let parsed = serde_json::from_value(process)?;
-        warn_about_unknown(&unknown);
-        Ok(parsed)
-    })?;
-    let process = parsed.into();
+    let process = from_checked_json(text)?;
     warn_about_ambient(&process);
     Ok(process)
+}
+
+/// Parses a process object that one of rvm's own processes has read and checked before.
+pub fn from_checked_json(text: &[u8]) -> Result<Process, serde_json::Error> {
+    let text = std::str::from_utf8(text).map_err(serde_json::Error::custom)?;
+    let parsed = super::from_json::<ParsedProcess>(text).map_err(|error| error.into_inner())?;
+    Ok(parsed.into())
 }
 
 /// Reads the process of the configuration in a bundle's directory, and applies overrides.
