@@ -18,6 +18,7 @@ mod network;
 mod names;
 mod ports;
 mod size;
+mod clock;
 mod container;
 mod sandbox;
 mod server;

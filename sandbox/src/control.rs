@@ -139,8 +139,8 @@ async fn exchange(
     Ok(wire::decode_answer(&read_line(&mut stream).await?)?)
 }
 
-/// Serves a sandbox for its owner: answers the requests of other processes, and follows the
-/// network.
+/// Serves a sandbox for its owner: answers the requests of other processes, follows the network,
+/// and keeps the guest's clock right.
 pub struct Server<'a> {
     sandbox: &'a Sandbox,
     /// Read while a request is carried out.
@@ -162,6 +162,7 @@ impl<'a> Server<'a> {
         // limit in time, and more requests wait in the socket's queue.
         let served = tokio::try_join!(
             self.sandbox.follow_network(),
+            async { Ok(self.sandbox.keep_clock().await) },
             self.serve_requests(),
             self.serve_requests(),
             self.serve_requests(),

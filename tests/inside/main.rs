@@ -2,6 +2,8 @@
 //!   rvm-inside watch DIR      prints a line for each change in a directory, by inotify(7)
 //!   rvm-inside listen PATH    sends a greeting to the first client of a Unix socket
 //!   rvm-inside connect PATH   connects to it and prints the greeting
+//!   rvm-inside clock OFFSET   prints its clocks at once, adds milliseconds to the time of day, and
+//!                             prints the clocks again for each line that it reads
 //!   rvm-inside traffic ADDR   sends and receives over TCP, on the server's commands
 
 use std::ffi::CStr;
@@ -11,6 +13,7 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +29,7 @@ fn main() {
             stream.read_to_string(&mut said).unwrap();
             print!("{said}");
         }
+        ("clock", offset) => clock(offset.parse().unwrap()),
         ("traffic", address) => traffic(TcpStream::connect(address).unwrap()),
         (other, _) => panic!("what is {other}?"),
     }
@@ -47,6 +51,29 @@ fn traffic(mut peer: TcpStream) {
         if what == b'r' {
             peer.write_all(b"!").unwrap();
         }
+    }
+}
+
+/// Prints CLOCK_REALTIME and CLOCK_MONOTONIC, in nanoseconds.
+fn clock(offset: i64) {
+    let print = || {
+        let [real, monotonic] = [ClockId::Realtime, ClockId::Monotonic].map(|clock| {
+            let now = clock_gettime(clock);
+            now.tv_sec * 1_000_000_000 + now.tv_nsec
+        });
+        println!("{real} {monotonic}");
+    };
+    print();
+    if offset != 0 {
+        let mut now = clock_gettime(ClockId::Realtime);
+        let nanoseconds = now.tv_nsec + offset * 1_000_000;
+        now.tv_sec += nanoseconds.div_euclid(1_000_000_000);
+        now.tv_nsec = nanoseconds.rem_euclid(1_000_000_000);
+        clock_settime(ClockId::Realtime, now).unwrap();
+    }
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line).unwrap() > 0 {
+        print();
     }
 }
 

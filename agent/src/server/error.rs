@@ -5,6 +5,7 @@ use rvm_sys::error_chain::chain;
 use ttrpc::proto::Code;
 
 use crate::cgroup::CgroupError;
+use crate::clock::ClockError;
 use crate::container::{ContainerError, StateError};
 use crate::network::NetworkError;
 use crate::process::ProcessError;
@@ -27,6 +28,8 @@ pub enum RequestError {
     Forward(#[source] std::io::Error),
     #[error(transparent)]
     Resize(#[from] SizeError),
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// The task of the request panicked or was cancelled.
     #[error("the agent dropped the request")]
     Dropped,
@@ -37,7 +40,7 @@ impl RequestError {
         match self {
             Self::Id(_) => Code::INVALID_ARGUMENT,
             Self::Sandbox(error) => sandbox_code(error),
-            Self::Network(_) | Self::Forward(_) | Self::Resize(_) => Code::UNKNOWN,
+            Self::Network(_) | Self::Forward(_) | Self::Resize(_) | Self::Clock(_) => Code::UNKNOWN,
             Self::RelayNames(_) | Self::Dropped => Code::INTERNAL,
         }
     }

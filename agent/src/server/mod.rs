@@ -18,7 +18,7 @@ use crate::events::Event;
 use crate::process::{Exit, Process};
 use crate::sandbox::Sandbox;
 use crate::streams::StreamIds;
-use crate::{ports, power, size};
+use crate::{clock, ports, power, size};
 use error::RequestError;
 
 /// How long the answer to Shutdown may take to leave the machine before the agent switches it off.
@@ -340,6 +340,19 @@ impl api::Agent for Service {
         })
         .await?;
         Ok(api::Empty::default())
+    }
+
+    async fn adjust_clock(
+        &self,
+        _: &TtrpcContext,
+        request: api::AdjustClockRequest,
+    ) -> ttrpc::Result<api::AdjustClockResponse> {
+        let now_ns =
+            clock::adjust(request.offset_ns, request.gradual).map_err(RequestError::from)?;
+        Ok(api::AdjustClockResponse {
+            now_ns,
+            ..Default::default()
+        })
     }
 
     async fn shutdown(

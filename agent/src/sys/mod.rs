@@ -5,6 +5,7 @@
 //! of [`clone::clone_process`] calls them.
 
 pub mod caps;
+pub mod clock;
 pub mod clone;
 mod error;
 pub mod netlink;

@@ -3,6 +3,7 @@
 //! The agent's replies are untrusted: text is truncated and stripped of control characters before
 //! it is shown, numbers are checked, and nothing is used as a path.
 
+mod clock;
 mod containers;
 mod frames;
 mod network;

@@ -175,7 +175,7 @@ impl Guest {
 
     /// Waits for a call to the agent that takes at most `self.limit`, but no longer than the guest
     /// lives.
-    async fn guarded<T>(
+    pub(super) async fn guarded<T>(
         &self,
         stage: &'static str,
         timings: &Timings,

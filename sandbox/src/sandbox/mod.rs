@@ -4,6 +4,7 @@
 //! owner can do with the machine is [`Sandbox`]. What every process can ask of the guest, which it
 //! finds by the sandbox's directory, is [`Guest`].
 
+mod clock;
 mod dns;
 mod failure;
 mod guest;

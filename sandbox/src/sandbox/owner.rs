@@ -90,7 +90,7 @@ impl Sandbox {
     }
 
     /// Waits until the agent of the machine that was started answers, and gives the guest its
-    /// network.
+    /// time and its network.
     pub async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
         let check = self.guest.check(BOOT, timings).await?;
         timings.lap("boot the guest");
@@ -103,6 +103,7 @@ impl Sandbox {
         timings.part("guest kernel", check.init_started_ns);
         let agent_ns = check.ready_ns.saturating_sub(check.init_started_ns);
         timings.part("guest agent", agent_ns);
+        self.set_clock(timings).await?;
         self.set_network_up(timings).await
     }
 
