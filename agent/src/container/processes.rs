@@ -1,4 +1,8 @@
 //! ListProcesses: the processes of a container, read from /proc.
+//!
+//! A process that is inside execve(2) has its new memory for a moment before the kernel has put the
+//! arguments there, and the end of the start's channel, which the kernel closes on the way, lies
+//! before that moment. So a process without arguments is read again a little later.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +18,9 @@ const MAX_COMMAND: usize = 4096;
 /// The longest command lines of all processes together, in bytes. The host reads answers of 384
 /// KiB, which some two thousand processes reach beside that.
 const MAX_COMMANDS: usize = 128 * 1024;
+/// How long execve(2) may take to set the arguments, in milliseconds, step by step. A process that
+/// has none by then has none at all.
+const EXEC_STEPS_MS: [u64; 4] = [1, 2, 4, 8];
 /// The first major number of pseudo-terminals, and the number of majors.
 const PTS_MAJOR: u64 = 136;
 const PTS_MAJORS: u64 = 8;
@@ -22,24 +29,72 @@ impl Container {
     /// Lists every process in the container's group, without those that end meanwhile.
     pub async fn processes(&self) -> Result<api::ListProcessesResponse, ContainerError> {
         let clock = Clock::read();
-        let mut room = MAX_COMMANDS;
-        let mut processes = Vec::new();
+        let mut list = List::default();
         for pid in self.cgroup.processes()? {
-            if let Some(mut process) = read(pid, &clock) {
-                if process.command.len() > room {
-                    process.command.clear();
-                }
-                room -= process.command.len();
-                processes.push(process);
-            }
+            list.add(pid, &clock);
             // There may be thousands, and other requests wait.
             tokio::task::yield_now().await;
         }
+        for step in EXEC_STEPS_MS {
+            if list.executing.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(step)).await;
+            list.read_executing(&clock);
+        }
         Ok(api::ListProcessesResponse {
-            processes,
+            processes: list.processes,
             now_ns: nanoseconds(clock.now),
             ..Default::default()
         })
+    }
+}
+
+/// The processes that were found.
+#[derive(Default)]
+struct List {
+    processes: Vec<api::ProcessInfo>,
+    /// The bytes of their command lines.
+    commands: usize,
+    /// The indices of those that may be in execve(2).
+    executing: Vec<usize>,
+}
+
+impl List {
+    fn add(&mut self, pid: i32, clock: &Clock) {
+        let Some(found) = read(pid, clock) else {
+            return;
+        };
+        if found.is_executing {
+            self.executing.push(self.processes.len());
+        }
+        let info = self.bounded(found.info);
+        self.processes.push(info);
+    }
+
+    /// Reads the processes again that were in execve(2).
+    fn read_executing(&mut self, clock: &Clock) {
+        for index in std::mem::take(&mut self.executing) {
+            let pid = self.processes[index].pid;
+            let Some(found) = read(pid.cast_signed(), clock) else {
+                continue;
+            };
+            if found.is_executing {
+                self.executing.push(index);
+            } else {
+                self.commands -= self.processes[index].command.len();
+                self.processes[index] = self.bounded(found.info);
+            }
+        }
+    }
+
+    /// Leaves a command line out that the answer has no room for.
+    fn bounded(&mut self, mut info: api::ProcessInfo) -> api::ProcessInfo {
+        if self.commands + info.command.len() > MAX_COMMANDS {
+            info.command.clear();
+        }
+        self.commands += info.command.len();
+        info
     }
 }
 
@@ -76,7 +131,14 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
+/// A process, and whether it may be in execve(2): it has memory, and no arguments in it. A zombie
+/// and a thread of the kernel have no memory.
+struct Found {
+    info: api::ProcessInfo,
+    is_executing: bool,
+}
+
+fn read(pid: i32, clock: &Clock) -> Option<Found> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -84,14 +146,16 @@ fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
     let status = Status(&status);
     let uids: Vec<u32> = status.numbers("Uid:", 10);
     let capability_sets = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
-    Some(api::ProcessInfo {
+    let command = command(&arguments);
+    let is_executing = arguments.is_empty() && stat.virtual_bytes > 0;
+    let info = api::ProcessInfo {
         pid: pid.unsigned_abs(),
         ppid: stat.ppid,
         uid: uids.get(1).copied().unwrap_or(0),
         started_at_ns: nanoseconds(clock.booted + clock.duration(stat.started)),
         cpu_ns: nanoseconds(clock.duration(stat.cpu)),
         terminal: terminal(stat.terminal),
-        command: command(&arguments).unwrap_or_else(|| format!("[{}]", stat.name)),
+        command: command.unwrap_or_else(|| format!("[{}]", stat.name)),
         pids: status.numbers("NSpid:", 10),
         process_groups: status.numbers("NSpgid:", 10),
         sessions: status.numbers("NSsid:", 10),
@@ -110,7 +174,8 @@ fn read(pid: i32, clock: &Clock) -> Option<api::ProcessInfo> {
             .collect(),
         seccomp: status.numbers("Seccomp:", 10).first().copied().unwrap_or(0),
         ..Default::default()
-    })
+    };
+    Some(Found { info, is_executing })
 }
 
 /// Fields of /proc/pid/stat.
@@ -224,7 +289,9 @@ mod tests {
     #[test]
     fn this_process_is_found() {
         let pid = std::process::id();
-        let process = read(pid as i32, &Clock::read()).unwrap();
+        let found = read(pid as i32, &Clock::read()).unwrap();
+        assert!(!found.is_executing);
+        let process = found.info;
         assert_eq!(process.pid, pid);
         assert!(process.ppid > 0 && !process.command.is_empty());
         assert!(process.pids[0] == pid && process.uids[1] == process.uid);
@@ -232,5 +299,48 @@ mod tests {
         assert!(process.resident_bytes > 0 && process.threads > 0);
         let now = nanoseconds(Clock::read().now);
         assert!((now - 600_000_000_000..=now).contains(&process.started_at_ns));
+    }
+
+    #[test]
+    fn a_process_in_execve_is_read_again() {
+        let clock = Clock::read();
+        let mut list = List::default();
+        list.add(std::process::id() as i32, &clock);
+        let command = std::mem::replace(&mut list.processes[0].command, "[exe]".to_owned());
+        (list.commands, list.executing) = ("[exe]".len(), vec![0]);
+        list.read_executing(&clock);
+        assert_eq!(list.processes[0].command, command);
+        assert_eq!(list.commands, command.len());
+        assert!(list.executing.is_empty());
+    }
+
+    #[test]
+    fn a_zombie_is_not_in_execve() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        let zombie = loop {
+            let found = read(pid, &Clock::read()).unwrap();
+            if found.info.state == "Z" {
+                break found;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(!zombie.is_executing && zombie.info.command == "[true]");
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn command_lines_are_bounded_together() {
+        let mut list = List::default();
+        let info = |length| api::ProcessInfo {
+            command: "x".repeat(length),
+            ..Default::default()
+        };
+        assert_eq!(
+            list.bounded(info(MAX_COMMANDS - 1)).command.len(),
+            MAX_COMMANDS - 1
+        );
+        assert_eq!(list.bounded(info(2)).command, "");
+        assert_eq!(list.bounded(info(1)).command, "x");
     }
 }
