@@ -186,11 +186,13 @@ fn a_terminal_has_the_clients_size() {
 fn a_client_attaches_to_a_container_that_runs() {
     let containerd = Containerd::new();
     let dir = tempfile::tempdir().unwrap();
+    // `ctr run` reads the output until it returns.
     let script = format!(
-        "echo before; {}",
+        "while ! [ -e /go/started ]; do sleep 0.1; done; echo before; {}",
         UNTIL_TOLD.replace("exit 7", "echo after; exit 7")
     );
     containerd.start_container(&[&go(&dir)], "box", &script);
+    fs::write(dir.path().join("started"), "").unwrap();
     let mut attach = containerd.command(&["task", "attach", "box"]);
     let child = attach.stdout(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(1));

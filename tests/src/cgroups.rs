@@ -59,6 +59,10 @@ impl Cgroups {
         cgroups
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The directory for the world's containers, as config.json names it.
     pub fn path(&self) -> String {
         format!("/{}", self.name)

@@ -109,6 +109,11 @@ impl Rvm {
         self.dir.path().join("state")
     }
 
+    /// The name, below each hierarchy's root, of the directory for the cgroups of containers.
+    pub fn cgroups_name(&self) -> &str {
+        self.cgroups.name()
+    }
+
     /// A path in a temporary directory of the test.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -45,12 +44,11 @@ impl Containerd {
         Self::with_image(Rvm::new())
     }
 
-    /// The same in a world that the test has made.
+    /// The same in a world that the test has made. ctr puts a container's cgroup below one with the
+    /// namespace's name, so the namespace has the name of the world's cgroups.
     pub fn with_image(world: Rvm) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let world = world.configured(&format!("engine = \"{}\"", crate::engine()));
-        let namespace = format!("{}{count}", leftovers::prefix());
+        let namespace = world.cgroups_name().to_owned();
         let containerd = Self::start_in(world, namespace, "");
         containerd.import(image::NAME, &["sh"]);
         containerd
