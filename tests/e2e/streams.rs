@@ -1,7 +1,7 @@
 //! Standard streams and terminals.
 
-use std::io::{Read, Write};
-use std::process::Stdio;
+use std::io::{ErrorKind, Read, Write};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rvm_tests::{Bundle, Rvm, command};
@@ -41,6 +41,74 @@ fn a_writer_hears_that_nobody_reads() {
     drop(stdout);
     assert!(command::wait(child).status.success());
     assert!(bundle.rootfs("tmp/status").exists());
+}
+
+/// Closes standard output, then when told the rest, and runs on.
+const CLOSING: &str = "echo out; exec >&-; while ! [ -e /tmp/go ]; do sleep 0.1; done; \
+                       echo err >&2; exec 2>&- <&-; rm /tmp/go; exec sleep 1000";
+
+/// Runs rvm, whose process does what [`CLOSING`] says, and follows its streams. Returns rvm.
+fn see_streams_close(rvm: &Rvm, mut command: Command, bundle: &Bundle) -> Child {
+    command.stdin(Stdio::piped());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    let stdout = child.stdout.take();
+    stdout.unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "out\n");
+    std::fs::write(bundle.rootfs("tmp/go"), "").unwrap();
+    text.clear();
+    let stderr = child.stderr.take();
+    stderr.unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "err\n");
+    let mut stdin = child.stdin.take().unwrap();
+    command::eventually("a writer hears that standard input is closed", || {
+        let written = stdin.write(b"x");
+        written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    });
+    assert_eq!(rvm.status("box"), "running");
+    child
+}
+
+#[test]
+fn what_a_container_closes_is_closed_for_the_caller() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::shell(CLOSING);
+    for detach in [true, false] {
+        let mut run = rvm.command(&["run", "--bundle"]);
+        run.arg(bundle.write()).arg("box");
+        if detach {
+            run.arg("--detach");
+        }
+        let child = see_streams_close(&rvm, run, &bundle);
+        rvm.ok(&["kill", "box", "KILL"]);
+        assert_eq!(command::wait(child).status.success(), detach);
+        if detach {
+            rvm.wait_for_status("box", "stopped");
+            rvm.ok(&["delete", "box"]);
+        }
+    }
+}
+
+#[test]
+fn what_an_added_process_closes_is_closed_for_the_caller() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    for options in [&["exec", "--detach"][..], &["exec"]] {
+        let mut exec = rvm.command(options);
+        exec.args(["box", "sh", "-c", CLOSING]);
+        let mut child = see_streams_close(&rvm, exec, &bundle);
+        // It ends with its container, if it has not ended already.
+        if options.len() == 1 {
+            rvm.ok(&["delete", "--force", "box"]);
+        }
+        child.wait().unwrap();
+    }
 }
 
 /// The size of large transfers. `make bench` measures rates.

@@ -87,6 +87,8 @@ impl HostStdio {
 #[derive(Default)]
 pub struct Relay {
     outputs: Vec<oneshot::Receiver<()>>,
+    /// Standard error, until it has ended.
+    errors: Option<oneshot::Receiver<()>>,
 }
 
 impl Relay {
@@ -103,6 +105,10 @@ impl Relay {
                 stdio.stdin = relay.input(sandbox, "standard input", stdin)?;
                 stdio.stdout = relay.output(sandbox, "standard output", stdout)?;
                 stdio.stderr = relay.output(sandbox, "standard error", stderr)?;
+                relay.errors = match stdio.stderr {
+                    0 => None,
+                    _ => relay.outputs.pop(),
+                };
             }
             HostStdio::Terminal {
                 input,
@@ -133,9 +139,21 @@ impl Relay {
         Ok((relay, stdio))
     }
 
+    /// Returns when standard error has ended: neither the process nor a child of it has it open any
+    /// more. Never without such a stream. Cancel safe.
+    pub async fn errors_ended(&mut self) {
+        match &mut self.errors {
+            Some(errors) => {
+                let _ = errors.await;
+                self.errors = None;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
     /// Returns when all output of the process has been written to the host's descriptors.
     pub async fn drained(self) {
-        for output in self.outputs {
+        for output in self.outputs.into_iter().chain(self.errors) {
             // An error means that the thread has ended, too.
             let _ = output.await;
         }

@@ -113,15 +113,32 @@ fn find(streams: [BorrowedFd<'_>; 3], controlling: &Path) -> Result<OwnedFd, Ter
     rustix::fs::open(controlling, flags, Mode::empty()).map_err(|_| TerminalError::NotATerminal)
 }
 
-/// Replaces this process's standard streams by /dev/null. An engine reads the runtime's output
-/// until the last writer closes it, and a container with its own terminal does not use the streams.
-pub fn detach_standard_streams() -> Result<(), TerminalError> {
+/// A standard stream of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StandardStream {
+    /// Standard input.
+    Input,
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
+
+/// Replaces standard streams of this process by /dev/null. An engine or a shell reads the runtime's
+/// output until the last writer closes it, and copies of the streams stay with whoever relays them.
+pub fn detach_standard_streams(streams: &[StandardStream]) -> Result<(), TerminalError> {
     let action = "leave the standard streams";
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty()).map_err(failed(action))?;
-    rustix::stdio::dup2_stdin(&null).map_err(failed(action))?;
-    rustix::stdio::dup2_stdout(&null).map_err(failed(action))?;
-    rustix::stdio::dup2_stderr(&null).map_err(failed(action))
+    for stream in streams {
+        let replaced = match stream {
+            StandardStream::Input => rustix::stdio::dup2_stdin(&null),
+            StandardStream::Output => rustix::stdio::dup2_stdout(&null),
+            StandardStream::Error => rustix::stdio::dup2_stderr(&null),
+        };
+        replaced.map_err(failed(action))?;
+    }
+    Ok(())
 }
 
 /// Opens a pty, sends its master to an engine's console socket, and makes its slave the calling

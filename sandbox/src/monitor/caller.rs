@@ -11,7 +11,13 @@ use crate::guest::descriptors::ExtraFd;
 use crate::guest::stdio::HostStdio;
 use crate::host::process;
 use crate::host::signals::Signals;
-use crate::host::terminal::{self, RawTerminal};
+use crate::host::terminal::{self, RawTerminal, StandardStream};
+
+const ALL_STREAMS: [StandardStream; 3] = [
+    StandardStream::Input,
+    StandardStream::Output,
+    StandardStream::Error,
+];
 
 /// What the program that asked for a container or a process wants of its monitor.
 pub struct Caller<'a> {
@@ -52,7 +58,7 @@ impl Caller<'_> {
         let (input, output, terminal): (OwnedFd, OwnedFd, OwnedFd) = match &self.console_socket {
             Some(socket) => {
                 let slave = terminal::open_for_engine(socket)?;
-                terminal::detach_standard_streams()?;
+                terminal::detach_standard_streams(&ALL_STREAMS)?;
                 (duplicate(slave.as_fd())?, duplicate(slave.as_fd())?, slave)
             }
             None => users_terminal()?,
@@ -93,12 +99,17 @@ impl Caller<'_> {
     }
 }
 
+/// The standard streams, which this process gives away: what the process in the guest closes, the
+/// caller sees closed. This process's own messages go to standard error until the other process has
+/// closed that, see `GuestProcess::pass_signals_until`.
 fn standard_streams() -> Result<HostStdio, MonitorError> {
-    Ok(HostStdio::Streams {
+    let streams = HostStdio::Streams {
         stdin: duplicate(io::stdin().as_fd())?,
         stdout: duplicate(io::stdout().as_fd())?,
         stderr: duplicate(io::stderr().as_fd())?,
-    })
+    };
+    terminal::detach_standard_streams(&[StandardStream::Input, StandardStream::Output])?;
+    Ok(streams)
 }
 
 /// The user's input and output, and the user's terminal, which may be neither: runc, too, reads and

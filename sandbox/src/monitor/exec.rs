@@ -70,7 +70,7 @@ pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
     let has_terminal = order.process.terminal().unwrap_or(false);
     let (host, terminal) = order.caller.take_streams(has_terminal)?;
     let agent = Agent::connect(&sandbox)?;
-    let (relay, stdio) = Relay::start(&sandbox, host)?;
+    let (mut relay, stdio) = Relay::start(&sandbox, host)?;
     let container = order.container.id();
     let id = new_id().map_err(process_failed("make an id for the process"))?;
     let exec = Exec {
@@ -99,7 +99,7 @@ pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
         let _ = process.agent.signal(&process.id, libc::SIGKILL).await;
         return Err(error);
     }
-    let status = supervise(&process, &signals).await;
+    let status = supervise(&process, &signals, &mut relay).await;
     drain(relay, &signals).await;
     // If the machine has ended, its agent has nothing left to forget.
     if let Err(error) = process.agent.remove_process(container, &id).await {
@@ -143,9 +143,9 @@ fn new_id() -> io::Result<ExecId> {
 }
 
 /// Passes signals on until the process has ended; returns its exit code.
-async fn supervise(process: &GuestProcess, signals: &Signals) -> u8 {
+async fn supervise(process: &GuestProcess, signals: &Signals, relay: &mut Relay) -> u8 {
     let exited = process.agent.wait(&process.id);
-    match process.pass_signals_until(exited, signals).await {
+    match process.pass_signals_until(exited, signals, relay).await {
         Ok(exit) => exit.status,
         Err(error) => {
             tracing::error!("the container ended while the process ran: {error}");

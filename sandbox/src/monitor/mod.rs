@@ -143,7 +143,7 @@ async fn live(
     let entered = namespace.enter();
     let entered = entered.and_then(|()| order.anchor.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;
-    let (place, relay) = tokio::select! {
+    let (place, mut relay) = tokio::select! {
         started = start(order, &outside, placement, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = order.caller.gone() => return Err(MonitorError::Abandoned),
@@ -156,7 +156,7 @@ async fn live(
     init.fit_terminal().await;
     order.caller.send_pidfd()?;
     order.caller.report_ready()?;
-    let status = supervise(&init, &place, signals).await;
+    let status = supervise(&init, &place, signals, &mut relay).await;
     timings.lap("run the container");
     drain(relay, signals).await;
     Ok(status)
@@ -187,13 +187,13 @@ async fn start(
 
 /// Passes signals on until the container's init process has ended; returns its exit code. The owner
 /// of the sandbox serves it meanwhile.
-async fn supervise(init: &GuestProcess, place: &Place, signals: &Signals) -> u8 {
+async fn supervise(init: &GuestProcess, place: &Place, signals: &Signals, relay: &mut Relay) -> u8 {
     let guest = place.guest();
     let server = place.sandbox().map(|sandbox| Server::new(sandbox));
     let mut service = std::pin::pin!(serve(server.as_ref()));
     let end = tokio::select! {
         biased;
-        end = init.pass_signals_until(guest.wait(&init.id), signals) => end,
+        end = init.pass_signals_until(guest.wait(&init.id), signals, relay) => end,
         never = &mut service => match never {},
     };
     match end {

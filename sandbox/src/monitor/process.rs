@@ -1,12 +1,20 @@
 //! A process of the guest for which this process stands.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use rvm_protocol::ProcessId;
 
 use super::caller::interrupted;
 use crate::guest::agent::Agent;
 use crate::guest::stdio::Relay;
 use crate::host::signals::Signals;
-use crate::host::terminal::RawTerminal;
+use crate::host::terminal::{self, RawTerminal, StandardStream};
+
+/// How long after the end of the process's standard error this process keeps its own. The end of
+/// the process or of its machine ends the stream as well, and what is to be said then is known a
+/// little later.
+const LAST_MESSAGES: Duration = Duration::from_secs(1);
 
 /// A process of the guest that runs, or waits for its start.
 pub(super) struct GuestProcess {
@@ -27,17 +35,21 @@ impl GuestProcess {
         }
     }
 
-    /// Passes signals on until `end`.
+    /// Passes signals on until `end`. If the process closes its standard error meanwhile, so does
+    /// this one.
     pub(super) async fn pass_signals_until<T>(
         &self,
         end: impl Future<Output = T>,
         signals: &Signals,
+        relay: &mut Relay,
     ) -> T {
         let mut end = std::pin::pin!(end);
+        let mut closing = std::pin::pin!(close_errors_with(relay));
         loop {
             tokio::select! {
                 biased;
                 ended = &mut end => return ended,
+                never = &mut closing => match never {},
                 signal = signals.next() => {
                     if let Ok(signal) = signal {
                         self.pass_on(signal);
@@ -64,6 +76,16 @@ impl GuestProcess {
             }
         });
     }
+}
+
+/// Leaves standard error to nobody once the process has closed its own and runs on.
+async fn close_errors_with(relay: &mut Relay) -> Infallible {
+    relay.errors_ended().await;
+    tokio::time::sleep(LAST_MESSAGES).await;
+    if let Err(error) = terminal::detach_standard_streams(&[StandardStream::Error]) {
+        tracing::debug!("standard error stays open: {error}");
+    }
+    std::future::pending().await
 }
 
 /// Waits until the output of a process that has ended is copied. A reader that never reads would
