@@ -8,6 +8,9 @@ use std::{env, fs};
 
 const PAUSE: &str = "pause/pause.rs";
 
+/// The files of `proto/`, each of which becomes a module.
+const PROTOCOLS: [&str; 3] = ["cri", "runctypes", "runtimeoptions"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     generate_messages(&out)?;
@@ -17,14 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn generate_messages(out: &Path) -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     ttrpc_codegen::Codegen::new()
-        .inputs(["proto/cri.proto", "proto/runtimeoptions.proto"])
+        .inputs(PROTOCOLS.map(|name| format!("proto/{name}.proto")))
         .include("proto")
         .rust_protobuf()
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().lite_runtime(true))
         .run()?;
     // The generated files begin with inner attributes, so they can be modules but not included.
-    let modules = "pub mod cri;\npub mod runtimeoptions;\n";
-    Ok(fs::write(out.join("modules.rs"), modules)?)
+    let modules = PROTOCOLS.map(|name| format!("pub mod {name};\n"));
+    Ok(fs::write(out.join("modules.rs"), modules.concat())?)
 }
 
 /// Compiles the program that `src/sandbox_bundle/pause.rs` embeds. It has no standard library and

@@ -1,5 +1,6 @@
 //! Messages that containerd passes on and that `containerd-shim-protos` lacks, generated from
-//! `proto/`: Kubernetes's container runtime interface, and the generic options of runtimes.
+//! `proto/`: Kubernetes's container runtime interface, the generic options of runtimes, and runc's
+//! of old.
 
 #![allow(
     missing_docs,

@@ -10,13 +10,18 @@ use containerd_shim_protos::shim::oci;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
-use crate::messages::runtimeoptions;
+use crate::messages::{runctypes, runtimeoptions};
 
 /// The generic message's type; see `proto/runtimeoptions.proto`.
 const GENERIC: &str = "runtimeoptions.v1.Options";
 
 /// The type of runc's options, which some clients send to every runtime.
 const RUNC: &str = "containerd.runc.v1.Options";
+
+/// The types of runc's options of a task and of a runtime, which clients of containerd 1.6 and
+/// earlier send to every runtime but containerd's own.
+const OLD_TASK: &str = "containerd.linux.runc.CreateOptions";
+const OLD_RUNTIME: &str = "containerd.linux.runc.RuncOptions";
 
 /// The file in the bundle that receives a configuration sent as text.
 const CONFIG_FILE: &str = "rvm.toml";
@@ -30,10 +35,8 @@ pub enum OptionsError {
     },
     #[error("the runtime's options are of type {0}; rvm takes {GENERIC} with ConfigPath")]
     UnknownType(String),
-    #[error(
-        "the runtime's option BinaryName is {0:?}, which is another runtime; leave the option out"
-    )]
-    OtherRuntime(PathBuf),
+    #[error("the runtime's option {option} is {path:?}, which is another runtime; leave it out")]
+    OtherRuntime { option: &'static str, path: PathBuf },
     #[error("cannot write rvm's configuration to {}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
@@ -58,14 +61,16 @@ impl Options {
         match kind {
             "" => Ok(Self::default()),
             GENERIC => Ok(Self::generic(decode(any)?)),
-            kind if kind.ends_with(RUNC) => Self::runc(decode(any)?),
+            RUNC => Self::runc(decode(any)?),
+            OLD_RUNTIME => Self::old_runtime(decode(any)?),
+            OLD_TASK => Ok(Self::old_task(decode(any)?)),
             _ => Err(OptionsError::UnknownType(any.type_url.clone())),
         }
     }
 
     /// Decodes the first of several messages whose type is one of options.
     pub fn find<'a>(mut messages: impl Iterator<Item = &'a Any>) -> Result<Self, OptionsError> {
-        let is_options = |any: &&Any| any.type_url.ends_with(".Options");
+        let is_options = |any: &&Any| any.type_url.ends_with("Options");
         match messages.find(is_options) {
             Some(any) => Self::parse(any),
             None => Ok(Self::default()),
@@ -81,15 +86,27 @@ impl Options {
     }
 
     fn runc(options: oci::Options) -> Result<Self, OptionsError> {
-        let binary = Path::new(&options.binary_name);
-        if binary.file_name().is_some_and(|name| name != "rvm") {
-            return Err(OptionsError::OtherRuntime(binary.to_owned()));
-        }
+        check_binary("BinaryName", &options.binary_name)?;
         Ok(Self {
             root: non_empty(options.root).map(PathBuf::from),
             shim_cgroup: non_empty(options.shim_cgroup),
             ..Self::default()
         })
+    }
+
+    fn old_runtime(options: runctypes::RuncOptions) -> Result<Self, OptionsError> {
+        check_binary("Runtime", &options.runtime)?;
+        Ok(Self {
+            root: non_empty(options.runtime_root).map(PathBuf::from),
+            ..Self::default()
+        })
+    }
+
+    fn old_task(options: runctypes::CreateOptions) -> Self {
+        Self {
+            shim_cgroup: non_empty(options.shim_cgroup),
+            ..Self::default()
+        }
     }
 
     /// The path of rvm's configuration file. A configuration sent as text is written into the
@@ -108,6 +125,18 @@ impl Options {
             Ok(()) => Ok(Some(path)),
             Err(source) => Err(OptionsError::Write { path, source }),
         }
+    }
+}
+
+/// Refuses the path of a runtime other than rvm.
+fn check_binary(option: &'static str, path: &str) -> Result<(), OptionsError> {
+    let path = Path::new(path);
+    match path.file_name() {
+        Some(name) if name != "rvm" => Err(OptionsError::OtherRuntime {
+            option,
+            path: path.to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -189,6 +218,21 @@ mod tests {
         let other = runc(|options| options.binary_name = "/usr/bin/crun".to_owned());
         assert!(other.unwrap_err().to_string().contains("crun"));
         assert!(runc(|options| options.binary_name = "/usr/bin/rvm".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn the_options_that_clients_of_containerd_1_6_send_are_taken() {
+        let task = b"\x08\x01\x4a\x06/shims\x50\x07";
+        let kind = "containerd.linux.runc.CreateOptions";
+        let options = Options::parse(&any(kind, task)).unwrap();
+        assert_eq!(options.shim_cgroup.as_deref(), Some("/shims"));
+        let found = Options::find([&any("x.Other", b""), &any(kind, task)].into_iter());
+        assert_eq!(found.unwrap(), options);
+        let kind = "containerd.linux.runc.RuncOptions";
+        let runtime = Options::parse(&any(kind, b"\x12\x06/run/x")).unwrap();
+        assert_eq!(runtime.root, Some("/run/x".into()));
+        let other = Options::parse(&any(kind, b"\x0a\x09/bin/runc"));
+        assert!(other.unwrap_err().to_string().contains("Runtime"));
     }
 
     #[test]

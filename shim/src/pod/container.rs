@@ -218,8 +218,15 @@ impl Container {
         }
     }
 
-    /// Sets the size of a process's terminal.
+    /// Sets the size of a process's terminal. As in runc's shim, success where there is none:
+    /// without a terminal, or before an added process is started.
     pub async fn resize(&self, process: &Process, height: u32, width: u32) -> Result<(), PodError> {
+        if process.exit().is_some() {
+            return Err(Refusal::ResizeStopped.into());
+        }
+        if !process.uris.terminal || process.pid() == 0 {
+            return Ok(());
+        }
         let side = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
         let (rows, cols) = (side(height), side(width));
         let resized = self.agent().resize_terminal(&process.id, rows, cols);

@@ -35,6 +35,8 @@ pub enum Refusal {
     NotRunning(ContainerId),
     #[error("cannot delete container {id}: it is {status}")]
     NotStopped { id: ContainerId, status: Status },
+    #[error("cannot resize a stopped container")]
+    ResizeStopped,
     #[error("process not started")]
     ExecNotStarted,
     #[error("process already started")]

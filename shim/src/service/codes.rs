@@ -12,7 +12,7 @@ use crate::stdio::OpenError;
 impl Coded for OptionsError {
     fn code(&self) -> Code {
         match self {
-            Self::Decode { .. } | Self::UnknownType(_) | Self::OtherRuntime(_) => {
+            Self::Decode { .. } | Self::UnknownType(_) | Self::OtherRuntime { .. } => {
                 Code::InvalidArgument
             }
             Self::Write { .. } => Code::Internal,
@@ -47,6 +47,7 @@ impl Coded for Refusal {
             Self::ContainerExists(_) | Self::ProcessExists(_) => Code::AlreadyExists,
             Self::NotRunning(_)
             | Self::NotStopped { .. }
+            | Self::ResizeStopped
             | Self::ExecNotStarted
             | Self::ExecStarted
             | Self::ExecRunning => Code::FailedPrecondition,

@@ -46,7 +46,7 @@ pub struct Uris {
     pub stdin: String,
     /// A path or URI; see [`destination::parse`].
     pub stdout: String,
-    /// As `stdout`.
+    /// As `stdout`. Not used with a terminal.
     pub stderr: String,
     /// The process has one terminal in place of three streams.
     pub terminal: bool,
@@ -64,42 +64,66 @@ pub struct Opened {
 /// Opens the streams of a process of a container.
 pub fn open(uris: &Uris, container: &ContainerId, namespace: &str) -> Result<Opened, OpenError> {
     let (stdin, stdin_writer) = open_input(&uris.stdin)?;
-    let (stdout, stderr, logger) = match parse(&uris.stdout, "standard output")? {
-        Destination::Binary(path, arguments) => {
-            let started = Logger::start(&path, &arguments, container, namespace);
-            let (logger, stdout, stderr) =
-                started.map_err(|source| OpenError::Logger { path, source })?;
-            (stdout, stderr, Some(logger))
-        }
-        Destination::File(path) => {
-            let stdout = open_file(&path, "standard output")?;
-            let stderr = open_file(&path, "standard error")?;
-            (stdout, stderr, None)
-        }
-        stdout => (
-            open_output(&stdout, "standard output")?,
-            open_output(&parse(&uris.stderr, "standard error")?, "standard error")?,
-            None,
-        ),
-    };
-    let host = match uris.terminal {
-        true => HostStdio::Terminal {
+    let outputs = Outputs::open(uris, container, namespace)?;
+    let host = match outputs.stderr {
+        None => HostStdio::Terminal {
             input: stdin,
-            output: stdout,
+            output: outputs.stdout,
             // The size in config.json, which the agent knows, holds until the first resize.
             size: WindowSize::default(),
         },
-        false => HostStdio::Streams {
+        Some(stderr) => HostStdio::Streams {
             stdin,
-            stdout,
+            stdout: outputs.stdout,
             stderr,
         },
     };
     Ok(Opened {
         host,
         stdin_writer,
-        logger,
+        logger: outputs.logger,
     })
+}
+
+/// Where a process's output goes.
+struct Outputs {
+    stdout: OwnedFd,
+    /// None with a terminal: clients name a FIFO then that they do not make.
+    stderr: Option<OwnedFd>,
+    logger: Option<Logger>,
+}
+
+impl Outputs {
+    fn open(uris: &Uris, container: &ContainerId, namespace: &str) -> Result<Self, OpenError> {
+        const STDOUT: &str = "standard output";
+        const STDERR: &str = "standard error";
+        let unless_terminal = |open: &dyn Fn() -> Result<OwnedFd, OpenError>| match uris.terminal {
+            true => Ok(None),
+            false => open().map(Some),
+        };
+        let (stdout, stderr, logger) = match parse(&uris.stdout, STDOUT)? {
+            Destination::Binary(path, arguments) => {
+                let started = Logger::start(&path, &arguments, container, namespace);
+                let (logger, stdout, stderr) =
+                    started.map_err(|source| OpenError::Logger { path, source })?;
+                (stdout, (!uris.terminal).then_some(stderr), Some(logger))
+            }
+            Destination::File(path) => {
+                let stderr = unless_terminal(&|| open_file(&path, STDERR))?;
+                (open_file(&path, STDOUT)?, stderr, None)
+            }
+            stdout => {
+                let stderr = || open_output(&parse(&uris.stderr, STDERR)?, STDERR);
+                let stderr = unless_terminal(&stderr)?;
+                (open_output(&stdout, STDOUT)?, stderr, None)
+            }
+        };
+        Ok(Self {
+            stdout,
+            stderr,
+            logger,
+        })
+    }
 }
 
 fn failed(stream: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
@@ -246,6 +270,21 @@ mod tests {
         stdout.write_all(b"out ").unwrap();
         stderr.write_all(b"err").unwrap();
         assert_eq!(fs::read_to_string(path).unwrap(), "out err");
+    }
+
+    #[test]
+    fn a_terminal_has_no_standard_error_whatever_the_request_names() {
+        let dir = tempfile::tempdir().unwrap();
+        for stdout in [fifo(dir.path(), "out"), "file:///dev/null".to_owned()] {
+            let uris = Uris {
+                stdout,
+                stderr: "/nonexistent/fifo".to_owned(),
+                terminal: true,
+                ..Default::default()
+            };
+            let opened = open(&uris, &id(), "space").unwrap();
+            assert!(matches!(opened.host, HostStdio::Terminal { .. }));
+        }
     }
 
     #[test]
