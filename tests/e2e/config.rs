@@ -256,6 +256,29 @@ fn options_of_mounts_are_set_in_the_guest() {
 }
 
 #[test]
+fn options_of_a_volume_are_for_its_top_or_with_an_r_for_all_mounts_in_it() {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir_all(volume.join("in")).unwrap();
+    let flags = rustix::mount::MountFlags::NOEXEC;
+    rustix::mount::mount("in", volume.join("in"), "tmpfs", flags, None).unwrap();
+    let command = "cd /v; for place in ro rro host; do for file in $place/file $place/in/$place; \
+                   do touch $file 2>/dev/null && echo $file; done; done; \
+                   grep -o ' /v/[a-z/]* [a-z0-9]* r[ow],[^ ]*' /proc/mounts | \
+                   sed 's/ [a-z0-9]* / /; s/relatime.*//'";
+    let bundle = Bundle::shell(command)
+        .mount(bind(&volume, "/v/ro", &["rbind", "ro", "nosuid"]))
+        .mount(bind(&volume, "/v/rro", &["rbind", "rro", "rnosuid"]))
+        .mount(bind(&volume, "/v/host", &["rbind"]));
+    let expected = "ro/in/ro\nhost/file\nhost/in/host\n /v/ro ro,nosuid,\n /v/ro/in rw,noexec,\n \
+                    /v/rro ro,nosuid,\n /v/rro/in ro,nosuid,noexec,\n /v/host rw,\n \
+                    /v/host/in rw,noexec,\n";
+    assert_eq!(output(rvm.run(&bundle, "box")), expected);
+    assert!(volume.join("in/ro").exists() && !volume.join("in/rro").exists());
+    rustix::mount::unmount(volume.join("in"), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
 fn what_cannot_be_had_is_refused_before_anything_is_made() {
     let rvm = Rvm::new();
     for (pointer, value, field) in [

@@ -92,7 +92,11 @@ impl<'root> Mounts<'root> {
                 path,
                 recursive,
                 prepared,
-            } => bind(path, *recursive, *prepared)?,
+                may_be_missing,
+            } => match bind(path, *recursive, *prepared) {
+                Err(error) if *may_be_missing && error.errno == Errno::NOENT => return Ok(()),
+                mount => mount?,
+            },
             MountSource::Cgroup => self.cgroup(plan)?,
             MountSource::Filesystem {
                 kind,

@@ -132,6 +132,8 @@ pub enum MountSource {
         recursive: bool,
         /// The index, from [`fd::MOUNTS`] on, of the mount that the agent has prepared for it.
         prepared: Option<i32>,
+        /// Whether a missing source makes no mount, and no error.
+        may_be_missing: bool,
     },
     Filesystem {
         kind: String,

@@ -26,8 +26,9 @@ use rvm_sys::beneath;
 use rvm_sys::namespaces::unshare;
 
 use crate::anchor::synthetic_proc;
-use crate::host::read_only::make_read_only;
+use crate::host::read_only::set_read_only;
 use crate::share::{ROOT, StorageError, at};
+use crate::spec::mounts::is_below;
 
 /// The mounts of a container's root file system that the host can show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +52,12 @@ impl RootfsView {
     /// the shared directory.
     pub fn of(spec: &Spec, shared: &Path, id: &str) -> Self {
         let root = spec.root().as_ref();
-        let mounts = spec.mounts().iter().flatten();
+        // The mounts below a volume come with it.
+        let mounts = spec
+            .mounts()
+            .iter()
+            .flatten()
+            .filter(|mount| !is_below(mount));
         let view_mount = |mount: &oci_spec::runtime::Mount| {
             let source = mount.source().as_deref();
             let within = source.and_then(|source| source.strip_prefix(SHARED_DIR).ok());
@@ -91,7 +97,7 @@ impl RootfsView {
             at(
                 "make read-only",
                 &self.root,
-                make_read_only(&self.root, false),
+                set_read_only(&self.root, true, false),
             )?;
         }
         at("change the root to", &self.root, pivot(&root))?;
@@ -146,7 +152,7 @@ fn overmount(root: &OwnedFd, view_mount: &ViewMount, point: &str) -> io::Result<
         rustix::fs::mkdirat(&top, "pts", Mode::from_raw_mode(0o755))?;
     }
     let point = format!("/proc/thread-self/fd/{}", top.as_raw_fd());
-    make_read_only(Path::new(&point), false)?;
+    set_read_only(Path::new(&point), true, false)?;
     Ok(writable)
 }
 

@@ -8,6 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::mount_table::{self, Entry};
+
 /// The version of the hierarchies that have the host's controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Version {
@@ -39,14 +41,14 @@ pub struct Hierarchies {
 impl Hierarchies {
     /// Reads them from /proc. None if no hierarchy is mounted.
     pub fn current() -> io::Result<Option<Self>> {
-        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let mounts = mount_table::read()?;
         let groups = std::fs::read_to_string("/proc/self/cgroup")?;
         Ok(Self::parse(&mounts, &groups))
     }
 
     /// Parses /proc/self/mountinfo and /proc/self/cgroup.
     fn parse(mounts: &str, groups: &str) -> Option<Self> {
-        let mounts: Vec<Mount> = mounts.lines().filter_map(Mount::parse).collect();
+        let mounts: Vec<Entry> = mount_table::parse(mounts).collect();
         let unified = mounts.iter().rfind(|mount| mount.kind == "cgroup2");
         let only_unified = unified.is_some_and(|mount| mount.point == Path::new(UNIFIED));
         let version_one: Vec<Hierarchy> = groups
@@ -66,7 +68,7 @@ impl Hierarchies {
             list: vec![Hierarchy {
                 name: String::new(),
                 mount: unified.point.clone(),
-                own: unified.directory_of(own),
+                own: directory_of(unified, own),
             }],
         })
     }
@@ -74,60 +76,25 @@ impl Hierarchies {
 
 /// Parses a line of /proc/self/cgroup, `id:controllers:path`. None if that hierarchy is not
 /// mounted.
-fn version_one(line: &str, mounts: &[Mount]) -> Option<Hierarchy> {
+fn version_one(line: &str, mounts: &[Entry]) -> Option<Hierarchy> {
     let mut fields = line.splitn(3, ':');
     let (_, name, path) = (fields.next()?, fields.next()?, fields.next()?);
     let first = name.split(',').next().filter(|name| !name.is_empty())?;
     let mount = mounts.iter().find(|mount| {
-        mount.kind == "cgroup" && mount.options.split(',').any(|option| option == first)
+        mount.kind == "cgroup" && mount.data.split(',').any(|option| option == first)
     })?;
     Some(Hierarchy {
         name: name.to_owned(),
         mount: mount.point.clone(),
-        own: mount.directory_of(path),
+        own: directory_of(mount, path),
     })
 }
 
-/// A line of /proc/self/mountinfo; see proc_pid_mountinfo(5).
-struct Mount {
-    root: PathBuf,
-    point: PathBuf,
-    kind: String,
-    options: String,
-}
-
-impl Mount {
-    fn parse(line: &str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(3);
-        let (root, point) = (before.next()?, before.next()?);
-        let mut after = after.split(' ');
-        let kind = after.next()?;
-        if !kind.starts_with("cgroup") {
-            return None;
-        }
-        Some(Self {
-            root: unescape(root).into(),
-            point: unescape(point).into(),
-            kind: kind.to_owned(),
-            options: after.nth(1)?.to_owned(),
-        })
-    }
-
-    /// The directory of a group. In a container the mount may begin below the hierarchy's root.
-    fn directory_of(&self, group: &str) -> PathBuf {
-        let group = Path::new(group);
-        let below = group.strip_prefix(&self.root).unwrap_or(group);
-        self.point.join(clean(below))
-    }
-}
-
-/// Replaces the kernel's octal escapes for space, tab, newline and backslash.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+/// The directory of a group. In a container the mount may begin below the hierarchy's root.
+fn directory_of(mount: &Entry, group: &str) -> PathBuf {
+    let group = Path::new(group);
+    let below = group.strip_prefix(&mount.root).unwrap_or(group);
+    mount.point.join(clean(below))
 }
 
 /// The path relative to some directory, which `..` does not leave.

@@ -1,4 +1,4 @@
-//! Makes mounts read-only.
+//! Makes mounts read-only or writable.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,34 +8,42 @@ use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
-use rvm_sys::mount::{AttrChange, change_attributes};
+use rvm_sys::mount::{AttrChange, attr, change_attributes};
 
-/// Makes the mount at `place` read-only, and with `recursive` the mounts below it.
+/// Makes the mount at `place` read-only or writable, and with `recursive` the mounts below it.
 ///
 /// Kernels before Linux 5.12 can change only a single mount. Mounts below then stay as they are,
 /// with a warning in the log.
-pub fn make_read_only(place: &Path, recursive: bool) -> io::Result<()> {
+pub fn set_read_only(place: &Path, read_only: bool, recursive: bool) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mount = rustix::fs::open(place, flags, Mode::empty())?;
-    match change_attributes(mount.as_fd(), AttrChange::READ_ONLY, recursive) {
+    let change = match read_only {
+        true => AttrChange::READ_ONLY,
+        false => AttrChange {
+            set: 0,
+            clear: attr::RDONLY,
+        },
+    };
+    match change_attributes(mount.as_fd(), change, recursive) {
         Err(Errno::NOSYS) => {
             if recursive {
                 tracing::warn!(
-                    "{}: mounts below it are read-only in the guest alone; the host's kernel is \
-                     older than Linux 5.12",
+                    "{}: rro and rrw hold for mounts below it in the guest alone; the host's \
+                     kernel is older than Linux 5.12",
                     place.display()
                 );
             }
-            remount(place)
+            remount(place, read_only)
         }
         other => Ok(other?),
     }
 }
 
-/// Adds MS_RDONLY to the mount's flags.
-fn remount(path: &Path) -> io::Result<()> {
+/// Sets or clears MS_RDONLY among the mount's flags.
+fn remount(path: &Path, read_only: bool) -> io::Result<()> {
     let now = rustix::fs::statvfs(path)?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    let mut flags = MountFlags::BIND;
+    flags.set(MountFlags::RDONLY, read_only);
     for (is, keep) in [
         (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
         (StatVfsMountFlags::NODEV, MountFlags::NODEV),

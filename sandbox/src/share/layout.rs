@@ -27,7 +27,10 @@ pub struct SharedMount {
     pub place: PathBuf,
     /// Includes the mounts below the source.
     pub recursive: bool,
-    pub read_only: bool,
+    /// Whether the mount itself is made read-only, or writable; None leaves it like its source.
+    pub read_only: Option<bool>,
+    /// The same for the mount and all below it, and applied after it.
+    pub all_read_only: Option<bool>,
     /// Later mounts of the host below the source appear too.
     pub follows_host: bool,
     pub idmap: Option<IdMap>,
@@ -35,4 +38,20 @@ pub struct SharedMount {
     /// inodes. The existence of this file, relative to the shared directory, says that a container
     /// uses it.
     pub reference: Option<PathBuf>,
+}
+
+impl SharedMount {
+    /// A mount that shows the source alone and as it is.
+    pub fn new(source: PathBuf, place: PathBuf) -> Self {
+        Self {
+            source,
+            place,
+            recursive: false,
+            read_only: None,
+            all_read_only: None,
+            follows_host: false,
+            idmap: None,
+            reference: None,
+        }
+    }
 }

@@ -30,7 +30,7 @@ use rustix::mount::{
 use oci_spec::runtime::Spec;
 
 use crate::host::idmap;
-use crate::host::read_only::make_read_only;
+use crate::host::read_only::set_read_only;
 
 pub use atomic_volume::{DATA, is_atomic_volume, read_volume};
 pub use layout::{CONFIG_FILE, ROOT, SHARED, STAGE, SharedMount, VOLUMES};
@@ -110,9 +110,11 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
         &place,
         MountPropagationFlags::SHARED | MountPropagationFlags::REC,
     )?;
-    if wanted.read_only {
-        let made = make_read_only(&place, wanted.recursive);
-        at("make read-only", &place, made)?;
+    for (read_only, recursive) in [(wanted.read_only, false), (wanted.all_read_only, true)] {
+        let set = read_only.map_or(Ok(()), |read_only| {
+            set_read_only(&place, read_only, recursive)
+        });
+        at("set whether one can write to", &place, set)?;
     }
     Ok(())
 }
@@ -138,7 +140,8 @@ pub fn share_in_pod(wanted: &mut SharedMount, id: &str) {
     };
     let mut hasher = DefaultHasher::new();
     (found.dev(), found.ino(), &wanted.source).hash(&mut hasher);
-    (wanted.recursive, wanted.read_only, wanted.follows_host).hash(&mut hasher);
+    (wanted.recursive, wanted.follows_host).hash(&mut hasher);
+    (wanted.read_only, wanted.all_read_only).hash(&mut hasher);
     format!("{:?}", wanted.idmap).hash(&mut hasher);
     let name = format!("{:016x}", hasher.finish());
     wanted.place = Path::new(POD_MOUNTS).join(&name);
@@ -324,18 +327,11 @@ mod tests {
         }
 
         fn share(&self, source: &Path, change: impl FnOnce(&mut SharedMount)) -> PathBuf {
-            let mut wanted = SharedMount {
-                source: source.to_owned(),
-                place: "c/mounts/0".into(),
-                recursive: true,
-                read_only: false,
-                follows_host: false,
-                idmap: None,
-                reference: None,
-            };
+            let mut wanted = SharedMount::new(source.to_owned(), "c/mounts/0".into());
+            wanted.recursive = true;
             change(&mut wanted);
             share(&self.shared, &wanted).unwrap();
-            self.shared.join("c/mounts/0")
+            self.shared.join(wanted.place)
         }
     }
 
@@ -389,18 +385,24 @@ mod tests {
     #[test]
     fn a_read_only_share_cannot_be_written() {
         let (sandbox, source) = (Sandbox::new(), source());
-        let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
+        let place = sandbox.share(source.path(), |wanted| wanted.read_only = Some(true));
         let error = fs::write(place.join("file"), "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     }
 
     #[test]
-    fn a_recursive_read_only_share_cannot_be_written_below_either() {
+    fn a_share_is_read_only_at_its_top_or_as_a_whole() {
         let (sandbox, source) = (Sandbox::new(), source());
         let inner = source.path().join("inner");
         fs::create_dir(&inner).unwrap();
         mount("rvm-test", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
-        let place = sandbox.share(source.path(), |wanted| wanted.read_only = true);
+        let place = sandbox.share(source.path(), |wanted| wanted.read_only = Some(true));
+        assert!(fs::write(place.join("file"), "").is_err());
+        fs::write(place.join("inner/file"), "a mount of its own").unwrap();
+        let place = sandbox.share(source.path(), |wanted| {
+            wanted.place = "c/mounts/1".into();
+            wanted.all_read_only = Some(true);
+        });
         let error = fs::write(place.join("inner/file"), "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
         fs::write(inner.join("file"), "the host's own mount is as it was").unwrap();
@@ -438,15 +440,7 @@ mod tests {
             (socket.as_path(), "socket"),
             (Path::new("/dev/null"), "character"),
         ] {
-            let wanted = SharedMount {
-                source: path.to_owned(),
-                place: "c/mounts/1".into(),
-                recursive: false,
-                read_only: false,
-                follows_host: false,
-                idmap: None,
-                reference: None,
-            };
+            let wanted = SharedMount::new(path.to_owned(), "c/mounts/1".into());
             let error = share(&sandbox.shared, &wanted).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()));
             assert!(error.source.to_string().contains(kind), "{}", error.source);

@@ -8,7 +8,36 @@ use rvm_protocol::{SHARED_DIR, VOLUMES_DIR};
 use super::pod::Role;
 use super::sources::Source;
 use crate::host::idmap::IdMap;
+use crate::host::mount_table::BoundMount;
 use crate::share::{self, SharedMount, VOLUMES};
+
+/// Options of a mount itself; the kernel shows those of the host's by the same names.
+const ATTRIBUTES: [&str; 18] = [
+    "ro",
+    "rw",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "nosymfollow",
+    "symfollow",
+];
+
+const PROPAGATIONS: [&str; 4] = ["shared", "slave", "private", "unbindable"];
+
+/// The agent skips a mount with this option whose source is missing: the host may unmount what is
+/// below a volume at any time.
+const NO_FAIL: &str = "nofail";
 
 /// Whether a mount is a bind mount.
 pub fn is_bind(mount: &Mount) -> bool {
@@ -17,7 +46,13 @@ pub fn is_bind(mount: &Mount) -> bool {
 
 /// Whether the container may not write to a mount.
 pub fn is_read_only(mount: &Mount) -> bool {
-    is_last(mount, "ro", "rw") || is_last(mount, "rro", "rrw")
+    let all = last_of(mount, "rro", "rrw");
+    all.or(last_of(mount, "ro", "rw")).unwrap_or(false)
+}
+
+/// Whether it is one of those that [`translate`] adds for what is mounted below a volume.
+pub(crate) fn is_below(mount: &Mount) -> bool {
+    has_option(mount, &[NO_FAIL])
 }
 
 /// Whether the owners of a mount's files are mapped.
@@ -29,10 +64,10 @@ fn has_option(mount: &Mount, names: &[&str]) -> bool {
     options(mount).any(|option| names.contains(&option))
 }
 
-/// Whether the last of an option and its opposite is the option.
-fn is_last(mount: &Mount, option: &str, opposite: &str) -> bool {
+/// Whether the last of an option and its opposite is the option; None if neither is there.
+fn last_of(mount: &Mount, option: &str, opposite: &str) -> Option<bool> {
     let either = options(mount).filter(|other| [option, opposite].contains(other));
-    either.last() == Some(option)
+    either.last().map(|last| last == option)
 }
 
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
@@ -62,14 +97,16 @@ pub fn translate(
     {
         match source {
             None => {}
-            Some(Source::Files(path)) => {
+            Some(Source::Files { path, mounts }) => {
                 let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
                 let mut files = share(&mut mount, path, place, &maps);
                 if let Role::Member(_) = role {
                     share::share_in_pod(&mut files, id);
                 }
-                _ = mount.set_source(Some(Path::new(SHARED_DIR).join(&files.place)));
+                let place = Path::new(SHARED_DIR).join(&files.place);
+                kept.extend(bound_mounts(mount, &place, mounts));
                 shared.push(files);
+                continue;
             }
             Some(Source::Volume(path)) => {
                 let copy = Path::new(VOLUMES_DIR).join(id);
@@ -108,22 +145,66 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &IdMappings) -> S
         tracing::warn!("what a container mounts below {at} is not seen by the host");
     }
     let shared = SharedMount {
-        source: path.to_owned(),
-        place,
         recursive: has_option(mount, &["rbind"]),
-        read_only: is_read_only(mount),
+        read_only: last_of(mount, "ro", "rw"),
+        all_read_only: last_of(mount, "rro", "rrw"),
         follows_host: has_option(mount, &["slave", "rslave", "shared", "rshared"]),
         idmap: id_map(mount, maps),
-        reference: None,
+        ..SharedMount::new(path.to_owned(), place)
     };
     if shared.idmap.is_some() {
         let keep = |option: &&str| !["idmap", "ridmap"].contains(option);
-        let kept = options(mount).filter(keep).map(str::to_owned).collect();
+        let kept = texts(options(mount).filter(keep));
         mount.set_options(Some(kept));
         mount.set_uid_mappings(None);
         mount.set_gid_mappings(None);
     }
     shared
+}
+
+/// The mounts that the guest makes for a volume at `place`: one for each of the host's. So an
+/// option applies to the volume's top alone, or with `r` before it to all; a file server shows the
+/// guest a single file system. As with runc, the top keeps the options that it has on the host if
+/// the configuration has none for it, and the others keep theirs.
+fn bound_mounts(mut volume: Mount, place: &Path, mounts: &[BoundMount]) -> Vec<Mount> {
+    let (top, below): (Vec<_>, Vec<_>) = mounts.iter().partition(|bound| bound.is_top());
+    let below = match has_option(&volume, &["rbind"]) {
+        true => below,
+        false => Vec::new(),
+    };
+    let of_all: Vec<&str> = options(&volume).filter(is_of_all).collect();
+    let make = |bound: &BoundMount| {
+        let mut mount = volume.clone();
+        let own = ["bind", NO_FAIL].into_iter().chain(of_host(bound));
+        mount.set_destination(volume.destination().join(&bound.below));
+        mount.set_options(Some(texts(own.chain(of_all.iter().copied()))));
+        _ = mount.set_source(Some(place.join(&bound.below)));
+        mount
+    };
+    let below: Vec<Mount> = below.into_iter().map(make).collect();
+    let has_own = options(&volume).any(|option| ATTRIBUTES.contains(&option));
+    let of_top = top.into_iter().filter(|_| !has_own).flat_map(of_host);
+    let own = options(&volume).filter(|option| ![NO_FAIL, "bind", "rbind"].contains(option));
+    let own = texts(["bind"].into_iter().chain(of_top).chain(own));
+    volume.set_options(Some(own));
+    _ = volume.set_source(Some(place.to_owned()));
+    [vec![volume], below].concat()
+}
+
+fn texts<'a>(options: impl Iterator<Item = &'a str>) -> Vec<String> {
+    options.map(str::to_owned).collect()
+}
+
+/// The options of a mount of the host that the guest repeats.
+fn of_host(mount: &BoundMount) -> impl Iterator<Item = &str> {
+    let all = mount.options.iter().map(String::as_str);
+    all.filter(|option| ATTRIBUTES.contains(option))
+}
+
+/// Whether an option is for a mount and all below it.
+fn is_of_all(option: &&str) -> bool {
+    let of_all = option.strip_prefix('r');
+    of_all.is_some_and(|one| ATTRIBUTES.contains(&one) || PROPAGATIONS.contains(&one))
 }
 
 /// The id map of a mount: its own, or with the option `idmap` that of the container's user
@@ -221,6 +302,17 @@ mod tests {
         (serde_json::to_value(&spec).unwrap(), shared)
     }
 
+    fn files(path: &str, mounts: &[(&str, &str)]) -> Source {
+        let bound = |(below, options): &(&str, &str)| BoundMount {
+            below: below.into(),
+            options: texts(options.split(',')),
+        };
+        Source::Files {
+            path: path.into(),
+            mounts: mounts.iter().map(bound).collect(),
+        }
+    }
+
     #[test]
     fn options_say_how_files_are_shared() {
         let mounts = json!([
@@ -228,30 +320,89 @@ mod tests {
             { "destination": "/data", "type": "bind", "source": "/srv/data", "options": ["ro"] },
             { "destination": "/work", "type": "none", "source": "work", "options": ["rbind,rslave"] },
         ]);
-        let files = |path: &str| Some(Source::Files(path.into()));
+        let files = |path: &str| Some(files(path, &[]));
         let sources = [None, files("/srv/data"), files("/bundle/work")];
         let (spec, shared) = translated(mounts, &sources);
         let [data, work] = &shared[..] else { panic!() };
         assert_eq!(data.source, Path::new("/srv/data"));
-        assert!(data.read_only && !data.recursive && !data.follows_host);
-        assert!(!work.read_only && work.recursive && work.follows_host);
+        assert!(!data.recursive && !data.follows_host);
+        assert_eq!((data.read_only, data.all_read_only), (Some(true), None));
+        assert!(work.recursive && work.follows_host);
+        assert_eq!((work.read_only, work.all_read_only), (None, None));
         assert_eq!(spec["mounts"][0]["source"], "proc");
         assert_eq!(spec["mounts"][2]["source"], "/run/rvm/shared/box/mounts/1");
     }
 
     #[test]
     fn the_last_of_two_options_says_whether_files_can_be_written() {
-        for (options, read_only) in [
-            (json!(["ro", "rw"]), false),
-            (json!(["rw,ro"]), true),
-            (json!(["rro", "rw"]), true),
-            (json!(["rro", "rrw"]), false),
+        for (options, top, all, is_read_only) in [
+            (json!(["ro", "rw"]), Some(false), None, false),
+            (json!(["rw,ro"]), Some(true), None, true),
+            (json!(["rro", "rw"]), Some(false), Some(true), true),
+            (json!(["ro", "rro", "rrw"]), Some(true), Some(false), false),
+            (json!([]), None, None, false),
         ] {
-            let mounts = json!([{ "destination": "/a", "type": "bind", "source": "/a",
-                                  "options": options }]);
-            let (_, shared) = translated(mounts, &[Some(Source::Files("/a".into()))]);
-            assert_eq!(shared[0].read_only, read_only, "{options}");
+            let mount = json!({ "destination": "/a", "type": "bind", "source": "/a",
+                                "options": options });
+            let (_, shared) = translated(json!([mount]), &[Some(files("/a", &[]))]);
+            let found = (shared[0].read_only, shared[0].all_read_only);
+            assert_eq!(found, (top, all), "{options}");
+            let mount = serde_json::from_value(mount).unwrap();
+            assert_eq!(super::is_read_only(&mount), is_read_only, "{options}");
         }
+    }
+
+    #[test]
+    fn each_mount_of_the_host_in_a_volume_is_one_in_the_guest_with_its_own_options() {
+        let source = files(
+            "/v",
+            &[
+                ("", "rw,nosuid,idmapped"),
+                ("a", "ro"),
+                ("a/b", "rw,noexec"),
+            ],
+        );
+        let guest = |given: &[&str]| -> Vec<(String, String, String)> {
+            let mounts = json!([{ "destination": "/d", "type": "bind", "source": "/v",
+                                  "options": given }]);
+            let (spec, _) = translated(mounts, &[Some(source.clone())]);
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let made = spec["mounts"].as_array().unwrap().iter().map(|mount| {
+                let options: Vec<_> = mount["options"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(text)
+                    .collect();
+                (
+                    text(&mount["destination"]),
+                    text(&mount["source"]),
+                    options.join(","),
+                )
+            });
+            made.collect()
+        };
+        let mount = |destination: &str, below: &str, options: &str| {
+            let source = format!("/run/rvm/shared/box/mounts/0{below}");
+            (destination.to_owned(), source, options.to_owned())
+        };
+        let (a, b) = ("bind,nofail,ro", "bind,nofail,rw,noexec");
+        let expected = [
+            mount("/d", "", "bind,ro"),
+            mount("/d/a", "/a", a),
+            mount("/d/a/b", "/a/b", b),
+        ];
+        assert_eq!(guest(&["rbind", "ro"]), expected);
+        let all = ",rro,rprivate";
+        assert_eq!(
+            guest(&["rbind", "rro", "rprivate", "sync"]),
+            [
+                mount("/d", "", &format!("bind,rw,nosuid{all},sync")),
+                mount("/d/a", "/a", &format!("{a}{all}")),
+                mount("/d/a/b", "/a/b", &format!("{b}{all}")),
+            ]
+        );
+        assert_eq!(guest(&["nofail"]), [mount("/d", "", "bind,rw,nosuid")]);
     }
 
     #[test]
@@ -267,7 +418,7 @@ mod tests {
         let config = json!({ "ociVersion": "1.2.0", "mounts": mounts,
             "linux": { "uidMappings": container, "gidMappings": container } });
         let mut spec: Spec = serde_json::from_value(config).unwrap();
-        let files = |path: &str| Some(Source::Files(path.into()));
+        let files = |path: &str| Some(files(path, &[]));
         let sources = [files("/a"), files("/b"), files("/c")];
         let (shared, _) = translate(&mut spec, &sources, "box", &Role::Alone);
         let maps: Vec<_> = shared.iter().map(|shared| shared.idmap.clone()).collect();

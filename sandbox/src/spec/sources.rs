@@ -13,16 +13,25 @@ use oci_spec::runtime::{Mount, Spec};
 use super::mounts::{is_bind, is_read_only, maps_ids};
 use super::pod::Role;
 use super::validate::FieldError;
+use crate::host::mount_table::{self, BoundMount, Entry};
 use crate::share;
 
 /// `TMPFS_MAGIC` of `<linux/magic.h>`.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
+/// The most mounts in a volume that the guest gets as mounts. Each takes a few requests to the file
+/// server when the container starts.
+const MAX_MOUNTS: usize = 512;
+
 /// The kind of a bind mount's source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A file or directory to share.
-    Files(PathBuf),
+    Files {
+        path: PathBuf,
+        /// The mount that holds it, and those below it.
+        mounts: Vec<BoundMount>,
+    },
     /// A volume that its owner updates atomically; the guest gets a copy, see [`crate::share`].
     Volume(PathBuf),
     /// A device, by its link in the guest's /sys/dev. The agent finds the node.
@@ -40,9 +49,14 @@ pub enum Source {
 /// Classifies the source of every mount; None for those that are not bind mounts.
 pub fn classify(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Source>>, FieldError> {
     let mounts = spec.mounts().iter().flatten().enumerate();
+    let table = mount_table::read().map_err(|error| FieldError {
+        field: "mounts".to_owned(),
+        reason: format!("cannot be compared with those of the host: {error}"),
+    })?;
+    let table: Vec<Entry> = mount_table::parse(&table).collect();
     mounts
         .map(|(index, mount)| match mount.source() {
-            Some(source) if is_bind(mount) => classify_one(&dir.join(source), mount, role)
+            Some(source) if is_bind(mount) => classify_one(&dir.join(source), mount, role, &table)
                 .map(Some)
                 .map_err(|reason| FieldError {
                     field: format!("mounts[{index}].source"),
@@ -53,7 +67,12 @@ pub fn classify(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Sourc
         .collect()
 }
 
-fn classify_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, String> {
+fn classify_one(
+    path: &Path,
+    mount: &Mount,
+    role: &Role,
+    table: &[Entry],
+) -> Result<Source, String> {
     let status = std::fs::metadata(path).map_err(|error| format!(": {error}"))?;
     let kind = status.file_type();
     if kind.is_socket() {
@@ -71,9 +90,28 @@ fn classify_one(path: &Path, mount: &Mount, role: &Role) -> Result<Source, Strin
         None => match engine_shm(&real, mount, role) {
             Some(bytes) => Source::SharedMemory(bytes),
             None if is_copied(&real, mount) => Source::Volume(real),
-            None => Source::Files(path.to_owned()),
+            None => Source::Files {
+                path: path.to_owned(),
+                mounts: shared_mounts(table, &real),
+            },
         },
     })
+}
+
+/// The mounts of a directory or file that is shared, without those of the kernel's own file
+/// systems, of which the guest has others.
+fn shared_mounts(table: &[Entry], path: &Path) -> Vec<BoundMount> {
+    let mut mounts = mount_table::bound_mounts(table, path);
+    mounts.retain(|mount| kernel_file_system(&path.join(&mount.below)).is_none());
+    if mounts.len() > MAX_MOUNTS {
+        tracing::warn!(
+            "{}: of {} mounts, those after the first {MAX_MOUNTS} have the options of the volume",
+            path.display(),
+            mounts.len()
+        );
+        mounts.truncate(MAX_MOUNTS);
+    }
+    mounts
 }
 
 /// A container with write access must get the volume itself, not a copy.
@@ -141,10 +179,14 @@ mod tests {
         }
     }
 
+    fn is_files(found: Result<Source, String>, at: &str) -> bool {
+        matches!(found, Ok(Source::Files { path, .. }) if path == Path::new(at))
+    }
+
     #[test]
     fn files_and_directories_are_shared() {
         for path in ["/etc/passwd", "/etc", "/dev/shm"] {
-            assert_eq!(found(path, "/x"), Ok(Source::Files(path.into())));
+            assert!(is_files(found(path, "/x"), path));
         }
     }
 
@@ -199,9 +241,9 @@ mod tests {
         rustix::mount::mount("shm", &shm, "tmpfs", flags, Some(c"size=64m")).unwrap();
         let path = shm.to_str().unwrap();
         assert_eq!(found(path, "/dev/shm"), Ok(Source::SharedMemory(64 << 20)));
-        assert_eq!(found(path, "/other"), Ok(Source::Files(shm.clone())));
+        assert!(is_files(found(path, "/other"), path));
         std::fs::write(shm.join("file"), "").unwrap();
-        assert_eq!(found(path, "/dev/shm"), Ok(Source::Files(shm.clone())));
+        assert!(is_files(found(path, "/dev/shm"), path));
         rustix::mount::unmount(&shm, rustix::mount::UnmountFlags::DETACH).unwrap();
     }
 }

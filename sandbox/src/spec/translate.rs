@@ -29,14 +29,9 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
     let mut spec = bundle.spec.clone();
     let place = |name: &str| Path::new(id).join(name);
     let mut mounts = vec![SharedMount {
-        source: bundle.rootfs.clone(),
-        place: place(ROOT),
         recursive: true,
-        // The agent creates mount points in it before it makes the root read-only.
-        read_only: false,
-        follows_host: false,
-        idmap: None,
-        reference: None,
+        // It is not made read-only here: the agent creates mount points in it first.
+        ..SharedMount::new(bundle.rootfs.clone(), place(ROOT))
     }];
     if let Some(root) = spec.root_mut() {
         root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
@@ -81,13 +76,8 @@ fn guest_hooks(hooks: Option<&Hooks>, id: &str) -> (Option<Hooks>, Vec<SharedMou
             hook.set_args(Some(vec![hook.path().to_string_lossy().into_owned()]));
         }
         programs.push(SharedMount {
-            source: hook.path().clone(),
-            place: place.clone(),
-            recursive: false,
-            read_only: true,
-            follows_host: false,
-            idmap: None,
-            reference: None,
+            read_only: Some(true),
+            ..SharedMount::new(hook.path().clone(), place.clone())
         });
         hook.set_path(Path::new(SHARED_DIR).join(place));
     }
@@ -149,7 +139,7 @@ mod tests {
         assert_eq!(start.path(), Path::new("/bin/of-the-image"));
         let program = &translation.mounts[1];
         assert_eq!(program.source, Path::new("/opt/hook"));
-        assert!(program.read_only);
+        assert_eq!(program.read_only, Some(true));
     }
 
     #[test]

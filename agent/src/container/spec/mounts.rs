@@ -6,6 +6,9 @@ use super::{SpecError, namespaces, path_text};
 use crate::container::mount_options::{self, MountOptions};
 use crate::init::plan::{ContainerPlan, MountPlan, MountSource};
 
+/// The option of mount(8) with which a missing source is no error.
+const NO_FAIL: &str = "nofail";
+
 /// The maps of a user namespace for a mount, as lines of `inside outside count`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdMap {
@@ -110,11 +113,12 @@ fn bind(
             Some(idmaps.len() as i32 - 1)
         }
     };
-    // Options for a file system are ignored, as by the kernel.
+    // Other options for a file system are ignored, as by the kernel.
     Ok(MountSource::Bind {
         path,
         recursive,
         prepared,
+        may_be_missing: options.data.iter().any(|(key, _)| key == NO_FAIL),
     })
 }
 
