@@ -248,11 +248,44 @@ fn a_terminal_of_the_users_is_the_programs() {
     terminal.write("\x03");
     assert_eq!(command::wait(child).status.code(), Some(130));
     assert_eq!(line.modes(), before, "the terminal is as it was");
+    // In a pipe a line ends with a line feed alone.
     let mut exec = rvm.command(&["exec", "--tty", "box", "stty", "size"]);
     line.attach(&mut exec);
     exec.stdout(Stdio::piped());
     let output = command::wait(exec.spawn().unwrap());
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "40 100\r\n");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "40 100\n");
+    end(&rvm);
+}
+
+#[test]
+fn an_added_process_is_in_every_namespace_of_the_container_before_its_start_and_after() {
+    let rvm = Rvm::new();
+    let day = 86400;
+    let bundle = Bundle::new(&["sleep", "10000"]).with(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({ "type": "time" }));
+        config["linux"]["timeOffsets"] =
+            json!({ "boottime": { "secs": day }, "monotonic": { "secs": day } });
+    });
+    rvm.create(&bundle, "box");
+    let namespaces = |process: &str| {
+        let list =
+            "for n in cgroup ipc mnt net pid time user uts; do readlink /proc/$n/ns/$n; done";
+        let list = list.replacen("/proc/$n", &format!("/proc/{process}"), 1);
+        shell(&rvm, &list).stdout
+    };
+    let is_offset = || {
+        let uptime = shell(&rvm, "cut -d . -f 1 /proc/uptime").stdout;
+        let uptime: u32 = uptime.trim().parse().unwrap();
+        assert!((day..2 * day).contains(&uptime), "{uptime}");
+    };
+    is_offset();
+    let before = namespaces("self");
+    rvm.ok(&["start", "box"]);
+    is_offset();
+    let init = namespaces("1");
+    assert_eq!(init.lines().count(), 8, "{init}");
+    assert_eq!((&before, &namespaces("self")), (&init, &init));
     end(&rvm);
 }
 

@@ -32,7 +32,7 @@ pub async fn create(
 ) -> Result<Arc<Container>, ContainerError> {
     let mut spec = spec::translate(id.as_str(), config)?;
     devices::check(&mut spec.container, spec.resources.as_ref())?;
-    spec.process.terminal = ids.terminal_size(spec.process.terminal);
+    spec.process.terminal = ids.terminal_plan(spec.process.terminal);
     let filter = match &spec.seccomp {
         None => None,
         Some(config) => {
@@ -236,11 +236,15 @@ fn finish(
         .join
         .iter()
         .fold(0, |flags, join| flags | join.flag);
-    let cgroup_flag = match namespaces.unshare_cgroup {
-        true => libc::CLONE_NEWCGROUP as u64,
-        false => 0,
-    };
-    let all = namespaces.create | joined | cgroup_flag;
+    let unshared = [
+        (namespaces.unshare_cgroup, libc::CLONE_NEWCGROUP),
+        (namespaces.unshare_time, libc::CLONE_NEWTIME),
+    ];
+    let unshared = unshared
+        .into_iter()
+        .filter(|(is_own, _)| *is_own)
+        .fold(0, |flags, (_, flag)| flags | flag as u64);
+    let all = namespaces.create | joined | unshared;
     let container = Arc::new(Container {
         id: id.clone(),
         cgroup,

@@ -56,7 +56,7 @@ async fn exec_reserved(
 ) -> Result<Arc<Process>, ContainerError> {
     let ids = request.streams;
     let mut plan = spec::exec_process(request.process, &container.defaults)?;
-    plan.terminal = ids.terminal_size(plan.terminal);
+    plan.terminal = ids.terminal_plan(plan.terminal);
     let cgroup = match request.cgroup {
         "" => None,
         path => Some(container.cgroup.descend(path)?),

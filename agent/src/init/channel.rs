@@ -28,8 +28,6 @@ pub enum Report {
 }
 
 /// Sends a report, with a descriptor if there is one.
-///
-/// A report without one is a write(2), which a seccomp filter without socket calls allows.
 pub fn send(
     socket: BorrowedFd<'_>,
     report: &Report,

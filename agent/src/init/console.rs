@@ -7,10 +7,10 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Gid, Uid};
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use super::mounts::attach;
-use super::plan::ProcessPlan;
+use super::plan::{ProcessPlan, TerminalPlan};
 use super::rootfs::Rootfs;
 use super::targets::{self, Kind};
 use crate::sys::{Doing as _, OsError, clone};
@@ -28,7 +28,7 @@ pub struct Terminal {
 /// Makes a terminal in the container's own devpts: in `root`, or in the root of this process.
 ///
 /// TIOCGPTPEER on the master opens the other end: what lies at its path is up to the container.
-pub fn open(root: Option<&Rootfs>, size: (u16, u16)) -> Result<Terminal, OsError> {
+pub fn open(root: Option<&Rootfs>, plan: TerminalPlan) -> Result<Terminal, OsError> {
     let flags = OFlags::RDWR | OFlags::NOCTTY;
     let master = match root {
         Some(root) => targets::open_without_links(root.as_fd(), "/dev/pts/ptmx", flags),
@@ -49,15 +49,19 @@ pub fn open(root: Option<&Rootfs>, size: (u16, u16)) -> Result<Terminal, OsError
         OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
     )
     .doing(|| "open the terminal")?;
-    let (rows, cols) = size;
-    if rows != 0 || cols != 0 {
+    if plan.rows != 0 || plan.cols != 0 {
         let size = Winsize {
-            ws_row: rows,
-            ws_col: cols,
+            ws_row: plan.rows,
+            ws_col: plan.cols,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        rustix::termios::tcsetwinsize(&master, size).doing(|| "set the terminal's size")?;
+        tcsetwinsize(&master, size).doing(|| "set the terminal's size")?;
+    }
+    if plan.plain_line_feeds {
+        let mut modes = tcgetattr(&slave).doing(|| "read the terminal's modes")?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        tcsetattr(&slave, OptionalActions::Now, &modes).doing(|| "set the terminal's modes")?;
     }
     Ok(Terminal { master, slave })
 }

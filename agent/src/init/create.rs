@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fs::File;
 use std::os::fd::AsFd as _;
 
 use rustix::process::DumpableBehavior;
@@ -12,11 +13,11 @@ use rvm_sys::{keyring, loopback};
 use super::channel::Report;
 use super::hooks::{self, HookPoint};
 use super::mounts::Mounts;
-use super::plan::{ContainerPlan, ProcessPlan};
+use super::plan::{ContainerPlan, ProcessPlan, TimeOffset};
 use super::program::Program;
 use super::rootfs::Rootfs;
 use super::{Control, Failure, Stage as _, console, devices, masks, privileges, user};
-use crate::sys::{Doing as _, OsError};
+use crate::sys::{Doing as _, OsError, clone};
 
 /// Sets the container up, waits for StartContainer, and becomes the program.
 ///
@@ -35,24 +36,18 @@ pub(super) fn run(
     set_names(plan).stage("hostname")?;
 
     console::fix_stdio_owner(process).stage("stdio")?;
-    let program = become_the_user(process, filter)?;
+    let program = become_the_user(process)?;
     control.send(&Report::Ready, None).stage("start")?;
     control.wait_for_start();
 
     hooks::run_all(HookPoint::StartContainer, &plan.start_hooks, plan).stage("hooks")?;
-    program.execute()
+    program.execute(process, filter)
 }
 
 fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
     if let Some(offsets) = &plan.time_offsets {
-        // Takes effect at execve(2). Before the process is made undumpable, after which its /proc
-        // files belong to root.
-        unshare(UnshareFlags::NEWTIME).doing(|| "make a time namespace")?;
-        for (clock, seconds, nanoseconds) in offsets {
-            let line = format!("{clock} {seconds} {nanoseconds}");
-            std::fs::write("/proc/self/timens_offsets", &line)
-                .doing(|| format!("set time offset {line}"))?;
-        }
+        // Before the process is made undumpable, after which its /proc files belong to root.
+        make_time_namespace(offsets)?;
     }
     // Processes of a shared pid namespace must not access this one while it has root's rights.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -64,6 +59,20 @@ fn make_namespaces(plan: &ContainerPlan) -> Result<(), OsError> {
         loopback::bring_up().doing(|| "bring lo up")?;
     }
     Ok(())
+}
+
+/// Makes a time namespace and enters it: unshare(2) alone makes one for children, and a process
+/// that joins the container before its program runs would find another.
+fn make_time_namespace(offsets: &[TimeOffset]) -> Result<(), OsError> {
+    unshare(UnshareFlags::NEWTIME).doing(|| "make a time namespace")?;
+    for (clock, seconds, nanoseconds) in offsets {
+        let line = format!("{clock} {seconds} {nanoseconds}");
+        std::fs::write("/proc/self/timens_offsets", &line)
+            .doing(|| format!("set time offset {line}"))?;
+    }
+    let made = File::open("/proc/self/ns/time_for_children").doing(|| "open the time namespace")?;
+    clone::enter_namespaces(made.as_fd(), libc::CLONE_NEWTIME as u64)
+        .doing(|| "enter the time namespace")
 }
 
 pub(super) fn join_keyring(process: &ProcessPlan) -> Result<(), OsError> {
@@ -89,8 +98,8 @@ fn make_file_system(
     if plan.populate_dev {
         devices::populate(&root, plan).stage("devices")?;
     }
-    if let Some(size) = process.terminal {
-        let terminal = console::open(Some(&root), size).stage("console")?;
+    if let Some(plan) = process.terminal {
+        let terminal = console::open(Some(&root), plan).stage("console")?;
         console::bind(&root, &terminal).stage("console")?;
         control
             .send(&Report::Terminal, Some(terminal.master.as_fd()))
@@ -130,26 +139,16 @@ fn set_names(plan: &ContainerPlan) -> Result<(), OsError> {
     Ok(())
 }
 
-/// Gives up root's rights and finds the program, with the seccomp filter as late as it may be.
-///
-/// Without no_new_privs only CAP_SYS_ADMIN may install a filter, so the filter comes before the
-/// capabilities go; with it, after everything else.
-pub(super) fn become_the_user(process: &ProcessPlan, filter: &[u8]) -> Result<Program, Failure> {
+/// Gives up root's rights and finds the program.
+pub(super) fn become_the_user(process: &ProcessPlan) -> Result<Program, Failure> {
     let directory_entered = user::enter_directory_as_root(process).stage("cwd")?;
     privileges::set_scheduling(process).stage("scheduling")?;
     privileges::set_no_new_privileges(process).stage("no_new_privs")?;
     privileges::set_rlimits(process).stage("rlimits")?;
-    if !process.no_new_privileges {
-        privileges::install_filter(process, filter).stage("seccomp")?;
-    }
     privileges::set_user_and_capabilities(process).stage("user")?;
     if !directory_entered {
         user::enter_directory(process).stage("cwd")?;
     }
     user::check_directory(process).stage("cwd")?;
-    let program = Program::find(process).stage("exec")?;
-    if process.no_new_privileges {
-        privileges::install_filter(process, filter).stage("seccomp")?;
-    }
-    Ok(program)
+    Program::find(process).stage("exec")
 }

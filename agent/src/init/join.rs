@@ -28,17 +28,17 @@ pub(super) fn run(
     privileges::set_initial_affinity(process).stage("cpu affinity")?;
     join_namespaces(namespaces, user_namespace).stage("namespaces")?;
     join_keyring(process).stage("keyring")?;
-    if let Some(size) = process.terminal {
-        let terminal = console::open(None, size).stage("console")?;
+    if let Some(plan) = process.terminal {
+        let terminal = console::open(None, plan).stage("console")?;
         control
             .send(&Report::Terminal, Some(terminal.master.as_fd()))
             .stage("console")?;
         terminal.become_stdio().stage("console")?;
     }
     console::fix_stdio_owner(process).stage("stdio")?;
-    let program = become_the_user(process, filter)?;
+    let program = become_the_user(process)?;
     privileges::set_final_affinity(process).stage("cpu affinity")?;
-    program.execute()
+    program.execute(process, filter)
 }
 
 fn join_namespaces(namespaces: u64, user_namespace: bool) -> Result<(), OsError> {

@@ -70,9 +70,6 @@ fn check(path: &str) -> Result<(), Refusal> {
     }
     match rustix::fs::access(path, Access::EXEC_OK) {
         Ok(()) => Ok(()),
-        // A seccomp filter may refuse faccessat(2): the mode then decides.
-        Err(Errno::NOSYS | Errno::PERM) if status.st_mode & 0o111 != 0 => Ok(()),
-        Err(Errno::NOSYS | Errno::PERM) => Err(Refusal::NotExecutable(Errno::ACCESS)),
         Err(errno) => Err(Refusal::NotExecutable(errno)),
     }
 }

@@ -179,6 +179,15 @@ pub struct RlimitPlan {
     pub hard: u64,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalPlan {
+    /// 0 if unknown, like `cols`.
+    pub rows: u16,
+    pub cols: u16,
+    /// Whether line feeds stay as they are: without ONLCR of termios(3).
+    pub plain_line_feeds: bool,
+}
+
 /// What the process becomes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProcessPlan {
@@ -195,8 +204,8 @@ pub struct ProcessPlan {
     pub capabilities: CapabilityPlan,
     pub no_new_privileges: bool,
     pub rlimits: Vec<RlimitPlan>,
-    /// The rows and columns of the terminal to make.
-    pub terminal: Option<(u16, u16)>,
+    /// The terminal to make.
+    pub terminal: Option<TerminalPlan>,
     /// Flags of the seccomp filter at [`fd::SECCOMP`], if there is one.
     pub seccomp_flags: Option<u64>,
     pub scheduler: Option<SchedAttr>,

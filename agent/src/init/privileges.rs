@@ -15,6 +15,9 @@ pub const HARD_NOFILE: u64 = 1 << 20;
 /// The soft limit: select(2) breaks above it, so programs that can do more raise it themselves.
 const SOFT_NOFILE: u64 = 1024;
 
+/// `<linux/capability.h>`, as a bit.
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
 /// Confines the process to the CPUs of `execCPUAffinity.initial`.
 pub fn set_initial_affinity(process: &ProcessPlan) -> Result<(), OsError> {
     set_affinity(process.cpu_affinity.as_ref().map(|(initial, _)| initial))
@@ -94,7 +97,7 @@ pub fn install_filter(process: &ProcessPlan, filter: &[u8]) -> Result<(), OsErro
     seccomp::install(filter, flags).doing(|| "install the seccomp filter")
 }
 
-/// Becomes the user, with the capabilities of the plan and no others.
+/// Becomes the user, with the capabilities of the plan and no others but [`for_the_filter`].
 ///
 /// A change of the user from root clears the permitted set unless the process keeps its
 /// capabilities; execve(2) resets that flag.
@@ -105,9 +108,24 @@ pub fn set_user_and_capabilities(process: &ProcessPlan) -> Result<(), OsError> {
     set_ids(process)?;
     rustix::thread::set_keep_capabilities(false).doing(|| "stop keeping capabilities")?;
     rustix::process::umask(Mode::from_raw_mode(process.umask));
-    caps::set(sets.effective, sets.permitted, sets.inheritable)
-        .doing(|| "apply process.capabilities")?;
+    let kept = for_the_filter(process);
+    caps::set(
+        sets.effective | kept,
+        sets.permitted | kept,
+        sets.inheritable,
+    )
+    .doing(|| "apply process.capabilities")?;
     caps::set_ambient(sets.ambient).doing(|| "apply process.capabilities.ambient")
+}
+
+/// What it takes to install a system call filter right before execve(2): without no_new_privs,
+/// CAP_SYS_ADMIN (seccomp(2)). The program does not get it: execve(2) computes the permitted and
+/// the effective set anew, from the other sets and from the file (capabilities(7)).
+fn for_the_filter(process: &ProcessPlan) -> u64 {
+    match process.seccomp_flags {
+        Some(_) if !process.no_new_privileges => CAP_SYS_ADMIN,
+        _ => 0,
+    }
 }
 
 fn set_ids(process: &ProcessPlan) -> Result<(), OsError> {

@@ -5,7 +5,7 @@ use std::ffi::{CString, NulError};
 use std::io::Write as _;
 
 use super::plan::ProcessPlan;
-use super::{EXIT_FAILED, Failure, lookup, user};
+use super::{EXIT_FAILED, Failure, Stage as _, lookup, privileges, user};
 use crate::sys::{clone, errno_text};
 
 /// A program with its arguments and environment, ready for execve(2).
@@ -59,20 +59,24 @@ impl Program {
         })
     }
 
-    /// Executes the program.
+    /// Installs the system call filter, if there is one, and executes the program.
     ///
-    /// The container has started by now, so a failure, such as a script without an interpreter
-    /// line, goes to its standard error, as with runc.
-    pub fn execute(self) -> Result<Infallible, Failure> {
+    /// No other call comes between the two, not even one for memory: of all that was done for the
+    /// process so far, the filter needs to allow execve(2) alone.
+    ///
+    /// The container has started by now, so a failure to execute, such as a script without an
+    /// interpreter line, goes to its standard error, as with runc.
+    pub fn execute(self, process: &ProcessPlan, filter: &[u8]) -> Result<Infallible, Failure> {
         let pointers = |strings: &[CString]| {
             let mut pointers: Vec<_> = strings.iter().map(|text| text.as_ptr()).collect();
             pointers.push(std::ptr::null());
             pointers
         };
+        let (args, env) = (pointers(&self.args), pointers(&self.env));
+        privileges::install_filter(process, filter).stage("seccomp")?;
         // SAFETY: both arrays end in null and point into strings that live across the call.
         #[allow(unsafe_code)]
-        let errno =
-            unsafe { clone::execute(&self.path_c, &pointers(&self.args), &pointers(&self.env)) };
+        let errno = unsafe { clone::execute(&self.path_c, &args, &env) };
         let line = format!("exec {}: {}\n", self.path, errno_text(errno));
         let _ = std::io::stderr().write_all(line.as_bytes());
         clone::exit_now(EXIT_FAILED)

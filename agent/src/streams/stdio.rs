@@ -14,7 +14,7 @@ use rvm_protocol::agent::Stdio;
 use rvm_protocol::agent::extra_descriptor::Kind;
 
 use super::{Claim, Endpoint, StreamError, StreamHub, relay};
-use crate::init::plan::fd;
+use crate::init::plan::{TerminalPlan, fd};
 use crate::sys::Doing as _;
 
 /// How many descriptors a process can have beyond its standard streams.
@@ -31,17 +31,26 @@ pub struct StreamIds {
     /// The terminal's size in characters, 0 where unset.
     pub rows: u16,
     pub cols: u16,
+    /// See the protocol's `Stdio`.
+    pub plain_line_feeds: bool,
     /// Descriptors from 3 on: a connection, and its kind for the process.
     pub extra: Vec<(u64, Kind)>,
 }
 
 impl StreamIds {
-    /// The size of the process's terminal, if it gets one: the request's, else `configured`, else
-    /// 0.
-    pub fn terminal_size(&self, configured: Option<(u16, u16)>) -> Option<(u16, u16)> {
-        let requested = (self.rows != 0 || self.cols != 0).then_some((self.rows, self.cols));
-        let size = requested.or(configured).unwrap_or_default();
-        self.terminal.then_some(size)
+    /// The process's terminal, if it gets one. Its size is the request's, else that of
+    /// `configured`, else 0.
+    pub fn terminal_plan(&self, configured: Option<TerminalPlan>) -> Option<TerminalPlan> {
+        let configured = configured.unwrap_or_default();
+        let (rows, cols) = match (self.rows, self.cols) {
+            (0, 0) => (configured.rows, configured.cols),
+            requested => requested,
+        };
+        self.terminal.then_some(TerminalPlan {
+            rows,
+            cols,
+            plain_line_feeds: self.plain_line_feeds,
+        })
     }
 }
 
@@ -54,6 +63,7 @@ impl From<&Stdio> for StreamIds {
             stderr: stdio.stderr,
             rows: u16::try_from(stdio.rows).unwrap_or(u16::MAX),
             cols: u16::try_from(stdio.cols).unwrap_or(u16::MAX),
+            plain_line_feeds: stdio.plain_line_feeds,
             extra: stdio
                 .extra
                 .iter()

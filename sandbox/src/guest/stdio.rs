@@ -60,6 +60,8 @@ pub enum HostStdio {
         output: OwnedFd,
         /// The initial size of the process's terminal.
         size: WindowSize,
+        /// See the protocol's `Stdio`.
+        plain_line_feeds: bool,
     },
     /// One of the above with more descriptors.
     Extended {
@@ -114,6 +116,7 @@ impl Relay {
                 input,
                 output,
                 size,
+                plain_line_feeds,
             } => {
                 let (id, to_guest) = open_stream(sandbox).map_err(failed("terminal"))?;
                 let from_guest = to_guest.try_clone().map_err(failed("terminal"))?;
@@ -123,6 +126,7 @@ impl Relay {
                 stdio.stdin = id;
                 stdio.rows = size.rows.into();
                 stdio.cols = size.cols.into();
+                stdio.plain_line_feeds = plain_line_feeds;
             }
             HostStdio::Extended { stdio: host, extra } => {
                 (relay, stdio) = Self::start(sandbox, *host)?;

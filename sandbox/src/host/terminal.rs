@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr,
+};
 
 /// A terminal could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -72,11 +74,26 @@ pub struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Fails if the descriptor is not a terminal.
+    /// A terminal that passes everything on in both directions. Fails if the descriptor is not a
+    /// terminal.
     pub fn new(terminal: BorrowedFd<'_>) -> Result<Self, TerminalError> {
+        Self::with_output_modes(terminal, OutputModes::empty())
+    }
+
+    /// The same for the terminal of a user, which goes on to turn line feeds into line ends, as
+    /// with runc: the process's output may go elsewhere, where a line ends with a line feed alone.
+    pub fn of_user(terminal: BorrowedFd<'_>) -> Result<Self, TerminalError> {
+        Self::with_output_modes(terminal, OutputModes::OPOST)
+    }
+
+    fn with_output_modes(
+        terminal: BorrowedFd<'_>,
+        kept: OutputModes,
+    ) -> Result<Self, TerminalError> {
         let before = tcgetattr(terminal).map_err(|_| TerminalError::NotATerminal)?;
         let mut raw = before.clone();
         raw.make_raw();
+        raw.output_modes |= kept;
         tcsetattr(terminal, OptionalActions::Now, &raw).map_err(failed("set the terminal up"))?;
         let terminal = terminal
             .try_clone_to_owned()

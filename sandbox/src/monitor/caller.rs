@@ -55,20 +55,20 @@ impl Caller<'_> {
     }
 
     fn terminal(&self) -> Result<(HostStdio, Option<RawTerminal>), MonitorError> {
-        let (input, output, terminal): (OwnedFd, OwnedFd, OwnedFd) = match &self.console_socket {
+        let (input, output, raw) = match &self.console_socket {
             Some(socket) => {
                 let slave = terminal::open_for_engine(socket)?;
                 terminal::detach_standard_streams(&ALL_STREAMS)?;
-                (duplicate(slave.as_fd())?, duplicate(slave.as_fd())?, slave)
+                let raw = RawTerminal::new(slave.as_fd())?;
+                (duplicate(slave.as_fd())?, slave, raw)
             }
             None => users_terminal()?,
         };
-        let raw = RawTerminal::new(terminal.as_fd())?;
-        let size = raw.size();
         let host = HostStdio::Terminal {
             input,
             output,
-            size,
+            size: raw.size(),
+            plain_line_feeds: self.console_socket.is_none(),
         };
         Ok((host, Some(raw)))
     }
@@ -114,13 +114,13 @@ fn standard_streams() -> Result<HostStdio, MonitorError> {
 
 /// The user's input and output, and the user's terminal, which may be neither: runc, too, reads and
 /// writes the standard streams when they are redirected.
-fn users_terminal() -> Result<(OwnedFd, OwnedFd, OwnedFd), MonitorError> {
+fn users_terminal() -> Result<(OwnedFd, OwnedFd, RawTerminal), MonitorError> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let terminal = terminal::find_users([stderr.as_fd(), stdout.as_fd(), stdin.as_fd()])?;
     Ok((
         duplicate(stdin.as_fd())?,
         duplicate(stdout.as_fd())?,
-        terminal,
+        RawTerminal::of_user(terminal.as_fd())?,
     ))
 }
 

@@ -71,6 +71,8 @@ pub fn open(uris: &Uris, container: &ContainerId, namespace: &str) -> Result<Ope
             output: outputs.stdout,
             // The size in config.json, which the agent knows, holds until the first resize.
             size: WindowSize::default(),
+            // A client's terminal is in raw mode.
+            plain_line_feeds: false,
         },
         Some(stderr) => HostStdio::Streams {
             stdin,

@@ -18,6 +18,8 @@ pub struct Namespaces {
     pub user: UserNamespace,
     /// Whether the process makes a cgroup namespace.
     pub unshare_cgroup: bool,
+    /// Whether the process makes a time namespace, for which it first sets the offsets.
+    pub unshare_time: bool,
     /// Whether the UTS namespace is not the guest's.
     pub has_uts: bool,
     /// Whether the pid namespace ends with the container's init process.
@@ -106,8 +108,7 @@ fn add(
             ));
         }
         (LinuxNamespaceType::Cgroup, None) => namespaces.unshare_cgroup = true,
-        // The init process makes it, and first sets the offsets.
-        (LinuxNamespaceType::Time, None) => {}
+        (LinuxNamespaceType::Time, None) => namespaces.unshare_time = true,
         (_, Some(path)) => namespaces.join.push(Join { flag, path }),
         (_, None) => {
             namespaces.create |= flag;
@@ -166,20 +167,11 @@ pub fn time_offsets(
     linux: &Linux,
     namespaces: &Namespaces,
 ) -> Result<Option<Vec<TimeOffset>>, SpecError> {
-    let has_time = linux
-        .namespaces()
-        .iter()
-        .flatten()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Time);
-    let joins = namespaces
-        .join
-        .iter()
-        .any(|join| join.flag == flag(LinuxNamespaceType::Time));
     let offsets = linux
         .time_offsets()
         .as_ref()
         .filter(|offsets| !offsets.is_empty());
-    if !has_time || joins {
+    if !namespaces.unshare_time {
         return match offsets {
             Some(_) => Err(SpecError::invalid(
                 "linux.timeOffsets",

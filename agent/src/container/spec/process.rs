@@ -8,7 +8,7 @@ use rvm_sys::cpu_list::CpuList;
 
 use super::config::Process;
 use super::{SpecError, path_text};
-use crate::init::plan::{CapabilityPlan, CpuAffinity, ProcessPlan, RlimitPlan};
+use crate::init::plan::{CapabilityPlan, CpuAffinity, ProcessPlan, RlimitPlan, TerminalPlan};
 use crate::sys::sched::SchedAttr;
 
 const DEFAULT_UMASK: u32 = 0o022;
@@ -86,7 +86,11 @@ fn translate(process: &Process, defaults: &ProcessPlan) -> Result<ProcessPlan, S
         terminal: process
             .console_size
             .filter(|_| process.terminal.unwrap_or(false))
-            .map(|size| (clamp(size.height()), clamp(size.width()))),
+            .map(|size| TerminalPlan {
+                rows: clamp(size.height()),
+                cols: clamp(size.width()),
+                ..TerminalPlan::default()
+            }),
         ..ProcessPlan::default()
     })
 }
