@@ -25,8 +25,8 @@ pub struct Hook<'a> {
     pub path: &'a Path,
     /// Its arguments, the name of the program first; without any the path is the name.
     pub args: &'a [String],
-    /// Its whole environment, as `NAME=value`.
-    pub env: &'a [String],
+    /// Its whole environment, as `NAME=value`; the caller's if `None`.
+    pub env: Option<&'a [String]>,
     /// Its working directory; the caller's if `None`.
     pub directory: Option<&'a Path>,
     /// How long it may run.
@@ -65,9 +65,11 @@ impl Running {
         if let Some(directory) = hook.directory {
             command.current_dir(directory);
         }
+        if let Some(env) = hook.env {
+            let entries = env.iter().filter_map(|entry| entry.split_once('='));
+            command.env_clear().envs(entries);
+        }
         command
-            .env_clear()
-            .envs(hook.env.iter().filter_map(|entry| entry.split_once('=')))
             .stdin(stdin)
             .stdout(Stdio::from(stdout.try_clone()?))
             .stderr(Stdio::from(stderr.try_clone()?));
@@ -213,7 +215,7 @@ mod tests {
         let hook = Hook {
             path: Path::new("/bin/sh"),
             args: &args,
-            env: &["GREETING=hello".to_owned()],
+            env: Some(&["GREETING=hello".to_owned()]),
             directory: None,
             timeout,
         };
@@ -255,7 +257,7 @@ mod tests {
         let hook = Hook {
             path: Path::new("/bin/false"),
             args: &[],
-            env: &[],
+            env: Some(&[]),
             directory: Some(Path::new("/")),
             timeout: Some(Duration::from_secs(10)),
         };

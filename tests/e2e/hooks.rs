@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rvm_tests::command::eventually;
+use rvm_tests::command::{eventually, finish};
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
@@ -70,6 +70,53 @@ fn hooks_run_in_order_and_are_told_the_state() {
             (&json!("box"), &json!("1.0.2"))
         );
     }
+}
+
+#[test]
+fn hooks_without_an_environment_inherit_one_and_with_an_empty_one_do_not() {
+    const POINTS: [&str; 6] = [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+        "poststop",
+    ];
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]).with(|config| {
+        config["process"]["env"] = json!(["PATH=/bin", "ONE=two"]);
+        let hooks = POINTS.map(|point| {
+            let hook = |suffix| {
+                let mut hook = match point {
+                    "createContainer" => guest(&format!("env >rootfs/{point}{suffix}")),
+                    "startContainer" => container(&format!("env >/{point}{suffix}")),
+                    _ => host(&format!("env >rootfs/{point}{suffix}")),
+                };
+                hook.as_object_mut().unwrap().remove("env");
+                hook
+            };
+            let mut empty = hook("-empty");
+            empty["env"] = json!([]);
+            (point.to_owned(), json!([hook(""), empty]))
+        });
+        config["hooks"] = Value::Object(hooks.into_iter().collect());
+    });
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").env("CALLER", "yes");
+    assert_eq!(finish(run).code, 0);
+    for point in POINTS {
+        let inherited = read(&bundle.rootfs(point));
+        let has = |variable| inherited.lines().any(|line| line == variable);
+        let in_guest = ["createContainer", "startContainer"].contains(&point);
+        assert_eq!(has("ONE=two"), in_guest, "{point}: {inherited}");
+        assert_eq!(has("CALLER=yes"), !in_guest, "{point}: {inherited}");
+        let empty = read(&bundle.rootfs(&format!("{point}-empty")));
+        assert!(
+            !empty.contains("ONE=") && !empty.contains("CALLER="),
+            "{point}: {empty}"
+        );
+    }
+    assert!(read(&bundle.rootfs("startContainer")).contains("HOME=/\n"));
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub(super) fn run(
     control.send(&Report::Ready, None).stage("start")?;
     control.wait_for_start();
 
-    hooks::run_all(HookPoint::StartContainer, &plan.start_hooks, plan).stage("hooks")?;
+    let env = program.environment();
+    hooks::run_all(HookPoint::StartContainer, &plan.start_hooks, &env, plan).stage("hooks")?;
     program.execute(process, filter)
 }
 
@@ -106,7 +107,8 @@ fn make_file_system(
             .stage("console")?;
         terminal.become_stdio().stage("console")?;
     }
-    hooks::run_all(HookPoint::CreateContainer, &plan.create_hooks, plan).stage("hooks")?;
+    let hooks = &plan.create_hooks;
+    hooks::run_all(HookPoint::CreateContainer, hooks, &process.env, plan).stage("hooks")?;
     root.make_directory(&process.cwd).stage("cwd")?;
     write_sysctls(&plan.sysctls).stage("sysctl")?;
     masks::make_read_only(&root, &plan.readonly_paths).stage("readonly paths")?;

@@ -65,10 +65,12 @@ struct State<'plan> {
     annotations: &'plan BTreeMap<String, String>,
 }
 
-/// Runs the hooks of a point in order; the first failure ends the run.
+/// Runs the hooks of a point in order; the first failure ends the run. A hook without an
+/// environment of its own gets `env`.
 pub fn run_all(
     point: HookPoint,
     hooks: &[HookPlan],
+    env: &[String],
     plan: &ContainerPlan,
 ) -> Result<(), HookError> {
     if hooks.is_empty() {
@@ -85,7 +87,7 @@ pub fn run_all(
     let state = serde_json::to_vec(&state).unwrap_or_default();
     for (index, hook) in hooks.iter().enumerate() {
         let point = point.name();
-        let end = run_one(hook, &state).map_err(|source| HookError::Run {
+        let end = run_one(hook, env, &state).map_err(|source| HookError::Run {
             point,
             index,
             source,
@@ -97,11 +99,11 @@ pub fn run_all(
     Ok(())
 }
 
-fn run_one(hook: &HookPlan, state: &[u8]) -> Result<End, OsError> {
+fn run_one(hook: &HookPlan, env: &[String], state: &[u8]) -> Result<End, OsError> {
     let process = Hook {
         path: Path::new(&hook.path),
         args: &hook.args,
-        env: &hook.env,
+        env: Some(hook.env.as_deref().unwrap_or(env)),
         directory: None,
         timeout: hook.timeout.map(Duration::from_secs),
     };

@@ -102,8 +102,8 @@ pub struct HookPlan {
     pub path: String,
     /// With the program's own name first.
     pub args: Vec<String>,
-    /// The whole environment.
-    pub env: Vec<String>,
+    /// The whole environment; without one, that of the container's process.
+    pub env: Option<Vec<String>>,
     /// Seconds, after which the hook is killed and has failed.
     pub timeout: Option<u64>,
 }

@@ -59,6 +59,12 @@ impl Program {
         })
     }
 
+    /// The program's environment.
+    pub fn environment(&self) -> Vec<String> {
+        let entries = self.env.iter().map(|entry| entry.to_string_lossy());
+        entries.map(String::from).collect()
+    }
+
     /// Installs the system call filter, if there is one, and executes the program.
     ///
     /// No other call comes between the two, not even one for memory: of all that was done for the

@@ -168,7 +168,8 @@ fn start_process(hook: &Hook, input: &[u8], bundle: &Path) -> io::Result<Running
     let process = hook::Hook {
         path: hook.path(),
         args: hook.args().as_deref().unwrap_or_default(),
-        env: hook.env().as_deref().unwrap_or_default(),
+        // As with runc, it inherits that of the process that runs it: of the verb or the shim.
+        env: hook.env().as_deref(),
         // The engine may have removed the bundle before the container is deleted.
         directory: Some(if bundle.is_dir() {
             bundle

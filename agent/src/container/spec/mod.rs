@@ -234,7 +234,7 @@ fn hook_plan(hook: &Hook) -> HookPlan {
             .filter(|args| !args.is_empty())
             .unwrap_or(vec![path.clone()]),
         path,
-        env: hook.env().clone().unwrap_or_default(),
+        env: hook.env().clone(),
         timeout: hook
             .timeout()
             .and_then(|seconds| u64::try_from(seconds).ok()),
