@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +102,7 @@ impl SandboxDir {
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let socket = SOCKETS.iter().find(|(of, _)| *of == port);
         let (_, name) = socket.ok_or(io::ErrorKind::NotFound)?;
-        UnixStream::connect(self.short_path(name))
+        connect_at_once(&self.short_path(name))
     }
 
     /// Makes the sockets that lead to the guest; returns them with their ports.
@@ -119,7 +120,7 @@ impl SandboxDir {
 
     /// Connects to the sandbox's owner. Fails if it has ended.
     pub fn connect_to_owner(&self) -> io::Result<UnixStream> {
-        UnixStream::connect(self.short_path(CONTROL_SOCKET))
+        connect_at_once(&self.short_path(CONTROL_SOCKET))
     }
 
     /// A path to `name` in the directory that is short enough for a socket's address, whose limit
@@ -195,6 +196,17 @@ impl SandboxDir {
     }
 }
 
+/// Connects to a socket, or fails with `WouldBlock` if so many wait for its owner already that this
+/// would wait as well: the owner may be stopped.
+fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +220,23 @@ mod tests {
         let _listeners = dir.listen().unwrap();
         dir.connect(AGENT_PORT).unwrap();
         assert_eq!(dir.connect(7).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_socket_whose_owner_is_stopped_keeps_nobody_waiting() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SandboxDir::open(root.path()).unwrap();
+        let stopped = dir.listen().unwrap();
+        rustix::net::listen(&stopped[0].1, 1).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match dir.connect(AGENT_PORT) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert!(waiting.len() > 1);
     }
 
     #[test]

@@ -46,7 +46,6 @@ pub fn init_process(runtime: &Runtime, container: &Arc<Container>, exit: oneshot
         // The reaper lives as long as the machine.
         let Ok(exit) = exit else { return };
         end_leftovers(&container).await;
-        runtime.write_back().await;
         if oom_kills(watch.as_ref()) > kills {
             runtime.events.publish(&oom());
         }

@@ -20,6 +20,7 @@ use crate::sandbox::Sandbox;
 use crate::streams::StreamIds;
 use crate::{clock, ports, power, size};
 use error::RequestError;
+use rvm_sys::error_chain::chain;
 
 /// How long the answer to Shutdown may take to leave the machine before the agent switches it off.
 const SHUTDOWN_ANSWER_TIMEOUT: Duration = Duration::from_millis(10);
@@ -62,6 +63,26 @@ async fn to_the_end<T: Send + 'static>(
     tokio::spawn(request)
         .await
         .unwrap_or(Err(RequestError::Dropped))
+}
+
+/// Kills a process when it is dropped: ttrpc drops a request whose connection has closed.
+struct KillOnHangup(Option<Arc<Process>>);
+
+impl KillOnHangup {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KillOnHangup {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0
+            && let Err(error) = process.signal(libc::SIGKILL as u32)
+        {
+            // It has ended meanwhile.
+            log::debug!("process {}: {}", process.pid(), chain(&error));
+        }
+    }
 }
 
 #[async_trait]
@@ -163,7 +184,9 @@ impl api::Agent for Service {
         request: api::WaitProcessRequest,
     ) -> ttrpc::Result<api::WaitProcessResponse> {
         let process = self.process(request.container_id, request.exec_id)?;
+        let hangup = KillOnHangup(request.kill_on_hangup.then(|| process.clone()));
         let Exit { status, at_ns } = process.wait().await.map_err(RequestError::from)?;
+        hangup.disarm();
         Ok(api::WaitProcessResponse {
             exit_status: status,
             exited_at_ns: at_ns,
@@ -255,6 +278,15 @@ impl api::Agent for Service {
             Ok(sandbox.remove(&id).await?)
         })
         .await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn write_back(
+        &self,
+        _: &TtrpcContext,
+        _: api::WriteBackRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.sandbox.runtime.write_back().await;
         Ok(api::Empty::default())
     }
 

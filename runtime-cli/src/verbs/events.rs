@@ -31,7 +31,7 @@ pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<ExitCode> {
     }
     let container = global.store().open(&args.id)?;
     block_on(async {
-        let observed = Observed::new(&container)?;
+        let observed = Observed::new(&container).await?;
         if args.stats {
             let stats = observed.stats().await?;
             print("stats", &args.id, Some(stats::Stats::from(&stats)))

@@ -8,10 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::{Cgroup, CgroupError, failed, files, systemd};
-use crate::host::process::ProcessId;
-
-/// The time that the processes of a group have to end after SIGKILL.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::host::process::{KILL_TIMEOUT, ProcessId};
 
 /// The time that the kernel has to release groups whose processes have ended: seconds on a busy
 /// host.

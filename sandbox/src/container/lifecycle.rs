@@ -3,19 +3,18 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
-use rustix::process::Signal;
 use rvm_protocol::ContainerId;
 use rvm_protocol::failure::Failure;
 
 use crate::cgroup::{Cgroup, CgroupError};
-use crate::container::running::{connect, gone};
+use crate::container::ending::{self, end_machine, end_monitor, leave};
+use crate::container::running::{connect, explained};
 use crate::control::{self, ControlError};
 use crate::dir::SandboxDir;
 use crate::dir::layout::Layout;
-use crate::guest::agent::{Agent, AgentError};
+use crate::guest::agent::AgentError;
 use crate::hooks::{self, HookPoint};
 use crate::host::pid_file;
 use crate::host::process::ProcessId;
@@ -26,12 +25,6 @@ use crate::spec::process::warn_about_ambient;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
 use rvm_sys::error_chain::chain;
-
-/// How long a process may take to end after SIGKILL.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a monitor may take to exit once its container has ended.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -168,7 +161,7 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
 }
 
 /// Signals a container's init process, or all of its processes; that there are none is no error
-/// then.
+/// then. After SIGKILL the container has ended when this returns, whatever its guest does.
 pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
     let state = container.state()?;
     match state.status() {
@@ -180,18 +173,29 @@ pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), L
             )));
         }
     }
-    let agent = match connect(container, &state) {
-        Err(LifecycleError::FailedPrecondition(_)) if all => return Ok(()),
-        other => other?,
+    let signalled = match signal {
+        libc::SIGKILL => ending::kill(container, &state, all).await,
+        _ => send(container, &state, signal, all).await,
     };
-    if !all {
-        return agent.signal(&container.init(), signal).await.map_err(gone);
-    }
-    match agent.signal_all(container.id(), signal).await {
+    match signalled {
         // No process is left to signal.
-        Err(AgentError::NotFound(_) | AgentError::Lost { .. }) => Ok(()),
-        other => Ok(other?),
+        Err(LifecycleError::FailedPrecondition(_)) if all => Ok(()),
+        other => other,
     }
+}
+
+async fn send(
+    container: &Container,
+    state: &State,
+    signal: i32,
+    all: bool,
+) -> Result<(), LifecycleError> {
+    let agent = connect(container, state).await?;
+    let signalled = match all {
+        true => agent.signal_all(container.id(), signal).await,
+        false => agent.signal(&container.init(), signal).await,
+    };
+    explained(container, state, signalled).await
 }
 
 /// Deletes a container and everything that belongs to it. `force` deletes one that runs as well,
@@ -207,13 +211,13 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     };
     if let Some(state) = &state {
         // The monitor first, or it would report the end of its machine as a failure.
-        end_monitor(state)?;
-        leave(container, state).await?;
+        end_monitor(state).await?;
+        leave(container, state, state.exit_status.is_none()).await?;
     }
     if container.is_gone() {
         return Ok(());
     }
-    end_machine(container)?;
+    end_own_machine(container).await?;
     if let Some(state) = &state {
         restore_network(state);
     }
@@ -285,71 +289,17 @@ fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
     }
 }
 
-/// Removes a container from the sandbox that it has joined, if that still is there.
-pub async fn leave(container: &Container, state: &State) -> Result<(), LifecycleError> {
-    if state.sandbox.is_none() {
-        return Ok(());
-    }
-    let sandbox = match container.sandbox(state) {
-        Err(StateError::NotFound(_)) => return Ok(()),
-        other => other?,
-    };
-    let removed = match Agent::connect(&sandbox) {
-        Ok(agent) => agent.remove_container(container.id()).await,
-        Err(error) => Err(error),
-    };
-    match removed {
-        Ok(()) | Err(AgentError::NotFound(_)) => {}
-        // The machine has ended, most likely, and the container with it.
-        Err(error) => tracing::debug!("container {}: {error}", container.id()),
-    }
-    Ok(sandbox.unshare(container.id().as_str())?)
-}
-
-fn end_monitor(state: &State) -> Result<(), LifecycleError> {
-    // A monitor that has written down the container's end is about to exit with its exit code.
-    let grace = if state.status == Status::Stopped {
-        EXIT_TIMEOUT
-    } else {
-        Duration::ZERO
-    };
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let monitor = state.monitor.filter(|id| id.pid != own);
-    monitor.map_or(Ok(()), |id| end_process(id, grace))
-}
-
 /// Ends the machine that was started for a container, if there is one.
-fn end_machine(container: &Container) -> Result<(), LifecycleError> {
-    let action = || {
-        format!(
-            "find the machine's processes in {}",
-            container.path().display()
-        )
-    };
-    let machine = match SandboxDir::open(container.path()).and_then(|dir| dir.machine()) {
+async fn end_own_machine(container: &Container) -> Result<(), LifecycleError> {
+    match SandboxDir::open(container.path()) {
         // Another process was faster.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other.map_err(failed(action()))?,
-    };
-    let mut machine = machine.into_iter();
-    machine.try_for_each(|id| end_process(id, Duration::ZERO))
-}
-
-fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
-    let Some(process) = id.open() else {
-        return Ok(());
-    };
-    let end = || {
-        if process.wait(grace)? {
-            return Ok(());
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => {
+            let path = container.path().display();
+            let sandbox = opened.map_err(failed(format!("open {path}")))?;
+            end_machine(&sandbox).await
         }
-        process.signal(Signal::KILL)?;
-        match process.wait(KILL_TIMEOUT)? {
-            true => Ok(()),
-            false => Err(io::ErrorKind::TimedOut.into()),
-        }
-    };
-    end().map_err(failed(format!("end the container's process {}", id.pid)))
+    }
 }
 
 /// Removes a container's directory. There are only files of rvm's in it, and no link is followed:

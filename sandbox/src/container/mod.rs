@@ -1,6 +1,7 @@
 //! A container from the host's side: its start, what the verbs do to it, and its control groups.
 
 pub mod cgroup;
+pub mod ending;
 pub mod lifecycle;
 pub mod monitor_process;
 pub mod running;

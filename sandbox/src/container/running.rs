@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use rvm_protocol::agent::{ListProcessesResponse, StatsResponse};
 
 use crate::cgroup::Cgroup;
+use crate::container::ending::has_ended;
 use crate::container::lifecycle::LifecycleError;
 use crate::guest::agent::{Agent, AgentError, Events};
 use crate::state::{Container, State, Status};
 
 /// runc's words for a container that has stopped, or has not started.
-const NOT_RUNNING: &str = "container not running";
+pub(super) const NOT_RUNNING: &str = "container not running";
 
-fn refused(words: &str) -> LifecycleError {
+pub(super) fn refused(words: &str) -> LifecycleError {
     LifecycleError::FailedPrecondition(words.to_owned())
 }
 
@@ -22,8 +23,8 @@ pub async fn pause(container: &Container) -> Result<(), LifecycleError> {
     if state.status() != Status::Running {
         return Err(refused(NOT_RUNNING));
     }
-    let agent = connect(container, &state)?;
-    agent.pause(container.id()).await.map_err(gone)?;
+    let agent = connect(container, &state).await?;
+    explained(container, &state, agent.pause(container.id()).await).await?;
     container.lock()?.step(Status::Paused, |_| {})?;
     Ok(())
 }
@@ -34,8 +35,8 @@ pub async fn resume(container: &Container) -> Result<(), LifecycleError> {
     if state.status() != Status::Paused {
         return Err(refused("container not paused"));
     }
-    let agent = connect(container, &state)?;
-    agent.resume(container.id()).await.map_err(gone)?;
+    let agent = connect(container, &state).await?;
+    explained(container, &state, agent.resume(container.id()).await).await?;
     container.lock()?.step(Status::Running, |_| {})?;
     Ok(())
 }
@@ -46,8 +47,8 @@ pub async fn processes(container: &Container) -> Result<ListProcessesResponse, L
     match state.status() {
         Status::Stopped | Status::Creating => Ok(ListProcessesResponse::new()),
         Status::Created | Status::Running | Status::Paused => {
-            let agent = connect(container, &state)?;
-            agent.processes(container.id()).await.map_err(gone)
+            let agent = connect(container, &state).await?;
+            explained(container, &state, agent.processes(container.id()).await).await
         }
     }
 }
@@ -68,12 +69,13 @@ pub fn host_processes(container: &Container) -> Result<BTreeSet<i32>, LifecycleE
 /// A running container whose statistics and events are read for some time.
 pub struct Observed<'a> {
     container: &'a Container,
+    state: State,
     agent: Agent,
 }
 
 impl<'a> Observed<'a> {
     /// Connects to the agent of a container that runs.
-    pub fn new(container: &'a Container) -> Result<Self, LifecycleError> {
+    pub async fn new(container: &'a Container) -> Result<Self, LifecycleError> {
         let state = container.state()?;
         match state.status() {
             Status::Stopped | Status::Creating => Err(LifecycleError::FailedPrecondition(format!(
@@ -81,15 +83,17 @@ impl<'a> Observed<'a> {
                 container.id()
             ))),
             Status::Created | Status::Running | Status::Paused => Ok(Self {
-                agent: connect(container, &state)?,
+                agent: connect(container, &state).await?,
                 container,
+                state,
             }),
         }
     }
 
     /// What the container has used of the guest so far.
     pub async fn stats(&self) -> Result<StatsResponse, LifecycleError> {
-        self.agent.stats(self.container.id()).await.map_err(gone)
+        let stats = self.agent.stats(self.container.id()).await;
+        explained(self.container, &self.state, stats).await
     }
 
     /// The events from now on, of the container and of the others in its sandbox.
@@ -99,20 +103,29 @@ impl<'a> Observed<'a> {
 }
 
 /// Connects to the agent of a container's sandbox.
-pub(crate) fn connect(container: &Container, state: &State) -> Result<Agent, LifecycleError> {
-    Agent::connect(&container.sandbox(state)?).map_err(|error| match error {
-        // The machine has ended.
-        AgentError::Connect(_) => refused(NOT_RUNNING),
-        other => other.into(),
-    })
+pub(crate) async fn connect(container: &Container, state: &State) -> Result<Agent, LifecycleError> {
+    let agent = Agent::connect(&container.sandbox(state)?);
+    explained(container, state, agent).await
 }
 
-/// An agent that is gone, or does not know the container, means that the container has ended
-/// meanwhile.
-pub(crate) fn gone(error: AgentError) -> LifecycleError {
-    match error {
-        AgentError::NotFound(_) | AgentError::Lost { .. } => refused(NOT_RUNNING),
-        other => other.into(),
+/// What an agent's answer means. One that does not know the container, or whose machine has ended,
+/// means that the container has ended meanwhile. From one that is late or has hung up alone nothing
+/// follows about the container.
+pub(crate) async fn explained<T>(
+    container: &Container,
+    state: &State,
+    answer: Result<T, AgentError>,
+) -> Result<T, LifecycleError> {
+    let ended = match &answer {
+        Err(AgentError::NotFound(_)) => true,
+        Err(AgentError::Connect(_) | AgentError::Lost { .. }) => {
+            has_ended(&container.sandbox(state)?).await
+        }
+        _ => false,
+    };
+    match ended {
+        true => Err(refused(NOT_RUNNING)),
+        false => Ok(answer?),
     }
 }
 
@@ -121,13 +134,50 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    #[test]
-    fn an_agent_that_is_late_does_not_mean_that_the_container_has_ended() {
-        let (call, limit) = ("signal process", Duration::from_secs(60));
-        let late = gone(AgentError::TimedOut { call, limit }).to_string();
-        assert!(late.contains("signal process within 60s"), "{late}");
+    use crate::config::EngineKind;
+    use crate::dir::Record;
+    use crate::host::process::ProcessId;
+    use crate::state::Store;
+
+    const CALL: &str = "signal process";
+
+    fn late() -> AgentError {
+        let limit = Duration::from_secs(10);
+        AgentError::TimedOut { call: CALL, limit }
+    }
+
+    fn lost() -> AgentError {
         let reason = "closed".to_owned();
-        let lost = gone(AgentError::Lost { call, reason }).to_string();
-        assert_eq!(lost, NOT_RUNNING);
+        AgentError::Lost { call: CALL, reason }
+    }
+
+    /// What `error` means for a container whose machine this process runs.
+    async fn explain(error: AgentError, machine: &[ProcessId]) -> String {
+        let root = tempfile::tempdir().unwrap();
+        let container = Store::new(root.path().to_owned()).create("web").unwrap();
+        let text = r#"{"ociVersion":"1.0.2","id":"web","status":"running","bundle":"/","rootfs":"/",
+            "created":"","owner":0,"terminal":false,"monitor":null,"sandbox":null,"guestPid":1,
+            "exitStatus":null}"#;
+        let state: State = serde_json::from_str(text).unwrap();
+        let record = Record::new(machine.to_vec(), EngineKind::Qemu, Duration::ZERO);
+        let sandbox = container.sandbox(&state).unwrap();
+        sandbox.write_record(&record).unwrap();
+        let explained = explained::<()>(&container, &state, Err(error)).await;
+        explained.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_late_or_has_hung_up_alone_does_not_mean_that_the_container_has_ended()
+    {
+        let alive = [ProcessId::own().unwrap()];
+        let told = explain(late(), &alive).await;
+        assert!(told.contains("signal process within 10s"), "{told}");
+        let told = explain(lost(), &alive).await;
+        assert!(told.contains("did not answer signal process"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_gone_with_its_machine_means_that_the_container_has_ended() {
+        assert_eq!(explain(lost(), &[]).await, NOT_RUNNING);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::cgroup::{self, ContainerCgroupError};
 use crate::container::lifecycle::LifecycleError;
-use crate::container::running::{connect, gone};
+use crate::container::running::{connect, explained};
 use crate::control::{self, ControlError, Request};
 use crate::sandbox::MemoryResult;
 use crate::sizing::Change;
@@ -177,11 +177,11 @@ async fn on_guest(
     state: &State,
     resources: &LinuxResources,
 ) -> Result<(), UpdateError> {
-    let agent = connect(container, state)?;
+    let agent = connect(container, state).await?;
     let mut inside = resources.clone();
     spec::resources::for_guest(&mut inside);
     let updated = agent.update(container.id(), &inside).await;
-    Ok(updated.map_err(gone)?)
+    Ok(explained(container, state, updated).await?)
 }
 
 fn on_host(
@@ -212,8 +212,8 @@ async fn check_usage(
     let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()) else {
         return Ok(());
     };
-    let stats = connect(container, state)?.stats(container.id()).await;
-    let used = stats.map_err(gone)?.memory.current;
+    let stats = connect(container, state).await?.stats(container.id()).await;
+    let used = explained(container, state, stats).await?.memory.current;
     if used > limit {
         return Err(UpdateError::InUse { limit, used });
     }

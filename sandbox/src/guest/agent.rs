@@ -33,6 +33,10 @@ use crate::host::untrusted_text::clean;
 /// The time limit for calls that do not wait for an event in the guest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The time limit for a signal, which engines send before they lose patience themselves: Docker
+/// waits 10 s for a container to end.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long after the host the agent gives a call up.
 const AGENT_DELAY: Duration = Duration::from_secs(1);
 

@@ -12,6 +12,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::host::terminal;
+use rvm_sys::readiness::Readable;
+
+/// How long a process may take to end after SIGKILL, which it cannot while it waits for a device.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A pid and a start time, which together identify a process until the host reboots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +46,7 @@ impl ProcessId {
         // While the pidfd is open the pid is not reused, so this reads the process of the pidfd.
         let same = Self::of(self.pid).is_ok_and(|now| now == self);
         let process = Process(pidfd);
-        (same && !process.ended()).then_some(process)
+        (same && !process.has_ended()).then_some(process)
     }
 
     /// Whether the process still runs; a zombie does not.
@@ -92,7 +96,19 @@ impl Process {
         }
     }
 
-    fn ended(&self) -> bool {
+    /// The same without blocking the thread. Called within a tokio runtime.
+    pub async fn ends_within(&self, limit: Duration) -> io::Result<bool> {
+        if self.has_ended() {
+            return Ok(true);
+        }
+        let pidfd = Readable::new(self.as_fd())?;
+        match tokio::time::timeout(limit, pidfd.read(|_| Ok(()))).await {
+            Ok(ended) => ended.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
         self.wait(Duration::ZERO).unwrap_or(false)
     }
 }
@@ -114,14 +130,14 @@ mod tests {
         assert_eq!(start_time(stat), Some(4711));
     }
 
-    #[test]
-    fn a_process_is_alive_until_it_ends() {
+    #[tokio::test]
+    async fn a_process_is_alive_until_it_ends() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let id = ProcessId::of(child.id() as i32).unwrap();
         let process = id.open().unwrap();
-        assert!(!process.wait(Duration::ZERO).unwrap());
+        assert!(!process.ends_within(Duration::ZERO).await.unwrap());
         process.signal(Signal::KILL).unwrap();
-        assert!(process.wait(Duration::from_secs(10)).unwrap());
+        assert!(process.ends_within(KILL_TIMEOUT).await.unwrap());
         assert!(!id.is_alive(), "a zombie is not alive");
         child.wait().unwrap();
         assert!(!id.is_alive());

@@ -144,7 +144,7 @@ fn new_id() -> io::Result<ExecId> {
 
 /// Passes signals on until the process has ended; returns its exit code.
 async fn supervise(process: &GuestProcess, signals: &Signals, relay: &mut Relay) -> u8 {
-    let exited = process.agent.wait(&process.id);
+    let exited = process.agent.stand_for(&process.id);
     match process.pass_signals_until(exited, signals, relay).await {
         Ok(exit) => exit.status,
         Err(error) => {

@@ -21,10 +21,11 @@ use crate::anchor::PidAnchor;
 use crate::cgroup::{Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::container::cgroup::{self, ContainerCgroupError};
-use crate::container::lifecycle::leave;
+use crate::container::ending::leave;
 use crate::container::start::{Place, Placement, Start, StartError, take_network};
 use crate::control::Server;
 use crate::engine::MachineEnd;
+use crate::guest::agent::Exit;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::host::process::ProcessId;
 use crate::host::signals::Signals;
@@ -42,7 +43,7 @@ pub use caller::{Caller, Mode};
 
 /// What a shell reports of a container whose machine is gone: as if killed by SIGKILL, which is
 /// what has happened to its processes.
-pub const EXIT_MACHINE_GONE: u8 = 128 + libc::SIGKILL as u8;
+pub const EXIT_MACHINE_GONE: u8 = Exit::KILLED;
 
 /// How long the process that asked for a start may take to read its answer once the container has
 /// ended.
@@ -158,7 +159,7 @@ async fn live(
     order.caller.report_ready()?;
     let status = supervise(&init, &place, signals, &mut relay).await;
     timings.lap("run the container");
-    drain(relay, signals).await;
+    tokio::join!(drain(relay, signals), place.guest().write_back(status));
     Ok(status)
 }
 
@@ -222,7 +223,7 @@ async fn serve(server: Option<&Server<'_>>) -> Infallible {
 
 /// Takes away everything but the state, which says how the container ended.
 async fn tear_down(container: &Container, exit_status: Option<u8>) -> Result<(), MonitorError> {
-    let left = leave(container, &container.state()?).await;
+    let left = leave(container, &container.state()?, exit_status.is_none()).await;
     if let Err(error) = left.and_then(|()| Ok(share::remove(container.path())?)) {
         tracing::warn!("{error}");
     }

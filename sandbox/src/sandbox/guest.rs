@@ -11,7 +11,7 @@ use super::SandboxError;
 use super::failure::GuestFailure;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
-use crate::engine::{MachineEnd, MachineEnded};
+use crate::engine::{self, MachineEnd, MachineEnded};
 use crate::guest::agent::{Agent, AgentError, Exit};
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::host::timings::Timings;
@@ -20,6 +20,13 @@ use rvm_sys::readiness::Readable;
 /// How long the agent of another process's machine may take to create or start a container, if the
 /// configuration does not say. Hooks in the guest count.
 const JOINED_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long a guest may take to bring to the host what the processes of an ended container wrote:
+/// as much as the guest's memory holds, on a slow disk.
+const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same for a container that was killed: somebody waits for its end.
+const KILLED_WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a machine may take to end once its agent has hung up.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,17 +102,41 @@ impl Guest {
         self.ended.wait().await
     }
 
-    /// Waits until a process has ended. The error is how the machine ended before that.
+    /// Waits until a process has ended for which this process stands. The error is how the machine
+    /// ended before that.
     pub async fn wait(&self, id: &ProcessId) -> Result<Exit, MachineEnd> {
         let error = tokio::select! {
             biased;
-            exit = self.agent.wait(id) => match exit {
+            exit = self.agent.stand_for(id) => match exit {
                 Ok(exit) => return Ok(exit),
                 Err(error) => error,
             },
             end = self.ended() => return Err(end),
         };
         Err(self.end_after(error).await)
+    }
+
+    /// Waits until the host has what the processes of a container wrote, which has ended with
+    /// `status`, but not for ever. Without a cache for writes the host has it already.
+    pub async fn write_back(&self, status: u8) {
+        if !engine::of(self.record.engine).caches_writes {
+            return;
+        }
+        let limit = match status {
+            Exit::KILLED => KILLED_WRITE_BACK_TIMEOUT,
+            _ => WRITE_BACK_TIMEOUT,
+        };
+        let written = tokio::select! {
+            written = self.agent.write_back(limit) => written,
+            _ = self.ended() => return,
+        };
+        match written {
+            Err(error @ AgentError::TimedOut { .. }) => tracing::warn!(
+                "what the container's processes wrote last may be missing on the host: {error}"
+            ),
+            Err(error) => tracing::debug!("{error}"),
+            Ok(()) => {}
+        }
     }
 
     /// How the machine ended whose agent has hung up: it ends with its agent, unless the agent

@@ -1,7 +1,6 @@
 //! What the one owner of a sandbox can do with its machine.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +19,10 @@ use crate::engine::choice::{self, Choice};
 use crate::engine::{Engine, Machine, Plan};
 use crate::guest::agent::Agent;
 use crate::host::memory::total_memory_mib;
-use crate::host::process::Process;
+use crate::host::process::{KILL_TIMEOUT, Process};
 use crate::host::timings::Timings;
 use crate::network::{Network, NicBackend};
 use crate::sizing::{Bounds, Running, Size};
-use rvm_sys::readiness::Readable;
 
 /// How long a machine whose sockets have closed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -134,7 +132,9 @@ impl Sandbox {
         let kill = |process: &Process| process.signal(Signal::KILL);
         self.processes.iter().try_for_each(kill)?;
         for process in &self.processes {
-            Readable::new(process.as_fd())?.read(|_| Ok(())).await?;
+            if !process.ends_within(KILL_TIMEOUT).await? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         Ok(())
     }

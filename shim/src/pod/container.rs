@@ -15,6 +15,7 @@ use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::sandbox::Guest;
 use rvm_sandbox::state::{self, Status};
 use rvm_sys::error_chain::chain;
+use tokio::sync::watch;
 
 use super::error::{PodError, Refusal};
 use super::execs::Execs;
@@ -51,6 +52,11 @@ pub struct Container {
     pub owns_sandbox: bool,
     pub init: Arc<Process>,
     pub execs: Execs,
+    /// Whether SIGKILL was asked for. The exit is published first then, and before the container's
+    /// last files are on the host.
+    pub is_killed: watch::Sender<bool>,
+    /// Held from the exit until the files are on the host, or late.
+    pub settling: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -171,7 +177,13 @@ impl Container {
                 other => Ok(other?),
             };
         }
-        match lifecycle::kill(&self.record, signal, all).await {
+        if signal == libc::SIGKILL {
+            self.is_killed.send_replace(true);
+        }
+        let record = Arc::clone(&self.record);
+        // To its end, even if the client does not wait for it.
+        let killing = tokio::spawn(async move { lifecycle::kill(&record, signal, all).await });
+        match killing.await.unwrap_or(Ok(())) {
             // It has ended since the check above.
             Err(LifecycleError::FailedPrecondition(_)) => Err(Refusal::Finished.into()),
             other => Ok(other?),
@@ -207,7 +219,7 @@ impl Container {
         if self.init.exit().is_some() {
             return Err(Refusal::NoCgroup(self.id().clone()).into());
         }
-        Ok(Observed::new(&self.record)?.stats().await?)
+        Ok(Observed::new(&self.record).await?.stats().await?)
     }
 
     /// What the container uses of the host, with its machine.
@@ -242,6 +254,16 @@ impl Container {
         });
         if let Err(error) = stopped {
             tracing::warn!("container {}: {}", self.id(), chain(&error));
+        }
+    }
+
+    /// Waits until what the container's processes wrote is on the host, or until that takes too
+    /// long or the container is killed.
+    pub async fn write_back_unless_killed(&self, exit: Exit) {
+        let mut killed = self.is_killed.subscribe();
+        tokio::select! {
+            () = self.guest.write_back(exit.status) => {}
+            _ = killed.wait_for(|killed| *killed) => {}
         }
     }
 

@@ -19,6 +19,7 @@ use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::spec::pod::Role;
 use rvm_sandbox::state::{self, Store};
 use rvm_sys::error_chain::chain;
+use tokio::sync::{Mutex, watch};
 
 use super::Pod;
 use super::container::{Container, Kind, Output};
@@ -167,6 +168,8 @@ impl Pod {
             owns_sandbox,
             init: Arc::new(init),
             execs: Execs::default(),
+            is_killed: watch::Sender::new(false),
+            settling: Mutex::default(),
         };
         Ok((container, output))
     }

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskStart};
 use rvm_protocol::{ContainerId, ExecId};
+use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
 use rvm_sandbox::state::Status;
 use tokio::sync::Notify;
 
@@ -132,31 +133,40 @@ impl Pod {
             let waited = container.guest.wait(&process.id).await;
             let exit = waited.map_or_else(|_| Exit::with_machine(), |exit| Exit::now(exit.status));
             drain(output).await;
-            if process.is_init() {
-                container.execs.wait().await;
-            }
+            let _settling = match process.is_init() {
+                true => {
+                    container.execs.wait().await;
+                    let settling = container.settling.lock().await;
+                    container.write_back_unless_killed(exit).await;
+                    Some(settling)
+                }
+                false => None,
+            };
             let _publishing = process.publishing.lock().await;
             if process.is_init() {
                 container.record_exit(exit);
             }
             process.set_exit(exit);
             publish_exit(&registry, &container, &process, exit);
-            if process.is_init() && container.owns_sandbox {
-                machine.end(registry.any_alive()).await;
+            if process.is_init() {
+                settle(&registry, &machine, &container).await;
             }
         });
     }
 
     /// Deletes a container that has ended or was never started; returns its exit.
     pub async fn delete(&self, container: &Container) -> Result<Exit, PodError> {
-        let exit = match (container.init.exit(), container.record.state()?.status) {
-            (Some(exit), _) => exit,
-            (None, Status::Created) => Exit::with_machine(),
-            (None, status) => {
-                let id = container.id().clone();
-                return Err(Refusal::NotStopped { id, status }.into());
-            }
+        let exit = match container.init.exit() {
+            Some(exit) => exit,
+            None => match container.record.state()?.status {
+                Status::Created => Exit::with_machine(),
+                status => {
+                    let id = container.id().clone();
+                    return Err(Refusal::NotStopped { id, status }.into());
+                }
+            },
         };
+        drop(container.settling.lock().await);
         if container.owns_sandbox {
             self.end_machine().await;
         }
@@ -176,6 +186,17 @@ impl Pod {
     /// Ends the machine, if there is one.
     pub async fn end_machine(&self) {
         self.machine.end(self.registry.any_alive()).await;
+    }
+}
+
+/// What follows the exit of a container: its last files come to the host if they have not yet, and
+/// a machine that was made for it ends.
+async fn settle(registry: &Registry, machine: &Machine, container: &Container) {
+    if *container.is_killed.borrow() {
+        container.guest.write_back(EXIT_MACHINE_GONE).await;
+    }
+    if container.owns_sandbox {
+        machine.end(registry.any_alive()).await;
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message as _;
 use protobuf::well_known_types::timestamp::Timestamp;
+use rvm_sandbox::container::ending::end_process;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
 use rvm_sandbox::state::{State, StateError, Store};
@@ -57,6 +58,12 @@ fn remove_container(path: &Path) -> anyhow::Result<Option<State>> {
         .enable_time()
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(lifecycle::delete(&record, true))?;
+    runtime.block_on(async {
+        if let Some(daemon) = state.as_ref().and_then(|state| state.monitor) {
+            // It is gone, or hangs so that containerd has given it up.
+            end_process(daemon, Duration::ZERO).await?;
+        }
+        lifecycle::delete(&record, true).await
+    })?;
     Ok(state)
 }

@@ -45,6 +45,7 @@ pub(super) static ENGINE: Engine = Engine {
     },
     net_hotplug: Ok(()),
     memory_hotplug: true,
+    caches_writes: false,
     probe,
     check,
     start,

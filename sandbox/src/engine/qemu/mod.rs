@@ -54,6 +54,7 @@ pub(super) static ENGINE: Engine = Engine {
     ),
     // Memory is plugged into machines with PCI or ACPI, and microvm has neither.
     memory_hotplug: false,
+    caches_writes: true,
     probe,
     check,
     start,

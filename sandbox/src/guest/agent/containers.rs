@@ -9,10 +9,11 @@ use rvm_protocol::agent::{
     Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, Oom, PauseContainerRequest,
     RemoveContainerRequest, ResizeRequest, ResumeContainerRequest, ShutdownRequest,
     SignalProcessRequest, StatsRequest, StatsResponse, UpdateContainerRequest, UpdateVolumeRequest,
+    WriteBackRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
-use super::{Agent, AgentError, CALL_TIMEOUT, failed, limited, unlimited, within};
+use super::{Agent, AgentError, CALL_TIMEOUT, SIGNAL_TIMEOUT, failed, limited, unlimited, within};
 use crate::host::untrusted_text::clean;
 
 /// How long OOM kills of a container are reported once. Each report is written to an engine, which
@@ -55,7 +56,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.signal_process(limited(), &request);
-        within(CALL_TIMEOUT, "signal process", call)
+        within(SIGNAL_TIMEOUT, "signal process", call)
             .await
             .map(|_| ())
     }
@@ -137,6 +138,14 @@ impl Agent {
         within(CALL_TIMEOUT, "remove container", call)
             .await
             .map(|_| ())
+    }
+
+    /// Waits until the host has what ended processes wrote to shared files, for at most `limit`. An
+    /// agent of an older rvm refuses: it has done so before it reported the end of a container.
+    pub async fn write_back(&self, limit: Duration) -> Result<(), AgentError> {
+        let request = WriteBackRequest::new();
+        let call = self.client.write_back(unlimited(), &request);
+        within(limit, "write back", call).await.map(|_| ())
     }
 
     /// Ends every container and writes their files back; the machine then powers off.

@@ -7,7 +7,7 @@ use rvm_protocol::agent::{
 };
 use rvm_protocol::{ContainerId, ExecId, ProcessId};
 
-use super::{Agent, AgentError, CALL_TIMEOUT, failed, limited, unlimited, within};
+use super::{Agent, AgentError, CALL_TIMEOUT, SIGNAL_TIMEOUT, failed, limited, unlimited, within};
 
 /// A process to add to a container.
 #[derive(Debug)]
@@ -35,6 +35,11 @@ pub struct Exit {
     pub at_ns: u64,
 }
 
+impl Exit {
+    /// The status of a process that SIGKILL has ended, which is what a shell reports of one.
+    pub const KILLED: u8 = 128 + libc::SIGKILL as u8;
+}
+
 impl Agent {
     /// Starts a process in a container. Returns its pid in the guest.
     pub async fn exec(&self, exec: Exec<'_>) -> Result<u32, AgentError> {
@@ -59,9 +64,20 @@ impl Agent {
 
     /// Waits until a process has ended, however long that takes.
     pub async fn wait(&self, id: &ProcessId) -> Result<Exit, AgentError> {
+        self.wait_for(id, false).await
+    }
+
+    /// The same for the process of the host that stands for it: the agent kills the process if the
+    /// connection closes before.
+    pub async fn stand_for(&self, id: &ProcessId) -> Result<Exit, AgentError> {
+        self.wait_for(id, true).await
+    }
+
+    async fn wait_for(&self, id: &ProcessId, kill_on_hangup: bool) -> Result<Exit, AgentError> {
         let request = WaitProcessRequest {
             container_id: id.container.to_string(),
             exec_id: id.exec_on_wire().to_owned(),
+            kill_on_hangup,
             ..Default::default()
         };
         let answer = self.client.wait_process(unlimited(), &request).await;
@@ -82,7 +98,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.signal_process(limited(), &request);
-        within(CALL_TIMEOUT, "signal process", call)
+        within(SIGNAL_TIMEOUT, "signal process", call)
             .await
             .map(|_| ())
     }

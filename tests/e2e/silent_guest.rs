@@ -1,0 +1,203 @@
+//! Guests that do not answer any more: their machine's processes are stopped. What ends a container
+//! is the host's to do, and takes seconds.
+
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rvm_tests::command::{eventually, signal};
+use rvm_tests::{Bundle, Rvm, leaks};
+use serde_json::json;
+
+const KIND: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// No engine waits longer for the end of a container that it has killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Stops the processes that run a world's machine.
+fn silence(rvm: &Rvm) {
+    let machine: Vec<i32> = rvm
+        .processes()
+        .into_iter()
+        .filter(|pid| {
+            let line = leaks::command_line(*pid);
+            ["qemu-system", "rvm-vmm "]
+                .iter()
+                .any(|part| line.contains(part))
+        })
+        .collect();
+    assert!(!machine.is_empty(), "there is no machine");
+    for pid in machine {
+        signal(pid, libc::SIGSTOP);
+    }
+}
+
+/// Asserts that something does not take longer than engines wait.
+fn in_time<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = work();
+    let took = start.elapsed();
+    println!("{what}: {took:.1?}");
+    assert!(took < PATIENCE, "{what} took {took:.1?}");
+    done
+}
+
+fn running(rvm: &Rvm) -> Bundle {
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    bundle
+}
+
+#[test]
+fn sigkill_ends_a_container_whose_guest_is_silent() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    let mut run = rvm.command(&["run", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdout(Stdio::null());
+    let stderr = rvm.path("stderr");
+    let mut run = run.stderr(File::create(&stderr).unwrap()).spawn().unwrap();
+    eventually("it runs", || {
+        rvm.call(&["state", "box"]).stdout.contains("running")
+    });
+    silence(&rvm);
+    let killed = in_time("rvm kill", || rvm.call(&["kill", "box", "KILL"]));
+    assert_eq!(killed.code, 0, "{}", killed.stderr);
+    assert!(
+        killed.stderr.contains("its machine is killed"),
+        "{}",
+        killed.stderr
+    );
+    assert_eq!(run.wait().unwrap().code(), Some(137));
+    let told = fs::read_to_string(stderr).unwrap();
+    assert!(told.contains("the sandbox ended unexpectedly"), "{told}");
+}
+
+#[test]
+fn every_process_of_a_container_whose_guest_is_silent_is_killed() {
+    let rvm = Rvm::new();
+    let _bundle = running(&rvm);
+    silence(&rvm);
+    in_time("rvm kill --all", || {
+        rvm.ok(&["kill", "--all", "box", "KILL"])
+    });
+    rvm.wait_for_status("box", "stopped");
+    rvm.ok(&["delete", "box"]);
+}
+
+#[test]
+fn a_container_whose_guest_is_silent_is_never_called_not_running() {
+    let rvm = Rvm::new();
+    let _bundle = running(&rvm);
+    silence(&rvm);
+    let start = Instant::now();
+    let refused = rvm.call(&["kill", "box", "TERM"]);
+    assert_eq!(refused.code, 1);
+    assert!(start.elapsed() < 2 * PATIENCE);
+    let told = "the sandbox's agent did not answer signal process within 10s";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    assert_eq!(rvm.status("box"), "running");
+    in_time("rvm delete --force", || {
+        rvm.ok(&["delete", "--force", "box"])
+    });
+}
+
+/// The first container of a pod that runs, and a member of it.
+fn pod(rvm: &Rvm) -> [Bundle; 2] {
+    let first = Bundle::new(&["sleep", "1000"]).with(|config| {
+        config["annotations"] = json!({ KIND: "sandbox", SANDBOX: "pod" });
+    });
+    rvm.create(&first, "pod");
+    rvm.ok(&["start", "pod"]);
+    let member = member(rvm, "sleep 2000");
+    rvm.create(&member, "member");
+    rvm.ok(&["start", "member"]);
+    [first, member]
+}
+
+/// A container that shares the pod's network and processes.
+fn member(rvm: &Rvm, script: &str) -> Bundle {
+    let pid = rvm.state("pod")["pid"].as_i64().unwrap();
+    Bundle::shell(script).with(|config| {
+        config["annotations"] = json!({ KIND: "container", SANDBOX: "pod" });
+        config.as_object_mut().unwrap().remove("hostname");
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            match namespace["type"].as_str() {
+                Some("network") => namespace["path"] = json!(format!("/proc/{pid}/ns/net")),
+                Some("pid") => namespace["path"] = json!(format!("/proc/{pid}/ns/pid")),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// The processes that a container of the pod sees.
+fn look(rvm: &Rvm) -> String {
+    rvm.run(&member(rvm, "ps"), "look").stdout
+}
+
+#[test]
+fn sigkill_to_a_container_of_a_silent_pod_costs_the_pod_and_says_so() {
+    for verb in [
+        &["kill", "member", "KILL"][..],
+        &["delete", "--force", "member"],
+    ] {
+        let rvm = Rvm::new();
+        let _bundles = pod(&rvm);
+        silence(&rvm);
+        let killed = in_time(verb[0], || rvm.call(verb));
+        assert_eq!(killed.code, 0, "{}", killed.stderr);
+        let told = "the machine of its pod is killed, and every container of pod pod with it";
+        assert!(killed.stderr.contains(told), "{}", killed.stderr);
+        rvm.wait_for_status("pod", "stopped");
+        eventually("all processes have ended", || rvm.processes().is_empty());
+        rvm.ok(&["delete", "--force", "member"]);
+        rvm.ok(&["delete", "pod"]);
+    }
+}
+
+#[test]
+fn a_container_of_a_pod_ends_alone_when_it_is_killed_or_deleted() {
+    let rvm = Rvm::new();
+    let [_first, member] = pod(&rvm);
+    let runs = |rvm: &Rvm| look(rvm).contains("sleep 2000");
+    assert!(runs(&rvm));
+    in_time("rvm kill", || rvm.ok(&["kill", "member", "KILL"]));
+    rvm.wait_for_status("member", "stopped");
+    assert!(!runs(&rvm));
+    rvm.ok(&["delete", "member"]);
+
+    rvm.create(&member, "member");
+    rvm.ok(&["start", "member"]);
+    assert!(runs(&rvm));
+    let monitor = rvm.state("member")["pid"].as_i64().unwrap();
+    signal(monitor as i32, libc::SIGKILL);
+    rvm.wait_for_status("member", "stopped");
+    eventually("its process has ended in the guest", || !runs(&rvm));
+    rvm.ok(&["delete", "member"]);
+
+    rvm.create(&member, "member");
+    rvm.ok(&["start", "member"]);
+    in_time("rvm delete", || rvm.ok(&["delete", "--force", "member"]));
+    assert!(!runs(&rvm));
+    assert_eq!(rvm.status("pod"), "running");
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
+#[test]
+fn an_added_process_ends_with_the_process_that_stands_for_it() {
+    let rvm = Rvm::new();
+    let _bundle = running(&rvm);
+    let pid = rvm.path("pid");
+    let mut exec = rvm.command(&["exec", "--detach", "--pid-file", pid.to_str().unwrap()]);
+    exec.args(["box", "sleep", "3000"]).stdout(Stdio::null());
+    assert!(exec.status().unwrap().success());
+    let runs = |rvm: &Rvm| rvm.ok(&["ps", "box"]).contains("3000");
+    assert!(runs(&rvm));
+    let pid = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    signal(pid, libc::SIGKILL);
+    eventually("it has ended in the guest", || !runs(&rvm));
+    assert_eq!(rvm.status("box"), "running");
+    rvm.ok(&["delete", "--force", "box"]);
+}
