@@ -6,8 +6,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -40,12 +41,18 @@ pub enum SpawnError {
 /// one.
 const MAX_LINE: usize = 2000;
 
-/// The most lines of one process that are logged in [`PERIOD`]. One that was taken over could
-/// otherwise fill the host's disk; QEMU has a few in all its life.
-const MAX_LINES: u32 = 200;
+/// The most lines of one process that are logged in [`PERIOD`], and with `--debug`. One that was
+/// taken over could otherwise fill the host's disk, and bury what the user is told; QEMU has a few
+/// in all its life.
+const MAX_LINES: u32 = 20;
+const MAX_DEBUG_LINES: u32 = 200;
 
 /// The period of [`MAX_LINES`].
 const PERIOD: Duration = Duration::from_secs(60);
+
+/// How long the log of a process that has ended may take to end. A process that was taken over can
+/// send its end of the log to the other end of a guest's stream, where it stays open.
+const LOG_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How many of a process's last lines are kept to explain its end.
 const TAIL_LINES: usize = 5;
@@ -55,7 +62,8 @@ pub struct Vmm {
     child: Child,
     pidfd: OwnedFd,
     channel: Channel,
-    log: Option<JoinHandle<()>>,
+    /// Nothing is ever sent; it closes at the end of the log.
+    log: Receiver<()>,
     tail: Tail,
 }
 
@@ -89,17 +97,17 @@ impl Vmm {
         // The command holds the other end of the control socket, which must close with the child.
         drop(command);
         let tail = Tail::default();
-        let log = match child.stderr.take() {
-            None => None,
-            Some(stderr) => {
-                let tail = Arc::clone(&tail);
-                let thread = thread::Builder::new()
-                    .name("log".to_owned())
-                    .stack_size(64 * 1024)
-                    .spawn(move || log_lines(mode, stderr, &tail));
-                Some(thread.map_err(failed)?)
-            }
-        };
+        let (logging, log) = mpsc::channel();
+        if let Some(stderr) = child.stderr.take() {
+            let tail = Arc::clone(&tail);
+            let work = move || {
+                log_lines(mode, stderr, &tail);
+                drop(logging);
+            };
+            let builder = thread::Builder::new().name("log".to_owned());
+            let thread = builder.stack_size(64 * 1024).spawn(work);
+            thread.map_err(failed)?;
+        }
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
         channel.send(config, fds)?;
@@ -133,12 +141,9 @@ impl Vmm {
     }
 
     /// The last lines that the process logged. It must have ended: this waits for the end of its
-    /// log.
-    pub fn last_lines(&mut self) -> Vec<String> {
-        if let Some(log) = self.log.take() {
-            // It does not panic, and nothing is lost if it does.
-            let _ = log.join();
-        }
+    /// log, for at most [`LOG_TIMEOUT`].
+    pub fn last_lines(&self) -> Vec<String> {
+        let _ = self.log.recv_timeout(LOG_TIMEOUT);
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.iter().cloned().collect()
     }
@@ -198,6 +203,8 @@ fn log_lines(source: &'static str, mut input: impl Read, tail: &Mutex<VecDeque<S
 struct LineLog<'a> {
     source: &'static str,
     tail: &'a Mutex<VecDeque<String>>,
+    /// The most lines in [`PERIOD`].
+    limit: u32,
     /// When the current period began.
     since: Instant,
     logged: u32,
@@ -209,6 +216,10 @@ impl<'a> LineLog<'a> {
         Self {
             source,
             tail,
+            limit: match tracing::enabled!(tracing::Level::DEBUG) {
+                true => MAX_DEBUG_LINES,
+                false => MAX_LINES,
+            },
             since: Instant::now(),
             logged: 0,
             left_out: 0,
@@ -233,7 +244,7 @@ impl<'a> LineLog<'a> {
             self.since = now;
             self.logged = 0;
         }
-        let admitted = self.logged < MAX_LINES;
+        let admitted = self.logged < self.limit;
         match admitted {
             true => self.logged += 1,
             false => self.left_out += 1,

@@ -8,6 +8,7 @@ pub mod memory;
 pub(crate) mod mount_table;
 pub(crate) mod pid_file;
 pub mod process;
+pub(crate) mod rate;
 pub mod read_only;
 pub mod read_only_file;
 pub mod signals;

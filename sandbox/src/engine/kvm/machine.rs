@@ -14,13 +14,22 @@ use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
 use crate::host::process::ProcessId;
+use crate::host::rate::Rate;
 use crate::host::untrusted_text::{clean, clean_failure};
 use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
+use rvm_sys::error_chain::chain;
 use rvm_sys::readiness::Readable;
 
 /// How long rvm-vmm may take to answer. It waits for nothing that the guest does.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long rvm-vmm may take to end after it has closed its end of the control socket.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The most events a second. rvm-vmm has a few in all its life; one that was taken over could keep
+/// root's process busy with a flood.
+const MAX_EVENTS: u32 = 256;
 
 /// A machine that rvm-vmm runs.
 pub(super) struct KvmMachine {
@@ -28,6 +37,8 @@ pub(super) struct KvmMachine {
     control: Readable,
     channel: Channel,
     vmm: Mutex<Vmm>,
+    /// Readable when rvm-vmm has ended.
+    ended: Readable,
     times: OnceLock<StartTimes>,
     /// The memory that the guest last reported to have, in MiB; 0 while it changes.
     reached: watch::Sender<u64>,
@@ -45,7 +56,9 @@ impl KvmMachine {
             .map_err(|e| io_failed("prepare the control socket")(e.into()))?;
         let watch = io_failed("watch the control socket");
         let own = fd.try_clone_to_owned().map_err(io_failed("dup"))?;
+        let ended = Readable::new(vmm.pidfd()).map_err(io_failed("watch rvm-vmm"))?;
         Ok(Self {
+            ended,
             control: Readable::new(fd).map_err(watch)?,
             channel: Channel::new(own),
             vmm: Mutex::new(vmm),
@@ -55,21 +68,23 @@ impl KvmMachine {
         })
     }
 
-    /// The next event of rvm-vmm. None once the control socket has closed, or holds no event.
-    async fn event(&self) -> Option<Event> {
+    /// The next event of rvm-vmm. None once it has ended and all that it has said is known.
+    async fn event(&self) -> Result<Option<Event>, ChannelError> {
         let received = self.control.read(|_| match self.channel.receive() {
             Err(ChannelError::Socket(error)) => Err(error),
             other => Ok(other),
         });
-        match received.await.ok()? {
-            Ok((event, _)) => Some(clean_event(event)),
-            // rvm-vmm is of another build and is about to exit.
-            Err(error @ ChannelError::Version(_)) => {
-                let failure = Failure::new(Code::FailedPrecondition, error.to_string());
-                Some(Event::Stopped(StopReason::Failed(failure)))
-            }
-            Err(_) => None,
-        }
+        let (event, _) = tokio::select! {
+            biased;
+            received = received => received.map_err(ChannelError::Socket)??,
+            // The control socket alone would not tell: rvm-vmm can send its end of it to the other
+            // end of a guest's stream, where it stays open.
+            _ = self.ended.read(|_| Ok(())) => match self.channel.receive() {
+                Err(ChannelError::Socket(_)) => return Ok(None),
+                other => other?,
+            },
+        };
+        Ok(Some(clean_event(event)))
     }
 
     /// Sends a request and waits for its answer.
@@ -107,12 +122,51 @@ impl KvmMachine {
         }
     }
 
-    /// Why rvm-vmm ended without a word.
-    fn post_mortem(&self) -> MachineEnd {
+    /// Passes an event on. Returns the reason if it is the machine's end.
+    fn take(&self, event: Event) -> Option<StopReason> {
+        match event {
+            // What is said again is not believed.
+            Event::Started(times) => _ = self.times.set(*times),
+            Event::Done => self.answered(Ok(())),
+            Event::Refused(failure) => self.answered(Err(failure)),
+            Event::Resized { memory_mib } => _ = self.reached.send_replace(memory_mib),
+            Event::Stopped(reason) => return Some(reason),
+        }
+        None
+    }
+
+    /// Ends a machine that has said its last word: one that went on would keep its streams open.
+    fn end(&self) {
+        // Fails only if it was waited for already.
+        let _ = lock(&self.vmm).kill();
+    }
+
+    /// What it means that rvm-vmm says nothing more, or something that is no event.
+    async fn post_mortem(&self, silence: Option<ChannelError>) -> MachineEnd {
+        let by_itself = match &silence {
+            None => true,
+            // A process that ends closes its sockets shortly before.
+            Some(ChannelError::Closed) => {
+                let ended = self.ended.read(|_| Ok(()));
+                tokio::time::timeout(END_TIMEOUT, ended).await.is_ok()
+            }
+            Some(_) => false,
+        };
+        self.end();
+        MachineEnd::Failed(match silence {
+            // rvm-vmm is of another build.
+            Some(error @ ChannelError::Version(_)) => error.to_string(),
+            Some(error) if !by_itself => {
+                format!("rvm-vmm was killed: {}", clean(&chain(&error)))
+            }
+            _ => self.describe_exit(),
+        })
+    }
+
+    fn describe_exit(&self) -> String {
         let mut vmm = lock(&self.vmm);
-        // The control socket has closed, so the process has ended or is about to.
-        let status = vmm.kill().and_then(|()| vmm.exit_status());
-        MachineEnd::Failed(describe_exit("rvm-vmm", &status, &vmm.last_lines()))
+        let status = vmm.exit_status();
+        describe_exit("rvm-vmm", &status, &vmm.last_lines())
     }
 }
 
@@ -134,6 +188,14 @@ fn clean_event(event: Event) -> Event {
     }
 }
 
+fn ended(reason: StopReason) -> MachineEnd {
+    match reason {
+        StopReason::PowerOff => MachineEnd::PowerOff,
+        StopReason::GuestReset { place } => MachineEnd::GuestReset(Some(place)),
+        StopReason::Failed(failure) => MachineEnd::Failed(failure.to_string()),
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -145,20 +207,18 @@ impl Vm for KvmMachine {
     }
 
     async fn drive(&self) -> MachineEnd {
+        let mut rate = Rate::new(MAX_EVENTS);
         let end = loop {
+            rate.admit().await;
             match self.event().await {
-                Some(Event::Started(times)) => _ = self.times.set(*times),
-                Some(Event::Done) => self.answered(Ok(())),
-                Some(Event::Resized { memory_mib }) => _ = self.reached.send_replace(memory_mib),
-                Some(Event::Refused(failure)) => self.answered(Err(failure)),
-                Some(Event::Stopped(StopReason::PowerOff)) => break MachineEnd::PowerOff,
-                Some(Event::Stopped(StopReason::GuestReset { place })) => {
-                    break MachineEnd::GuestReset(Some(place));
+                Ok(Some(event)) => {
+                    if let Some(reason) = self.take(event) {
+                        self.end();
+                        break ended(reason);
+                    }
                 }
-                Some(Event::Stopped(StopReason::Failed(failure))) => {
-                    break MachineEnd::Failed(failure.to_string());
-                }
-                None => break self.post_mortem(),
+                Ok(None) => break self.post_mortem(None).await,
+                Err(error) => break self.post_mortem(Some(error)).await,
             }
         };
         // Nobody answers these any more.

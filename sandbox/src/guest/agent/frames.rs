@@ -6,10 +6,10 @@
 //!
 //! A frame of ttrpc is a header of ten bytes (length, stream id, type, flags) and a message. A
 //! frame that exceeds a bound becomes a failure of its own call: a container that has too many
-//! processes to list goes on running, and the connection can be used for other calls.
+//! processes to list goes on running, and the connection can be used for other calls. What no
+//! ttrpc server sends ends the connection.
 
 mod elements;
-mod rate;
 
 use std::io;
 use std::pin::Pin;
@@ -18,10 +18,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use ttrpc::proto::{Codec, MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_DATA, MessageHeader};
+use ttrpc::proto::{
+    Codec, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_DATA, MESSAGE_TYPE_RESPONSE,
+    MessageHeader,
+};
 use ttrpc::{Code, Response};
 
-use rate::EventRate;
+use crate::host::rate::Rate;
 
 /// The longest message that is read, in bytes. ttrpc itself takes 4 MiB, which can hold two million
 /// empty messages that cost root's process 200 times their length when they are decoded.
@@ -34,6 +37,14 @@ const MAX_LONG_ANSWER: usize = 384 * 1024;
 
 /// The longest event, in bytes: it holds two ids and some numbers.
 const MAX_EVENT: usize = 4096;
+
+/// The most events a second. ttrpc queues events without a bound, faster than they are published: a
+/// flood of OOM reports grew root's process by 70 MiB a second. The answers of a guest that sends
+/// more wait with them.
+const MAX_EVENTS: u32 = 256;
+
+/// The most frames a second. One that nobody waits for costs root's process time.
+const MAX_FRAMES: u32 = 2048;
 
 /// How many bytes are read at a time.
 const CHUNK: usize = 4096;
@@ -73,7 +84,8 @@ pub(super) struct BoundedFrames<S> {
     taken: Option<usize>,
     /// The bytes still to pass over of a message that is too long.
     excess: usize,
-    rate: EventRate,
+    events: Rate,
+    frames: Rate,
 }
 
 impl<S: AsyncRead + Unpin> BoundedFrames<S> {
@@ -84,7 +96,8 @@ impl<S: AsyncRead + Unpin> BoundedFrames<S> {
             frame: Vec::new(),
             taken: None,
             excess: 0,
-            rate: EventRate::default(),
+            events: Rate::new(MAX_EVENTS),
+            frames: Rate::new(MAX_FRAMES),
         }
     }
 
@@ -131,11 +144,19 @@ impl<S: AsyncRead + Unpin> BoundedFrames<S> {
             return Ok(());
         };
         let (length, limit) = (header.length as usize, self.limit(header.type_));
+        let is_known = matches!(header.type_, MESSAGE_TYPE_RESPONSE | MESSAGE_TYPE_DATA);
+        if !is_known || length > MESSAGE_LENGTH_MAX {
+            let reason = "the sandbox's agent does not speak ttrpc";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
         if length > limit {
             let excess = self.missing();
             self.fail(
                 &header,
-                &format!("its answer has {length} bytes, more than the {limit} that are read"),
+                &format!(
+                    "the sandbox's agent has answered with {length} bytes, more than the {limit} \
+                     that are read"
+                ),
             )?;
             self.excess = excess;
         } else if self.missing() == 0 {
@@ -180,11 +201,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for BoundedFrames<S> {
             return Poll::Ready(Ok(()));
         }
         let taken = this.taken.unwrap_or(0);
-        let is_event = this
-            .header()
-            .is_some_and(|it| it.type_ == MESSAGE_TYPE_DATA);
-        if taken == 0 && is_event {
-            ready!(this.rate.poll_admit(cx));
+        if taken == 0 {
+            let is_event = this
+                .header()
+                .is_some_and(|it| it.type_ == MESSAGE_TYPE_DATA);
+            let rate = match is_event {
+                true => &mut this.events,
+                false => &mut this.frames,
+            };
+            ready!(rate.poll_admit(cx));
         }
         let rest = &this.frame[taken..];
         let part = &rest[..rest.len().min(out.remaining())];

@@ -14,9 +14,11 @@ const DEPTH: u32 = 1;
 /// A message that is not decoded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ElementsError {
-    #[error("its answer has more than the {MAX_ELEMENTS} elements that are read")]
+    #[error(
+        "the sandbox's agent has answered with more than the {MAX_ELEMENTS} elements that are read"
+    )]
     TooMany,
-    #[error("its answer is malformed: {0}")]
+    #[error("the sandbox's agent has answered with a malformed message: {0}")]
     Malformed(#[from] protobuf::Error),
 }
 

@@ -1,30 +1,42 @@
-//! How many events a second are taken from an agent.
+//! How many messages a second are taken from a guest, or from a process that a guest may have taken
+//! over.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// The most events in [`PERIOD`]. ttrpc queues events without a bound, faster than they are
-/// published: a flood of OOM reports grew root's process by 70 MiB a second. A guest that sends
-/// more waits, and its answers with it.
-const MAX_EVENTS: u32 = 256;
-
-/// The period of [`MAX_EVENTS`].
+/// The period of a [`Rate`]'s limit.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Counts events.
-#[derive(Default)]
-pub(super) struct EventRate {
+/// Admits so many messages in each [`PERIOD`]. The sender of more waits.
+pub(crate) struct Rate {
+    limit: u32,
     since: Option<Instant>,
     count: u32,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl EventRate {
-    /// Ready once, when the next event may be taken.
-    pub(super) fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+impl Rate {
+    /// Admits `limit` messages a second.
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            since: None,
+            count: 0,
+            pause: None,
+        }
+    }
+
+    /// Returns when the next message may be taken.
+    pub(crate) async fn admit(&mut self) {
+        poll_fn(|cx| self.poll_admit(cx)).await;
+    }
+
+    /// Ready once, when the next message may be taken.
+    pub(crate) fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
@@ -35,7 +47,7 @@ impl EventRate {
             if now.duration_since(since) >= PERIOD {
                 self.since = Some(now);
                 self.count = 0;
-            } else if self.count == MAX_EVENTS {
+            } else if self.count == self.limit {
                 self.pause = Some(Box::pin(sleep_until(since + PERIOD)));
                 continue;
             }
@@ -48,17 +60,16 @@ impl EventRate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
 
     #[tokio::test]
-    async fn a_flood_of_events_waits_for_the_next_period() {
-        let mut rate = EventRate::default();
+    async fn a_flood_waits_for_the_next_period() {
+        let mut rate = Rate::new(100);
         let start = Instant::now();
-        for _ in 0..MAX_EVENTS {
-            poll_fn(|cx| rate.poll_admit(cx)).await;
+        for _ in 0..100 {
+            rate.admit().await;
         }
         assert!(start.elapsed() < PERIOD);
-        poll_fn(|cx| rate.poll_admit(cx)).await;
+        rate.admit().await;
         assert!(start.elapsed() >= PERIOD);
         assert_eq!(rate.count, 1);
     }
