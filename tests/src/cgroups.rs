@@ -74,13 +74,7 @@ impl Cgroups {
     }
 
     pub fn members(&self) -> Vec<i32> {
-        let mut members = Vec::new();
-        for dir in below(&self.unified_world()) {
-            // It may just have been removed.
-            let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            members.extend(text.lines().map(|line| line.parse::<i32>().unwrap()));
-        }
-        members
+        members(&self.unified_world())
     }
 
     /// Kills all processes, at once where the kernel can (Linux 5.14).
@@ -107,7 +101,8 @@ impl Cgroups {
         self.hierarchies.iter().map(|root| root.join(&self.name))
     }
 
-    fn unified_world(&self) -> PathBuf {
+    /// The directory that everything is in.
+    pub fn unified_world(&self) -> PathBuf {
         self.unified.join(&self.name)
     }
 }
@@ -127,6 +122,17 @@ impl Drop for Cgroups {
             }
         }
     }
+}
+
+/// The processes in a cgroup and those below it.
+pub fn members(dir: &Path) -> Vec<i32> {
+    let mut members = Vec::new();
+    for dir in below(dir) {
+        // It may just have been removed.
+        let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        members.extend(text.lines().map(|line| line.parse::<i32>().unwrap()));
+    }
+    members
 }
 
 /// The mount points of file systems of these types.

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::cgroups::Cgroups;
 use crate::leftovers;
+use crate::memory::Memory;
 use crate::network::Network;
 
 /// The longest time of a command. A guest boots in seconds even on a software CPU; this limit is
@@ -200,6 +201,11 @@ impl Rvm {
     /// The processes in this world.
     pub fn processes(&self) -> Vec<i32> {
         self.cgroups.members()
+    }
+
+    /// Watches the memory of this installation's processes in this world from now on.
+    pub fn watch_memory(&self) -> Memory {
+        Memory::watch(self.cgroups.unified_world(), &self.dist)
     }
 
     /// Kills all processes in this world at once.

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod image;
 pub mod leaks;
 pub mod leftovers;
+pub mod memory;
 pub mod network;
 pub mod shim;
 pub mod terminal;

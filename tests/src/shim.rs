@@ -21,7 +21,7 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::r#async::{Server, TtrpcContext};
 use ttrpc::context::{self, Context};
 
-use crate::command::{self, Rvm, eventually};
+use crate::command::{self, Finished, Rvm, eventually};
 use crate::{containerd, leaks, leftovers};
 
 /// The longest time of a call. Creating a container boots a machine.
@@ -55,9 +55,14 @@ impl Events for Heard {
 impl Shim {
     /// Starts a shim for a container or a sandbox whose bundle exists.
     pub fn start(id: &str, bundle: &Path) -> Self {
+        let configuration = format!("engine = \"{}\"", crate::engine());
+        Self::start_in(Rvm::new().configured(&configuration), id, bundle)
+    }
+
+    /// Starts a shim in a world whose configuration names the engine.
+    pub fn start_in(world: Rvm, id: &str, bundle: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let world = Rvm::new().configured(&format!("engine = \"{}\"", crate::engine()));
         let namespace = format!("{}shim-{count}", leftovers::prefix());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -108,6 +113,22 @@ impl Shim {
         *self.server.lock().unwrap() = Some(server.unwrap());
     }
 
+    /// Cleans up as containerd does after a shim that it has given up.
+    pub fn give_up(&self, bundle: &Path) -> Finished {
+        let is_shim = |pid: &i32| leaks::command_line(*pid).starts_with("containerd-shim");
+        let processes = self.world.processes().into_iter().filter(is_shim);
+        processes.for_each(|pid| command::signal(pid, libc::SIGKILL));
+        let mut delete = Command::new(program());
+        delete
+            .args(["-namespace", &self.namespace, "-id", "box"])
+            .args(["-address", "/nonexistent", "-bundle"])
+            .arg(bundle)
+            .arg("delete")
+            .current_dir(bundle);
+        self.world.adopt(&mut delete);
+        command::finish(delete)
+    }
+
     /// Cuts the connection for events and accepts no other.
     pub fn cut(&self) {
         if let Some(mut server) = self.server.lock().unwrap().take() {
@@ -131,6 +152,10 @@ pub fn limit() -> Context {
     context::with_duration(LIMIT)
 }
 
+fn program() -> PathBuf {
+    fs::canonicalize(crate::dist().join("bin/containerd-shim-rvm-v2")).unwrap()
+}
+
 fn events_socket(world: &Rvm) -> PathBuf {
     world.path("events.sock")
 }
@@ -139,8 +164,7 @@ fn events_socket(world: &Rvm) -> PathBuf {
 fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> PathBuf {
     let options = world.path("options");
     fs::write(&options, runtime_options(&world.path("config.toml"))).unwrap();
-    let program = fs::canonicalize(crate::dist().join("bin/containerd-shim-rvm-v2")).unwrap();
-    let mut start = Command::new(program);
+    let mut start = Command::new(program());
     start
         .args([
             "-namespace",
