@@ -6,8 +6,8 @@
 // The rooms, bottom first: a room uses those above it in this list, never one below. A test of the
 // repository holds that.
 mod messages;
-mod invocation;
 mod options;
+mod invocation;
 mod bundle;
 mod rootfs;
 mod stdio;

@@ -2,6 +2,8 @@
 
 #[path = "cri/death.rs"]
 mod death;
+#[path = "cri/users.rs"]
+mod users;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -68,9 +68,14 @@ impl Containerd {
 
     /// Imports an image of busybox with this default command.
     pub fn import(&self, name: &str, program: &[&str]) {
+        self.import_for("native", name, program);
+    }
+
+    /// The same for another snapshotter.
+    pub fn import_for(&self, snapshotter: &str, name: &str, program: &[&str]) {
         let image = image::write(&self.world.path(""), name, program);
         let image = image.to_str().unwrap();
-        let mut args = vec!["image", "import", "--snapshotter", "native"];
+        let mut args = vec!["image", "import", "--snapshotter", snapshotter];
         // The daemon's own import unpacks only for the snapshotter in its configuration.
         if major_version() > 1 {
             args.push("--local");

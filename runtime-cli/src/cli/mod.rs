@@ -22,9 +22,6 @@ pub use running::{
     EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs,
 };
 
-/// The version of the runtime specification whose fields rvm knows.
-pub const SPEC_VERSION: &str = "1.2.1";
-
 /// What --version prints, in runc's form, which engines parse.
 const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
 
@@ -352,6 +349,7 @@ impl Global {
 mod tests {
     use super::*;
     use rvm_sandbox::config::EngineKind;
+    use rvm_sandbox::spec::SPEC_VERSION;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -26,17 +26,34 @@ pub struct IdMap {
     pub recursive: bool,
 }
 
-/// Bind mounts `source` on `place`, with the mounts below it if `recursive`.
-pub fn bind(source: BorrowedFd<'_>, place: &Path, recursive: bool, map: &IdMap) -> io::Result<()> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let mount = open_tree(source, "", flags)?;
-    let userns = user_namespace(map)?;
-    map_ids(mount.as_fd(), userns.as_fd(), map.recursive)?;
-    let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(move_mount(&mount, "", CWD, place, from)?)
+/// A map in the kernel, for any number of mounts.
+#[derive(Debug)]
+pub struct Mapper {
+    userns: OwnedFd,
+    /// Also maps the mounts below.
+    recursive: bool,
+}
+
+impl Mapper {
+    /// Fails if the map is empty or the kernel does not take it.
+    pub fn new(map: &IdMap) -> io::Result<Self> {
+        Ok(Self {
+            userns: user_namespace(map)?,
+            recursive: map.recursive,
+        })
+    }
+
+    /// Bind mounts `source` on `place`, with the mounts below it if `recursive`.
+    pub fn bind(&self, source: BorrowedFd<'_>, place: &Path, recursive: bool) -> io::Result<()> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+        let mount = open_tree(source, "", flags)?;
+        map_ids(mount.as_fd(), self.userns.as_fd(), self.recursive)?;
+        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&mount, "", CWD, place, from)?)
+    }
 }
 
 /// Creates a user namespace with this map. A child process holds it until its file is open.
@@ -135,7 +152,8 @@ mod tests {
             recursive: false,
         };
         let fd = rustix::fs::open(&source, OFlags::PATH, Mode::empty()).unwrap();
-        bind(fd.as_fd(), &place, false, &map).unwrap();
+        let mapper = Mapper::new(&map).unwrap();
+        mapper.bind(fd.as_fd(), &place, false).unwrap();
         let status = fs::metadata(place.join("file")).unwrap();
         assert_eq!((status.uid(), status.gid()), (1007, 2008));
         chown(place.join("file"), Some(1009), Some(2000)).unwrap();
@@ -156,6 +174,6 @@ mod tests {
     #[test]
     fn an_empty_map_is_refused() {
         let map = IdMap::default();
-        assert!(user_namespace(&map).is_err());
+        assert!(Mapper::new(&map).is_err());
     }
 }

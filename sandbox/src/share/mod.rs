@@ -29,7 +29,7 @@ use rustix::mount::{
 
 use oci_spec::runtime::Spec;
 
-use crate::host::idmap;
+use crate::host::idmap::Mapper;
 use crate::host::read_only::set_read_only;
 
 pub use atomic_volume::{DATA, is_atomic_volume, read_volume};
@@ -121,7 +121,8 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
 
 fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
     if let Some(map) = &wanted.idmap {
-        let bound = idmap::bind(source.as_fd(), place, wanted.recursive, map);
+        let bound = Mapper::new(map)
+            .and_then(|mapper| mapper.bind(source.as_fd(), place, wanted.recursive));
         return at("map the ids of", &wanted.source, bound);
     }
     let from = format!("/proc/self/fd/{}", source.as_raw_fd());

@@ -1,5 +1,6 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
+mod features;
 pub(crate) mod hooks;
 pub(crate) mod mounts;
 mod normalize;
@@ -27,6 +28,10 @@ use sources::Source;
 use validate::FieldError;
 
 pub use crate::share::CONFIG_FILE;
+pub use features::features;
+
+/// The version of the runtime specification whose fields rvm knows.
+pub const SPEC_VERSION: &str = "1.2.1";
 
 /// The largest config.json that is read, in bytes. The agent's RPC carries no more than 4 MiB.
 const MAX_CONFIG: u64 = 2 << 20;

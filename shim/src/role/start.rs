@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
@@ -23,6 +23,7 @@ use serde::Deserialize;
 use crate::bundle::{served_address, socket_path, write_address};
 use crate::events::TTRPC_ADDRESS;
 use crate::invocation::flags::Flags;
+use crate::invocation::input;
 use crate::options::Options;
 
 /// The directory of sockets if containerd names none. Addresses of sockets must be short.
@@ -30,9 +31,6 @@ const SOCKETS: &str = "/run/containerd/s";
 
 /// The name of the containerd plugin that has shims make sandboxes, and of its state directory.
 const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1.shim";
-
-/// The most bytes that are read from standard input.
-const MAX_INPUT: u64 = 10 << 20;
 
 /// The version of the task API that a [`BootstrapResult`] announces. An answer that is a plain
 /// address stands for version 2.
@@ -69,12 +67,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 
 impl Input {
     fn read(id: &str) -> anyhow::Result<Self> {
-        let mut bytes = Vec::new();
-        io::stdin()
-            .take(MAX_INPUT)
-            .read_to_end(&mut bytes)
-            .context("cannot read standard input")?;
-        Self::parse(&bytes, id)
+        Self::parse(&input::read()?, id)
     }
 
     /// Both messages begin with two strings; only in `BootstrapParams` the first one is the id.

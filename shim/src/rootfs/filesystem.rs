@@ -23,7 +23,7 @@ use super::options::Options;
 const MAX_DATA: usize = 4095;
 
 /// The overlay's option that names the layers.
-const LOWER: &str = "lowerdir=";
+pub const LOWER: &str = "lowerdir=";
 
 /// Mounts a file system that is not a bind mount.
 pub fn mount(kind: &str, source: &str, target: &Path, options: &Options) -> rustix::io::Result<()> {
@@ -34,7 +34,8 @@ pub fn mount(kind: &str, source: &str, target: &Path, options: &Options) -> rust
     }
 }
 
-fn mount_with_options(
+/// Mounts it if the options are not too long for mount(2).
+pub fn mount_with_options(
     kind: &str,
     source: &str,
     target: &Path,
@@ -70,20 +71,26 @@ fn mount_many_layers(
     std::thread::scope(|scope| scope.spawn(mount).join()).unwrap_or(Err(Errno::INVAL))
 }
 
-fn other_options(options: &Options) -> impl Iterator<Item = &String> {
+/// All options but the one that names the layers.
+pub fn other_options(options: &Options) -> impl Iterator<Item = &String> {
     options
         .data
         .iter()
         .filter(|option| !option.starts_with(LOWER))
 }
 
-/// The deepest directory that holds all layers, and the path of each layer from there.
-fn common_directory(options: &Options) -> Option<(PathBuf, Vec<String>)> {
-    let lower = options
+/// The layers of an overlay, without the uppermost.
+pub fn lower_layers(options: &Options) -> impl Iterator<Item = &Path> {
+    let named = options
         .data
         .iter()
-        .find_map(|option| option.strip_prefix(LOWER))?;
-    let layers: Vec<&Path> = lower.split(':').map(Path::new).collect();
+        .filter_map(|option| option.strip_prefix(LOWER));
+    named.flat_map(|layers| layers.split(':')).map(Path::new)
+}
+
+/// The deepest directory that holds all layers, and the path of each layer from there.
+fn common_directory(options: &Options) -> Option<(PathBuf, Vec<String>)> {
+    let layers: Vec<&Path> = lower_layers(options).collect();
     let mut dir = layers.first()?.parent()?;
     while !layers.iter().all(|layer| layer.starts_with(dir)) {
         dir = dir.parent()?;

@@ -3,6 +3,7 @@
 
 mod options;
 mod filesystem;
+mod mapped;
 
 use std::fs;
 use std::io;
@@ -78,20 +79,37 @@ pub fn unmount_path(path: &Path) -> Result<(), RootfsError> {
 fn mount_one(wanted: &Mount, target: &Path) -> Result<(), RootfsError> {
     let options = Options::parse(&wanted.options);
     let what = format!("mount {} as the root file system at", wanted.type_);
-    let mounted = match (wanted.type_.as_str(), options.bind) {
+    let mounted = match options.id_maps.is_empty() {
+        true => mount_as_it_is(wanted, target, &options).map_err(io::Error::from),
+        false => mount_mapped(wanted, target, &options),
+    };
+    mounted
+        .and_then(|()| match options.propagation {
+            Some(flags) => Ok(mount_change(target, flags)?),
+            None => Ok(()),
+        })
+        .map_err(failed(what, target))
+}
+
+fn mount_mapped(wanted: &Mount, target: &Path, options: &Options) -> io::Result<()> {
+    let mapper = mapped::mapper(&options.id_maps)?;
+    if wanted.type_ == "overlay" {
+        return mapped::mount_overlay(&wanted.source, target, options, &mapper);
+    }
+    mount_as_it_is(wanted, target, options)?;
+    let recursive = options.bind == Some(true) || wanted.type_ == "rbind";
+    mapped::remap(target, recursive, &mapper)
+}
+
+fn mount_as_it_is(wanted: &Mount, target: &Path, options: &Options) -> rustix::io::Result<()> {
+    match (wanted.type_.as_str(), options.bind) {
         ("bind" | "rbind", recursive) => {
             let recursive = recursive.unwrap_or(wanted.type_ == "rbind");
             bind(&wanted.source, target, recursive, options.flags)
         }
         (_, Some(recursive)) => bind(&wanted.source, target, recursive, options.flags),
-        (kind, None) => filesystem::mount(kind, &wanted.source, target, &options),
-    };
-    mounted
-        .and_then(|()| match options.propagation {
-            Some(flags) => mount_change(target, flags),
-            None => Ok(()),
-        })
-        .map_err(failed(what, target))
+        (kind, None) => filesystem::mount(kind, &wanted.source, target, options),
+    }
 }
 
 fn bind(source: &str, target: &Path, recursive: bool, flags: MountFlags) -> rustix::io::Result<()> {
@@ -109,6 +127,7 @@ fn bind(source: &str, target: &Path, recursive: bool, flags: MountFlags) -> rust
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{MetadataExt as _, chown};
 
     fn wanted(kind: &str, source: &Path, options: &[&str]) -> Mount {
         Mount {
@@ -182,6 +201,78 @@ mod tests {
         overlay(2).unwrap();
         overlay(60).unwrap();
         overlay(200).unwrap();
+    }
+
+    /// Directories on a file system that takes an overlay's attributes and maps ids.
+    fn layers(names: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let none = MountFlags::empty();
+        rustix::mount::mount("layers", dir.path(), "tmpfs", none, None).unwrap();
+        for name in names {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join(name), "").unwrap();
+        }
+        dir
+    }
+
+    fn owner(path: &Path) -> (u32, u32) {
+        let found = fs::metadata(path).unwrap();
+        (found.uid(), found.gid())
+    }
+
+    #[test]
+    fn of_an_overlay_with_maps_the_lower_layers_are_mapped() {
+        let (bundle, dir) = (
+            tempfile::tempdir().unwrap(),
+            layers(&["a", "b", "upper", "work"]),
+        );
+        let path = |name: &str| dir.path().join(name);
+        let mapped = (1000, 2000);
+        chown(path("upper"), Some(mapped.0), Some(mapped.1)).unwrap();
+        let options = [
+            format!("lowerdir={}:{}", path("b").display(), path("a").display()),
+            format!("upperdir={}", path("upper").display()),
+            format!("workdir={}", path("work").display()),
+            "uidmap=0:1000:10".to_owned(),
+            "gidmap=0:2000:10".to_owned(),
+        ];
+        let options = options.each_ref().map(String::as_str);
+        let overlay = wanted("overlay", Path::new("overlay"), &options);
+        mount_all(bundle.path(), &[overlay]).unwrap();
+        let root = bundle.path().join(ROOTFS);
+        for name in ["", "a", "b"] {
+            assert_eq!(owner(&root.join(name)), mapped, "{name:?}");
+        }
+        chown(root.join("a"), Some(1003), None).unwrap();
+        assert_eq!(owner(&path("upper/a")), (1003, 2000));
+        assert_eq!(owner(&path("a/a")), (0, 0), "the layer is as it was");
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let places = table.matches(bundle.path().to_str().unwrap()).count();
+        assert_eq!(places, 1, "nothing but the overlay is mounted");
+        unmount_all(bundle.path()).unwrap();
+        unmount(dir.path(), UnmountFlags::DETACH).unwrap();
+    }
+
+    #[test]
+    fn of_any_other_root_with_maps_the_whole_is_mapped() {
+        let (bundle, dir) = (tempfile::tempdir().unwrap(), layers(&["a"]));
+        let maps = ["rbind", "ro", "uidmap=0:1000:10", "gidmap=0:2000:10"];
+        mount_all(
+            bundle.path(),
+            &[wanted("bind", &dir.path().join("a"), &maps)],
+        )
+        .unwrap();
+        let file = bundle.path().join("rootfs/a");
+        assert_eq!(owner(&file), (1000, 2000));
+        assert!(fs::write(&file, "").is_err());
+        unmount_all(bundle.path()).unwrap();
+        assert!(!file.exists());
+        for maps in [&maps[..3], &["uidmap=0:1:x", "gidmap=0:1:1"]] {
+            let mounts = [wanted("bind", &dir.path().join("a"), maps)];
+            assert!(mount_all(bundle.path(), &mounts).is_err(), "{maps:?}");
+            assert!(!file.exists(), "what was mounted is undone");
+        }
+        unmount(dir.path(), UnmountFlags::DETACH).unwrap();
     }
 
     #[test]

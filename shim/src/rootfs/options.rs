@@ -9,8 +9,24 @@ pub struct Options {
     pub propagation: Option<MountPropagationFlags>,
     /// Whether it is a bind mount, and then whether a recursive one.
     pub bind: Option<bool>,
+    /// Lines of `id on disk, id in the mount, count` from `uidmap=` and `gidmap=`.
+    pub id_maps: IdMaps,
     /// The file system's own options.
     pub data: Vec<String>,
+}
+
+/// The maps that a snapshotter names for a container in a user namespace, as `0:100000:65536`;
+/// empty without. Several are separated by commas.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct IdMaps {
+    pub uids: String,
+    pub gids: String,
+}
+
+impl IdMaps {
+    pub fn is_empty(&self) -> bool {
+        self.uids.is_empty() && self.gids.is_empty()
+    }
 }
 
 impl Options {
@@ -19,6 +35,7 @@ impl Options {
             flags: MountFlags::empty(),
             propagation: None,
             bind: None,
+            id_maps: IdMaps::default(),
             data: Vec::new(),
         };
         for option in options {
@@ -37,10 +54,20 @@ impl Options {
             self.flags.set(*flag, *on);
         } else if let Some((_, flags)) = PROPAGATIONS.iter().find(|(known, _)| *known == name) {
             self.propagation = Some(*flags);
+        } else if let Some(map) = name.strip_prefix("uidmap=") {
+            self.id_maps.uids = lines(map);
+        } else if let Some(map) = name.strip_prefix("gidmap=") {
+            self.id_maps.gids = lines(map);
         } else {
             self.data.push(name.to_owned());
         }
     }
+}
+
+/// In the form of /proc/pid/uid_map, which the kernel checks.
+fn lines(map: &str) -> String {
+    let line = |one: &str| format!("{}\n", one.replace(':', " "));
+    map.split(',').map(line).collect()
 }
 
 const FLAGS: &[(&str, MountFlags, bool)] = &[
@@ -101,7 +128,21 @@ mod tests {
         assert_eq!(options.bind, Some(true));
         assert_eq!(options.flags, MountFlags::RDONLY | MountFlags::NOSUID);
         assert_eq!(options.data, ["lowerdir=/a:/b", "index=off"]);
+        assert!(options.id_maps.is_empty());
         let later = Options::parse(&["ro".to_owned(), "rw".to_owned()]);
         assert_eq!(later.flags, MountFlags::empty(), "the last one counts");
+    }
+
+    #[test]
+    fn maps_of_ids_are_not_the_file_systems() {
+        let list = [
+            "uidmap=0:1000:10,10:5000:1",
+            "gidmap=0:2000:10",
+            "index=off",
+        ];
+        let options = Options::parse(&list.map(str::to_owned));
+        assert_eq!(options.id_maps.uids, "0 1000 10\n10 5000 1\n");
+        assert_eq!(options.id_maps.gids, "0 2000 10\n");
+        assert_eq!(options.data, ["index=off"]);
     }
 }

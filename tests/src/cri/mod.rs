@@ -62,15 +62,20 @@ impl Cri {
 
     /// The same, with lines for rvm's configuration.
     pub fn configured(lines: &str) -> Self {
+        Self::with(lines, "native")
+    }
+
+    /// The same, with this snapshotter of containerd.
+    pub fn with(lines: &str, snapshotter: &str) -> Self {
         let world = Rvm::new()
             .configured(&format!("engine = \"{}\"", crate::engine()))
             .configured(lines);
         world.network().ip("link set lo up");
         write_network(&world);
-        let config = config(&world);
+        let config = config(&world, snapshotter);
         let containerd = Containerd::start_in(world, NAMESPACE.to_owned(), &config);
-        containerd.import(image::NAME, &["sh"]);
-        containerd.import(PAUSE, &["sleep", "1000000"]);
+        containerd.import_for(snapshotter, image::NAME, &["sh"]);
+        containerd.import_for(snapshotter, PAUSE, &["sleep", "1000000"]);
         let channel = Channel::connect(&containerd.world().path("sock")).unwrap();
         let cri = Self {
             channel: Mutex::new(Arc::new(channel)),
@@ -207,20 +212,21 @@ fn write_network(world: &Rvm) {
 }
 
 /// containerd's configuration of CRI, by its major version.
-fn config(world: &Rvm) -> String {
+fn config(world: &Rvm, snapshotter: &str) -> String {
     let path = |name: &str| world.path(name).display().to_string();
     let stream = "stream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n";
     let old = "io.containerd.grpc.v1.cri";
+    let of_version_one = format!("snapshotter = \"{snapshotter}\"\n");
     let (images, plugin, snapshotter, programs) = match containerd::major_version() {
         1 => (
             format!("[plugins.\"{old}\"]\nsandbox_image = \"{PAUSE}\"\n{stream}"),
             format!("plugins.\"{old}\""),
-            "snapshotter = \"native\"\n",
+            of_version_one.as_str(),
             "bin_dir = \"/usr/lib/cni\"",
         ),
         _ => (
             format!(
-                "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"native\"\n\
+                "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{snapshotter}\"\n\
                  [plugins.\"io.containerd.cri.v1.images\".pinned_images]\n\
                  sandbox = \"{PAUSE}\"\n[plugins.\"{old}\"]\n{stream}\
                  [plugins.\"io.containerd.cri.v1.runtime\"]\n"
@@ -251,7 +257,21 @@ fn config(world: &Rvm) -> String {
         // not runc's (containerd pull request 12986).
         Sandboxer::Shim => text += "sandboxer = \"shim\"\n",
     }
+    if containerd::major_version() > 1 {
+        text += &by_path(world, &plugin);
+    }
     text
+}
+
+/// A runtime `rvm-by-path`, whose features kubelet learns: containerd asks this type alone.
+fn by_path(world: &Rvm, plugin: &str) -> String {
+    let dist = fs::canonicalize(world.dist()).unwrap();
+    let shim = dist.join("bin/containerd-shim-rvm-v2");
+    format!(
+        "[{plugin}.containerd.runtimes.rvm-by-path]\nruntime_type = \"io.containerd.runc.v2\"\n\
+         runtime_path = \"{}\"\n",
+        shim.display()
+    )
 }
 
 /// What makes the sandboxes of pods.
