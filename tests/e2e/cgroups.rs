@@ -37,9 +37,9 @@ fn read(group: &str, [controller, one, two]: [&str; 3]) -> String {
         .to_owned()
 }
 
-/// The cgroup of the reported pid for a controller.
-fn group(rvm: &Rvm, controller: &str) -> String {
-    let pid = rvm.state("box")["pid"].as_i64().unwrap() as i32;
+/// The cgroup of a container's reported pid for a controller.
+fn group(rvm: &Rvm, id: &str, controller: &str) -> String {
+    let pid = rvm.state(id)["pid"].as_i64().unwrap() as i32;
     let key = if is_version_two() { "" } else { controller };
     groups_of(pid)[key].clone()
 }
@@ -69,7 +69,7 @@ fn what_runs_a_container_is_in_its_group_and_held_to_its_limits() {
         "pids": { "limit": 100 },
     }));
     rvm.create(&bundle, "box");
-    let memory = group(&rvm, "memory");
+    let memory = group(&rvm, "box", "memory");
     let path = fs::read_to_string(bundle.path().join("config.json")).unwrap();
     let wanted: Value = serde_json::from_str(&path).unwrap();
     assert_eq!(wanted["linux"]["cgroupsPath"], memory);
@@ -184,7 +184,7 @@ fn disks_are_limited_for_the_machine() {
     };
     rvm.create(&with_resources(resources), "box");
     let files = ["blkio", "blkio.throttle.read_bps_device", "io.max"];
-    assert_eq!(read(&group(&rvm, "blkio"), files), expected);
+    assert_eq!(read(&group(&rvm, "box", "blkio"), files), expected);
     rvm.ok(&["delete", "--force", "box"]);
 }
 
@@ -234,6 +234,35 @@ fn the_guest_has_memory_left_when_its_containers_have_none() {
     }
 }
 
+#[test]
+fn a_kill_for_want_of_memory_in_the_guest_is_counted_on_the_host() {
+    // Engines read it there.
+    let rvm = Rvm::new();
+    let hog = "tail /dev/zero";
+    for (id, script, kills) in [
+        ("hog", hog, "1"),
+        ("other", "sleep 1000 & kill -9 $!; wait", "0"),
+    ] {
+        let limit = json!({ "memory": { "limit": 64 << 20 } });
+        let bundle = with_resources(limit).with(|config| {
+            config["process"]["args"] = json!(["sh", "-c", script]);
+        });
+        rvm.create(&bundle, id);
+        let group = group(&rvm, id, "memory");
+        let limit = || read(&group, ["memory", "memory.limit_in_bytes", "memory.max"]);
+        let before = limit();
+        rvm.ok(&["start", id]);
+        rvm.wait_for_status(id, "stopped");
+        let events = read(&group, ["memory", "memory.oom_control", "memory.events"]);
+        let count = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        assert_eq!(count, Some(kills), "{id}: {events}");
+        assert_eq!(limit(), before);
+        rvm.ok(&["delete", id]);
+    }
+}
+
 /// A CPU that this process may run on, but not the first CPU of the nested machine, which enters
 /// no guest.
 fn one_cpu() -> String {
@@ -250,7 +279,7 @@ fn an_update_holds_on_the_host_too() {
     }));
     rvm.create(&bundle, "box");
     rvm.ok(&["start", "box"]);
-    let group = group(&rvm, "memory");
+    let group = group(&rvm, "box", "memory");
     let limit = || -> u64 {
         let files = ["memory", "memory.limit_in_bytes", "memory.max"];
         read(&group, files).parse().unwrap()

@@ -332,6 +332,49 @@ fn every_event_is_told_in_order_although_containerd_was_cut_off_in_between() {
     assert_eq!(last::<events::TaskDelete>(&shim).exit_status, 137);
 }
 
+#[test]
+fn a_terminal_needs_no_standard_error_and_a_size_needs_no_terminal() {
+    let bundle = Bundle::shell(WAITS);
+    let shim = Shim::start("box", bundle.write());
+    create(&shim, "box", &bundle);
+    start(&shim, "box", "");
+    let resize = |exec_id: &str| {
+        let request = api::ResizePtyRequest {
+            id: "box".to_owned(),
+            exec_id: exec_id.to_owned(),
+            height: 33,
+            width: 77,
+            ..Default::default()
+        };
+        shim.call(shim.tasks.resize_pty(limit(), &request))
+    };
+    resize("").unwrap();
+    let process = json!({ "terminal": true, "user": { "uid": 0, "gid": 0 }, "cwd": "/",
+        "args": ["/bin/busybox", "sh", "-c", "until stty size | grep '33 77'; do sleep 0.1; done"],
+        "env": ["PATH=/bin"] });
+    // containerd's own client names a FIFO for standard error that it does not make.
+    let request = api::ExecProcessRequest {
+        id: "box".to_owned(),
+        exec_id: "one".to_owned(),
+        terminal: true,
+        stderr: "/nonexistent/fifo".to_owned(),
+        spec: Some(json_any(&process)).into(),
+        ..Default::default()
+    };
+    shim.ok(shim.tasks.exec(limit(), &request));
+    resize("one").unwrap();
+    start(&shim, "box", "one");
+    resize("one").unwrap();
+    assert_eq!(wait(&shim, "box", "one"), 0);
+    assert_eq!(code(resize("one")), ttrpc::Code::FAILED_PRECONDITION);
+    delete(&shim, "box", "one");
+    assert_eq!(kill(&shim, "box"), 137);
+    delete(&shim, "box", "");
+    shim.ok(shim
+        .tasks
+        .shutdown(limit(), &api::ShutdownRequest::default()));
+}
+
 /// The code of a call that must fail.
 fn code<T>(answer: ttrpc::Result<T>) -> ttrpc::Code {
     match answer {

@@ -46,9 +46,14 @@ pub fn init_process(runtime: &Runtime, container: &Arc<Container>, exit: oneshot
         // The reaper lives as long as the machine.
         let Ok(exit) = exit else { return };
         end_leftovers(&container).await;
-        if oom_kills(watch.as_ref()) > kills {
+        let all_kills = oom_kills(watch.as_ref());
+        if all_kills > kills {
             runtime.events.publish(&oom());
         }
+        let exit = Exit {
+            oom_killed: all_kills > 0,
+            ..exit
+        };
         *container.lock_state() = State::Stopped;
         finish(&runtime, &container, None, &container.init, exit);
     });

@@ -20,6 +20,9 @@ pub struct Exit {
     pub status: u32,
     /// Nanoseconds since the epoch, on the guest's clock.
     pub at_ns: u64,
+    /// Of an init process: whether the kernel has killed a process of the container because its
+    /// memory limit was reached. The reaper does not know.
+    pub oom_killed: bool,
 }
 
 type Waiters = HashMap<Pid, oneshot::Sender<Exit>>;
@@ -69,6 +72,7 @@ impl Reaper {
         let exit = Exit {
             status: shell_status(status),
             at_ns: now_ns(),
+            oom_killed: false,
         };
         let waiter = self
             .waiters

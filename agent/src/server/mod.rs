@@ -15,7 +15,7 @@ pub use host_only::listen;
 
 use crate::container::{self, Container, ExecRequest};
 use crate::events::Event;
-use crate::process::{Exit, Process};
+use crate::process::Process;
 use crate::sandbox::Sandbox;
 use crate::streams::StreamIds;
 use crate::{clock, ports, power, size};
@@ -185,11 +185,12 @@ impl api::Agent for Service {
     ) -> ttrpc::Result<api::WaitProcessResponse> {
         let process = self.process(request.container_id, request.exec_id)?;
         let hangup = KillOnHangup(request.kill_on_hangup.then(|| process.clone()));
-        let Exit { status, at_ns } = process.wait().await.map_err(RequestError::from)?;
+        let exit = process.wait().await.map_err(RequestError::from)?;
         hangup.disarm();
         Ok(api::WaitProcessResponse {
-            exit_status: status,
-            exited_at_ns: at_ns,
+            exit_status: exit.status,
+            exited_at_ns: exit.at_ns,
+            oom_killed: exit.oom_killed,
             ..Default::default()
         })
     }

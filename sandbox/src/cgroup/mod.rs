@@ -8,6 +8,7 @@
 mod files;
 mod hierarchy;
 mod limits;
+mod oom;
 mod paths;
 mod remove;
 mod settings;
@@ -69,6 +70,8 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    #[error("the host's kernel counts no OOM kill in {}: {reason}", path.display())]
+    NoOomKill { path: PathBuf, reason: &'static str },
     #[error("cannot have systemd {action} {unit}")]
     Systemd {
         action: &'static str,
@@ -228,6 +231,15 @@ impl Cgroup {
     /// are no error.
     pub fn remove(&self) -> Result<(), CgroupError> {
         remove::remove(self)
+    }
+
+    /// Has the host's kernel count an OOM kill in the groups, for engines that watch them. This
+    /// process must be in them, and the machine must have ended.
+    pub fn count_oom_kill(&self) -> Result<(), CgroupError> {
+        match self.dir("memory") {
+            Some(dir) => oom::count(self.version, dir),
+            None => Ok(()),
+        }
     }
 
     /// Fails if this host cannot enforce one of the limits.

@@ -110,16 +110,23 @@ pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, Moni
     let home = Cgroup::own()?;
     claim(order.container)?;
     let result = live(&mut order, &signals, timings).await;
-    let exit_status = result.as_ref().ok().copied();
-    let torn_down = tear_down(order.container, exit_status).await;
+    let torn_down = tear_down(order.container, result.as_ref().ok()).await;
     if let Mode::Foreground = order.caller.mode {
         // This process is about to delete the container, and its groups with it.
         home.rejoin()?;
     }
     timings.lap("tear down");
-    let status = result?;
+    let end = result?;
     torn_down?;
-    Ok(status)
+    Ok(end.status)
+}
+
+/// How a container ended.
+struct End {
+    /// Its exit code.
+    status: u8,
+    /// Whether the guest's kernel has killed a process of it for want of memory.
+    oom_killed: bool,
 }
 
 /// Makes this process the container's monitor.
@@ -128,12 +135,12 @@ fn claim(container: &Container) -> Result<(), MonitorError> {
     Ok(container.lock()?.claim(own)?)
 }
 
-/// The container's life, from its cgroups to its exit code.
+/// The container's life, from its cgroups to its end.
 async fn live(
     order: &mut Order<'_>,
     signals: &Signals,
     timings: &mut Timings,
-) -> Result<u8, MonitorError> {
+) -> Result<End, MonitorError> {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     cgroup::enter(order.container, order.bundle, order.driver, &[own])?;
     let program = order.bundle.spec.process().as_ref();
@@ -157,10 +164,10 @@ async fn live(
     init.fit_terminal().await;
     order.caller.send_pidfd()?;
     order.caller.report_ready()?;
-    let status = supervise(&init, &place, signals, &mut relay).await;
+    let end = supervise(&init, &place, signals, &mut relay).await;
     timings.lap("run the container");
-    tokio::join!(drain(relay, signals), place.guest().write_back(status));
-    Ok(status)
+    tokio::join!(drain(relay, signals), place.guest().write_back(end.status));
+    Ok(end)
 }
 
 /// Everything up to a container that runs, or that another process starts.
@@ -186,9 +193,14 @@ async fn start(
     Ok((place, relay))
 }
 
-/// Passes signals on until the container's init process has ended; returns its exit code. The owner
-/// of the sandbox serves it meanwhile.
-async fn supervise(init: &GuestProcess, place: &Place, signals: &Signals, relay: &mut Relay) -> u8 {
+/// Passes signals on until the container's init process has ended. The owner of the sandbox serves
+/// it meanwhile.
+async fn supervise(
+    init: &GuestProcess,
+    place: &Place,
+    signals: &Signals,
+    relay: &mut Relay,
+) -> End {
     let guest = place.guest();
     let server = place.sandbox().map(|sandbox| Server::new(sandbox));
     let mut service = std::pin::pin!(serve(server.as_ref()));
@@ -204,13 +216,19 @@ async fn supervise(init: &GuestProcess, place: &Place, signals: &Signals, relay:
                 let answered = tokio::time::timeout(ANSWER_TIMEOUT, server.all_answered());
                 tokio::select! { _ = answered => {}, never = &mut service => match never {} }
             }
-            return exit.status;
+            return End {
+                status: exit.status,
+                oom_killed: exit.oom_killed,
+            };
         }
         // Switching the machine off is one way for a container to end.
         Err(end @ MachineEnd::PowerOff) => tracing::info!("{end}"),
         Err(end) => tracing::error!("{}", guest.explain_end(&end)),
     }
-    EXIT_MACHINE_GONE
+    End {
+        status: EXIT_MACHINE_GONE,
+        oom_killed: false,
+    }
 }
 
 async fn serve(server: Option<&Server<'_>>) -> Infallible {
@@ -222,12 +240,21 @@ async fn serve(server: Option<&Server<'_>>) -> Infallible {
 }
 
 /// Takes away everything but the state, which says how the container ended.
-async fn tear_down(container: &Container, exit_status: Option<u8>) -> Result<(), MonitorError> {
-    let left = leave(container, &container.state()?, exit_status.is_none()).await;
+async fn tear_down(container: &Container, end: Option<&End>) -> Result<(), MonitorError> {
+    let state = container.state()?;
+    let left = leave(container, &state, end.is_none()).await;
     if let Err(error) = left.and_then(|()| Ok(share::remove(container.path())?)) {
         tracing::warn!("{error}");
     }
+    // Before this process ends, which engines take for the container's end.
+    if end.is_some_and(|end| end.oom_killed)
+        && let Some(Err(error)) = state.cgroup.map(|cgroup| cgroup.count_oom_kill())
+    {
+        tracing::warn!("{}", chain(&error));
+    }
     let locked = container.lock()?;
-    locked.step(Status::Stopped, |state| state.exit_status = exit_status)?;
+    locked.step(Status::Stopped, |state| {
+        state.exit_status = end.map(|end| end.status);
+    })?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use rvm_tests::command::eventually;
 use rvm_tests::engine::{Container, Runtime, runtime};
 
 use crate::engine;
@@ -96,4 +97,18 @@ fn a_program_that_takes_too_much_memory_is_killed() {
     let container = engine().create(&options, &["sh", "-c", "tail /dev/zero; echo survived $?"]);
     let finished = engine().call(&["start", "--attach", &container.name]);
     assert_eq!(finished.stdout, "survived 137\n", "{}", finished.stderr);
+    // Conmon leaves this note in its working directory, and Podman 4 looks for it elsewhere.
+    let note = engine().world().dir().join("oom");
+    // The engine may learn of the kill after the end.
+    eventually("the engine knows of the kill", || {
+        container.inspect(".State.OOMKilled") == "true" || note.exists()
+    });
+}
+
+#[test]
+fn a_program_that_is_killed_otherwise_is_not_said_to_have_taken_too_much() {
+    let container = engine().start(&["--memory", "64m"], &["sleep", "100000"]);
+    container.ok(&["kill"]);
+    container.wait_for_status("exited");
+    assert_eq!(container.inspect(".State.OOMKilled"), "false");
 }

@@ -33,6 +33,9 @@ pub struct Exit {
     pub status: u8,
     /// Nanoseconds since the epoch, by the guest's clock.
     pub at_ns: u64,
+    /// Of an init process: whether the guest's kernel has killed a process of the container for
+    /// want of memory.
+    pub oom_killed: bool,
 }
 
 impl Exit {
@@ -86,6 +89,7 @@ impl Agent {
             // Only a hostile guest reports a larger one.
             status: u8::try_from(answer.exit_status).unwrap_or(u8::MAX),
             at_ns: answer.exited_at_ns,
+            oom_killed: answer.oom_killed,
         })
     }
 
