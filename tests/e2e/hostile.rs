@@ -1,10 +1,12 @@
 //! A hostile program in the place of rvm-vmm (`tests/hostile`), which plays machine and agent: rvm
-//! stays small, its verbs answer soon or can be ended, what the user sees is short and clean, and
-//! nothing is left behind.
+//! and the shim stay small, their verbs and calls answer soon or can be ended, what the user sees
+//! is short and clean, and nothing is left behind.
 //!
 //! With `--show-output` each test prints its rows of the table: mode, program, the most memory of
 //! one process, the longest time of a verb, what the user sees first.
 
+#[path = "hostile/shim.rs"]
+mod shim;
 #[path = "hostile/verbs.rs"]
 mod verbs;
 
@@ -12,8 +14,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use rvm_tests::Rvm;
 use rvm_tests::memory::Memory;
+use rvm_tests::{Rvm, command, leaks};
 
 /// The most that one process of ours may have resident.
 const MAX_KIB: u64 = 32 * 1024;
@@ -48,6 +50,15 @@ fn world(mode: &str) -> Option<Rvm> {
     let program = rvm.path(&format!("hostile-{mode}"));
     symlink(env!("CARGO_BIN_EXE_rvm-hostile"), &program).unwrap();
     Some(rvm.configured(&format!("engine = \"kvm\"\nvmm = {program:?}")))
+}
+
+/// Stops the program that plays the machine.
+fn freeze(rvm: &Rvm) {
+    for pid in rvm.processes() {
+        if leaks::command_line(pid).contains("/hostile-") {
+            command::signal(pid, libc::SIGSTOP);
+        }
+    }
 }
 
 /// What came of a verb, or of a call.

@@ -115,9 +115,10 @@ impl Shim {
 
     /// Cleans up as containerd does after a shim that it has given up.
     pub fn give_up(&self, bundle: &Path) -> Finished {
-        let is_shim = |pid: &i32| leaks::command_line(*pid).starts_with("containerd-shim");
-        let processes = self.world.processes().into_iter().filter(is_shim);
-        processes.for_each(|pid| command::signal(pid, libc::SIGKILL));
+        for pid in self.processes() {
+            command::signal(pid, libc::SIGKILL);
+        }
+        eventually("the shim has ended", || self.processes().is_empty());
         let mut delete = Command::new(program());
         delete
             .args(["-namespace", &self.namespace, "-id", "box"])
@@ -127,6 +128,12 @@ impl Shim {
             .current_dir(bundle);
         self.world.adopt(&mut delete);
         command::finish(delete)
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        let mut processes = self.world.processes();
+        processes.retain(|pid| leaks::command_line(*pid).contains("containerd-shim"));
+        processes
     }
 
     /// Cuts the connection for events and accepts no other.
@@ -212,12 +219,7 @@ impl Drop for Shim {
             leftovers::delete_containers(&state, Path::new("/"));
             return;
         }
-        eventually("the shim has ended", || {
-            let lines = self.world.processes().into_iter().map(leaks::command_line);
-            !lines
-                .into_iter()
-                .any(|line| line.starts_with("containerd-shim"))
-        });
+        eventually("the shim has ended", || self.processes().is_empty());
         let left: Vec<_> = fs::read_dir(&state).into_iter().flatten().collect();
         assert!(left.is_empty(), "left behind: {left:?}");
         assert!(!self.address.exists(), "{}", self.address.display());

@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
-use rvm_tests::{Bundle, Rvm, command, leaks};
+use rvm_tests::{Bundle, Rvm, command};
 
-use super::{MAX_TIME, Outcome, assert_clean, check, expect, patience, world};
+use super::{MAX_TIME, Outcome, assert_clean, check, expect, freeze, patience, world};
 
 /// How long a verb that was asked to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -135,15 +135,6 @@ macro_rules! cases {
             }
         }
     )*};
-}
-
-/// Stops the program that plays the machine.
-fn freeze(rvm: &Rvm) {
-    for pid in rvm.processes() {
-        if leaks::command_line(pid).contains("/hostile-") {
-            command::signal(pid, libc::SIGSTOP);
-        }
-    }
 }
 
 cases! {
