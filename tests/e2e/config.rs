@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use rvm_tests::{Bundle, Finished, Rvm, bind};
+use rvm_tests::{Bundle, Finished, Rvm, bind, command};
 use serde_json::{Value, json};
 
 fn with_mount(command: &str, mount: Value) -> Bundle {
@@ -366,93 +366,48 @@ fn the_machine_is_as_likely_to_be_killed_as_the_container() {
     rvm.ok(&["delete", "--force", "box"]);
 }
 
-/// A filter that denies what it does not list, or what it lists.
-fn filter(action: &str, otherwise: &str, calls: &[&str]) -> Value {
-    json!({
-        "defaultAction": otherwise,
-        "architectures": ["SCMP_ARCH_X86_64"],
-        "syscalls": [{ "names": calls, "action": action }],
-    })
-}
-
-/// What busybox's echo calls, also as another user than root, and execve(2), which makes it.
-const CALLS_OF_ECHO: &[&str] = &[
-    "execve",
-    "brk",
-    "arch_prctl",
-    "set_tid_address",
-    "set_robust_list",
-    "rseq",
-    "prlimit64",
-    "readlink",
-    "readlinkat",
-    "getrandom",
-    "mprotect",
-    "prctl",
-    "getuid",
-    "getgid",
-    "setgid",
-    "setuid",
-    "write",
-    "newfstatat",
-    "exit_group",
-];
-
 #[test]
-fn a_filter_needs_to_allow_only_what_the_program_calls() {
+fn a_configuration_and_a_process_object_may_be_large() {
     let rvm = Rvm::new();
-    for (no_new_privileges, uid) in [(true, 0), (false, 0), (false, 1000)] {
-        let bundle = Bundle::new(&["/bin/echo", "hello"]).with(|config| {
-            config["process"]["user"] = json!({ "uid": uid, "gid": uid });
-            config["process"]["noNewPrivileges"] = no_new_privileges.into();
-            config["linux"]["seccomp"] =
-                filter("SCMP_ACT_ALLOW", "SCMP_ACT_KILL_PROCESS", CALLS_OF_ECHO);
-        });
-        let finished = rvm.run(&bundle, "box");
-        assert_eq!(finished.stdout, "hello\n", "{uid}: {finished:?}");
-    }
-}
-
-#[test]
-fn a_filter_that_denies_calls_of_the_set_up_stops_neither_a_start_nor_an_exec() {
-    let rvm = Rvm::new();
-    let denied = [
-        "getcwd",
-        "chdir",
-        "capset",
-        "capget",
-        "setgroups",
-        "setresuid",
-        "setresgid",
-        "umask",
-        "prctl",
-        "sched_setaffinity",
-        "setrlimit",
-        "prlimit64",
-        "faccessat",
-        "faccessat2",
-        "sendmsg",
-        "recvmsg",
-        "seccomp",
-        "keyctl",
-        "mount",
-        "setsid",
-    ];
-    let script = "grep -E 'Cap(Prm|Eff|Bnd)|Seccomp:' /proc/self/status";
-    let bundle = Bundle::shell(&format!("{script}; exec sleep 1000")).with(|config| {
-        config["process"]["noNewPrivileges"] = false.into();
-        config["linux"]["seccomp"] = filter("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW", &denied);
+    // More than a request to the agent carries, of which the program gets what the kernel allows.
+    let many = |count: usize, length: usize| -> Vec<String> {
+        let entry = |number| format!("V{number}={}", "x".repeat(length));
+        (0..count).map(entry).collect()
+    };
+    let environment = [vec!["PATH=/bin".to_owned()], many(15, 100_000)].concat();
+    let script = "env | wc -c; exec sleep 1000";
+    let bundle = Bundle::shell(script).with(|config| {
+        config["process"]["env"] = json!(environment);
+        config["annotations"] = json!({ "org.example.large": "y".repeat(5_000_000) });
+        // A hook in the guest has the configuration beside its root.
+        config["hooks"] = json!({ "startContainer": [{ "path": "/bin/true" }] });
     });
-    rvm.create(&bundle, "box");
-    rvm.ok(&["start", "box"]);
-    // The three capabilities of the bundle, and a filter.
-    let capabilities = "0000000020000420";
-    let expected = format!(
-        "CapPrm:\t{capabilities}\nCapEff:\t{capabilities}\nCapBnd:\t{capabilities}\nSeccomp:\t2\n"
+    let output = fs::File::create(rvm.path("output")).unwrap();
+    let mut run = rvm.command(&["run", "--detach", "--bundle"]);
+    run.arg(bundle.write()).arg("box").stdout(output);
+    assert!(run.status().unwrap().success());
+    let read = || fs::read_to_string(rvm.path("output")).unwrap();
+    command::eventually("the program counts", || read().ends_with('\n'));
+    assert!(read().trim().parse::<usize>().unwrap() > 1_500_000);
+    assert_eq!(rvm.status("box"), "running");
+
+    // The last value of a variable holds, so the program's environment is small.
+    let mut process = bundle.config["process"].clone();
+    process["args"] = json!(["sh", "-c", "env | wc -c"]);
+    process["env"] = json!([environment, many(15, 100_000), many(15, 100_000)].concat());
+    let file = rvm.path("process.json");
+    fs::write(&file, process.to_string()).unwrap();
+    assert!(fs::metadata(&file).unwrap().len() > 4 << 20);
+    let counted = rvm.ok(&["exec", "--process", file.to_str().unwrap(), "box"]);
+    assert!(counted.trim().parse::<usize>().unwrap() > 1_500_000);
+
+    // One string of more than 128 KiB is the kernel's limit, and runc's.
+    process["env"] = json!(["PATH=/bin", many(1, 200_000)[0]]);
+    fs::write(&file, process.to_string()).unwrap();
+    let refused = rvm.call(&["exec", "--process", file.to_str().unwrap(), "box"]);
+    assert!(
+        refused.stderr.contains("argument list too long"),
+        "{refused:?}"
     );
-    let exec = rvm.ok(&["exec", "box", "sh", "-c", script]);
-    assert_eq!(exec, expected);
-    let user = rvm.ok(&["exec", "--user", "1000", "box", "sh", "-c", script]);
-    assert!(user.contains("CapEff:\t0000000000000000"), "{user}");
     rvm.ok(&["delete", "--force", "box"]);
 }

@@ -13,7 +13,7 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 pub use host_only::listen;
 
-use crate::container::{self, Container, ExecRequest};
+use crate::container::{self, Container, ContainerError, ExecRequest};
 use crate::events::Event;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
@@ -85,6 +85,19 @@ impl Drop for KillOnHangup {
     }
 }
 
+/// The document of a request: in it, or sent over a connection of its own.
+async fn document(
+    sandbox: &Sandbox,
+    inline: Vec<u8>,
+    stream: u64,
+) -> Result<Vec<u8>, RequestError> {
+    if stream == 0 {
+        return Ok(inline);
+    }
+    let received = sandbox.runtime.streams.document(stream).await;
+    Ok(received.map_err(ContainerError::from)?)
+}
+
 #[async_trait]
 impl api::Agent for Service {
     async fn check(
@@ -114,7 +127,8 @@ impl api::Agent for Service {
         let container = to_the_end(async move {
             let id = ContainerId::new(request.container_id)?;
             let ids = StreamIds::from(request.stdio.get_or_default());
-            Ok(sandbox.create(&id, &request.spec, &ids).await?)
+            let spec = document(&sandbox, request.spec, request.spec_stream).await?;
+            Ok(sandbox.create(&id, &spec, &ids).await?)
         });
         let pid = container.await?.init().pid();
         Ok(api::CreateContainerResponse {
@@ -144,9 +158,10 @@ impl api::Agent for Service {
         let process = to_the_end(async move {
             let container = sandbox.container(&ContainerId::new(request.container_id)?)?;
             let ids = StreamIds::from(request.stdio.get_or_default());
+            let process = document(&sandbox, request.process, request.process_stream);
             let exec = ExecRequest {
                 id: ExecId::new(request.exec_id)?,
-                process: &request.process,
+                process: &process.await?,
                 streams: &ids,
                 ignore_paused: request.ignore_paused,
                 cgroup: &request.cgroup,

@@ -20,7 +20,7 @@ use tokio::io::Interest;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use crate::sys::vsock;
+use crate::sys::{Doing as _, vsock};
 pub use endpoint::Endpoint;
 pub use stdio::{ProcessEnds, ProcessStreams, StreamIds, Terminal, prepare};
 
@@ -30,6 +30,10 @@ const MAX_UNPAIRED: usize = 256;
 /// How long a connection may wait for its process: longer than CreateContainer takes on the slowest
 /// machine.
 const UNPAIRED_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest document, in bytes: the host reads configurations of up to 16 MiB.
+const MAX_DOCUMENT: usize = 32 << 20;
+/// Bytes per read of a document.
+const DOCUMENT_CHUNK: usize = 64 * 1024;
 /// How long a connection may take to send its id.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -170,6 +174,23 @@ impl StreamHub {
         connection.ok().flatten().ok_or(StreamError::Missing(id))
     }
 
+    /// Reads a document that the host sends over a connection of its own, to the end.
+    pub async fn document(&self, id: u64) -> Result<Vec<u8>, StreamError> {
+        let connection = self.connection(id).await?;
+        let mut document = Vec::new();
+        let mut chunk = vec![0; DOCUMENT_CHUNK];
+        loop {
+            let length = connection.read(&mut chunk).await;
+            match length.doing(|| "read a document of the host's")? {
+                0 => return Ok(document),
+                length if document.len() + length > MAX_DOCUMENT => {
+                    return Err(StreamError::TooLong);
+                }
+                length => document.extend_from_slice(&chunk[..length]),
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Halves> {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,6 +236,8 @@ pub enum StreamError {
         stdio::MAX_EXTRA
     )]
     TooMany,
+    #[error("a document has more than {} MiB", MAX_DOCUMENT >> 20)]
+    TooLong,
     #[error(transparent)]
     Os(#[from] crate::sys::OsError),
 }
@@ -257,6 +280,23 @@ mod tests {
         drop(hub.claim(7).unwrap());
         assert!(hub.lock().by_id.is_empty());
         assert!(hub.claim(7).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_document_is_read_to_its_end_and_no_further_than_its_bound() {
+        for (length, is_read) in [(3_000_000, true), (MAX_DOCUMENT + 1, false)] {
+            let hub = StreamHub::default();
+            let (mut host, guest) = std::os::unix::net::UnixStream::pair().unwrap();
+            assert!(hub.pair(7, guest.into()).is_some());
+            // Fails if the reader has given up.
+            let send = move || std::io::Write::write_all(&mut host, &vec![7; length]);
+            let sent = tokio::task::spawn_blocking(send);
+            match hub.document(7).await {
+                Ok(document) => assert_eq!(document, vec![7; length]),
+                Err(error) => assert!(!is_read && matches!(error, StreamError::TooLong)),
+            }
+            let _ = sent.await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -13,7 +13,6 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use oci_spec::runtime::Spec;
 use rvm_protocol::agent::{
     AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, StartContainerRequest, Stdio,
 };
@@ -27,6 +26,7 @@ pub use containers::Events;
 pub use processes::{Exec, Exit};
 
 use self::frames::{BoundedFrames, LongAnswers};
+use super::document::Document;
 use crate::dir::SandboxDir;
 use crate::host::untrusted_text::clean;
 
@@ -113,13 +113,14 @@ impl Agent {
     pub async fn create_container(
         &self,
         id: &ContainerId,
-        spec: &Spec,
+        spec: Document,
         stdio: Stdio,
         limit: Duration,
     ) -> Result<u32, AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_string(),
-            spec: serde_json::to_vec(spec)?,
+            spec: spec.inline,
+            spec_stream: spec.stream,
             stdio: Some(stdio).into(),
             ..Default::default()
         };

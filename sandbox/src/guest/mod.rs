@@ -1,6 +1,7 @@
-//! The host's connections to the guest: calls of the agent, standard streams, and inherited
-//! descriptors.
+//! The host's connections to the guest: calls of the agent, standard streams, inherited
+//! descriptors, and documents that are too long for a call.
 
 pub mod agent;
 pub mod descriptors;
+pub mod document;
 pub mod stdio;

@@ -12,6 +12,7 @@ use super::process::{GuestProcess, drain};
 use super::{EXIT_MACHINE_GONE, MonitorError, process_failed};
 use crate::container::lifecycle::{self, LifecycleError};
 use crate::guest::agent::{Agent, AgentError, Exec};
+use crate::guest::document::Document;
 use crate::guest::stdio::{Relay, StdioError};
 use crate::host::signals::Signals;
 use crate::state::{Container, StateError, Status};
@@ -76,7 +77,7 @@ pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
     let exec = Exec {
         container,
         id: &id,
-        process: order.process,
+        process: Document::send(&sandbox, order.process)?,
         stdio,
         ignore_paused: order.ignore_paused,
         cgroup: order.cgroup,

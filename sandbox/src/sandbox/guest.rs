@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
 use crate::engine::{self, MachineEnd, MachineEnded};
 use crate::guest::agent::{Agent, AgentError, Exit};
+use crate::guest::document::Document;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::host::timings::Timings;
 use rvm_sys::readiness::Readable;
@@ -174,6 +175,7 @@ impl Guest {
         timings: &mut Timings,
     ) -> Result<(Relay, u32), SandboxError> {
         let (relay, stdio) = Relay::start(&self.dir, host)?;
+        let spec = Document::send(&self.dir, spec)?;
         let created = self.agent.create_container(id, spec, stdio, self.limit);
         let stage = "the container's creation";
         let pid = self.guarded(stage, timings, created).await?;

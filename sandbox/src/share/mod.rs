@@ -42,8 +42,8 @@ const POD_MOUNTS: &str = "@together";
 const REFERENCES: &str = "held";
 
 /// Mount options of the tmpfs. rvm alone writes to it: mount points, and for a container with hooks
-/// its configuration of up to 2 MiB. This is enough for a pod of a hundred such containers, and
-/// takes no memory before it is written.
+/// its configuration of up to 16 MiB, but rarely more than some KiB. It takes no memory before it
+/// is written.
 const OPTIONS: &CStr = c"mode=755,size=256m";
 
 /// A change of the shared directory failed.

@@ -33,8 +33,10 @@ pub use features::features;
 /// The version of the runtime specification whose fields rvm knows.
 pub const SPEC_VERSION: &str = "1.2.1";
 
-/// The largest config.json that is read, in bytes. The agent's RPC carries no more than 4 MiB.
-const MAX_CONFIG: u64 = 2 << 20;
+/// The largest config.json or process object that is read, in bytes: the guest parses it, in some
+/// times its length of memory, and a small machine has not much more. The kernel takes 6 MiB of
+/// arguments and environment at most.
+const MAX_CONFIG: u64 = 16 << 20;
 
 /// A bundle cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ use rvm_sandbox::container::lifecycle::{self, LifecycleError};
 use rvm_sandbox::container::running::{self, Observed};
 use rvm_sandbox::container::update;
 use rvm_sandbox::guest::agent::{Agent, AgentError, Exec};
+use rvm_sandbox::guest::document::Document;
 use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::sandbox::Guest;
 use rvm_sandbox::state::{self, Status};
@@ -143,7 +144,7 @@ impl Container {
         let exec = Exec {
             container: self.id(),
             id,
-            process: program,
+            process: Document::send(self.guest.dir(), program)?,
             stdio,
             ignore_paused: false,
             cgroup: "",

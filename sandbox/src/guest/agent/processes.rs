@@ -1,12 +1,12 @@
 //! Calls for single processes: a container's init process, or an exec'd one.
 
-use oci_spec::runtime::Process;
 use rvm_protocol::agent::{
     ExecProcessRequest, RemoveProcessRequest, ResizeTerminalRequest, SignalProcessRequest, Stdio,
     WaitProcessRequest,
 };
 use rvm_protocol::{ContainerId, ExecId, ProcessId};
 
+use super::super::document::Document;
 use super::{Agent, AgentError, CALL_TIMEOUT, SIGNAL_TIMEOUT, failed, limited, unlimited, within};
 
 /// A process to add to a container.
@@ -17,7 +17,7 @@ pub struct Exec<'a> {
     /// The process's id, unique in the container.
     pub id: &'a ExecId,
     /// The process object of the runtime specification.
-    pub process: &'a Process,
+    pub process: Document,
     /// The streams that [`Relay`](crate::guest::stdio::Relay) has opened for it.
     pub stdio: Stdio,
     /// Wait for the resume of a paused container, instead of failing.
@@ -49,7 +49,8 @@ impl Agent {
         let request = ExecProcessRequest {
             container_id: exec.container.to_string(),
             exec_id: exec.id.to_string(),
-            process: serde_json::to_vec(exec.process)?,
+            process: exec.process.inline,
+            process_stream: exec.process.stream,
             stdio: Some(exec.stdio).into(),
             ignore_paused: exec.ignore_paused,
             cgroup: exec.cgroup.to_owned(),
