@@ -29,6 +29,19 @@ pub fn create(version: Version, dir: &Dir) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Whether a group is frozen: a process that entered it would stand still.
+pub fn are_frozen(cgroup: &Cgroup) -> bool {
+    let reads = |controller, file, frozen| {
+        let group = cgroup.dir(controller);
+        let text = group.and_then(|group| fs::read_to_string(group.join(file)).ok());
+        text.is_some_and(|text| text.trim() == frozen)
+    };
+    match cgroup.version {
+        Version::One => reads("freezer", "freezer.state", "FROZEN"),
+        Version::Two => reads("freezer", "cgroup.freeze", "1"),
+    }
+}
+
 /// Lets the groups below use every controller. A controller that cannot be enabled fails the limit
 /// that needs it, later.
 fn delegate_controllers(group: &Path) {

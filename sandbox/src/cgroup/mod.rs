@@ -12,6 +12,7 @@ mod oom;
 mod paths;
 mod remove;
 mod settings;
+mod shared;
 mod stats;
 mod systemd;
 mod v1;
@@ -51,8 +52,8 @@ pub enum CgroupError {
     ScopePath(PathBuf),
     #[error("config.json: linux.cgroupsPath: {0:?} is not the name of a slice of systemd's")]
     Slice(String),
-    #[error("the container's cgroup {} is not empty: {count} processes found", path.display())]
-    Used { path: PathBuf, count: usize },
+    #[error("container's cgroup unexpectedly frozen: {}", _0.display())]
+    Frozen(PathBuf),
     #[error("cannot {action} cgroup {}", path.display())]
     Io {
         action: &'static str,
@@ -119,8 +120,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Resolves the groups for the container `id` without creating them. Fails if one of them has
-    /// processes already.
+    /// Resolves the groups for the container `id` without creating them. Warns if they have
+    /// processes already, and fails if they are frozen, as runc does.
     pub fn find(
         driver: Driver,
         cgroups_path: Option<&Path>,
@@ -133,7 +134,15 @@ impl Cgroup {
             dirs: paths.dirs,
             scope: paths.scope.map(|scope| (scope.slice, scope.unit)),
         };
-        found.check_unused()?;
+        if files::are_frozen(&found) {
+            return Err(CgroupError::Frozen(found.dirs[0].path.clone()));
+        }
+        match found.processes()?.len() {
+            0 => {}
+            count => {
+                tracing::warn!("container's cgroup is not empty: {count} process(es) found");
+            }
+        }
         Ok(found)
     }
 
@@ -159,11 +168,15 @@ impl Cgroup {
         processes: &[i32],
         resources: Option<&LinuxResources>,
     ) -> Result<(), CgroupError> {
+        let are_shared = !self.processes()?.is_empty();
         if let Some((slice, unit)) = &self.scope {
             systemd::start(slice, unit, processes)?;
         }
         for dir in &self.dirs {
             files::create(self.version, dir)?;
+        }
+        if are_shared {
+            shared::mark(self)?;
         }
         if let Some(resources) = resources {
             files::apply(self, &limits::placement(resources))?;
@@ -228,15 +241,17 @@ impl Cgroup {
     }
 
     /// Kills the processes in the groups, except this one, and removes the groups. Missing groups
-    /// are no error.
+    /// are no error. Groups that had other processes when a container got them stay while they have
+    /// any.
     pub fn remove(&self) -> Result<(), CgroupError> {
         remove::remove(self)
     }
 
     /// Has the host's kernel count an OOM kill in the groups, for engines that watch them. This
-    /// process must be in them, and the machine must have ended.
+    /// process must be in them, and the machine must have ended. Not in groups that are shared: it
+    /// could hit another machine.
     pub fn count_oom_kill(&self) -> Result<(), CgroupError> {
-        match self.dir("memory") {
+        match self.dir("memory").filter(|_| !shared::is_marked(self)) {
             Some(dir) => oom::count(self.version, dir),
             None => Ok(()),
         }
@@ -247,19 +262,6 @@ impl Cgroup {
         // The engine changes values, never whether there is a file for them.
         let engine = Overhead::default();
         Ok(settings::settings(host()?.version, resources, engine).map(drop)?)
-    }
-
-    fn check_unused(&self) -> Result<(), CgroupError> {
-        for dir in &self.dirs {
-            let count = files::processes(&dir.path)?.len();
-            if count > 0 {
-                return Err(CgroupError::Used {
-                    path: dir.path.clone(),
-                    count,
-                });
-            }
-        }
-        Ok(())
     }
 
     /// The directory of the group that has a controller.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{Cgroup, CgroupError, failed, files, systemd};
+use super::{Cgroup, CgroupError, failed, files, shared, systemd};
 use crate::host::process::{KILL_TIMEOUT, ProcessId};
 
 /// The time that the kernel has to release groups whose processes have ended: seconds on a busy
@@ -19,6 +19,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Kills the processes in the groups and removes the groups.
 pub fn remove(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    if shared::is_marked(cgroup) {
+        return remove_if_empty(cgroup);
+    }
     thaw(cgroup);
     kill_processes(cgroup)?;
     if let Some((_, unit)) = &cgroup.scope {
@@ -31,6 +34,22 @@ pub fn remove(cgroup: &Cgroup) -> Result<(), CgroupError> {
         removed = removed.and(remove_tree(&dir.path, start));
     }
     removed
+}
+
+/// Removes groups that the container has shared, unless others are in them still.
+fn remove_if_empty(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    match cgroup.processes()?.len() {
+        0 => {}
+        count => {
+            tracing::warn!("container's cgroup stays: {count} other process(es) found");
+            return Ok(());
+        }
+    }
+    let start = Instant::now();
+    cgroup
+        .dirs
+        .iter()
+        .try_for_each(|dir| remove_tree(&dir.path, start))
 }
 
 fn remove_tree(path: &Path, start: Instant) -> Result<(), CgroupError> {

@@ -114,16 +114,36 @@ fn limits_change_up_and_down_and_are_lifted() {
 }
 
 #[test]
-fn a_group_with_processes_is_refused() {
+fn processes_in_a_group_that_a_container_shares_outlive_it() {
     let group = Group::new();
-    let mut child = sleeper();
-    group.0.create(&[child.id().cast_signed()], None).unwrap();
+    let (mut other, mut own) = (sleeper(), sleeper());
+    let pid = |child: &Child| child.id().cast_signed();
+    group.0.create(&[pid(&other)], None).unwrap();
+    group.0.create(&[pid(&own)], None).unwrap();
+    own.kill().unwrap();
+    own.wait().unwrap();
+    group.0.remove().unwrap();
+    assert_eq!(group.0.processes().unwrap(), BTreeSet::from([pid(&other)]));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    drop(group);
+}
+
+#[test]
+fn a_frozen_group_is_refused() {
+    let group = Group::new();
+    group.0.create(&[], None).unwrap();
+    let (file, frozen, thawed) = match group.0.version {
+        Version::One => ("freezer.state", "FROZEN", "THAWED"),
+        Version::Two => ("cgroup.freeze", "1", "0"),
+    };
+    let file = group.0.dir("freezer").unwrap().join(file);
+    std::fs::write(&file, frozen).unwrap();
     let path = group.0.dirs[0].path.strip_prefix(&group.0.dirs[0].mount);
     let path = Path::new("/").join(path.unwrap());
     let error = Cgroup::find(Driver::Cgroupfs, Some(&path), "x").unwrap_err();
-    assert!(error.to_string().contains("1 processes found"), "{error}");
-    drop(group);
-    child.wait().unwrap();
+    assert!(error.to_string().contains("unexpectedly frozen"), "{error}");
+    std::fs::write(&file, thawed).unwrap();
 }
 
 #[test]
