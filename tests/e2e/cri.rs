@@ -308,6 +308,21 @@ fn assert_memory_grows_where_it_can(cri: &Cri, box_: &Container<'_>) {
 }
 
 #[test]
+fn a_pod_in_the_nodes_network_is_refused_in_the_words_of_pods() {
+    let cri = Cri::new();
+    let mut config = cri.pod_config("node");
+    let linux = config.linux.mut_or_insert_default();
+    let context = linux.security_context.mut_or_insert_default();
+    let namespaces = context.namespace_options.mut_or_insert_default();
+    namespaces.network = api::NamespaceMode::NODE.into();
+    let Err(refused) = cri.run_pod(config) else {
+        panic!("a machine cannot be in the node's network");
+    };
+    assert!(refused.message.contains("hostNetwork"), "{refused:?}");
+    assert!(!refused.message.contains("--network"), "{refused:?}");
+}
+
+#[test]
 fn ports_of_a_pod_are_forwarded() {
     let cri = Cri::new();
     let pod = cri.pod("ports", |_| {});

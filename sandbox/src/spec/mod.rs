@@ -12,6 +12,7 @@ mod sources;
 pub(crate) mod translate;
 pub(crate) mod unsupported;
 pub(crate) mod validate;
+mod words;
 
 #[cfg(test)]
 mod conformance;
@@ -101,11 +102,11 @@ impl Bundle {
         })?;
         let path = dir.join(CONFIG_FILE);
         let spec = Spec::from(parse::<ParsedSpec>(&path, &read(&path)?)?);
+        let refused = |error| words::explain(error, &spec).in_file(path.clone());
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
-            .map_err(|error| error.in_file(path.clone()))?;
-        let sources =
-            sources::classify(&dir, &spec, &role).map_err(|error| error.in_file(path.clone()))?;
+            .map_err(refused)?;
+        let sources = sources::classify(&dir, &spec, &role).map_err(refused)?;
         if let Some(hooks) = spec.hooks() {
             hooks::check(hooks).map_err(|(field, reason)| SpecError::Field {
                 path,
@@ -130,7 +131,7 @@ impl Bundle {
 
     /// An error in this bundle's config.json.
     pub(crate) fn field_error(&self, error: FieldError) -> SpecError {
-        error.in_file(self.dir.join(CONFIG_FILE))
+        words::explain(error, &self.spec).in_file(self.dir.join(CONFIG_FILE))
     }
 }
 

@@ -132,8 +132,7 @@ fn namespaces(spec: &Spec, role: &Role) -> Result<(), FieldError> {
         invalid(
             "linux.namespaces",
             "has no network namespace, so the container would be in the host's network, which a \
-             virtual machine cannot share; give it a network of its own (--network bridge) or none \
-             (--network none)",
+             virtual machine cannot share; give it a network of its own or none",
         )?;
     }
     Ok(())

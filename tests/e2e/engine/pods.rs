@@ -115,3 +115,14 @@ fn a_pod_is_described_and_made_again() {
     engine().ok(&["play", "kube", "--down", file.to_str().unwrap()]);
     assert_ne!(again.call(&["inspect"]).code, 0);
 }
+
+#[test]
+fn what_a_machine_cannot_be_in_a_pod_is_refused_in_podmans_words() {
+    if runtime() == Runtime::Runc {
+        return println!("skipped: runc shares the host's network");
+    }
+    let pod = Pod::new(&["--network", "host"]);
+    let refused = engine().call(&["run", "--rm", "--pod", &pod.0, IMAGE, "true"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("--network"), "{}", refused.stderr);
+}
