@@ -19,6 +19,7 @@ mod names;
 mod ports;
 mod size;
 mod clock;
+mod meminfo;
 mod container;
 mod sandbox;
 mod server;

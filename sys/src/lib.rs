@@ -1,7 +1,8 @@
 //! System calls that rustix lacks, each behind a safe façade, and small text formats of Linux.
 //!
 //! Host and guest both use them: what only one side needs stays in its crate. Every module stands
-//! alone but [`bpf`], [`hook`] and [`readiness`], which use the ones listed before them.
+//! alone but [`bpf`], [`hook`], [`readiness`] and [`fanotify`], which use the ones listed before
+//! them.
 
 mod syscall;
 
@@ -18,6 +19,8 @@ pub mod namespaces;
 pub mod bpf;
 #[cfg(feature = "tokio")]
 pub mod readiness;
+#[cfg(feature = "fanotify")]
+pub mod fanotify;
 
 pub mod hook;
 

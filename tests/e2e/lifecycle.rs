@@ -29,9 +29,7 @@ fn the_guest_has_its_own_kernel_and_the_containers_size() {
     assert_ne!(lines[0], host.release().to_str().unwrap());
     assert_eq!((lines[1], lines[3]), ("1", "1"));
     let kib: u64 = lines[2].split_whitespace().nth(1).unwrap().parse().unwrap();
-    // It includes what the guest itself needs.
-    let limit = 256 << 10;
-    assert!((limit..limit * 120 / 100).contains(&kib), "{kib} KiB");
+    assert_eq!(kib, 256 << 10);
 }
 
 #[test]

@@ -225,3 +225,62 @@ fn a_pod_of_cri_os_has_the_size_of_its_containers_and_needs_its_first() {
     assert!((120..180).contains(&memory), "{memory} MiB");
     rvm.ok(&["delete", "--force", "pod"]);
 }
+
+/// MemTotal in MiB and the length of /proc/meminfo.
+const MEMINFO: &str = "awk '/MemTotal/ { print $2 / 1024 }' /proc/meminfo; wc -l </proc/meminfo";
+
+#[test]
+fn each_container_of_a_pod_sees_its_own_memory() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let limited = |script: &str, mib: u64| {
+        member(&rvm, script, POD).with(|config| {
+            config["linux"]["resources"]["memory"] = json!({ "limit": mib << 20 });
+        })
+    };
+    let waits = limited("sleep 1000", 80);
+    rvm.create(&waits, "waits");
+    rvm.ok(&["start", "waits"]);
+    let one = rvm.run(&limited(MEMINFO, 50), "one");
+    let lines: Vec<&str> = one.stdout.lines().collect();
+    assert_eq!(lines[0], "50", "{one:?}");
+    let shell = |script: &str| rvm.ok(&["exec", "waits", "sh", "-c", script]);
+    // As many lines as the kernel's own.
+    assert_eq!(shell(MEMINFO), format!("80\n{}\n", lines[1]));
+    rvm.ok(&["update", "--memory", "60m", "waits"]);
+    assert_eq!(shell(MEMINFO), format!("60\n{}\n", lines[1]));
+
+    // Its use, of the moment.
+    let uses = "grep Shmem: /proc/meminfo; dd if=/dev/zero of=/dev/shm/f bs=1M count=9 2>/dev/null
+                sleep 0.1; grep Shmem: /proc/meminfo";
+    let lines = shell(uses);
+    let kib = |line: &str| {
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let shmem: Vec<u64> = lines.lines().map(kib).collect();
+    assert_eq!(shmem[1] - shmem[0], 9 << 10, "{lines}");
+    let write = rvm.call(&["exec", "waits", "sh", "-c", "echo >/proc/meminfo"]);
+    assert_ne!(write.code, 0, "{write:?}");
+    for id in ["waits", "pod"] {
+        rvm.ok(&["delete", "--force", id]);
+    }
+}
+
+#[test]
+fn meminfo_can_be_masked_and_is_the_kernels_where_nothing_is_hidden() {
+    let rvm = Rvm::new();
+    let bundle = |paths| {
+        Bundle::shell("cat /proc/meminfo; stat -f -c %T /proc/meminfo").with(|config| {
+            config["linux"]["resources"]["memory"] = json!({ "limit": 50 << 20 });
+            config["linux"]["maskedPaths"] = paths;
+        })
+    };
+    let masked = rvm.run(&bundle(json!(["/proc/meminfo"])), "one");
+    assert_eq!(masked.stdout, "tmpfs\n", "{masked:?}");
+    let whole = rvm.run(&bundle(json!([])), "two");
+    assert!(whole.stdout.ends_with("\nproc\n"), "{whole:?}");
+}

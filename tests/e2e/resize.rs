@@ -33,16 +33,19 @@ fn refused(rvm: &Rvm, options: &[&str]) -> String {
     finished.stderr
 }
 
-/// MemTotal, in MiB.
+/// The machine's memory by sysinfo(2), in MiB.
 fn memory(rvm: &Rvm) -> u64 {
-    let kib = shell(rvm, "awk '/MemTotal/ { print $2 }' /proc/meminfo");
+    let kib = shell(rvm, "busybox free -k | awk '/^Mem:/ { print $2 }'");
     kib.trim().parse::<u64>().unwrap() >> 10
 }
 
 /// The limit in the guest, in MiB.
 fn limit(rvm: &Rvm) -> u64 {
-    let bytes = shell(rvm, "cat /sys/fs/cgroup/memory.max");
-    bytes.trim().parse::<u64>().unwrap() >> 20
+    let files = "cat /sys/fs/cgroup/memory.max; awk '/MemTotal/ { print $2 * 1024 }' /proc/meminfo";
+    let bytes = shell(rvm, files);
+    let bytes: Vec<u64> = bytes.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(bytes[0], bytes[1]);
+    bytes[0] >> 20
 }
 
 fn set_memory(rvm: &Rvm, mib: u64) {

@@ -175,9 +175,7 @@ impl Cgroup {
 
     /// Reads an interface file.
     pub fn read(&self, file: &str) -> std::io::Result<String> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = openat(&self.directory, file, flags, Mode::empty())?;
-        std::io::read_to_string(std::fs::File::from(file))
+        read_file(&self.directory, file)
     }
 
     /// Makes the root of a user namespace own the group and the files that cgroup v2 delegates.
@@ -330,6 +328,13 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Reads an interface file in the directory of a group.
+pub fn read_file(directory: impl AsFd, file: &str) -> std::io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(directory, file, flags, Mode::empty())?;
+    std::io::read_to_string(std::fs::File::from(file))
 }
 
 fn refused(file: &str, value: &str, errno: Errno) -> CgroupError {

@@ -18,6 +18,7 @@ use super::{Container, ContainerError, Runtime, devices, seccomp, supervise};
 use crate::cgroup::Cgroup;
 use crate::init::create::write_sysctls;
 use crate::init::plan::{MountPlan, MountSource, Plan, ProcessPlan, Role};
+use crate::meminfo::Shown;
 use crate::process::{Exit, Process};
 use crate::streams::{self, ProcessEnds, ProcessStreams, StreamIds};
 use crate::sys::{Doing as _, OsError};
@@ -43,8 +44,9 @@ pub async fn create(
     };
     let streams = streams::prepare(&runtime.streams, ids)?;
     let cgroup = Cgroup::create(id)?;
+    let meminfo = runtime.meminfo.show(id, &cgroup, &mut spec.container);
     match launch(runtime, spec, filter, &cgroup, &streams.for_process).await {
-        Ok(launched) => finish(runtime, id, cgroup, streams, launched),
+        Ok(launched) => finish(runtime, id, cgroup, meminfo, streams, launched),
         Err(error) => {
             // The caller gets the first error.
             if let Err(error) = cgroup.remove().await {
@@ -213,6 +215,7 @@ fn finish(
     runtime: &Runtime,
     id: &ContainerId,
     cgroup: Cgroup,
+    meminfo: Option<Shown>,
     streams: ProcessStreams,
     launched: Launched,
 ) -> Result<Arc<Container>, ContainerError> {
@@ -256,6 +259,7 @@ fn finish(
         filter,
         oom_score_adj,
         _host_dirs: host_dirs,
+        _meminfo: meminfo,
         namespaces: all & !pid_flag,
         has_pid_namespace: all & pid_flag != 0,
         has_user_namespace: namespaces.user.is_own(),

@@ -35,6 +35,7 @@ pub use state::{Operation, State, StateError};
 
 use crate::cgroup::Cgroup;
 use crate::init::plan::ProcessPlan;
+use crate::meminfo::Shown;
 use crate::process::{Process, check_signal};
 use crate::volumes::HostDir;
 use control::Control;
@@ -69,6 +70,7 @@ pub struct Container {
     owns_pid_namespace: bool,
     /// The host's directories stay mounted as long as the container exists.
     _host_dirs: Vec<Arc<HostDir>>,
+    _meminfo: Option<Shown>,
 }
 
 impl Container {

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::boot;
 use crate::events::Events;
+use crate::meminfo::Meminfo;
 use crate::process::Reaper;
 use crate::streams::StreamHub;
 use crate::sys::{Doing as _, OsError};
@@ -21,6 +22,7 @@ pub struct Runtime {
     pub reaper: Reaper,
     pub events: Events,
     pub host_dirs: HostDirs,
+    pub meminfo: Meminfo,
 }
 
 impl Runtime {
@@ -34,6 +36,7 @@ impl Runtime {
             reaper: Reaper::default(),
             events: Events::default(),
             host_dirs: HostDirs::default(),
+            meminfo: Meminfo::default(),
         })
     }
 

@@ -21,8 +21,8 @@ use rustix::time::{ClockId, clock_gettime};
 use rvm_protocol::ContainerId;
 use rvm_protocol::agent::{ListProcessesResponse, ProcessInfo};
 
-use crate::host::fanotify::OpenRequests;
 use crate::sandbox::Guest;
+use rvm_sys::fanotify::AccessRequests;
 
 /// Limits the host's memory to some 1,000 processes: a hostile guest may list any number.
 pub const MOUNT_OPTIONS: &CStr = c"mode=755,size=8m,nr_inodes=8k";
@@ -58,7 +58,12 @@ pub fn serve(
     guest: &Arc<Guest>,
     end: impl Future<Output = ()> + Send + 'static,
 ) {
-    let requests = match OpenRequests::watch(dir.as_fd()) {
+    let requests = AccessRequests::new();
+    let watched = requests.and_then(|requests| {
+        requests.watch_opens(dir.as_fd())?;
+        Ok(requests)
+    });
+    let requests = match watched {
         Ok(requests) => requests,
         Err(error) => return tracing::info!("processes are not shown on the host: {error}"),
     };
@@ -75,7 +80,7 @@ pub fn serve(
 
 /// Writes the current processes before each open of the directory.
 async fn handle_opens(
-    requests: &OpenRequests,
+    requests: &AccessRequests,
     dir: &OwnedFd,
     id: &ContainerId,
     guest: &Guest,

@@ -1,6 +1,5 @@
 //! Services of the host's kernel: processes, signals, terminals, mounts, time.
 
-pub mod fanotify;
 pub mod idmap;
 pub mod local_time;
 pub mod log_lines;
