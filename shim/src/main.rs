@@ -1,7 +1,8 @@
 //! containerd-shim-rvm-v2: serves containerd's tasks and sandboxes from one virtual machine a pod.
 //!
 //! containerd runs this program in three roles: `start` leaves a daemon behind or finds the pod's,
-//! the daemon serves the pod's socket, and `delete` cleans up after a daemon that is gone.
+//! the daemon serves the pod's socket, and `delete` cleans up after a daemon that is gone. The
+//! daemon runs it once for each container, as the process that has the container's pid.
 
 // The rooms, bottom first: a room uses those above it in this list, never one below. A test of the
 // repository holds that.
@@ -24,8 +25,19 @@ use anyhow::Context as _;
 
 use invocation::flags::{Action, Flags};
 use invocation::info;
+use rvm_sandbox::anchor::stand_in;
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| name == stand_in::PROGRAM)
+    {
+        return match stand_in::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            // Nobody reads what it says; the shim notices its end.
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     // Whatever containerd has left open must not reach a machine. The daemon's socket is its
     // standard input.
     let marked = rvm_sys::inherited_fds::close_on_exec_except(&[])

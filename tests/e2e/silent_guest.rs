@@ -1,6 +1,9 @@
 //! Guests that do not answer any more: their machine's processes are stopped. What ends a container
 //! is the host's to do, and takes seconds.
 
+#[path = "silent_guest/shim.rs"]
+mod shim;
+
 use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::{Duration, Instant};

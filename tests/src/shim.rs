@@ -92,6 +92,11 @@ impl Shim {
         &self.world
     }
 
+    /// The state root of the shim's containers, for `rvm --root`.
+    pub fn state_root(&self) -> PathBuf {
+        containerd::state_of(&self.namespace)
+    }
+
     pub fn call<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> ttrpc::Result<T> {
         self.runtime.block_on(call)
     }
@@ -212,7 +217,7 @@ fn runtime_options(config: &Path) -> Vec<u8> {
 
 impl Drop for Shim {
     fn drop(&mut self) {
-        let state = containerd::state_of(&self.namespace);
+        let state = self.state_root();
         if std::thread::panicking() {
             self.world.kill_all();
             let _ = fs::remove_file(&self.address);

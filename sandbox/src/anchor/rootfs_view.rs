@@ -206,7 +206,7 @@ mod tests {
             let spec: Spec = serde_json::from_value(spec).unwrap();
             let view = RootfsView::of(&spec, &self.path, "box");
             let root = view.root.clone();
-            let anchor = PidAnchor::spawn().unwrap();
+            let anchor = PidAnchor::spawn();
             let enter = move || {
                 unshare(UnshareFlags::NEWNS).unwrap();
                 mount_change(
@@ -218,7 +218,7 @@ mod tests {
                 mount_bind_recursive(&root, &root).unwrap();
                 view.enter()
             };
-            anchor.run(enter).unwrap().unwrap();
+            anchor.run(enter).unwrap();
             anchor
         }
     }

@@ -23,6 +23,7 @@ use crate::dir::SandboxDir;
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::hooks::{self, HookError, HookPoint};
+use crate::host::process::ProcessId;
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::{Guest, Sandbox, SandboxError, VolumeError, Volumes};
@@ -57,8 +58,8 @@ pub enum StartError {
     /// The mount namespace behind the container's pid could not be made.
     #[error("cannot show the container's files to the host's tools")]
     RootfsView(#[source] StorageError),
-    /// The container's anchor thread has ended.
-    #[error("cannot use the container's anchor thread")]
+    /// The thread or process that has the container's pid has ended.
+    #[error("cannot show the container's files behind its pid")]
     PidAnchor(#[source] io::Error),
     /// The container's network namespace cannot be used.
     #[error(transparent)]
@@ -139,7 +140,7 @@ pub struct Start<'a> {
     pub driver: Driver,
     /// The host's network namespace, where hooks run.
     pub outside: &'a Namespace,
-    /// The thread whose number is the container's pid.
+    /// What has the container's pid.
     pub anchor: &'a PidAnchor,
 }
 
@@ -221,14 +222,19 @@ impl Start<'_> {
     ) -> Result<Place, StartError> {
         let network = match placement {
             Placement::New(network) => network,
-            Placement::Owned(sandbox) => return Ok(Place::Owned(sandbox)),
+            Placement::Owned(sandbox) => {
+                self.enter_groups(&[])?;
+                return Ok(Place::Owned(sandbox));
+            }
             Placement::Joined => {
+                self.enter_groups(&[])?;
                 return Ok(Place::Joined(Arc::new(Guest::join(dir, self.config)?)));
             }
         };
         let size = Size::for_bundle(&self.bundle.spec, self.config)?;
         let sandbox = Sandbox::start(dir, size, network, self.config, timings).await?;
-        self.enter_groups(sandbox.guest())?;
+        // Before the guest boots: what a process has used is never moved with it.
+        self.enter_groups(&sandbox.guest().record().machine)?;
         sandbox.boot(timings).await?;
         self.set_oom_score(sandbox.guest());
         Ok(Place::Owned(Arc::new(sandbox)))
@@ -238,7 +244,7 @@ impl Start<'_> {
     fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
         let view = RootfsView::of(spec, &guest.dir().shared(), id.as_str());
-        let proc = self.anchor.run(move || view.enter());
+        let proc = self.anchor.show(view);
         let proc = proc.map_err(StartError::PidAnchor)?;
         let proc = proc.map_err(StartError::RootfsView)?;
         if let Some(proc) = proc
@@ -249,13 +255,13 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Puts the processes that run the machine into the container's groups, where this program is
-    /// not in them itself: before the guest boots, because what a process has used is never moved
-    /// with it.
-    fn enter_groups(&self, guest: &Guest) -> Result<(), StartError> {
-        if self.container.state()?.cgroup.is_none() {
-            let machine: Vec<i32> = guest.record().machine.iter().map(|id| id.pid).collect();
-            cgroup::enter(self.container, self.bundle, self.driver, &machine)?;
+    /// Puts the process that has the container's pid into the container's groups, and `machine`,
+    /// the processes that run it, where this program is not in them itself.
+    fn enter_groups(&self, machine: &[ProcessId]) -> Result<(), StartError> {
+        if self.anchor.is_process() {
+            let mut processes = vec![self.anchor.pid()];
+            processes.extend(machine.iter().map(|id| id.pid));
+            cgroup::enter(self.container, self.bundle, self.driver, &processes)?;
         }
         Ok(())
     }

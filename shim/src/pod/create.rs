@@ -61,6 +61,7 @@ impl Pod {
                 self.publish_created(request, &container);
                 let init = Arc::clone(&container.init);
                 self.watch_exit(&container, init, output);
+                tokio::spawn(pass_signals_on(Arc::clone(&container)));
                 Ok(container)
             }
             Err(error) => {
@@ -130,7 +131,8 @@ impl Pod {
         bundle::remember_state(&bundle.dir, record).map_err(host("write into the bundle"))?;
         let outside = Namespace::own().map_err(host("find the host's network namespace"))?;
         let (namespace, placement) = take_network(bundle)?;
-        let anchor = PidAnchor::spawn().map_err(host("start a thread"))?;
+        let anchor =
+            PidAnchor::stand_in(plan.id.as_str()).map_err(host("start the container's process"))?;
         let entered = anchor.enter(&namespace);
         entered.map_err(host("enter the container's network namespace"))?;
         claim(record, &anchor)?;
@@ -192,6 +194,25 @@ impl Pod {
             ..Default::default()
         };
         self.registry.publish(container, &event);
+    }
+}
+
+/// Passes on the signals that somebody sends to the container's pid. SIGKILL is one that ends the
+/// process itself.
+async fn pass_signals_on(container: Arc<Container>) {
+    while let Some(signal) = container.init.next_signal().await {
+        signal_init(&container, signal).await;
+    }
+    if container.init.exit().is_none() {
+        tracing::info!("container {} is killed by its pid", container.id());
+        signal_init(&container, libc::SIGKILL).await;
+    }
+}
+
+async fn signal_init(container: &Container, signal: i32) {
+    let signalled = container.kill(&container.init, signal.unsigned_abs(), false);
+    if let Err(error) = signalled.await {
+        tracing::debug!("signal {signal}: {}", chain(&error));
     }
 }
 

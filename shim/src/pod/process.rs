@@ -20,7 +20,7 @@ struct Stdin {
 
 /// What only one of the two kinds of processes has.
 enum Kind {
-    /// The init process. Its pid is that of the container's anchor thread on the host.
+    /// The init process. Its pid is that of a process on the host that stands for it.
     Init(PidAnchor),
     /// An added process. Its pid is the guest's, and 0 until it is started.
     Exec {
@@ -93,6 +93,15 @@ impl Process {
         }
     }
 
+    /// Waits for the next signal that somebody sends to the init process's pid on the host; `None`
+    /// once that process has ended.
+    pub async fn next_signal(&self) -> Option<i32> {
+        match &self.kind {
+            Kind::Init(anchor) => anchor.signal().await,
+            Kind::Exec { .. } => None,
+        }
+    }
+
     /// Sets the pid of an added process that has started.
     pub fn set_guest_pid(&self, new: u32) {
         if let Kind::Exec { pid, .. } = &self.kind {
@@ -129,7 +138,7 @@ impl Process {
         if let Kind::Init(anchor) = &self.kind
             && let Err(error) = anchor.leave_rootfs()
         {
-            tracing::warn!("the container's files may stay mounted: {error}");
+            tracing::warn!("the process that has the container's pid may stay: {error}");
         }
         self.exit.send_replace(Some(exit));
     }
