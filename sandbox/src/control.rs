@@ -140,7 +140,7 @@ async fn exchange(
 }
 
 /// Serves a sandbox for its owner: answers the requests of other processes, follows the network,
-/// and keeps the guest's clock right.
+/// keeps the guest's clock right, and notices when the guest falls silent.
 pub struct Server<'a> {
     sandbox: &'a Sandbox,
     /// Read while a request is carried out.
@@ -163,6 +163,7 @@ impl<'a> Server<'a> {
         let served = tokio::try_join!(
             self.sandbox.follow_network(),
             async { Ok(self.sandbox.keep_clock().await) },
+            async { Ok(self.sandbox.watch_agent().await) },
             self.serve_requests(),
             self.serve_requests(),
             self.serve_requests(),

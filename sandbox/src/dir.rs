@@ -50,6 +50,9 @@ pub struct Record {
     /// in records of owners that set no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timeout_seconds: Option<u64>,
+    /// Since when the guest has not answered its owner, in RFC 3339. Absent while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_since: Option<String>,
 }
 
 impl Record {
@@ -60,6 +63,7 @@ impl Record {
             machine,
             engine,
             start_timeout_seconds: Some(start_timeout.as_secs()),
+            silent_since: None,
         }
     }
 }

@@ -18,8 +18,8 @@ const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 /// No engine waits longer for the end of a container that it has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Stops the processes that run a world's machine.
-fn silence(rvm: &Rvm) {
+/// Stops the processes that run a world's machine, and returns them.
+fn silence(rvm: &Rvm) -> Vec<i32> {
     let machine: Vec<i32> = rvm
         .processes()
         .into_iter()
@@ -31,9 +31,10 @@ fn silence(rvm: &Rvm) {
         })
         .collect();
     assert!(!machine.is_empty(), "there is no machine");
-    for pid in machine {
-        signal(pid, libc::SIGSTOP);
+    for pid in &machine {
+        signal(*pid, libc::SIGSTOP);
     }
+    machine
 }
 
 /// Asserts that something does not take longer than engines wait.
@@ -203,4 +204,37 @@ fn an_added_process_ends_with_the_process_that_stands_for_it() {
     eventually("it has ended in the guest", || !runs(&rvm));
     assert_eq!(rvm.status("box"), "running");
     rvm.ok(&["delete", "--force", "box"]);
+}
+
+#[test]
+fn a_guest_that_falls_silent_is_reported_and_its_return_too() {
+    let rvm = Rvm::new();
+    let log = rvm.path("log");
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    let mut create = rvm.command(&["--log", log.to_str().unwrap(), "create", "--bundle"]);
+    create.arg(bundle.write()).arg("box").stdout(Stdio::null());
+    assert!(create.stderr(Stdio::null()).status().unwrap().success());
+    rvm.ok(&["start", "box"]);
+    let since = |rvm: &Rvm| rvm.state("box")["annotations"]["org.rvm.guest.silent-since"].clone();
+    assert!(since(&rvm).is_null());
+    let machine = silence(&rvm);
+    eventually("the silence is reported", || since(&rvm).is_string());
+    assert_eq!(rvm.status("box"), "running");
+    assert!(rvm.ok(&["list"]).contains("running (silent)"));
+    let told = fs::read_to_string(&log).unwrap();
+    assert!(told.contains("the guest does not answer"), "{told}");
+    assert!(told.contains("the guest's console"), "{told}");
+
+    for pid in machine {
+        signal(pid, libc::SIGCONT);
+    }
+    eventually("the return is reported", || since(&rvm).is_null());
+    assert!(
+        fs::read_to_string(&log)
+            .unwrap()
+            .contains("the guest answers again")
+    );
+    rvm.ok(&["kill", "box", "KILL"]);
+    rvm.wait_for_status("box", "stopped");
+    rvm.ok(&["delete", "box"]);
 }

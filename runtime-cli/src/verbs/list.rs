@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use rvm_sandbox::state::{State, StateError};
+use rvm_sandbox::state::{Report, SILENT_SINCE, State, StateError};
 
 use crate::cli::{Format, Global, ListArgs};
 
@@ -12,11 +12,12 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
     let store = global.store();
     let mut states = Vec::new();
     for id in store.ids()? {
-        match store
-            .open(id.as_str())
-            .and_then(|container| container.state())
-        {
-            Ok(state) => states.push(state),
+        let opened = store.open(id.as_str());
+        match opened.and_then(|container| Ok((container.state()?, container))) {
+            Ok((state, container)) => {
+                let silent_since = container.silent_since(&state);
+                states.push((state, silent_since));
+            }
             // Deleted meanwhile, or not the directory of a container.
             Err(StateError::NotFound(_)) => {}
             Err(error) => tracing::warn!("{error:#}"),
@@ -26,10 +27,10 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
     match (args.quiet, args.format) {
         (true, _) => states
             .iter()
-            .try_for_each(|state| writeln!(out, "{}", state.id))?,
-        (false, Format::Table) => write!(out, "{}", table(&states))?,
+            .try_for_each(|(state, _)| writeln!(out, "{}", state.id))?,
+        (false, Format::Table) => write!(out, "{}", table(&reports(&states)))?,
         (false, Format::Json) => {
-            let reports: Vec<_> = states.iter().map(State::report).collect();
+            let reports = reports(&states);
             // As runc: no list rather than an empty one.
             let reports = (!reports.is_empty()).then_some(reports);
             writeln!(out, "{}", serde_json::to_string(&reports)?)?;
@@ -42,15 +43,26 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
 const COLUMN: usize = 12;
 const SPACE: usize = 3;
 
-fn table(states: &[State]) -> String {
+/// Reports on containers, each with the time since when its guest has not answered.
+fn reports(states: &[(State, Option<String>)]) -> Vec<Report<'_>> {
+    states
+        .iter()
+        .map(|(state, silent_since)| state.report(silent_since.clone()))
+        .collect()
+}
+
+fn table(reports: &[Report<'_>]) -> String {
     let heading = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
     let mut rows = vec![heading];
-    rows.extend(states.iter().map(|state| {
-        let report = state.report();
+    rows.extend(reports.iter().map(|report| {
+        let silent = match report.annotations.contains_key(SILENT_SINCE) {
+            true => " (silent)",
+            false => "",
+        };
         [
             report.id.to_owned(),
             report.pid.to_string(),
-            report.status.to_string(),
+            format!("{}{silent}", report.status),
             report.bundle.display().to_string(),
             report.created.to_owned(),
             report.owner.clone(),

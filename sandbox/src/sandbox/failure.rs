@@ -53,6 +53,16 @@ pub(super) fn explain_end(end: &MachineEnd, console: &Path) -> String {
     format!("the sandbox ended unexpectedly: {end}{console}")
 }
 
+/// What it means that a guest has not answered for `limit`, with the end of its console.
+pub(super) fn explain_silence(limit: Duration, console: &Path) -> String {
+    let console = console_tail(console);
+    format!(
+        "the guest does not answer: its agent has said nothing for {} s; SIGKILL ends its \
+         containers all the same{console}",
+        limit.as_secs()
+    )
+}
+
 /// The last lines of a guest's console, with a heading, or a note that there are none.
 fn console_tail(console: &Path) -> String {
     match read_tail(console) {

@@ -165,6 +165,11 @@ impl Guest {
         super::failure::explain_end(end, &self.dir.console())
     }
 
+    /// What it means that the agent has not answered for `limit`, with the end of the console.
+    pub(super) fn explain_silence(&self, limit: Duration) -> String {
+        super::failure::explain_silence(limit, &self.dir.console())
+    }
+
     /// Creates a container, whose init process then waits for the start, and connects its streams.
     /// The second value is the pid of that process in the guest.
     pub async fn create_container(

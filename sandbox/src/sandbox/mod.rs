@@ -12,6 +12,7 @@ mod live_network;
 mod owner;
 mod port_forward;
 mod resize;
+mod silence;
 mod volumes;
 
 use std::io;

@@ -24,6 +24,10 @@ use crate::dir::layout::Layout;
 use crate::host::process::ProcessId;
 use crate::host::users::UserNames;
 
+/// The annotation in the reported state of a container whose guest does not answer. It says since
+/// when.
+pub const SILENT_SINCE: &str = "org.rvm.guest.silent-since";
+
 /// What state.json says of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -111,8 +115,11 @@ impl State {
         pid.map_or(0, i32::unsigned_abs)
     }
 
-    /// The state as the runtime specification defines it, with the fields that runc adds.
-    pub fn report(&self) -> Report<'_> {
+    /// The state as the runtime specification defines it, with the fields that runc adds. An
+    /// annotation of rvm's says since when the guest has not answered, if it does not.
+    pub fn report(&self, silent_since: Option<String>) -> Report<'_> {
+        let mut annotations = self.annotations.clone();
+        annotations.extend(silent_since.map(|since| (SILENT_SINCE.to_owned(), since)));
         Report {
             oci_version: &self.oci_version,
             id: self.id.as_str(),
@@ -121,9 +128,20 @@ impl State {
             bundle: &self.bundle,
             rootfs: &self.rootfs,
             created: &self.created,
-            annotations: &self.annotations,
+            annotations,
             owner: UserNames::load().name(self.owner),
         }
+    }
+}
+
+impl Container {
+    /// Since when the guest of a container that runs has not answered, if it does not.
+    pub fn silent_since(&self, state: &State) -> Option<String> {
+        if state.status() == Status::Stopped {
+            return None;
+        }
+        let record = self.sandbox(state).ok()?.record().ok()??;
+        record.silent_since
     }
 }
 
@@ -143,8 +161,9 @@ pub struct Report<'a> {
     rootfs: &'a PathBuf,
     /// When the container was created, in RFC 3339.
     pub created: &'a str,
+    /// config.json's, and rvm's own.
     #[serde(skip_serializing_if = "HashMap::is_empty")]
-    annotations: &'a HashMap<String, String>,
+    pub annotations: HashMap<String, String>,
     /// The name of the user who created it.
     pub owner: String,
 }

@@ -358,7 +358,10 @@ mod tests {
         let schema = include_str!("../../../tests/oci-schema/state-schema.json");
         let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
         let state = state("a");
-        let report = serde_json::to_value(state.report()).unwrap();
+        let report = state.report(Some("2026-05-04T10:20:30Z".to_owned()));
+        let report = serde_json::to_value(report).unwrap();
+        let annotation = &report["annotations"][crate::state::SILENT_SINCE];
+        assert_eq!(annotation, "2026-05-04T10:20:30Z");
         for field in schema["required"].as_array().unwrap() {
             assert!(report[field.as_str().unwrap()].is_string(), "{field}");
         }

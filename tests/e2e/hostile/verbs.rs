@@ -37,7 +37,12 @@ impl Life {
         let mut child = command.spawn().unwrap();
         self.inputs.extend(child.stdin.take());
         self.outputs.extend(child.stdout.take());
-        let code = end(&mut child, self.patience);
+        let patience = match verb {
+            // The guest has its grace, and then the host ends the machine.
+            "kill" => MAX_TIME,
+            _ => self.patience,
+        };
+        let code = end(&mut child, patience);
         let took = start.elapsed();
         if matches!(verb, "state" | "ps" | "events") {
             assert_clean(verb, &fs::read_to_string(&out).unwrap());
@@ -143,7 +148,10 @@ cases! {
         ("events", 0, ""), ("exec", 0, ""), ("update", 0, ""), ("pause", 0, ""),
         ("resume", 0, ""), ("kill", 0, ""),
     ];
-    a_frozen_machine_is_deleted: "honest" after freeze => [("start", 0, "")];
+    a_frozen_machine_is_killed: "honest" after freeze => [
+        ("start", 0, ""), ("create", 0, "the sandbox ended unexpectedly"),
+        ("kill", 0, "its guest did not end it within 5 s of SIGKILL; its machine is killed"),
+    ];
 
     // The control socket.
     a_silent_machine_is_given_up: "silent" => [("run", -15, "interrupted by signal 15")];
@@ -219,7 +227,10 @@ cases! {
     an_agent_that_answers_once_is_given_up: "mute-once-ready" => [
         ("run", -15, "interrupted by signal 15"),
     ];
-    an_agent_that_falls_silent_is_deleted: "mute-once-started" => [("create", 0, "")];
+    an_agent_that_falls_silent_is_killed: "mute-once-started" => [
+        ("create", 0, "the sandbox ended unexpectedly"),
+        ("kill", 0, "its guest did not end it within 5 s of SIGKILL; its machine is killed"),
+    ];
     a_start_that_is_never_done_is_given_up: "never-done" => [
         ("run", -15, "interrupted by signal 15"),
     ];
