@@ -243,3 +243,20 @@ fn many_files_survive_the_way_to_the_host_and_back() {
     assert_eq!(finished.code, 0, "{}", finished.stderr);
     assert_eq!(finished.stdout.lines().last(), Some("0"));
 }
+
+#[test]
+fn what_a_killed_container_wrote_is_on_the_host_when_it_has_ended() {
+    let rvm = Rvm::new();
+    let script = "dd if=/dev/zero of=/tmp/data bs=1M count=24 2>/dev/null; \
+                  echo end >>/tmp/data; touch /tmp/done; while :; do sleep 1; done";
+    let bundle = Bundle::shell(script);
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    eventually("it is written", || bundle.rootfs("tmp/done").exists());
+    rvm.ok(&["kill", "box", "KILL"]);
+    rvm.wait_for_status("box", "stopped");
+    let data = std::fs::read(bundle.rootfs("tmp/data")).unwrap();
+    assert_eq!(data.len(), (24 << 20) + 4);
+    assert!(data.ends_with(b"end\n"));
+    rvm.ok(&["delete", "box"]);
+}

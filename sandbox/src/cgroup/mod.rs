@@ -240,6 +240,12 @@ impl Cgroup {
         Ok(processes)
     }
 
+    /// Thaws the groups if somebody has frozen them: with version 1 a frozen process does not die
+    /// of SIGKILL.
+    pub fn thaw(&self) {
+        remove::thaw(self);
+    }
+
     /// Kills the processes in the groups, except this one, and removes the groups. Missing groups
     /// are no error. Groups that had other processes when a container got them stay while they have
     /// any.

@@ -59,8 +59,8 @@ fn remove_tree(path: &Path, start: Instant) -> Result<(), CgroupError> {
         .try_for_each(|group| remove_group(group, start))
 }
 
-/// With version 1 a frozen process does not die of SIGKILL.
-fn thaw(cgroup: &Cgroup) {
+/// See [`Cgroup::thaw`].
+pub fn thaw(cgroup: &Cgroup) {
     let state = cgroup.dir("freezer").map(|dir| dir.join("freezer.state"));
     if let Some(state) = state
         && fs::read_to_string(&state).is_ok_and(|state| state.trim() != "THAWED")

@@ -142,7 +142,7 @@ async fn kill_machine(
              {pod} with it"
         ),
     }
-    end_machine(sandbox).await
+    end_machine(sandbox, Some(state)).await
 }
 
 /// Removes a container from the sandbox that it has joined, if that still is there. A container
@@ -200,8 +200,14 @@ pub(super) async fn end_monitor(state: &State) -> Result<(), LifecycleError> {
     }
 }
 
-/// Kills the machine of a sandbox, if there is one.
-pub(super) async fn end_machine(sandbox: &SandboxDir) -> Result<(), LifecycleError> {
+/// Kills the machine of a sandbox, if there is one. `state` is that of a container in it.
+pub(super) async fn end_machine(
+    sandbox: &SandboxDir,
+    state: Option<&State>,
+) -> Result<(), LifecycleError> {
+    if let Some(cgroup) = state.and_then(|state| state.cgroup.as_ref()) {
+        cgroup.thaw();
+    }
     let path = sandbox.path().display();
     let machine = sandbox.machine();
     let machine = machine.map_err(failed(format!("find the machine's processes in {path}")))?;

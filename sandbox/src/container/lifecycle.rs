@@ -217,7 +217,7 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     if container.is_gone() {
         return Ok(());
     }
-    end_own_machine(container).await?;
+    end_own_machine(container, state.as_ref()).await?;
     if let Some(state) = &state {
         restore_network(state);
     }
@@ -290,14 +290,17 @@ fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
 }
 
 /// Ends the machine that was started for a container, if there is one.
-async fn end_own_machine(container: &Container) -> Result<(), LifecycleError> {
+async fn end_own_machine(
+    container: &Container,
+    state: Option<&State>,
+) -> Result<(), LifecycleError> {
     match SandboxDir::open(container.path()) {
         // Another process was faster.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         opened => {
             let path = container.path().display();
             let sandbox = opened.map_err(failed(format!("open {path}")))?;
-            end_machine(&sandbox).await
+            end_machine(&sandbox, state).await
         }
     }
 }
