@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -53,6 +53,12 @@ impl ExtraFd {
     /// The kind of descriptor that the process gets; `None` for /dev/null.
     pub fn kind(&self) -> Option<Kind> {
         self.kind
+    }
+}
+
+impl AsFd for ExtraFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -7,16 +7,18 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rvm_protocol::STREAM_PORT;
 use rvm_protocol::agent::extra_descriptor::Kind;
 use rvm_protocol::agent::{ExtraDescriptor, Stdio};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::dir::SandboxDir;
 use crate::guest::descriptors::{self, ExtraFd};
@@ -27,6 +29,10 @@ pub(crate) const BUFFER: usize = 64 * 1024;
 
 /// The stack of a copying thread in bytes: its buffer and little else.
 const STACK: usize = BUFFER + 32 * 1024;
+
+/// How long the last output of a container that has ended may take: it is in buffers of the guest
+/// and of its vsock, some hundred KiB.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The streams could not be connected.
 #[derive(Debug, thiserror::Error)]
@@ -88,9 +94,30 @@ impl HostStdio {
 /// Running copies of streams.
 #[derive(Default)]
 pub struct Relay {
-    outputs: Vec<oneshot::Receiver<()>>,
+    outputs: Vec<Copy>,
     /// Standard error, until it has ended.
-    errors: Option<oneshot::Receiver<()>>,
+    errors: Option<Copy>,
+}
+
+/// A running copy of output.
+struct Copy {
+    /// Closed at the end of the copy.
+    done: oneshot::Receiver<()>,
+    from: UnixStream,
+    /// The host's descriptor, which the copy closes at its end.
+    to: Weak<dyn AsFd + Send + Sync>,
+}
+
+impl Copy {
+    /// Whether the host's reader is slower than the guest.
+    fn is_held_up(&self) -> bool {
+        let Some(to) = self.to.upgrade() else {
+            return false;
+        };
+        let to = to.as_fd();
+        let mut fds = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+    }
 }
 
 impl Relay {
@@ -148,7 +175,7 @@ impl Relay {
     pub async fn errors_ended(&mut self) {
         match &mut self.errors {
             Some(errors) => {
-                let _ = errors.await;
+                let _ = (&mut errors.done).await;
                 self.errors = None;
             }
             None => std::future::pending().await,
@@ -159,7 +186,33 @@ impl Relay {
     pub async fn drained(self) {
         for output in self.outputs.into_iter().chain(self.errors) {
             // An error means that the thread has ended, too.
-            let _ = output.await;
+            let _ = output.done.await;
+        }
+    }
+
+    /// As [`Self::drained`], for a container that has ended. A guest that keeps a stream of such a
+    /// container open, or has output without an end, is not listened to for longer than
+    /// [`REST_TIMEOUT`]; time in which a reader holds the output up does not count.
+    pub async fn settled(self) {
+        self.settled_within(REST_TIMEOUT).await;
+    }
+
+    async fn settled_within(self, limit: Duration) {
+        let (mut rest, interval) = (limit, limit / 20);
+        for mut output in self.outputs.into_iter().chain(self.errors) {
+            while !rest.is_zero() {
+                if timeout(interval, &mut output.done).await.is_ok() {
+                    break;
+                }
+                if !output.is_held_up() {
+                    rest = rest.saturating_sub(interval);
+                }
+            }
+            if rest.is_zero() {
+                // What has arrived is still copied.
+                let _ = output.from.shutdown(Shutdown::Both);
+                let _ = output.done.await;
+            }
         }
     }
 
@@ -197,14 +250,14 @@ impl Relay {
         let (id, stream) = open_stream(sandbox).map_err(failed(name))?;
         match kind {
             Kind::INPUT => spawn(name, move || descriptors::copy_input(&extra, &stream))?,
-            Kind::OUTPUT => {
-                self.spawn_drained(name, move || descriptors::copy_output(&extra, &stream))?;
-            }
+            Kind::OUTPUT => self.spawn_copy(name, stream, extra, descriptors::copy_output)?,
             Kind::SOCKET => {
                 let extra = Arc::new(extra);
                 let (same, to_guest) = (extra.clone(), stream.try_clone().map_err(failed(name))?);
                 spawn(name, move || descriptors::copy_input(&same, &to_guest))?;
-                self.spawn_drained(name, move || descriptors::copy_socket(&extra, &stream))?;
+                self.spawn_copy(name, stream, extra, |extra, from| {
+                    descriptors::copy_socket(extra, from);
+                })?;
             }
         }
         Ok(id)
@@ -216,21 +269,31 @@ impl Relay {
         stream: UnixStream,
         fd: OwnedFd,
     ) -> Result<(), StdioError> {
-        self.spawn_drained(name, move || copy_from_guest(&stream, &fd))
+        self.spawn_copy(name, stream, fd, |fd, from| copy_from_guest(from, fd))
     }
 
-    fn spawn_drained(
+    fn spawn_copy<T: AsFd + Send + Sync + 'static>(
         &mut self,
         name: &'static str,
-        copy: impl FnOnce() + Send + 'static,
+        from: UnixStream,
+        to: T,
+        copy: impl FnOnce(&T, &UnixStream) + Send + 'static,
     ) -> Result<(), StdioError> {
-        let (done, drained) = oneshot::channel();
+        let same = from.try_clone().map_err(failed(name))?;
+        let to = Arc::new(to);
+        let weak: Weak<T> = Arc::downgrade(&to);
+        let (finished, done) = oneshot::channel();
         spawn(name, move || {
-            copy();
+            copy(&to, &from);
+            drop(to);
             // The receiver may be gone.
-            let _ = done.send(());
+            let _ = finished.send(());
         })?;
-        self.outputs.push(drained);
+        self.outputs.push(Copy {
+            done,
+            from: same,
+            to: weak,
+        });
         Ok(())
     }
 }
@@ -334,57 +397,4 @@ fn retry<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs::File;
-    use std::io::Read;
-
-    #[test]
-    fn only_dev_null_is_null() {
-        assert!(is_null(&File::open("/dev/null").unwrap().into()));
-        assert!(!is_null(&File::open("/dev/zero").unwrap().into()));
-        assert!(!is_null(&tempfile::tempfile().unwrap().into()));
-    }
-
-    #[test]
-    fn the_end_of_input_reaches_the_guest_after_the_data() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (read, mut write) = io::pipe().unwrap();
-        let thread = thread::spawn(move || copy_to_guest(&read.into(), &ours));
-        write.write_all(b"hello").unwrap();
-        drop(write);
-        let mut received = String::new();
-        theirs.read_to_string(&mut received).unwrap();
-        assert_eq!(received, "hello");
-        thread.join().unwrap();
-    }
-
-    #[test]
-    fn the_guest_gets_epipe_when_the_host_stops_reading() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (read, write) = io::pipe().unwrap();
-        drop(read);
-        let thread = thread::spawn(move || copy_from_guest(&ours, &write.into()));
-        theirs.write_all(b"nobody reads this").unwrap();
-        thread.join().unwrap();
-        assert_eq!(
-            theirs.write(b"x").unwrap_err().kind(),
-            io::ErrorKind::BrokenPipe
-        );
-    }
-
-    #[test]
-    fn a_nonblocking_descriptor_is_polled() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (host, guest) = UnixStream::pair().unwrap();
-        host.set_nonblocking(true).unwrap();
-        let thread = thread::spawn(move || copy_to_guest(&host.into(), &ours));
-        thread::sleep(std::time::Duration::from_millis(20));
-        (&guest).write_all(b"late").unwrap();
-        drop(guest);
-        let mut received = String::new();
-        theirs.read_to_string(&mut received).unwrap();
-        assert_eq!(received, "late");
-        thread.join().unwrap();
-    }
-}
+mod tests;

@@ -36,7 +36,7 @@ use crate::share;
 use crate::spec::Bundle;
 use crate::state::{Container, StateError, Status};
 use caller::interrupted;
-use process::{GuestProcess, drain};
+use process::{GuestProcess, settle};
 use rvm_sys::error_chain::chain;
 
 pub use caller::{Caller, Mode};
@@ -166,7 +166,7 @@ async fn live(
     order.caller.report_ready()?;
     let end = supervise(&init, &place, signals, &mut relay).await;
     timings.lap("run the container");
-    tokio::join!(drain(relay, signals), place.guest().write_back(end.status));
+    tokio::join!(settle(relay, signals), place.guest().write_back(end.status));
     Ok(end)
 }
 

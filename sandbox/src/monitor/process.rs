@@ -88,11 +88,21 @@ async fn close_errors_with(relay: &mut Relay) -> Infallible {
     std::future::pending().await
 }
 
-/// Waits until the output of a process that has ended is copied. A reader that never reads would
-/// keep it, and this process, for ever: a signal gives it up.
+/// Waits until the output of an added process that has ended is copied: its children may have it
+/// open for long. A reader that never reads would keep it, and this process, for ever: a signal
+/// gives it up.
 pub(super) async fn drain(relay: Relay, signals: &Signals) {
+    unless_interrupted(relay.drained(), signals).await;
+}
+
+/// The same for a container that has ended, and with it all that could have more output.
+pub(super) async fn settle(relay: Relay, signals: &Signals) {
+    unless_interrupted(relay.settled(), signals).await;
+}
+
+async fn unless_interrupted(copied: impl Future<Output = ()>, signals: &Signals) {
     tokio::select! {
-        () = relay.drained() => {}
+        () = copied => {}
         signal = interrupted(signals) => tracing::debug!("output was given up: signal {signal}"),
     }
 }
