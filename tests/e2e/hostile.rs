@@ -24,10 +24,13 @@ const MAX_KIB: u64 = 32 * 1024;
 const MAX_TIME: Duration = Duration::from_secs(10);
 
 /// How long a verb is waited for before it is ended.
-fn patience(mode: &str) -> Duration {
-    Duration::from_secs(match mode {
-        // The machine is given five seconds to say why its agent has hung up.
-        "agent-hangs-up" | "truncated-frame" | "garbage" | "oversize-frames" => 8,
+fn patience(mode: &str, verb: &str) -> Duration {
+    Duration::from_secs(match (mode, verb) {
+        // The machine is given five seconds to say why its agent has hung up, the guest as many to
+        // end what is killed and to close its streams.
+        ("agent-hangs-up" | "truncated-frame" | "garbage" | "oversize-frames", _)
+        | ("denies" | "keeps-streams", "run")
+        | (_, "kill" | "wait" | "delete") => 9,
         _ => 2,
     })
 }

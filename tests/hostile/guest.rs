@@ -30,6 +30,8 @@ pub struct Process {
 /// The guest.
 #[derive(Default)]
 pub struct Guest {
+    /// Whether the streams of a process that has ended stay open.
+    keeps_streams: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -44,6 +46,14 @@ struct State {
 }
 
 impl Guest {
+    /// Without containers.
+    pub fn new(keeps_streams: bool) -> Self {
+        Self {
+            keeps_streams,
+            ..Self::default()
+        }
+    }
+
     /// Keeps a stream, whose id comes first.
     pub fn connect(&self, mut stream: UnixStream, is_closed: bool) {
         let mut id = [0; 8];
@@ -97,7 +107,8 @@ impl Guest {
         };
         process.exit.get_or_insert(status);
         let (pid, stdio) = (process.pid, process.stdio.clone());
-        for id in [stdio.stdin, stdio.stdout, stdio.stderr] {
+        let streams = [stdio.stdin, stdio.stdout, stdio.stderr];
+        for id in streams.into_iter().filter(|_| !self.keeps_streams) {
             if let Some(stream) = state.streams.remove(&id) {
                 let _ = stream.shutdown(Shutdown::Both);
             }

@@ -76,6 +76,12 @@ pub fn instead(agent: &Arc<Agent>, connection: &Arc<Connection>, call: &Call) ->
         (Mode::Refusals, method) if method != "Check" => {
             Instead::Frames(frames::refusal(stream, Code::INTERNAL, &escapes()))
         }
+        (Mode::Denies, "SignalProcess" | "WaitProcess" | "ListProcesses" | "Stats")
+            if agent.is_started.load(Ordering::Relaxed) =>
+        {
+            Instead::Frames(frames::refusal(stream, Code::NOT_FOUND, "no container"))
+        }
+        (Mode::Immortal, "SignalProcess") => Instead::Frames(frames::answer(stream, Vec::new())),
         (Mode::NestedAnswers, _) if is_list => long(nested(LONGEST_READ)),
         (Mode::LongAnswers, "ListProcesses") => long(processes(LONGEST / 2)),
         (Mode::LongAnswers, "Stats") => long(statistics(LONGEST / 8)),
@@ -241,7 +247,7 @@ fn flood_of_output(agent: &Arc<Agent>, name: &Name) {
     for id in [stdio.stdout, stdio.stderr] {
         if let Some(stream) = agent.guest.stream(id) {
             // Not more, because the host may keep it in a file.
-            let mut left = 1024;
+            let mut left = 256;
             flood(move || {
                 left -= 1;
                 left > 0 && (&*stream).write_all(&[b'#'; 64 * 1024]).is_ok()

@@ -45,7 +45,7 @@ fn main() {
     };
     let agent = Arc::new(Agent {
         mode,
-        guest: Guest::default(),
+        guest: Guest::new(mode == Mode::KeepsStreams),
         vmm: vmm(),
         is_started: AtomicBool::new(false),
     });

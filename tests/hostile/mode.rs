@@ -82,7 +82,14 @@ pub enum Mode {
     /// Starts, execs and signals are never done; the rest is answered.
     NeverDone,
 
+    /// Signals are answered and end nothing.
+    Immortal,
+    /// Once a container runs, the agent denies that there is one.
+    Denies,
+
     // Streams and ends.
+    /// The streams of a process that has ended stay open.
+    KeepsStreams,
     /// Output without a pause, on every stream, which are never closed.
     OutputFlood,
     /// The streams are closed as soon as they are opened.

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use rvm_tests::Bundle;
 use rvm_tests::shim::Shim;
 use serde_json::{Value, json};
-use ttrpc::context;
+use ttrpc::context::{self, Context};
 
 use super::{Outcome, check, expect, freeze, patience, world};
 
@@ -37,7 +37,7 @@ impl Life<'_> {
         let (answer, code, error) = match answer {
             Ok(answer) => (Some(answer), 0, String::new()),
             // The client's own limit has a status, too.
-            Err(error) if took >= patience(self.mode) => (None, GIVEN_UP, error.to_string()),
+            Err(error) if took >= patience(self.mode, verb) => (None, GIVEN_UP, error.to_string()),
             Err(ttrpc::Error::RpcStatus(status)) => (None, 1, status.message().to_owned()),
             Err(error) => panic!("{verb}: {error}"),
         };
@@ -48,6 +48,10 @@ impl Life<'_> {
             error,
         });
         answer
+    }
+
+    fn limit(&self, verb: &str) -> Context {
+        context::with_duration(patience(self.mode, verb))
     }
 
     fn create(&mut self) {
@@ -61,8 +65,7 @@ impl Life<'_> {
             stderr: fifo("stderr"),
             ..Default::default()
         };
-        let limit = context::with_duration(patience(self.mode));
-        self.call("create", tasks.create(limit, &request));
+        self.call("create", tasks.create(self.limit("create"), &request));
     }
 
     fn start(&mut self, verb: &'static str, exec_id: &str) {
@@ -72,8 +75,7 @@ impl Life<'_> {
             exec_id: exec_id.to_owned(),
             ..Default::default()
         };
-        let limit = context::with_duration(patience(self.mode));
-        self.call(verb, tasks.start(limit, &request));
+        self.call(verb, tasks.start(self.limit(verb), &request));
     }
 
     fn exec(&mut self) {
@@ -85,15 +87,13 @@ impl Life<'_> {
             spec: Some(json_any(&process)).into(),
             ..Default::default()
         };
-        let limit = context::with_duration(patience(self.mode));
-        self.call("add", tasks.exec(limit, &request));
+        self.call("add", tasks.exec(self.limit("add"), &request));
         self.start("exec", "one");
     }
 
     /// The calls for a container that runs, or should.
     fn live(&mut self) {
         let tasks = self.shim.tasks.clone();
-        let limit = || context::with_duration(patience(self.mode));
         let id = || "box".to_owned();
         let (mut pids, mut stats) = (api::PidsRequest::new(), api::StatsRequest::new());
         let (mut pause, mut resume) = (api::PauseRequest::new(), api::ResumeRequest::new());
@@ -102,34 +102,31 @@ impl Life<'_> {
         (pause.id, resume.id) = (id(), id());
         let resources = json!({ "memory": { "limit": 300_000_000 } });
         update.resources = Some(json_any(&resources)).into();
-        let limits = [(); 5].map(|()| limit());
-        let [one, two, three, four, five] = limits;
-        self.call("ps", tasks.pids(one, &pids));
-        self.call("stats", tasks.stats(two, &stats));
+        self.call("ps", tasks.pids(self.limit("ps"), &pids));
+        self.call("stats", tasks.stats(self.limit("stats"), &stats));
         self.exec();
-        self.call("update", tasks.update(three, &update));
-        self.call("pause", tasks.pause(four, &pause));
-        self.call("resume", tasks.resume(five, &resume));
+        self.call("update", tasks.update(self.limit("update"), &update));
+        self.call("pause", tasks.pause(self.limit("pause"), &pause));
+        self.call("resume", tasks.resume(self.limit("resume"), &resume));
     }
 
     /// The end of the container, as containerd sees to it.
     fn end(&mut self) {
         let tasks = self.shim.tasks.clone();
-        let limit = context::with_duration(patience(self.mode));
         let (mut kill, mut wait) = (api::KillRequest::new(), api::WaitRequest::new());
         let mut delete = api::DeleteRequest::new();
         (kill.id, wait.id, delete.id) = ("box".to_owned(), "box".to_owned(), "box".to_owned());
         kill.signal = libc::SIGKILL.unsigned_abs();
-        self.call("kill", tasks.kill(limit.clone(), &kill));
-        if let Some(exit) = self.call("wait", tasks.wait(limit.clone(), &wait)) {
+        self.call("kill", tasks.kill(self.limit("kill"), &kill));
+        if let Some(exit) = self.call("wait", tasks.wait(self.limit("wait"), &wait)) {
             // As of `rvm run`.
             self.outcomes.last_mut().unwrap().code = exit.exit_status.cast_signed();
         }
-        self.call("delete", tasks.delete(limit.clone(), &delete));
+        self.call("delete", tasks.delete(self.limit("delete"), &delete));
         if self.outcomes.last().is_some_and(|delete| delete.code == 0) {
             self.call(
                 "shutdown",
-                tasks.shutdown(limit, &api::ShutdownRequest::new()),
+                tasks.shutdown(self.limit("shutdown"), &api::ShutdownRequest::new()),
             );
             return;
         }
@@ -203,7 +200,9 @@ cases! {
         ("exec", 0, ""), ("update", 0, ""), ("pause", 0, ""), ("resume", 0, ""), ("kill", 0, ""),
         ("wait", 137, ""), ("delete", 0, ""), ("shutdown", 0, ""),
     ];
-    a_frozen_machine_is_cleaned_up: "honest" after freeze => [("start", 0, "")];
+    a_frozen_machine_is_killed: "honest" after freeze => [
+        ("start", 0, ""), ("kill", 0, ""), ("wait", 137, ""), ("delete", 0, ""),
+    ];
 
     // The control socket.
     a_silent_machine_is_cleaned_up: "silent" => [("create", GIVEN_UP, "")];
@@ -277,11 +276,21 @@ cases! {
 
     // Calls that are never answered.
     an_agent_that_answers_once_is_cleaned_up: "mute-once-ready" => [("create", GIVEN_UP, "")];
-    an_agent_that_falls_silent_is_cleaned_up: "mute-once-started" => [("start", 0, "")];
-    a_start_that_is_never_done_is_cleaned_up: "never-done" => [("start", GIVEN_UP, "")];
+    a_machine_whose_agent_falls_silent_is_killed: "mute-once-started" => [
+        ("kill", 0, ""), ("wait", 137, ""), ("delete", 0, ""),
+    ];
+    a_start_that_is_never_done_is_killed: "never-done" => [
+        ("start", GIVEN_UP, ""), ("kill", 0, ""), ("wait", 137, ""), ("delete", 0, ""),
+    ];
+    what_no_signal_ends_is_killed_with_its_machine: "immortal" => [
+        ("kill", 0, ""), ("wait", 137, ""), ("delete", 0, ""),
+    ];
 
     // Streams and ends.
     a_flood_of_output_waits_for_its_reader: "output-flood" => [("exec", 0, ""), ("delete", 0, "")];
+    streams_that_outlive_their_process_are_cut: "keeps-streams" => [
+        ("exec", 0, ""), ("wait", 137, ""), ("delete", 0, ""),
+    ];
     closed_streams_are_no_end: "closed-streams" => [("exec", 0, ""), ("delete", 0, "")];
     an_end_before_the_start_is_an_end: "ends-early" => [("wait", 3, ""), ("delete", 0, "")];
     a_second_end_is_not_heard: "ends-twice" => [("wait", 3, ""), ("delete", 0, "")];

@@ -19,7 +19,7 @@ struct Life {
     inputs: Vec<ChildStdin>,
     /// Likewise; nobody reads the output of the container that is created.
     outputs: Vec<ChildStdout>,
-    patience: Duration,
+    mode: &'static str,
 }
 
 impl Life {
@@ -37,12 +37,7 @@ impl Life {
         let mut child = command.spawn().unwrap();
         self.inputs.extend(child.stdin.take());
         self.outputs.extend(child.stdout.take());
-        let patience = match verb {
-            // The guest has its grace, and then the host ends the machine.
-            "kill" => MAX_TIME,
-            _ => self.patience,
-        };
-        let code = end(&mut child, patience);
+        let code = end(&mut child, patience(self.mode, verb));
         let took = start.elapsed();
         if matches!(verb, "state" | "ps" | "events") {
             assert_clean(verb, &fs::read_to_string(&out).unwrap());
@@ -89,7 +84,7 @@ fn end(child: &mut Child, patience: Duration) -> i32 {
 }
 
 /// Leads containers through their lives in this mode.
-fn live(mode: &str, once_started: fn(&Rvm)) -> Option<Vec<Outcome>> {
+fn live(mode: &'static str, once_started: fn(&Rvm)) -> Option<Vec<Outcome>> {
     let rvm = world(mode)?;
     let memory = rvm.watch_memory();
     let (short, long) = (Bundle::new(&["echo"]), Bundle::new(&["sleep", "1000"]));
@@ -99,7 +94,7 @@ fn live(mode: &str, once_started: fn(&Rvm)) -> Option<Vec<Outcome>> {
         outcomes: Vec::new(),
         inputs: Vec::new(),
         outputs: Vec::new(),
-        patience: patience(mode),
+        mode,
     };
     life.verb("run", &["--bundle", short, "short"]);
     life.verb("create", &["--bundle", long, "box"]);
@@ -227,16 +222,27 @@ cases! {
     an_agent_that_answers_once_is_given_up: "mute-once-ready" => [
         ("run", -15, "interrupted by signal 15"),
     ];
-    an_agent_that_falls_silent_is_killed: "mute-once-started" => [
+    a_machine_whose_agent_falls_silent_is_killed: "mute-once-started" => [
         ("create", 0, "the sandbox ended unexpectedly"),
         ("kill", 0, "its guest did not end it within 5 s of SIGKILL; its machine is killed"),
     ];
     a_start_that_is_never_done_is_given_up: "never-done" => [
         ("run", -15, "interrupted by signal 15"),
+        ("kill", 0, "its guest did not end it within 5 s of SIGKILL"),
+    ];
+    what_no_signal_ends_is_killed_with_its_machine: "immortal" => [
+        ("kill", 0, "its guest did not end it within 5 s of SIGKILL"),
+    ];
+    a_container_that_is_denied_is_killed_with_its_machine: "denies" => [
+        ("run", 137, ""),
+        ("kill", 0, "its guest did not end it within 5 s of SIGKILL"),
     ];
 
     // Streams and ends.
     a_flood_of_output_goes_to_its_reader_alone: "output-flood" => [("ps", 0, ""), ("kill", 0, "")];
+    streams_that_outlive_their_process_are_cut: "keeps-streams" => [
+        ("run", 0, ""), ("kill", 0, ""),
+    ];
     closed_streams_are_no_end: "closed-streams" => [("run", 0, ""), ("kill", 0, "")];
     an_end_before_the_start_is_an_end: "ends-early" => [("run", 3, ""), ("start", 0, "")];
     a_second_end_is_not_heard: "ends-twice" => [("run", 3, "")];
