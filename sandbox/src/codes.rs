@@ -177,9 +177,11 @@ impl Coded for LifecycleError {
             Self::Control(error) => error.code(),
             Self::Monitor(failure) => failure.code(),
             Self::FailedPrecondition(_) => Code::FailedPrecondition,
-            Self::Storage(_) | Self::Cgroup(_) | Self::MonitorGone | Self::Io { .. } => {
-                Code::Internal
-            }
+            Self::Storage(_)
+            | Self::Cgroup(_)
+            | Self::Hook(_)
+            | Self::MonitorGone
+            | Self::Io { .. } => Code::Internal,
         }
     }
 }

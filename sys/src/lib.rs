@@ -13,6 +13,7 @@ pub mod error_chain;
 pub mod inherited_fds;
 pub mod keyring;
 pub mod loopback;
+pub mod mempolicy;
 pub mod mount;
 pub mod namespaces;
 

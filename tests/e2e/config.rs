@@ -279,6 +279,37 @@ fn options_of_a_volume_are_for_its_top_or_with_an_r_for_all_mounts_in_it() {
 }
 
 #[test]
+fn the_machine_is_the_one_that_hw_config_asks_for() {
+    let rvm = Rvm::new();
+    let command = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; nproc";
+    let bundle = Bundle::shell(command).with(|config| {
+        config["ociVersion"] = json!("1.3.0");
+        config["vm"] = json!({ "hwConfig": { "vcpus": 3, "memory": 300 << 20 } });
+        config["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_LOCAL" });
+    });
+    let out = output(rvm.run(&bundle, "box"));
+    let [memory, vcpus] = out.lines().collect::<Vec<_>>()[..] else {
+        panic!("{out}")
+    };
+    let memory: u32 = memory.parse().unwrap();
+    assert!((200..=300).contains(&memory), "{memory} MiB");
+    assert_eq!(vcpus, "3");
+}
+
+#[test]
+fn no_processes_beside_the_first_are_allowed_by_a_limit_of_zero() {
+    let rvm = Rvm::new();
+    for (version, code) in [("1.2.1", 0), ("1.3.0", 2)] {
+        let bundle = Bundle::shell("(exit 0); exit 0").with(|config| {
+            config["ociVersion"] = json!(version);
+            config["linux"]["resources"]["pids"] = json!({ "limit": 0 });
+        });
+        let finished = rvm.run(&bundle, "box");
+        assert_eq!(finished.code, code, "{version}: {}", finished.stderr);
+    }
+}
+
+#[test]
 fn what_cannot_be_had_is_refused_before_anything_is_made() {
     let rvm = Rvm::new();
     for (pointer, value, field) in [

@@ -184,6 +184,33 @@ fn a_hook_that_fails_later_is_a_warning() {
 }
 
 #[test]
+fn a_poststart_hook_that_fails_ends_a_container_of_version_1_3() {
+    let rvm = Rvm::new();
+    let bundle = Bundle::shell("sleep 1000").with(|config| {
+        config["ociVersion"] = json!("1.3.0");
+        config["hooks"] = json!({
+            "poststart": [host("echo because >&2; exit 3"), host("touch second")],
+            "poststop": [host("touch last")],
+        });
+    });
+    let expected = "error running poststart hook #0: exit status 3";
+    let finished = rvm.run(&bundle, "box");
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains(expected), "{}", finished.stderr);
+    assert!(
+        bundle.path().join("last").exists(),
+        "the container is deleted"
+    );
+    rvm.create(&bundle, "box");
+    let started = rvm.call(&["start", "box"]);
+    assert_eq!(started.code, 1, "{}", started.stderr);
+    assert!(started.stderr.contains(expected), "{}", started.stderr);
+    rvm.wait_for_status("box", "stopped");
+    rvm.ok(&["delete", "box"]);
+    assert!(!bundle.path().join("second").exists());
+}
+
+#[test]
 fn a_hook_that_cannot_run_in_the_guest_is_refused_by_name() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("true").with(|config| {

@@ -63,6 +63,47 @@ fn assert_has(text: &str, parts: &[&str]) {
 }
 
 #[test]
+fn an_interface_of_the_host_is_moved_into_the_machine_under_another_name() {
+    let rvm = Rvm::new();
+    let host = rvm.network();
+    host.ip("link add mine type veth peer name peer");
+    host.ip("addr add 10.0.9.2/24 dev mine");
+    host.ip("addr add 10.0.9.1/24 dev peer");
+    host.ip("link set peer up");
+    let script = "busybox ip -4 addr show dev net0; busybox ping -c 1 -W 5 10.0.9.1 >/dev/null && echo reached";
+    let asking = |device: &str, name: &str| {
+        bundle(script, None).with(|config| {
+            config["linux"]["netDevices"] = json!({ device: { "name": name } });
+        })
+    };
+    for (device, name, reason) in [
+        (
+            "absent",
+            "net0",
+            "linux.netDevices[\"absent\"] cannot be moved into the container: there is",
+        ),
+        ("lo", "net0", "it is no Ethernet interface"),
+        ("mine", "lo", "has one of that name"),
+        (
+            "mine",
+            "a/b",
+            "linux.netDevices[\"mine\"] has no valid name",
+        ),
+    ] {
+        let finished = rvm.run(&asking(device, name), "box");
+        assert_eq!(finished.code, 1, "{device}");
+        assert!(finished.stderr.contains(reason), "{}", finished.stderr);
+        assert!(
+            host.ip("link show mine").contains("mine"),
+            "it is where it was"
+        );
+    }
+    let finished = rvm.run(&asking("mine", "net%d"), "box");
+    assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
+    assert_has(&finished.stdout, &["inet 10.0.9.2/24", "reached"]);
+}
+
+#[test]
 fn a_container_has_what_its_namespace_has_and_leaves_it_as_it_was() {
     let rvm = Rvm::new();
     let (inside, peer) = (Network::new(), Network::new());

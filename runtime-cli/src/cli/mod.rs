@@ -23,7 +23,7 @@ pub use running::{
 };
 
 /// What --version prints, in runc's form, which engines parse.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
 
 /// OCI runtime that puts every container in its own virtual machine
 #[derive(Debug, Parser)]

@@ -15,7 +15,7 @@ use crate::control::{self, ControlError};
 use crate::dir::SandboxDir;
 use crate::dir::layout::Layout;
 use crate::guest::agent::AgentError;
-use crate::hooks::{self, HookPoint};
+use crate::hooks::{self, HookError, HookPoint};
 use crate::host::pid_file;
 use crate::host::process::ProcessId;
 use crate::network;
@@ -47,6 +47,9 @@ pub enum LifecycleError {
     /// The sandbox's owner did not carry out a request.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A poststart hook failed, so the container was killed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The monitor says why it did not create the container.
     #[error(transparent)]
     Monitor(Failure),
@@ -156,8 +159,15 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     let sandbox = container.sandbox(&state)?;
     let id = container.id().clone();
     control::ask(&sandbox, control::Request::Start { id }).await?;
-    hooks::run_and_warn(HookPoint::Poststart, state.hooks.as_ref(), &state, None).await;
-    Ok(())
+    let done = hooks::run_poststart(&state, None).await;
+    if done.is_err() {
+        match kill(container, libc::SIGKILL, false).await {
+            // It has ended already.
+            Ok(()) | Err(LifecycleError::FailedPrecondition(_)) => {}
+            other => other?,
+        }
+    }
+    Ok(done?)
 }
 
 /// Signals a container's init process, or all of its processes; that there are none is no error

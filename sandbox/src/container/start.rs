@@ -23,6 +23,7 @@ use crate::dir::SandboxDir;
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::hooks::{self, HookError, HookPoint};
+use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::ProcessId;
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
@@ -31,8 +32,10 @@ use crate::share::{self, StorageError};
 use crate::sizing::{Size, SizeError};
 use crate::spec::pod::Role;
 use crate::spec::translate::{Translation, translate};
+use crate::spec::validate::FieldError;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, StateError, Status};
+use rvm_sys::error_chain::chain;
 
 /// A container could not be created or started.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +157,11 @@ pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Placement), NetworkEr
     if let Role::Member(_) = bundle.role {
         return Ok((Namespace::create_or_open(&wanted)?, Placement::Joined));
     }
-    let network = Network::open(&wanted)?;
+    let mut network = Network::open(&wanted)?;
+    let linux = bundle.spec.linux().as_ref();
+    if let Some(devices) = linux.and_then(|linux| linux.net_devices().as_ref()) {
+        network.take_devices(devices)?;
+    }
     Ok((network.namespace()?, Placement::New(network)))
 }
 
@@ -231,13 +238,31 @@ impl Start<'_> {
                 return Ok(Place::Joined(Arc::new(Guest::join(dir, self.config)?)));
             }
         };
-        let size = Size::for_bundle(&self.bundle.spec, self.config)?;
-        let sandbox = Sandbox::start(dir, size, network, self.config, timings).await?;
+        let size = Size::for_bundle(&self.bundle.spec, self.bundle.hardware, self.config)?;
+        let policy = self.memory_policy()?;
+        let sandbox =
+            Sandbox::start(dir, size, policy.as_ref(), network, self.config, timings).await?;
         // Before the guest boots: what a process has used is never moved with it.
         self.enter_groups(&sandbox.guest().record().machine)?;
         sandbox.boot(timings).await?;
         self.set_oom_score(sandbox.guest());
         Ok(Place::Owned(Arc::new(sandbox)))
+    }
+
+    /// The memory policy of the machine, which the host's kernel must take.
+    fn memory_policy(&self) -> Result<Option<MemoryPolicy>, SpecError> {
+        let linux = self.bundle.spec.linux().as_ref();
+        let Some(policy) = linux.and_then(|linux| linux.memory_policy().as_ref()) else {
+            return Ok(None);
+        };
+        let field = "linux.memoryPolicy";
+        let error = |field: String, reason| self.bundle.field_error(FieldError { field, reason });
+        let policy = MemoryPolicy::of(policy)
+            .map_err(|(member, reason)| error(format!("{field}.{member}"), reason))?;
+        let taken = policy.during(|| ());
+        let reason = |source: io::Error| format!("is refused by the host's kernel: {source}");
+        taken.map_err(|source| error(field.to_owned(), reason(source)))?;
+        Ok(Some(policy))
     }
 
     /// Sets up the rootfs view and the synthetic proc behind the container's pid.
@@ -286,9 +311,15 @@ impl Start<'_> {
         let started = guest.start_container(self.container.id(), timings);
         started.await.map_err(plain)?;
         let state = self.container.lock()?.step(Status::Running, |_| {})?;
-        let (hooks, outside) = (state.hooks.as_ref(), Some(self.outside));
-        hooks::run_and_warn(HookPoint::Poststart, hooks, &state, outside).await;
-        Ok(())
+        let done = hooks::run_poststart(&state, Some(self.outside)).await;
+        if done.is_err() {
+            // A machine of its own ends with this process, another's does not.
+            let init = self.container.init();
+            if let Err(error) = guest.agent().signal(&init, libc::SIGKILL).await {
+                tracing::warn!("cannot kill the container: {}", chain(&error));
+            }
+        }
+        Ok(done?)
     }
 
     /// The hooks that prepare the container from outside: what they do to the namespaces of the
@@ -299,7 +330,7 @@ impl Start<'_> {
             return Ok(());
         };
         for point in [HookPoint::Prestart, HookPoint::CreateRuntime] {
-            hooks::run(point, Some(hooks), &state, self.outside).await?;
+            hooks::run(point, Some(hooks), &state, Some(self.outside)).await?;
         }
         timings.lap("run hooks");
         Ok(())

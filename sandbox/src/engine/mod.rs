@@ -23,6 +23,7 @@ use rvm_protocol::vmm::ChannelError;
 
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
+use crate::host::memory_policy::MemoryPolicy;
 use crate::network::{NicBackend, NicLimits};
 use crate::sizing::Size;
 
@@ -68,7 +69,13 @@ pub type Verdict = Result<String, String>;
 impl Engine {
     /// Starts a machine.
     pub fn start(&'static self, plan: Plan<'_>) -> Result<Machine, EngineError> {
-        Ok(Machine::drive(self, (self.start)(plan)?))
+        let vm = match plan.memory_policy {
+            None => (self.start)(plan)?,
+            Some(policy) => policy
+                .during(|| (self.start)(plan))
+                .map_err(io_failed("set the memory policy of its processes"))??,
+        };
+        Ok(Machine::drive(self, vm))
     }
 }
 
@@ -86,6 +93,8 @@ pub struct Plan<'a> {
     pub size: Size,
     /// The size that it can be given while it runs.
     pub max: Size,
+    /// The memory nodes of the host that its memory comes from.
+    pub memory_policy: Option<&'a MemoryPolicy>,
     /// The guest's kernel and initramfs, more kernel parameters, and the programs that run
     /// machines.
     pub config: &'a Config,

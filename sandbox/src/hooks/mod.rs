@@ -13,6 +13,7 @@ use rvm_sys::hook::{self, End, Running};
 use serde::Serialize;
 
 use crate::network::Namespace;
+use crate::spec::validate::is_at_least_1;
 use crate::state::{State, Status};
 use rvm_sys::error_chain::chain;
 
@@ -97,19 +98,30 @@ fn is_zero(pid: &i32) -> bool {
     *pid == 0
 }
 
-/// Runs the hooks of a point in order until one fails, in the host's network namespace. Cancelling
-/// the future kills the running hook.
+/// Runs the hooks of a point in order until one fails, in the network namespace `outside` or in the
+/// caller's. Cancelling the future kills the running hook.
 pub async fn run(
     point: HookPoint,
     hooks: Option<&Hooks>,
     state: &State,
-    outside: &Namespace,
+    outside: Option<&Namespace>,
 ) -> Result<(), HookError> {
     for (index, hook) in list(point, hooks) {
-        let running = start(point, index, hook, state, Some(outside))?;
+        let running = start(point, index, hook, state, outside)?;
         let end = running.end().await;
         judge(point, index, hook, end)?;
     }
+    Ok(())
+}
+
+/// Runs the poststart hooks. Until runtime-spec 1.2 those that fail are warnings; from 1.3 on the
+/// first is an error, with which the container must end.
+pub async fn run_poststart(state: &State, outside: Option<&Namespace>) -> Result<(), HookError> {
+    let (point, hooks) = (HookPoint::Poststart, state.hooks.as_ref());
+    if is_at_least_1(3, &state.oci_version) {
+        return run(point, hooks, state, outside).await;
+    }
+    run_and_warn(point, hooks, state, outside).await;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ impl Scene {
     fn run(&self, point: HookPoint, hooks: Value) -> Result<(), HookError> {
         let hooks: Hooks = serde_json::from_value(hooks).unwrap();
         let outside = Namespace::own().unwrap();
-        block_on(run(point, Some(&hooks), &self.state, &outside))
+        block_on(run(point, Some(&hooks), &self.state, Some(&outside)))
     }
 
     fn read(&self, name: &str) -> String {

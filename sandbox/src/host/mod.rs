@@ -4,6 +4,7 @@ pub mod idmap;
 pub mod local_time;
 pub mod log_lines;
 pub mod memory;
+pub(crate) mod memory_policy;
 pub(crate) mod mount_table;
 pub(crate) mod pid_file;
 pub mod process;

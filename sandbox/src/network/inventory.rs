@@ -168,6 +168,16 @@ impl Inventory {
     }
 }
 
+/// Why the guest could not have an interface if it were moved into its network namespace: what is
+/// below it stays where it is.
+pub(super) fn why_not_for_guest(message: &LinkMessage) -> Option<&'static str> {
+    let attributes = Attributes {
+        lower: None,
+        ..Attributes::of(message)
+    };
+    attributes.unsupported(message)
+}
+
 /// The attributes of an interface.
 #[derive(Default)]
 struct Attributes {

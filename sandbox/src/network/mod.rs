@@ -6,6 +6,7 @@
 //! the interface keeps its own, for engines that inspect it, but the host's network stack in that
 //! namespace gets no packet.
 
+pub(crate) mod devices;
 mod filter;
 mod host_dns;
 mod inventory;
@@ -61,6 +62,12 @@ pub enum NetworkError {
          must be in one pod"
     )]
     Taken(String),
+    #[error("config.json: linux.netDevices[{device:?}] cannot be moved into the container")]
+    Device {
+        device: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot connect the interface {link} to the machine: {action}")]
     Connect {
         link: String,

@@ -19,6 +19,7 @@ use crate::engine::choice::{self, Choice};
 use crate::engine::{Engine, Machine, Plan};
 use crate::guest::agent::Agent;
 use crate::host::memory::total_memory_mib;
+use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::{KILL_TIMEOUT, Process};
 use crate::host::timings::Timings;
 use crate::network::{Network, NicBackend};
@@ -47,6 +48,7 @@ impl Sandbox {
     pub async fn start(
         dir: SandboxDir,
         size: Size,
+        memory_policy: Option<&MemoryPolicy>,
         network: Network,
         config: &Config,
         timings: &mut Timings,
@@ -57,7 +59,7 @@ impl Sandbox {
         let (network, nets) = LiveNetwork::first(network, engine.nic_limits)?;
         timings.lap("prepare the network");
         let running = running(engine, size, config);
-        let machine = start_machine(engine, &dir, running, nets, config)?;
+        let machine = start_machine(engine, &dir, running, memory_policy, nets, config)?;
         let limit = config.start_timeout.unwrap_or(engine.start_timeout);
         let (record, processes) = record_processes(&dir, &machine, limit)?;
         timings.lap("start the machine's processes");
@@ -157,12 +159,14 @@ fn start_machine(
     engine: &'static Engine,
     dir: &SandboxDir,
     running: Running,
+    memory_policy: Option<&MemoryPolicy>,
     nets: Vec<NicBackend>,
     config: &Config,
 ) -> Result<Machine, SandboxError> {
     let plan = Plan {
         size: running.now,
         max: running.max,
+        memory_policy,
         config,
         dir: dir.path(),
         shared: &dir.shared(),

@@ -40,6 +40,36 @@ pub struct Size {
     pub memory_mib: u64,
 }
 
+/// The machine that the configuration asks for itself (`vm.hwConfig`), whatever the limits are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hardware {
+    vcpus: Option<u8>,
+    memory_mib: Option<u64>,
+}
+
+impl Hardware {
+    /// Fails with the member that no machine can have, and the reason. 0 asks for nothing; memory
+    /// is in bytes.
+    pub fn new(vcpus: u32, memory: u64) -> Result<Self, (&'static str, String)> {
+        let is_possible = u64::from(vcpus) <= MAX_VCPUS;
+        let vcpus = u8::try_from(vcpus).ok().filter(|_| is_possible);
+        let reason = || format!("is more than a machine can have ({MAX_VCPUS})");
+        let vcpus = vcpus.ok_or_else(|| ("vcpus", reason()))?;
+        let mib = memory >> 20;
+        if memory > 0 && !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&mib) {
+            let reason = format!(
+                "of {mib} MiB is no size of a machine, which has {MIN_MEMORY_MIB} to \
+                 {MAX_MEMORY_MIB} MiB"
+            );
+            return Err(("memory", reason));
+        }
+        Ok(Self {
+            vcpus: Some(vcpus).filter(|vcpus| *vcpus > 0),
+            memory_mib: Some(mib).filter(|mib| *mib > 0),
+        })
+    }
+}
+
 /// The host's CPUs, and the defaults for a container without limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -111,15 +141,25 @@ impl Size {
         }
     }
 
-    /// The size of the sandbox for a bundle: of a pod if annotations have the pod's limits.
-    pub fn for_bundle(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
+    /// The size of the sandbox for a bundle: that of `hardware`, or else of a pod if annotations
+    /// have the pod's limits, or of the container's limits.
+    pub fn for_bundle(spec: &Spec, hardware: Hardware, config: &Config) -> Result<Self, SizeError> {
         let linux = spec.linux().as_ref();
         let own = linux.and_then(|linux| linux.resources().as_ref());
         let pods = spec
             .annotations()
             .as_ref()
             .map_or(Ok(None), pod_limits::annotated)?;
-        Self::of(pods.as_ref().or(own), &Bounds::of(config))
+        let size = Self::of(pods.as_ref().or(own), &Bounds::of(config))?;
+        Ok(size.or_as(hardware))
+    }
+
+    /// This size, but for what `hardware` asks for.
+    fn or_as(self, hardware: Hardware) -> Self {
+        Self {
+            vcpus: hardware.vcpus.unwrap_or(self.vcpus),
+            memory_mib: hardware.memory_mib.unwrap_or(self.memory_mib),
+        }
     }
 
     /// The size for a container with these limits.
@@ -211,6 +251,21 @@ mod tests {
         default_memory_mib: 512,
         max_vcpus: 4,
     };
+
+    #[test]
+    fn the_machine_that_is_asked_for_goes_before_the_limits() {
+        let limits = Size::of(None, &BOUNDS).unwrap();
+        let size = |vcpus, memory| limits.or_as(Hardware::new(vcpus, memory).unwrap());
+        assert_eq!(size(0, 0), limits);
+        let asked = size(7, (300 << 20) + 1);
+        assert_eq!((asked.vcpus, asked.memory_mib), (7, 300));
+        assert_eq!(size(7, 0).memory_mib, limits.memory_mib);
+        assert_eq!(Hardware::new(254, 0).unwrap_err().0, "vcpus");
+        assert_eq!(Hardware::new(u32::MAX, 0).unwrap_err().0, "vcpus");
+        for memory in [1, 95 << 20, u64::MAX] {
+            assert_eq!(Hardware::new(1, memory).unwrap_err().0, "memory");
+        }
+    }
 
     pub(super) fn cpu(quota: Option<i64>, period: Option<u64>, cpus: &str) -> LinuxResources {
         let mut cpu = LinuxCpuBuilder::default().cpus(cpus);

@@ -15,7 +15,7 @@ const DOCUMENT: &str = include_str!("../../../docs/oci-conformance.md");
 const PLACES: [&str; 5] = ["guest", "host", "both", "no effect", "refused"];
 
 /// Sections of other platforms, with one row each.
-const WHOLE: [&str; 4] = ["solaris", "windows", "vm", "zos"];
+const WHOLE: [&str; 4] = ["solaris", "windows", "zos", "freebsd"];
 
 /// A row of a table of fields.
 struct Row {
@@ -77,6 +77,14 @@ impl Schema {
             (
                 "config-linux.json",
                 include_str!("../../../tests/oci-schema/config-linux.json"),
+            ),
+            (
+                "config-vm.json",
+                include_str!("../../../tests/oci-schema/config-vm.json"),
+            ),
+            (
+                "defs-vm.json",
+                include_str!("../../../tests/oci-schema/defs-vm.json"),
             ),
             (
                 "defs.json",
@@ -201,7 +209,34 @@ fn is(line: &str, (start, end): &(&str, &str)) -> bool {
 
 /// Fields with values that are refused. `socket` is the path of a socket.
 fn refused(socket: &Path) -> Vec<(&'static str, Value)> {
-    [of_common(socket), of_linux()].concat()
+    [of_common(socket), of_linux(), of_the_machine()].concat()
+}
+
+fn of_the_machine() -> Vec<(&'static str, Value)> {
+    let hardware = |member: &str, value: Value| ("vm.hwConfig", json!({ member: value }));
+    vec![
+        ("vm", json!({ "hypervisor": { "path": "/vmm" } })),
+        ("vm", json!({ "kernel": { "path": "/kernel" } })),
+        (
+            "vm",
+            json!({ "image": { "path": "/image", "format": "raw" } }),
+        ),
+        hardware("deviceTree", json!("/tree")),
+        hardware("dtdevs", json!(["dev"])),
+        hardware("iomems", json!([{ "firstMFN": 1, "nrMFNs": 1 }])),
+        hardware("irqs", json!([11])),
+        hardware("vcpus", json!(254)),
+        hardware("memory", json!(4 << 20)),
+        ("linux.memoryPolicy", json!({ "mode": "MPOL_BIND" })),
+        (
+            "linux.memoryPolicy",
+            json!({ "mode": "MPOL_LOCAL", "nodes": "0" }),
+        ),
+        (
+            "linux.memoryPolicy",
+            json!({ "mode": "MPOL_BIND", "nodes": "all" }),
+        ),
+    ]
 }
 
 fn of_common(socket: &Path) -> Vec<(&'static str, Value)> {
@@ -237,7 +272,7 @@ fn of_common(socket: &Path) -> Vec<(&'static str, Value)> {
         ("windows", json!({ "layerFolders": [] })),
         ("solaris", json!({})),
         ("zos", json!({})),
-        ("vm", json!({ "kernel": { "path": "/kernel" } })),
+        ("freebsd", json!({})),
     ]
 }
 
@@ -337,7 +372,7 @@ fn every_value_that_the_schema_lists_can_be_read() {
                 "ociVersion": "1.2.0",
                 "process": { "user": {}, "args": ["sh"], "cwd": "/",
                              "scheduler": { "policy": "SCHED_OTHER" } },
-                "linux": { "seccomp": { "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                "linux": { "memoryPolicy": { "mode": "MPOL_LOCAL" }, "seccomp": { "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
                     { "names": ["read"], "action": "SCMP_ACT_LOG",
                       "args": [{ "index": 0, "value": 0, "op": "SCMP_CMP_EQ" }] },
                 ] } },

@@ -14,6 +14,10 @@ const MOUNT_OPTIONS: &str = "\
     rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw \
     shared silent slave strictatime suid symfollow sync tmpcopyup unbindable";
 
+const MEMORY_POLICIES: &str = "\
+    MPOL_DEFAULT MPOL_BIND MPOL_INTERLEAVE MPOL_WEIGHTED_INTERLEAVE MPOL_PREFERRED \
+    MPOL_PREFERRED_MANY MPOL_LOCAL";
+
 /// The capabilities of Linux, in the order of their numbers.
 const CAPABILITIES: &str = "\
     CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID \
@@ -44,8 +48,13 @@ pub fn features() -> Value {
             // The guest's kernel has neither; labels are accepted and have no effect.
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            "memoryPolicy": {
+                "modes": words(MEMORY_POLICIES),
+                "flags": words("MPOL_F_NUMA_BALANCING MPOL_F_RELATIVE_NODES MPOL_F_STATIC_NODES"),
+            },
+            "intelRdt": { "enabled": false, "schemata": false, "monitoring": false },
             "mountExtensions": { "idmap": { "enabled": true } },
+            "netDevices": { "enabled": true },
         },
         "annotations": { "io.rvm.version": env!("CARGO_PKG_VERSION") },
         // A container with these runs in the virtual machine of another.
@@ -163,6 +172,9 @@ mod tests {
         assert_eq!(strings(&linux["namespaces"]), listed("NamespaceType"));
         assert_eq!(strings(&seccomp["operators"]), listed("SeccompOperators"));
         assert_eq!(strings(&seccomp["knownFlags"]), listed("SeccompFlag"));
+        let policy = &linux["memoryPolicy"];
+        assert_eq!(strings(&policy["modes"]), listed("MemoryPolicyMode"));
+        assert_eq!(strings(&policy["flags"]), listed("MemoryPolicyFlag"));
         let missing = |name, has: &Value| -> Vec<String> {
             let all = listed(name);
             let missing = all.difference(&strings(has)).copied().collect::<Vec<_>>();
@@ -189,6 +201,7 @@ mod tests {
             ("/linux/apparmor/enabled", "process.apparmorProfile"),
             ("/linux/selinux/enabled", "process.selinuxLabel"),
             ("/linux/intelRdt/enabled", "linux.intelRdt"),
+            ("/linux/netDevices/enabled", "linux.netDevices"),
             ("/linux/cgroup/rdma", "linux.resources.rdma"),
             ("/linux/seccomp/enabled", "linux.seccomp"),
             (

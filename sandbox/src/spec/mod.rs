@@ -5,6 +5,7 @@ pub(crate) mod hooks;
 pub(crate) mod mounts;
 mod normalize;
 mod parsed;
+mod pids;
 pub mod pod;
 pub mod process;
 pub(crate) mod resources;
@@ -12,6 +13,7 @@ mod sources;
 pub(crate) mod translate;
 pub(crate) mod unsupported;
 pub(crate) mod validate;
+mod vm;
 mod words;
 
 #[cfg(test)]
@@ -28,11 +30,13 @@ use pod::Role;
 use sources::Source;
 use validate::FieldError;
 
+use crate::sizing::Hardware;
+
 pub use crate::share::CONFIG_FILE;
 pub use features::features;
 
 /// The version of the runtime specification whose fields rvm knows.
-pub const SPEC_VERSION: &str = "1.2.1";
+pub const SPEC_VERSION: &str = "1.3.0";
 
 /// The largest config.json or process object that is read, in bytes: the guest parses it, in some
 /// times its length of memory, and a small machine has not much more. The kernel takes 6 MiB of
@@ -89,6 +93,8 @@ pub struct Bundle {
     pub rootfs: PathBuf,
     /// Its role in a pod.
     pub role: Role,
+    /// The machine that it asks for.
+    pub(crate) hardware: Hardware,
     /// The source of each bind mount, by index into `spec.mounts`.
     pub(crate) sources: Vec<Option<Source>>,
 }
@@ -101,11 +107,18 @@ impl Bundle {
             source,
         })?;
         let path = dir.join(CONFIG_FILE);
-        let spec = Spec::from(parse::<ParsedSpec>(&path, &read(&path)?)?);
+        let text = read(&path)?;
+        let parsed = parse::<ParsedSpec>(&path, &text)?;
+        let hardware = vm::hardware(&parsed).map_err(|error| error.in_file(path.clone()))?;
+        let mut spec = Spec::from(parsed);
+        pids::normalize(&mut spec, &text);
         let refused = |error| words::explain(error, &spec).in_file(path.clone());
         let role = Role::of(&spec)
             .and_then(|role| validate::check(&spec, &role).map(|()| role))
             .map_err(refused)?;
+        if let (Role::Member(_), true) = (&role, hardware != Hardware::default()) {
+            return Err(refused(validate::of_the_pods_machine("vm.hwConfig")));
+        }
         let sources = sources::classify(&dir, &spec, &role).map_err(refused)?;
         if let Some(hooks) = spec.hooks() {
             hooks::check(hooks).map_err(|(field, reason)| SpecError::Field {
@@ -125,6 +138,7 @@ impl Bundle {
             spec,
             rootfs,
             role,
+            hardware,
             sources,
         })
     }

@@ -9,11 +9,15 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{
     Box as ConsoleSize, ExecCPUAffinity, Hooks, Linux, LinuxCapabilities, LinuxIOPriority, Mount,
-    PosixRlimit, Process, Root, Scheduler, Solaris, Spec, User, VM, Windows, ZOS,
+    PosixRlimit, Process, Root, Scheduler, Solaris, Spec, User, Windows, ZOS,
 };
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, de};
 
-/// Mirrors [`Spec`], without two fields that the specification has never had.
+use super::vm::ParsedVm;
+
+/// Mirrors [`Spec`], without two fields that the specification has never had, and with what it has
+/// newly: `vm` whole, and `freebsd`, which only has to be noticed.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ParsedSpec {
@@ -29,7 +33,9 @@ pub(super) struct ParsedSpec {
     linux: Option<Linux>,
     solaris: Option<Solaris>,
     windows: Option<Windows>,
-    vm: Option<VM>,
+    #[serde(default)]
+    pub(super) vm: Option<ParsedVm>,
+    freebsd: Option<IgnoredAny>,
     zos: Option<ZOS>,
 }
 
@@ -86,6 +92,12 @@ fn is_cpu_list(list: &str) -> bool {
     })
 }
 
+impl ParsedSpec {
+    pub(super) fn is_for_freebsd(&self) -> bool {
+        self.freebsd.is_some()
+    }
+}
+
 impl From<ParsedSpec> for Spec {
     fn from(parsed: ParsedSpec) -> Self {
         let mut spec = Self::default();
@@ -100,7 +112,6 @@ impl From<ParsedSpec> for Spec {
             .set_linux(parsed.linux)
             .set_solaris(parsed.solaris)
             .set_windows(parsed.windows)
-            .set_vm(parsed.vm)
             .set_zos(parsed.zos);
         spec
     }

@@ -43,6 +43,9 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
     mounts.extend(programs);
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id)));
+        // Both are done on the host.
+        linux.set_memory_policy(None);
+        linux.set_net_devices(None);
         let list = linux.namespaces().as_deref().unwrap_or_default();
         let namespaces = match &bundle.role {
             Role::Alone | Role::Sandbox => own_namespaces(list),
@@ -109,6 +112,7 @@ mod tests {
             spec: serde_json::from_value(config).unwrap(),
             rootfs: "/bundle/rootfs".into(),
             role: Role::Alone,
+            hardware: crate::sizing::Hardware::default(),
             sources: Vec::new(),
         };
         translate(&bundle, "box", &[]).unwrap()

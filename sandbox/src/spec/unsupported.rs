@@ -11,11 +11,6 @@ pub fn find(spec: &Spec) -> Option<FieldError> {
     let others = first(&[
         ("windows", spec.windows().is_some(), PLATFORM),
         ("solaris", spec.solaris().is_some(), PLATFORM),
-        (
-            "vm",
-            spec.vm().is_some(),
-            "is not supported; rvm's own configuration describes machines",
-        ),
         ("zos", spec.zos().is_some(), PLATFORM),
     ]);
     others.or_else(|| spec.linux().as_ref().and_then(linux))
@@ -26,7 +21,7 @@ const NO_MEANING: &str = "has no meaning for a virtual machine and is not suppor
 const NOT_IN_GUEST: &str = "is not supported by the guest's kernel";
 
 /// Finds the first field that is set.
-fn first(fields: &[(&str, bool, &str)]) -> Option<FieldError> {
+pub(super) fn first(fields: &[(&str, bool, &str)]) -> Option<FieldError> {
     let (field, _, reason) = fields.iter().find(|(_, is_set, _)| *is_set)?;
     Some(FieldError {
         field: (*field).to_owned(),
@@ -61,19 +56,8 @@ pub fn process(process: &Process) -> Option<FieldError> {
 fn linux(linux: &Linux) -> Option<FieldError> {
     let personality = linux.personality().as_ref();
     let personality_flags = personality.and_then(|personality| personality.flags().as_ref());
-    let net_devices = linux.net_devices().as_ref();
     first(&[
         ("linux.intelRdt", linux.intel_rdt().is_some(), NO_MEANING),
-        (
-            "linux.memoryPolicy",
-            linux.memory_policy().is_some(),
-            NO_MEANING,
-        ),
-        (
-            "linux.netDevices",
-            net_devices.is_some_and(|devices| !devices.is_empty()),
-            "is not supported; put the interface into the container's network namespace",
-        ),
         (
             "linux.personality.flags",
             personality_flags.is_some_and(|flags| !flags.is_empty()),

@@ -6,6 +6,8 @@ use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 
 use super::pod::{Role, path_of};
 use super::unsupported;
+use crate::host::memory_policy::MemoryPolicy;
+use crate::network::devices;
 
 /// A field is invalid or unsupported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +40,57 @@ pub fn check(spec: &Spec, role: &Role) -> Result<(), FieldError> {
     if let Some(hooks) = spec.hooks() {
         self::hooks(hooks)?;
     }
+    memory_policy(spec, role)?;
+    net_devices(spec, role)?;
     unsupported::find(spec).map_or(Ok(()), Err)
+}
+
+/// Checks `linux.netDevices`.
+fn net_devices(spec: &Spec, role: &Role) -> Result<(), FieldError> {
+    let linux = spec.linux().as_ref();
+    let wanted = linux.and_then(|linux| linux.net_devices().as_ref());
+    let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else {
+        return Ok(());
+    };
+    if let Role::Member(_) = role {
+        return Err(of_the_pods_machine("linux.netDevices"));
+    }
+    match devices::parse(wanted) {
+        Ok(_) => Ok(()),
+        Err((name, reason)) => invalid(format!("linux.netDevices[{name:?}]"), reason),
+    }
+}
+
+/// Checks `linux.memoryPolicy`.
+fn memory_policy(spec: &Spec, role: &Role) -> Result<(), FieldError> {
+    let linux = spec.linux().as_ref();
+    let Some(policy) = linux.and_then(|linux| linux.memory_policy().as_ref()) else {
+        return Ok(());
+    };
+    if let Role::Member(_) = role {
+        return Err(of_the_pods_machine("linux.memoryPolicy"));
+    }
+    match MemoryPolicy::of(policy) {
+        Ok(_) => Ok(()),
+        Err((member, reason)) => invalid(format!("linux.memoryPolicy.{member}"), reason),
+    }
+}
+
+/// Whether a version of the specification is 1.`minor` or a later one, or a draft of it.
+pub(crate) fn is_at_least_1(minor: u64, version: &str) -> bool {
+    semver::Version::parse(version)
+        .is_ok_and(|version| (version.major, version.minor) >= (1, minor))
+}
+
+/// Only the sandbox of a pod has a machine.
+pub(super) fn of_the_pods_machine(field: &str) -> FieldError {
+    FieldError {
+        field: field.to_owned(),
+        reason:
+            "is for the machine, which the container shares with its pod; give it to the pod's \
+                 sandbox"
+                .to_owned(),
+    }
 }
 
 fn version(version: &str) -> Result<(), FieldError> {
