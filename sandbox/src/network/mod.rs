@@ -14,6 +14,7 @@ mod namespace;
 mod netlink;
 mod nics;
 mod redirect;
+mod reserved;
 mod sysctls;
 mod tap;
 mod translate;
@@ -95,6 +96,8 @@ pub struct Network {
     netlink: Netlink,
     notifications: OwnedFd,
     nics: Vec<Nic>,
+    /// See [`Self::reserve_names`].
+    has_reserved_names: bool,
     /// See [`Self::pass_host_dns`].
     passes_host_dns: bool,
 }
@@ -117,6 +120,7 @@ impl Network {
             netlink,
             notifications,
             nics: Vec::new(),
+            has_reserved_names: false,
             passes_host_dns: false,
         })
     }

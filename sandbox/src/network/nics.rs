@@ -29,7 +29,7 @@ pub struct NicBackend {
 /// A NIC of the machine.
 #[derive(Debug)]
 pub struct Nic {
-    tap: Tap,
+    pub(super) tap: Tap,
     mac: Mac,
     serves: Option<Served>,
 }

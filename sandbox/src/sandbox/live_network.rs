@@ -13,7 +13,7 @@ use super::dns;
 use super::port_forward::PortForward;
 use super::{Sandbox, SandboxError};
 use crate::dir::SandboxDir;
-use crate::engine::Machine;
+use crate::engine::{EngineError, Machine};
 use crate::guest::agent::Agent;
 use crate::guest::stdio::open_stream;
 use crate::host::timings::Timings;
@@ -92,6 +92,8 @@ impl LiveNetwork {
                 self.network.remove_nic(mac);
             }
         }
+        let is_full = machine.engine().net_hotplug.is_err() && self.network.idle_nics().is_empty();
+        self.network.reserve_names(is_full);
         self.is_settled = plugged.is_ok();
         plugged
     }
@@ -121,15 +123,24 @@ impl LiveNetwork {
         if self.network.reuse_idle_nic(link)? {
             return Ok(());
         }
-        let card = self.network.add_nic(link)?;
-        let mac = card.mac;
-        let plugged = machine.plug_net(card).await;
-        if plugged.is_err() {
-            self.network.remove_nic(mac);
-        }
-        plugged.map_err(|source| SandboxError::Plug {
-            link: link.name.clone(),
-            source,
+        let plugged = match machine.engine().net_hotplug {
+            Ok(()) => {
+                let card = self.network.add_nic(link)?;
+                let mac = card.mac;
+                let plugged = machine.plug_net(card).await;
+                if plugged.is_err() {
+                    self.network.remove_nic(mac);
+                }
+                plugged
+            }
+            Err(words) => Err(EngineError::Unsupported(words)),
+        };
+        plugged.map_err(|source| {
+            self.network.turn_away(link);
+            SandboxError::Plug {
+                link: link.name.clone(),
+                source,
+            }
         })
     }
 

@@ -12,8 +12,12 @@ struct Network(String);
 
 impl Network {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(options: &[&str]) -> Self {
         let name = engine().name().name.clone() + "-net";
-        engine().ok(&["network", "create", &name]);
+        engine().ok(&[&["network", "create"], options, &[&name]].concat());
         Self(name)
     }
 }
@@ -64,11 +68,35 @@ fn containers_of_a_network_find_each_other_by_name() {
     );
 }
 
+/// Whether a machine that runs gets network cards.
+fn has_hotplug() -> bool {
+    runtime() == Runtime::Runc || rvm_tests::engine() == "kvm"
+}
+
+#[test]
+fn a_network_that_a_running_machine_cannot_join_is_refused_aloud() {
+    if has_hotplug() {
+        return println!("skipped: a machine of the kvm engine joins networks while it runs");
+    }
+    let network = Network::new();
+    let container = engine().start(&["--network", &network.0], SERVER);
+    // Podman's server of names stays after a failure, with any runtime.
+    let other = Network::with(if crate::IS_PODMAN {
+        &["--disable-dns"]
+    } else {
+        &[]
+    });
+    let refused = engine().call(&["network", "connect", &other.0, &container.name]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+    println!("{}", refused.stderr);
+    let links = container.shell("ls /sys/class/net");
+    assert_eq!(links.split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
+}
+
 #[test]
 fn a_network_is_joined_and_left_while_the_container_runs() {
-    if runtime() == Runtime::Rvm && rvm_tests::engine() == "qemu" {
-        println!("skipped: a machine of the qemu engine gets no network cards while it runs");
-        return;
+    if !has_hotplug() {
+        return println!("skipped: a machine of the qemu engine joins none while it runs");
     }
     let network = Network::new();
     let container = engine().start(&["--network", &network.0], SERVER);
