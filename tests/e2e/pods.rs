@@ -15,9 +15,17 @@ const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
 
 /// The first container of a pod.
 fn sandbox(rvm: &Rvm) -> Bundle {
+    sandbox_with(rvm, &[])
+}
+
+/// The same, with more annotations.
+fn sandbox_with(rvm: &Rvm, annotations: &[(&str, &str)]) -> Bundle {
     let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
         config["hostname"] = json!("pod");
         config["annotations"] = json!({ KIND: "sandbox", SANDBOX: "pod" });
+        for (name, value) in annotations {
+            config["annotations"][name] = json!(value);
+        }
     });
     rvm.create(&bundle, "pod");
     rvm.ok(&["start", "pod"]);
@@ -155,6 +163,55 @@ fn a_machine_ends_with_its_sandboxs_container() {
     eventually("no process is left", || rvm.processes().is_empty());
     rvm.ok(&["delete", "pod"]);
     rvm.ok(&["delete", "member"]);
+}
+
+#[test]
+fn a_pods_machine_shrinks_and_grows_with_the_limits_of_its_containers() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        return println!("skipped: the host has one CPU");
+    }
+    let rvm = Rvm::new();
+    // Of the pod's memory 100 MiB are for a container that never comes.
+    let _pod = sandbox_with(
+        &rvm,
+        &[
+            ("io.kubernetes.cri.sandbox-memory", "314572800"),
+            ("io.kubernetes.cri.sandbox-cpu-quota", "200000"),
+            ("io.kubernetes.cri.sandbox-cpu-period", "100000"),
+        ],
+    );
+    let member = member(&rvm, "sleep 1000", POD).with(|config| {
+        let resources = &mut config["linux"]["resources"];
+        resources["memory"] = json!({ "limit": 200 << 20 });
+        resources["cpu"] = json!({ "quota": 200_000, "period": 100_000 });
+    });
+    rvm.create(&member, "one");
+    rvm.ok(&["start", "one"]);
+    let size = || {
+        let script = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; nproc";
+        let text = rvm.ok(&["exec", "one", "sh", "-c", script]);
+        let numbers: Vec<i64> = text.lines().map(|line| line.parse().unwrap()).collect();
+        (numbers[0], numbers[1])
+    };
+    let (memory, cpus) = size();
+    assert_eq!(cpus, 2);
+    for (limit, quota, less, cpus) in [
+        ("100m", "100000", 100, 1),
+        ("150m", "100000", 50, 1),
+        ("200m", "200000", 0, 2),
+    ] {
+        rvm.ok(&["update", "--memory", limit, "--cpu-quota", quota, "one"]);
+        let now = size();
+        // The guest's own share of memory becomes less, too.
+        let found = memory - now.0;
+        assert!(
+            (less..=less + less / 8 + 2).contains(&found),
+            "{limit}: {found} MiB less"
+        );
+        assert_eq!(now.1, cpus, "{quota}");
+    }
+    rvm.ok(&["delete", "--force", "one"]);
+    rvm.ok(&["delete", "--force", "pod"]);
 }
 
 #[test]

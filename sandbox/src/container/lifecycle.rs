@@ -104,6 +104,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
             .linux()
             .as_ref()
             .and_then(|linux| linux.resources().clone()),
+        first_resources: None,
         kept_memory: None,
         terminal: process
             .and_then(|process| process.terminal())

@@ -11,7 +11,7 @@ use crate::container::running::{connect, explained};
 use crate::control::{self, ControlError, Request};
 use crate::sandbox::MemoryResult;
 use crate::sizing::Change;
-use crate::sizing::pod_limits;
+use crate::sizing::pod_limits::{self, Limits};
 use crate::spec::pod::Role;
 use crate::spec::{self, unsupported, validate::FieldError};
 use crate::state::{Container, State, StateError, Status};
@@ -80,6 +80,7 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
         MemoryResult::AsAsked => None,
         MemoryResult::Kept => state.kept_memory.or(Some(memory_limit(&old))),
     };
+    state.first_resources.get_or_insert(old);
     state.resources = Some(new);
     Ok(locked.save(&state)?)
 }
@@ -155,11 +156,20 @@ async fn on_machine(
     let change = match &state.sandbox {
         None => Change::new(old, new, false),
         Some(sandbox) => {
-            let others = container
-                .store()
-                .limits_of_others(sandbox, container.id())?;
-            let with = |own: &LinuxResources| pod_limits::sum(others.iter().chain([own]));
-            Change::new(&with(old), &with(new), true)
+            let store = container.store();
+            let annotations = store.open(sandbox.as_str())?.state()?.annotations;
+            // Its sandbox would not have started with wrong ones.
+            let announced = pod_limits::annotated(&annotations).unwrap_or_default();
+            let others = store.limits_of_others(sandbox, container.id())?;
+            let with = |own: &LinuxResources| {
+                let mut limits = others.clone();
+                limits.push(Limits {
+                    now: own.clone(),
+                    ..state.limits()
+                });
+                pod_limits::updated(announced.as_ref(), &limits)
+            };
+            Change::new(&with(old), &with(new), announced.is_none())
         }
     };
     let request = Request::Resize(Box::new(change));

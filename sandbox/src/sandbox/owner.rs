@@ -150,6 +150,7 @@ fn running(engine: &Engine, size: Size, config: &Config) -> Running {
     };
     Running {
         engine: engine.kind,
+        start: size,
         now: size,
         max: size.with_room(&Bounds::of(config), memory_mib),
     }

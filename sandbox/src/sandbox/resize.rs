@@ -47,8 +47,6 @@ pub enum ResizeError {
 pub(super) struct LiveSize {
     running: Running,
     bounds: Bounds,
-    /// What the machine was started with, in MiB: beyond that it has a memory device.
-    boot_mib: u64,
     /// The guest has the memory that the last change asked for.
     is_settled: bool,
 }
@@ -57,7 +55,6 @@ impl LiveSize {
     /// Of a machine that has just been started.
     pub(super) fn new(running: Running, bounds: Bounds) -> Self {
         Self {
-            boot_mib: running.now.memory_mib,
             running,
             bounds,
             is_settled: true,
@@ -95,7 +92,7 @@ impl LiveSize {
         self.is_settled = false;
         machine.resize(wanted).await?;
         self.running.now = wanted;
-        let has_device = wanted.memory_mib > self.boot_mib;
+        let has_device = wanted.memory_mib > self.running.start.memory_mib;
         agent.resize_guest(wanted.vcpus, has_device).await?;
         let limit = if grows { GROW_TIMEOUT } else { SHRINK_TIMEOUT };
         let reached = tokio::time::timeout(limit, machine.resized(wanted)).await;

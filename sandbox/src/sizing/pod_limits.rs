@@ -18,6 +18,9 @@ const POD_RESOURCES: [&str; 2] = [
     "io.kubernetes.cri-o.PodLinuxResources",
 ];
 
+/// The kernel's default period of a quota, in microseconds.
+const PERIOD: u64 = 100_000;
+
 /// The keys of all annotations with limits.
 pub const ANNOTATIONS: [&str; 5] = [
     POD_MEMORY,
@@ -81,10 +84,46 @@ fn by_containerd(annotations: &HashMap<String, String>) -> Result<PodResources, 
     })
 }
 
+/// A container's limits.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Those that it was created with.
+    pub first: LinuxResources,
+    /// Those that hold now.
+    pub now: LinuxResources,
+}
+
+/// The limits of a pod as they are after updates of its containers, from those that were announced
+/// before its first one. Those include containers that do not exist yet, so the pod has the less
+/// that updates have taken away, and more only if its containers need it.
+pub fn updated(announced: Option<&LinuxResources>, containers: &[Limits]) -> LinuxResources {
+    let now = sum(containers.iter().map(|container| &container.now));
+    let Some(announced) = announced else {
+        return now;
+    };
+    let announced = sum([announced].into_iter());
+    let first = sum(containers.iter().map(|container| &container.first));
+    let memory = |of: &LinuxResources| of.memory().as_ref().and_then(|memory| memory.limit());
+    let quota = |of: &LinuxResources| of.cpu().as_ref().and_then(|cpu| cpu.quota());
+    let left = |of: &dyn Fn(&LinuxResources) -> Option<i64>| {
+        let Some(announced) = of(&announced) else {
+            return of(&now);
+        };
+        Some(match (of(&first), of(&now)) {
+            // Containers without a limit may use what the pod has.
+            (_, None) => announced,
+            (None, Some(now)) => now.max(announced),
+            (Some(first), Some(now)) => {
+                let rest = announced.saturating_sub(first);
+                now.max(announced.min(rest.saturating_add(now)))
+            }
+        })
+    };
+    whole(left(&memory), left(&quota))
+}
+
 /// The sum of the limits of a machine's containers; no limit if one of them has none.
 pub fn sum<'a>(all: impl Iterator<Item = &'a LinuxResources>) -> LinuxResources {
-    /// The kernel's default in microseconds.
-    const PERIOD: u64 = 100_000;
     let (mut bytes, mut quota) = (Some(0_i64), Some(0_i64));
     for one in all {
         let memory = one.memory().as_ref().and_then(|memory| memory.limit());
@@ -104,6 +143,11 @@ pub fn sum<'a>(all: impl Iterator<Item = &'a LinuxResources>) -> LinuxResources 
             .zip(share)
             .map(|(sum, share)| sum.saturating_add(share));
     }
+    whole(bytes, quota)
+}
+
+/// Limits in bytes, and in microseconds for each [`PERIOD`].
+fn whole(bytes: Option<i64>, quota: Option<i64>) -> LinuxResources {
     let (mut memory, mut cpu) = (LinuxMemory::default(), LinuxCpu::default());
     memory.set_limit(bytes);
     cpu.set_quota(quota).set_period(Some(PERIOD));
@@ -145,6 +189,42 @@ mod tests {
             let error = limits(&[(key, "wrong")]).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains("wrong"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_pod_shrinks_and_grows_again_with_its_containers() {
+        let limits = |mib: i64, quota: i64| -> LinuxResources {
+            let memory = json!({ "limit": mib << 20 });
+            let cpu = json!({ "quota": quota });
+            serde_json::from_value(json!({ "memory": memory, "cpu": cpu })).unwrap()
+        };
+        let announced = limits(300, 200_000);
+        let after = |announced, now: LinuxResources| {
+            let first = limits(200, 100_000);
+            let left = updated(announced, &[Limits { first, now }]);
+            let memory = left.memory().and_then(|memory| memory.limit());
+            let quota = left.cpu().as_ref().and_then(LinuxCpu::quota);
+            (memory.map(|bytes| bytes >> 20), quota)
+        };
+        let with = Some(&announced);
+        assert_eq!(
+            after(with, limits(200, 100_000)),
+            (Some(300), Some(200_000))
+        );
+        assert_eq!(after(with, limits(150, 50_000)), (Some(250), Some(150_000)));
+        assert_eq!(
+            after(with, limits(250, 150_000)),
+            (Some(300), Some(200_000))
+        );
+        assert_eq!(
+            after(with, limits(400, 300_000)),
+            (Some(400), Some(300_000))
+        );
+        assert_eq!(after(with, limits(-1, -1)), (Some(300), Some(200_000)));
+        assert_eq!(after(None, limits(150, 50_000)), (Some(150), Some(50_000)));
+        let only_memory = limits(300, 0);
+        let result = after(Some(&only_memory), limits(150, 50_000));
+        assert_eq!(result, (Some(250), Some(50_000)));
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// From a container's old limits to its new ones. A `shared` machine has other containers and
-    /// must not shrink.
+    /// From a container's old limits to its new ones, or from a pod's. A machine that is `shared`
+    /// by containers which may not all exist yet does not become smaller than it was at its start.
     pub fn new(old: &LinuxResources, new: &LinuxResources, shared: bool) -> Self {
         Self {
             old: sizing(old),
@@ -38,6 +38,7 @@ fn sizing(resources: &LinuxResources) -> LinuxResources {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Running {
     pub engine: EngineKind,
+    pub start: Size,
     pub now: Size,
     /// The largest size that it can be resized to.
     pub max: Size,
@@ -64,7 +65,7 @@ impl Running {
         };
         let wanted = Size { vcpus, memory_mib };
         let wanted = match change.shared {
-            true => wanted.at_least(self.now),
+            true => wanted.at_least(self.start),
             false => wanted,
         };
         self.check(wanted)
@@ -93,13 +94,16 @@ mod tests {
     use super::super::tests::{BOUNDS, cpu, memory};
     use super::*;
 
+    const START: Size = Size {
+        vcpus: 1,
+        memory_mib: 308,
+    };
+
     /// One vCPU and 256 MiB for the container, at most four vCPUs and 4 GiB.
     const RUNNING: Running = Running {
         engine: EngineKind::Kvm,
-        now: Size {
-            vcpus: 1,
-            memory_mib: 308,
-        },
+        start: START,
+        now: START,
         max: Size {
             vcpus: 4,
             memory_mib: 4096,
@@ -153,13 +157,19 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_machine_does_not_shrink() {
+    fn a_shared_machine_gives_back_what_it_has_got_since_its_start() {
         let shared = Change {
             shared: true,
             ..change(memory(64 << 20))
         };
-        let size = RUNNING.size_for(&shared, &BOUNDS).unwrap();
-        assert_eq!(size.memory_mib, RUNNING.now.memory_mib);
+        let grown = Running {
+            now: RUNNING.max,
+            ..RUNNING
+        };
+        for running in [RUNNING, grown] {
+            let size = running.size_for(&shared, &BOUNDS).unwrap();
+            assert_eq!(size.memory_mib, START.memory_mib);
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::cgroup::Cgroup;
 use crate::dir::layout::Layout;
 use crate::host::process::ProcessId;
 use crate::host::users::UserNames;
+use crate::sizing::pod_limits::Limits;
 
 /// The annotation in the reported state of a container whose guest does not answer. It says since
 /// when.
@@ -58,6 +59,9 @@ pub struct State {
     /// The limits that hold now: config.json's, as updates have changed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<LinuxResources>,
+    /// config.json's limits, where updates have changed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_resources: Option<LinuxResources>,
     /// The memory limit of the host's cgroups, in bytes, where it is above the container's own
     /// because the guest has not given the memory back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +91,15 @@ pub struct State {
 }
 
 impl State {
+    /// The limits that it was created with and that hold now.
+    pub(crate) fn limits(&self) -> Limits {
+        let now = self.resources.clone().unwrap_or_default();
+        Limits {
+            first: self.first_resources.clone().unwrap_or_else(|| now.clone()),
+            now,
+        }
+    }
+
     /// The container's status now: without its monitor it has stopped, whatever was written down
     /// last.
     pub fn status(&self) -> Status {

@@ -1,9 +1,9 @@
 //! The containers that share a sandbox.
 
-use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
 
 use super::{State, StateError, Status, Store};
+use crate::sizing::pod_limits::Limits;
 use crate::spec::pod::Peer;
 
 impl Store {
@@ -32,7 +32,7 @@ impl Store {
         &self,
         id: &ContainerId,
         one: &ContainerId,
-    ) -> Result<Vec<LinuxResources>, StateError> {
+    ) -> Result<Vec<Limits>, StateError> {
         let mut limits = Vec::new();
         for other in self.ids()?.into_iter().filter(|other| other != one) {
             match self
@@ -41,7 +41,7 @@ impl Store {
             {
                 Ok(state) if state.sandbox.as_ref() == Some(id) => {
                     let runs = state.status() != Status::Stopped;
-                    limits.extend(runs.then(|| state.resources.unwrap_or_default()));
+                    limits.extend(runs.then(|| state.limits()));
                 }
                 Ok(_) => {}
                 Err(error) => tracing::debug!("container {other}: {error}"),

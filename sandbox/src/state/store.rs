@@ -332,6 +332,7 @@ mod tests {
             annotations: HashMap::new(),
             hooks: None,
             resources: None,
+            first_resources: None,
             kept_memory: None,
             terminal: false,
             monitor: Some(ProcessId::own().unwrap()),
