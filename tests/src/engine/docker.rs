@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::process::Child;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
 use serde_json::json;
 
@@ -12,10 +12,15 @@ use crate::command::eventually;
 
 /// The daemon of this test program.
 pub fn docker() -> &'static Engine {
-    shared(start)
+    shared(|| start(false))
 }
 
-fn start() -> Engine {
+/// The daemon of this test program, where the daemon may end and containers go on.
+pub fn docker_with_live_restore() -> &'static Engine {
+    shared(|| start(true))
+}
+
+fn start(live_restore: bool) -> Engine {
     let world = World::new(root().as_deref());
     let dir = world.dir().to_owned();
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
@@ -34,6 +39,7 @@ fn start() -> Engine {
         "storage-driver": "overlay2",
         "cgroup-parent": world.cgroup(),
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "live-restore": live_restore,
         "default-runtime": name,
         "runtimes": { "rvm": {
             "path": rvm,
@@ -41,12 +47,7 @@ fn start() -> Engine {
         } },
     });
     fs::write(path("daemon.json"), config.to_string()).unwrap();
-    let mut daemon = world.command("dockerd");
-    daemon.args(["--config-file", &path("daemon.json")]);
-    let log = File::create(path("log")).unwrap();
-    daemon.stdout(log.try_clone().unwrap()).stderr(log);
-    let daemon = daemon.spawn().unwrap();
-
+    let daemon = spawn(&world);
     let engine = Engine {
         world,
         // Not a newer installation earlier in the search path.
@@ -70,8 +71,27 @@ fn start() -> Engine {
     engine
 }
 
+fn spawn(world: &World) -> Child {
+    let path = |name: &str| world.dir().join(name);
+    let mut daemon = world.command("dockerd");
+    daemon.arg("--config-file").arg(path("daemon.json"));
+    let log = File::options().create(true).append(true).open(path("log"));
+    let log = log.unwrap();
+    daemon.stdout(log.try_clone().unwrap()).stderr(log);
+    daemon.spawn().unwrap()
+}
+
+/// Ends a daemon, and starts it anew after `meanwhile`.
+pub fn restart(engine: &Engine, meanwhile: impl FnOnce()) {
+    let mut daemon = engine.daemon.as_ref().unwrap().lock().unwrap();
+    end(&engine.world, &mut daemon);
+    meanwhile();
+    *daemon = spawn(&engine.world);
+    eventually("dockerd answers", || engine.call(&["version"]).code == 0);
+}
+
 /// Asks a daemon to end, and waits.
-pub(super) fn stop(world: &World, mut daemon: MutexGuard<'_, Child>) {
+pub(super) fn end(world: &World, daemon: &mut Child) {
     let pid = fs::read_to_string(world.dir().join("pid")).unwrap();
     let mut kill = world.command("kill");
     assert!(kill.arg(pid.trim()).status().unwrap().success());

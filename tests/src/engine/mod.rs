@@ -179,7 +179,7 @@ impl Engine {
             self.call(&remove);
         }
         if let Some(daemon) = &self.daemon {
-            docker::stop(&self.world, daemon.lock().unwrap());
+            docker::end(&self.world, &mut daemon.lock().unwrap());
         }
         let left = self.world.leaks();
         self.world.end();

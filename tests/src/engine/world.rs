@@ -142,8 +142,10 @@ impl World {
             left.push(format!("process {pid} {line}"));
         }
         for point in self.mount_points().difference(&self.mounts) {
-            // dockerd keeps its own namespace under a name, and podman a directory for names.
-            if !point.ends_with("/netns/default") && !point.ends_with("/netns") {
+            // dockerd keeps its own namespace under a name and, with live-restore, its data, and
+            // podman a directory for names.
+            let kept = ["/netns/default", "/netns", "/data"];
+            if !kept.iter().any(|end| point.ends_with(end)) {
                 left.push(format!("mount {point}"));
             }
         }
