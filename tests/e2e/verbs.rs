@@ -5,8 +5,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rvm_tests::command::{self, eventually, finish};
-use rvm_tests::{Bundle, Rvm};
+use rvm_tests::{Bundle, Rvm, bind};
 use serde_json::{Value, json};
+
+/// `TMPFS_MAGIC` of `<linux/magic.h>`.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Starts a container that runs a shell command.
 fn running(rvm: &Rvm, script: &str) -> Bundle {
@@ -97,6 +100,44 @@ fn stats(rvm: &Rvm) -> Value {
     let line = rvm.ok(&["events", "--stats", "box"]);
     assert_eq!(line.lines().count(), 1);
     serde_json::from_str(&line).unwrap()
+}
+
+#[test]
+fn block_io_is_what_the_machine_moves_to_and_from_the_hosts_storage() {
+    const SIZE: u64 = 8 << 20;
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let magic = rustix::fs::statfs(dir.path()).unwrap().f_type;
+    if magic == TMPFS_MAGIC {
+        return println!("skipped: {} is in memory", dir.path().display());
+    }
+    // A file that is not in the page cache.
+    let file = std::fs::File::create(dir.path().join("old")).unwrap();
+    (&file).write_all(&vec![1; SIZE as usize]).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+
+    let bundle = Bundle::new(&["sleep", "1000"]).mount(bind(dir.path(), "/v", &["rbind"]));
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let moved = |op: &str| {
+        let stats = stats(&rvm);
+        let list = stats["data"]["blkio"]["ioServiceBytesRecursive"].as_array();
+        let entry = list.unwrap().iter().find(|entry| entry["op"] == op);
+        entry.unwrap()["value"].as_u64().unwrap_or(0)
+    };
+    let before = ["Read", "Write"].map(moved);
+    rvm.ok(&["exec", "box", "cat", "/v/old"]);
+    let script = "dd if=/dev/zero of=/v/new bs=1M count=8 conv=fsync 2>&1";
+    rvm.ok(&["exec", "box", "sh", "-c", script]);
+    let after = ["Read", "Write"].map(moved);
+    for (before, after) in before.into_iter().zip(after) {
+        assert!(
+            (SIZE..2 * SIZE).contains(&(after - before)),
+            "{before} {after}"
+        );
+    }
+    end(&rvm);
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! The verbs of a running container: pause, resume, ps and events.
 
 use std::collections::BTreeSet;
+use std::ops::Add;
 
-use rvm_protocol::agent::{ListProcessesResponse, StatsResponse};
+use rvm_protocol::agent::{IoStats, ListProcessesResponse, StatsResponse};
 
 use crate::cgroup::Cgroup;
 use crate::container::ending::has_ended;
-use crate::container::lifecycle::LifecycleError;
+use crate::container::lifecycle::{LifecycleError, failed};
 use crate::guest::agent::{Agent, AgentError, Events};
+use crate::host::process::ProcessId;
 use crate::state::{Container, State, Status};
 
 /// runc's words for a container that has stopped, or has not started.
@@ -90,10 +92,31 @@ impl<'a> Observed<'a> {
         }
     }
 
-    /// What the container has used of the guest so far.
+    /// What the container has used of the guest so far. The block I/O is what its machine has read
+    /// from and written to the host's storage: to the guest, shared files are no block devices.
+    ///
+    /// In a pod it is that of all containers, and the first container, whose machine it is, has it.
     pub async fn stats(&self) -> Result<StatsResponse, LifecycleError> {
         let stats = self.agent.stats(self.container.id()).await;
-        explained(self.container, &self.state, stats).await
+        let mut stats = explained(self.container, &self.state, stats).await?;
+        if self.state.sandbox.is_none() {
+            stats.io = self.machine_io()?;
+        }
+        Ok(stats)
+    }
+
+    /// The storage I/O of the machine's processes, of no device in particular.
+    fn machine_io(&self) -> Result<Vec<IoStats>, LifecycleError> {
+        let record = self.container.sandbox(&self.state)?.record();
+        let record = record.map_err(failed("find the machine's processes"))?;
+        let processes = record.into_iter().flat_map(|record| record.machine);
+        let counted = processes.filter_map(ProcessId::storage_io).reduce(Add::add);
+        let stats = counted.map(|io| IoStats {
+            rbytes: io.read,
+            wbytes: io.written,
+            ..Default::default()
+        });
+        Ok(stats.into_iter().collect())
     }
 
     /// The events from now on, of the container and of the others in its sandbox.
@@ -136,7 +159,6 @@ mod tests {
 
     use crate::config::EngineKind;
     use crate::dir::Record;
-    use crate::host::process::ProcessId;
     use crate::state::Store;
 
     const CALL: &str = "signal process";

@@ -49,9 +49,52 @@ impl ProcessId {
         (same && !process.has_ended()).then_some(process)
     }
 
+    /// What the process has had the host's file systems read from and write to storage, as
+    /// proc_pid_io(5) counts it. None if the process has ended.
+    pub fn storage_io(self) -> Option<StorageIo> {
+        // While the pidfd is open the pid is not reused.
+        let _open = self.open()?;
+        let text = fs::read_to_string(format!("/proc/{}/io", self.pid)).ok()?;
+        Some(StorageIo::parse(&text))
+    }
+
     /// Whether the process still runs; a zombie does not.
     pub fn is_alive(self) -> bool {
         self.open().is_some()
+    }
+}
+
+/// Bytes that went between processes and storage. What the page cache answers is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageIo {
+    /// Bytes read.
+    pub read: u64,
+    /// Bytes written, or to be written, without those of files that were removed before that.
+    pub written: u64,
+}
+
+impl StorageIo {
+    fn parse(text: &str) -> Self {
+        let number = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once(": "));
+            let value = lines.find(|(key, _)| *key == name);
+            value.map_or(0, |(_, value)| value.parse().unwrap_or(0))
+        };
+        Self {
+            read: number("read_bytes"),
+            written: number("write_bytes").saturating_sub(number("cancelled_write_bytes")),
+        }
+    }
+}
+
+impl std::ops::Add for StorageIo {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            read: self.read.saturating_add(other.read),
+            written: self.written.saturating_add(other.written),
+        }
     }
 }
 
@@ -128,6 +171,18 @@ mod tests {
     fn a_name_with_spaces_and_parentheses_does_not_move_the_fields() {
         let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
         assert_eq!(start_time(stat), Some(4711));
+    }
+
+    #[test]
+    fn what_is_written_and_taken_back_is_not_storage_io() {
+        let text = "rchar: 9\nwchar: 9\nsyscr: 9\nsyscw: 9\nread_bytes: 4096\nwrite_bytes: 12288\n\
+                    cancelled_write_bytes: 8192\n";
+        let expected = StorageIo {
+            read: 4096,
+            written: 4096,
+        };
+        assert_eq!(StorageIo::parse(text), expected);
+        assert!(ProcessId::own().unwrap().storage_io().is_some());
     }
 
     #[tokio::test]
