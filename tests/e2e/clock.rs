@@ -10,8 +10,8 @@ use serde_json::json;
 
 const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
 
-/// How far the guest's clock may be from the host's, in nanoseconds: half of the time that a call of
-/// the agent takes where a machine in software emulates another under load.
+/// How far the guest's clock may be from the host's, in nanoseconds: half of the time that a call
+/// of the agent takes where a machine in software emulates another under load.
 const EXACT: i128 = 50_000_000;
 
 /// How long a wrong clock may stay wrong: sandbox/src/sandbox/clock.rs compares the clocks every 30
