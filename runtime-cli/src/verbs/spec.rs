@@ -33,7 +33,7 @@ pub fn run(args: &SpecArgs) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rvm_sandbox::spec::Bundle;
+    use rvm_sandbox::spec::{Bundle, SPEC_VERSION};
 
     fn args(dir: &std::path::Path) -> SpecArgs {
         SpecArgs {
@@ -48,6 +48,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("rootfs")).unwrap();
         run(&args(dir.path())).unwrap();
         let bundle = Bundle::load(dir.path()).unwrap();
+        assert_eq!(bundle.spec.version(), SPEC_VERSION);
         assert_eq!(
             bundle.spec.process().clone().unwrap().terminal(),
             Some(true)

@@ -15,7 +15,9 @@ use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 
-use crate::messages::cri::{LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use crate::messages::cri::{
+    IDMapping, LinuxContainerResources, NamespaceMode, PodSandboxConfig, UserNamespace,
+};
 use crate::rootfs::ROOTFS;
 
 /// The directory of the root if containerd mounts none. It is not `rootfs`, which containerd
@@ -100,6 +102,10 @@ fn spec(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Value {
             "sysctl": linux.sysctls,
         },
     });
+    if let Some(users) = own_users(config) {
+        spec["linux"]["uidMappings"] = mappings(&users.uids);
+        spec["linux"]["gidMappings"] = mappings(&users.gids);
+    }
     if !config.hostname.is_empty() {
         spec["hostname"] = config.hostname.as_str().into();
     }
@@ -149,6 +155,9 @@ fn namespaces(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Vec<
     if !is_nodes(options.ipc) {
         namespaces.push(json!({ "type": "ipc" }));
     }
+    if own_users(config).is_some() {
+        namespaces.push(json!({ "type": "user" }));
+    }
     // No entry means the host's network namespace, which validation refuses with a reason.
     if !is_nodes(options.network) {
         namespaces.push(match request.netns_path.as_str() {
@@ -157,6 +166,18 @@ fn namespaces(request: &CreateSandboxRequest, config: &PodSandboxConfig) -> Vec<
         });
     }
     namespaces
+}
+
+/// The users of a pod with `hostUsers: false`.
+fn own_users(config: &PodSandboxConfig) -> Option<&UserNamespace> {
+    let options = &config.linux.security_context.namespace_options;
+    let users = options.userns_options.as_ref();
+    users.filter(|users| users.mode == NamespaceMode::POD.into() && !users.uids.is_empty())
+}
+
+fn mappings(maps: &[IDMapping]) -> Value {
+    let one = |map: &IDMapping| json!({ "hostID": map.host_id, "containerID": map.container_id, "size": map.length });
+    maps.iter().map(one).collect()
 }
 
 /// The limits of all the pod's containers together, if the kubelet states them.
@@ -229,6 +250,43 @@ mod tests {
         assert!(dir.path().join("sandbox/pause").exists());
         let role = Role::of(&serde_json::from_value(spec).unwrap());
         assert_eq!(role, Ok(Role::Sandbox));
+    }
+
+    #[test]
+    fn a_sandbox_may_have_users_of_its_own() {
+        let mut config = PodSandboxConfig::new();
+        let linux = config.linux.mut_or_insert_default();
+        let security = linux.security_context.mut_or_insert_default();
+        let options = security.namespace_options.mut_or_insert_default();
+        let users = options.userns_options.mut_or_insert_default();
+        let map = IDMapping {
+            host_id: 100_000,
+            length: 65_536,
+            ..Default::default()
+        };
+        users.uids.push(map.clone());
+        users.gids.push(map);
+        let spec = |config: &PodSandboxConfig| spec(&request(config), config);
+        let found = spec(&config);
+        let mapped = json!([{ "hostID": 100_000, "containerID": 0, "size": 65_536 }]);
+        assert_eq!(found["linux"]["uidMappings"], mapped);
+        assert_eq!(found["linux"]["gidMappings"], mapped);
+        let user = json!({ "type": "user" });
+        let has_user = |spec: &Value| {
+            let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+            namespaces.contains(&user)
+        };
+        assert!(has_user(&found));
+        let linux = config.linux.as_mut().unwrap();
+        let options = &mut linux.security_context.as_mut().unwrap().namespace_options;
+        options
+            .as_mut()
+            .unwrap()
+            .userns_options
+            .as_mut()
+            .unwrap()
+            .mode = NamespaceMode::NODE.into();
+        assert!(!has_user(&spec(&config)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 
 use rvm_tests::containerd::major_version;
-use rvm_tests::cri::{Cri, Sandboxer, api, sandboxer};
+use rvm_tests::cri::{Cri, api};
 
 /// The host's number of the pods' root.
 const ROOT: u32 = 100_000;
@@ -27,7 +27,7 @@ fn own_users(options: &mut api::NamespaceOption) {
 
 #[test]
 fn a_pod_may_have_users_of_its_own() {
-    if major_version() < 2 || sandboxer() == Sandboxer::Shim {
+    if major_version() < 2 {
         println!("skipped: only containerd 2 makes such pods");
         return;
     }

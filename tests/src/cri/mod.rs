@@ -267,9 +267,13 @@ fn config(world: &Rvm, snapshotter: &str) -> String {
 fn by_path(world: &Rvm, plugin: &str) -> String {
     let dist = fs::canonicalize(world.dist()).unwrap();
     let shim = dist.join("bin/containerd-shim-rvm-v2");
+    let sandboxer = match sandboxer() {
+        Sandboxer::Cri => "podsandbox",
+        Sandboxer::Shim => "shim",
+    };
     format!(
         "[{plugin}.containerd.runtimes.rvm-by-path]\nruntime_type = \"io.containerd.runc.v2\"\n\
-         runtime_path = \"{}\"\n",
+         runtime_path = \"{}\"\nsandboxer = \"{sandboxer}\"\n",
         shim.display()
     )
 }
