@@ -72,6 +72,8 @@ impl LiveNetwork {
                 plugged = Err(error);
             }
         }
+        let is_full = machine.engine().net_hotplug.is_err() && self.network.idle_nics().is_empty();
+        self.network.reserve_names(is_full);
         let request = found.request(|index| self.network.nic_of(index));
         if self.configured.as_ref() != Some(&request) {
             let mut whole = request.clone();
@@ -92,8 +94,6 @@ impl LiveNetwork {
                 self.network.remove_nic(mac);
             }
         }
-        let is_full = machine.engine().net_hotplug.is_err() && self.network.idle_nics().is_empty();
-        self.network.reserve_names(is_full);
         self.is_settled = plugged.is_ok();
         plugged
     }
