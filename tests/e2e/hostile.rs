@@ -5,6 +5,22 @@
 //! With `--show-output` each test prints its rows of the table: mode, program, the most memory of
 //! one process, the longest time of a verb, what the user sees first.
 
+/// Tests by name: the mode, what is done to the machine once the container runs, and how some verbs
+/// end. A module's own `live` leads the container through its life.
+macro_rules! cases {
+    ($($name:ident: $mode:literal $(after $once_started:expr)? => [$($expected:expr),* $(,)?];)*) => {$(
+        #[test]
+        fn $name() {
+            #[allow(unused_mut, unused_assignments)]
+            let mut once_started: fn(&Rvm) = |_| {};
+            $(once_started = $once_started;)?
+            if let Some(outcomes) = live($mode, once_started) {
+                expect(&outcomes, &[$($expected),*]);
+            }
+        }
+    )*};
+}
+
 #[path = "hostile/shim.rs"]
 mod shim;
 #[path = "hostile/verbs.rs"]

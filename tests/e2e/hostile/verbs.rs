@@ -123,20 +123,6 @@ fn live(mode: &'static str, once_started: fn(&Rvm)) -> Option<Vec<Outcome>> {
     Some(life.outcomes)
 }
 
-macro_rules! cases {
-    ($($name:ident: $mode:literal $(after $once_started:expr)? => [$($expected:expr),* $(,)?];)*) => {$(
-        #[test]
-        fn $name() {
-            #[allow(unused_mut, unused_assignments)]
-            let mut once_started: fn(&Rvm) = |_| {};
-            $(once_started = $once_started;)?
-            if let Some(outcomes) = live($mode, once_started) {
-                expect(&outcomes, &[$($expected),*]);
-            }
-        }
-    )*};
-}
-
 cases! {
     a_machine_as_it_should_be_works: "honest" => [
         ("run", 0, ""), ("create", 0, ""), ("start", 0, ""), ("state", 0, ""), ("ps", 0, ""),
