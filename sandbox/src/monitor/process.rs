@@ -16,6 +16,9 @@ use crate::host::terminal::{self, RawTerminal, StandardStream};
 /// little later.
 const LAST_MESSAGES: Duration = Duration::from_secs(1);
 
+/// The signal that is none, and only asks whether a process is there; see kill(2).
+const IS_THERE: i32 = 0;
+
 /// A process of the guest that runs, or waits for its start.
 pub(super) struct GuestProcess {
     pub(super) agent: Agent,
@@ -44,7 +47,7 @@ impl GuestProcess {
         relay: &mut Relay,
     ) -> T {
         let mut end = std::pin::pin!(end);
-        let mut closing = std::pin::pin!(close_errors_with(relay));
+        let mut closing = std::pin::pin!(self.close_errors_with_its_own(relay));
         loop {
             tokio::select! {
                 biased;
@@ -57,6 +60,19 @@ impl GuestProcess {
                 }
             }
         }
+    }
+
+    /// Leaves standard error to nobody once the process has closed its own and runs on.
+    async fn close_errors_with_its_own(&self, relay: &mut Relay) -> Infallible {
+        relay.errors_ended().await;
+        tokio::time::sleep(LAST_MESSAGES).await;
+        // The news of its end may come late, after its files are on the host.
+        if self.agent.signal(&self.id, IS_THERE).await.is_ok()
+            && let Err(error) = terminal::detach_standard_streams(&[StandardStream::Error])
+        {
+            tracing::debug!("standard error stays open: {error}");
+        }
+        std::future::pending().await
     }
 
     /// Passes a signal on; SIGWINCH sets the size of the process's terminal. This does not wait for
@@ -76,16 +92,6 @@ impl GuestProcess {
             }
         });
     }
-}
-
-/// Leaves standard error to nobody once the process has closed its own and runs on.
-async fn close_errors_with(relay: &mut Relay) -> Infallible {
-    relay.errors_ended().await;
-    tokio::time::sleep(LAST_MESSAGES).await;
-    if let Err(error) = terminal::detach_standard_streams(&[StandardStream::Error]) {
-        tracing::debug!("standard error stays open: {error}");
-    }
-    std::future::pending().await
 }
 
 /// Waits until the output of an added process that has ended is copied: its children may have it
