@@ -121,7 +121,7 @@ pub fn arguments(
             "-chardev",
             format!("socket,id=monitor,fd={}", fd(Fd::Monitor)),
         ),
-        ("-mon", "chardev=monitor,mode=control".to_owned()),
+        ("-qmp", "chardev:monitor".to_owned()),
         (
             "-fsdev",
             format!(
