@@ -328,16 +328,22 @@ fn each_container_of_a_pod_sees_its_own_memory() {
 }
 
 #[test]
-fn meminfo_can_be_masked_and_is_the_kernels_where_nothing_is_hidden() {
+fn meminfo_can_be_masked_and_is_the_kernels_in_a_privileged_container() {
     let rvm = Rvm::new();
-    let bundle = |paths| {
+    let bundle = |paths, capability| {
         Bundle::shell("cat /proc/meminfo; stat -f -c %T /proc/meminfo").with(|config| {
             config["linux"]["resources"]["memory"] = json!({ "limit": 50 << 20 });
             config["linux"]["maskedPaths"] = paths;
+            config["process"]["capabilities"]["bounding"] = json!([capability]);
+            config["process"]["capabilities"]["permitted"] = json!([]);
+            config["process"]["capabilities"]["effective"] = json!([]);
         })
     };
-    let masked = rvm.run(&bundle(json!(["/proc/meminfo"])), "one");
+    let masked = bundle(json!(["/proc/meminfo"]), "CAP_SYS_ADMIN");
+    let masked = rvm.run(&masked, "one");
     assert_eq!(masked.stdout, "tmpfs\n", "{masked:?}");
-    let whole = rvm.run(&bundle(json!([])), "two");
-    assert!(whole.stdout.ends_with("\nproc\n"), "{whole:?}");
+    let privileged = rvm.run(&bundle(json!([]), "CAP_SYS_ADMIN"), "two");
+    assert!(privileged.stdout.ends_with("\nproc\n"), "{privileged:?}");
+    let bare = rvm.run(&bundle(json!([]), "CAP_KILL"), "three");
+    assert!(bare.stdout.ends_with("\ntmpfs\n"), "{bare:?}");
 }

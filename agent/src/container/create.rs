@@ -44,7 +44,10 @@ pub async fn create(
     };
     let streams = streams::prepare(&runtime.streams, ids)?;
     let cgroup = Cgroup::create(id)?;
-    let meminfo = runtime.meminfo.show(id, &cgroup, &mut spec.container);
+    let capabilities = &spec.process.capabilities;
+    let meminfo = runtime
+        .meminfo
+        .show(id, &cgroup, capabilities, &mut spec.container);
     match launch(runtime, spec, filter, &cgroup, &streams.for_process).await {
         Ok(launched) => finish(runtime, id, cgroup, meminfo, streams, launched),
         Err(error) => {

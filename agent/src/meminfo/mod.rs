@@ -21,13 +21,16 @@ use rvm_sys::fanotify::AccessRequests;
 use rvm_sys::mount::{AttrChange, attr};
 
 use crate::cgroup::{self, Cgroup};
-use crate::init::plan::{ContainerPlan, MountPlan, MountSource};
+use crate::init::plan::{CapabilityPlan, ContainerPlan, MountPlan, MountSource};
 
 /// The containers' files, by id, in the guest.
 const FILES: &str = "/run/rvm/meminfo";
 
 /// The machine's own numbers.
 const MACHINES: &str = "/proc/meminfo";
+
+/// The bit of CAP_SYS_ADMIN, see capabilities(7).
+const SYS_ADMIN: u64 = 1 << 21;
 
 /// How long what was written counts as current: the second read(2) of a program, which finds the
 /// end, costs little, and a container that does nothing but read does not keep the agent busy.
@@ -64,16 +67,18 @@ impl Meminfo {
     /// its own or a file of the engine's there, and where it fails: the container then sees the
     /// machine's numbers.
     ///
-    /// Neither has it a container whose /proc nothing is hidden in: the kernel refuses a new /proc
-    /// in a user namespace below one with a file that is covered, and such a container may well
-    /// make containers.
+    /// Neither has it a privileged container, with CAP_SYS_ADMIN and nothing hidden in its /proc:
+    /// the kernel refuses a new /proc in a user namespace below one with a file that is covered,
+    /// and such a container may well make containers.
     pub fn show(
         &self,
         id: &ContainerId,
         cgroup: &Cgroup,
+        capabilities: &CapabilityPlan,
         plan: &mut ContainerPlan,
     ) -> Option<Shown> {
-        if !has_own_proc(plan) || plan.masked_paths.is_empty() {
+        let is_admin = capabilities.bounding & SYS_ADMIN != 0;
+        if !has_own_proc(plan) || (is_admin && plan.masked_paths.is_empty()) {
             return None;
         }
         let shown = self.make(id, cgroup);
