@@ -259,9 +259,12 @@ fn options_of_mounts_are_set_in_the_guest() {
 fn options_of_a_volume_are_for_its_top_or_with_an_r_for_all_mounts_in_it() {
     let rvm = Rvm::new();
     let volume = rvm.path("volume");
-    fs::create_dir_all(volume.join("in")).unwrap();
-    let flags = rustix::mount::MountFlags::NOEXEC;
-    rustix::mount::mount("in", volume.join("in"), "tmpfs", flags, None).unwrap();
+    let tmpfs = |point: &Path, flags| {
+        fs::create_dir(point).unwrap();
+        rustix::mount::mount("rvm-test", point, "tmpfs", flags, None).unwrap();
+    };
+    tmpfs(&volume, rustix::mount::MountFlags::empty());
+    tmpfs(&volume.join("in"), rustix::mount::MountFlags::NOEXEC);
     let command = "cd /v; for place in ro rro host; do for file in $place/file $place/in/$place; \
                    do touch $file 2>/dev/null && echo $file; done; done; \
                    grep -o ' /v/[a-z/]* [a-z0-9]* r[ow],[^ ]*' /proc/mounts | \
@@ -275,7 +278,7 @@ fn options_of_a_volume_are_for_its_top_or_with_an_r_for_all_mounts_in_it() {
                     /v/host/in rw,noexec,\n";
     assert_eq!(output(rvm.run(&bundle, "box")), expected);
     assert!(volume.join("in/ro").exists() && !volume.join("in/rro").exists());
-    rustix::mount::unmount(volume.join("in"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    rustix::mount::unmount(volume, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
 #[test]
