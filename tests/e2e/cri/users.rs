@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 
 use rvm_tests::containerd::major_version;
-use rvm_tests::cri::{Cri, api};
+use rvm_tests::cri::{Cri, Sandboxer, api, sandboxer};
 
 /// The host's number of the pods' root.
 const ROOT: u32 = 100_000;
@@ -46,7 +46,12 @@ fn a_pod_may_have_users_of_its_own() {
     let linux = config.linux.mut_or_insert_default();
     let security = linux.security_context.mut_or_insert_default();
     own_users(security.namespace_options.mut_or_insert_default());
-    let pod = cri.run_pod_by("rvm-by-path", config).unwrap();
+    // containerd makes a sandbox through the shim of the runtime's type, whatever the path is.
+    let runtime = match sandboxer() {
+        Sandboxer::Cri => "rvm-by-path",
+        Sandboxer::Shim => "rvm",
+    };
+    let pod = cri.run_pod_by(runtime, config).unwrap();
     let box_ = pod.start("box", super::WAITS, |config| {
         own_users(super::processes_of(config));
         super::mount(config, volume.path(), "/v", false);
