@@ -34,7 +34,7 @@ use crate::host::timings::Timings;
 use crate::network::Namespace;
 use crate::share;
 use crate::spec::Bundle;
-use crate::state::{Container, StateError, Status};
+use crate::state::{Container, State, StateError, Status};
 use caller::interrupted;
 use process::{GuestProcess, settle};
 use rvm_sys::error_chain::chain;
@@ -252,9 +252,12 @@ async fn tear_down(container: &Container, end: Option<&End>) -> Result<(), Monit
     {
         tracing::warn!("{}", chain(&error));
     }
-    let locked = container.lock()?;
-    locked.step(Status::Stopped, |state| {
-        state.exit_status = end.map(|end| end.status);
-    })?;
-    Ok(())
+    let stopped = |state: &mut State| state.exit_status = end.map(|end| end.status);
+    let locked = container.lock();
+    match locked.and_then(|locked| locked.step(Status::Stopped, stopped)) {
+        // It is being deleted.
+        Err(StateError::NotFound(_)) => Ok(()),
+        Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),
+        written => Ok(written.map(drop)?),
+    }
 }

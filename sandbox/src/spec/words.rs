@@ -36,7 +36,7 @@ const NAMES: [Names; 15] = [
     names(
         NETWORK,
         "hostNetwork; CRI's linux.security_context.namespace_options.network",
-        "--network",
+        "--network bridge or --network none",
     ),
     names(
         "linux.namespaces.pid",
@@ -159,14 +159,15 @@ mod tests {
     #[test]
     fn podmans_user_reads_options() {
         let by = (MANAGER, "libpod");
-        assert!(explained(by, "linux.namespaces").ends_with("(Podman's option is --network)"));
+        let network = explained(by, "linux.namespaces");
+        assert!(network.ends_with("(Podman's option is --network bridge or --network none)"));
         assert!(explained(by, "mounts[3].source").contains("--volume"));
         assert_eq!(explained(by, "ociVersion"), "cannot be");
     }
 
     #[test]
     fn others_read_the_field_and_the_option_for_a_network() {
-        assert!(explained(("a", "b"), "linux.namespaces").ends_with("--network)"));
+        assert!(explained(("a", "b"), "linux.namespaces").ends_with("--network none)"));
         assert_eq!(explained(("a", "b"), "mounts[3].source"), "cannot be");
     }
 }
