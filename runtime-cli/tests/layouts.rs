@@ -172,12 +172,13 @@ fn containers_of_the_previous_layout_are_listed_signalled_and_deleted() {
         "an rvm of this layout reads it again"
     );
 
-    // The container has the pod's monitor, which goes with it.
+    // The container has the pod's monitor, which goes on for the others.
     world.rvm(&["delete", "--force", "web"]).unwrap();
     let asked = ["signal web 10", "pause web", "remove web"];
     assert_eq!(*agent.0.lock().unwrap(), asked);
+    assert!(world.process.try_wait().unwrap().is_none());
+    world.rvm(&["delete", "--force", "pod"]).unwrap();
     assert_eq!(world.process.wait().unwrap().signal(), Some(libc::SIGKILL));
-    world.rvm(&["delete", "pod"]).unwrap();
     assert_eq!(fs::read_dir(world.dir.path()).unwrap().count(), 0);
 }
 
