@@ -11,11 +11,11 @@ use super::validate::is_at_least_1;
 
 /// Makes 0 mean that there is nothing to set. `text` is what `spec` was parsed from.
 pub(super) fn normalize(spec: &mut Spec, text: &str) {
-    let is_given = is_at_least_1(3, spec.version()) && has_limit(text);
+    let may_be_0 = is_at_least_1(3, spec.version());
     let resources = spec.linux_mut().as_mut();
     let resources = resources.and_then(|linux| linux.resources_mut().as_mut());
     let pids = resources.and_then(|resources| resources.pids_mut().as_mut());
-    if let Some(pids) = pids.filter(|pids| pids.limit() == 0 && is_given) {
+    if let Some(pids) = pids.filter(|pids| may_be_0 && pids.limit() == 0 && has_limit(text)) {
         pids.set_limit(1);
     }
 }
