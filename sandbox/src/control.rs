@@ -163,7 +163,6 @@ impl<'a> Server<'a> {
         let served = tokio::try_join!(
             self.sandbox.follow_network(),
             async { Ok(self.sandbox.keep_clock().await) },
-            async { Ok(self.sandbox.watch_agent().await) },
             self.serve_requests(),
             self.serve_requests(),
             self.serve_requests(),

@@ -18,6 +18,7 @@ use super::running::{NOT_RUNNING, refused};
 use crate::dir::SandboxDir;
 use crate::guest::agent::{Agent, AgentError};
 use crate::host::process::{KILL_TIMEOUT, ProcessId};
+use crate::sandbox::HANGUP_TIMEOUT;
 use crate::state::{Container, State, StateError, Status};
 
 /// How long a guest may take to end a container that is killed, on a busy host with a software CPU
@@ -26,10 +27,6 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// The same in a pod, whose other containers would end as well.
 const POD_KILL_GRACE: Duration = Duration::from_secs(8);
-
-/// How long a machine may take to end once its agent has hung up. It frees the guest's memory
-/// meanwhile.
-const HANGUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a monitor may take to exit once its container has ended.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -22,9 +22,10 @@ use crate::host::timings::Timings;
 use rvm_sys::error_chain::chain;
 use rvm_sys::readiness::Readable;
 
-/// How often the clocks are compared. Within it, the clock of a host that follows a time server
-/// goes some milliseconds apart from one that follows the CPU's counter alone.
-const PERIOD: Duration = Duration::from_secs(30);
+/// How often the clocks are compared, for which the guest wakes for some 100,000 instructions.
+/// Within it, the clock of a host that follows a time server goes some milliseconds apart from one
+/// that follows the CPU's counter alone.
+const PERIOD: Duration = Duration::from_secs(20);
 
 /// A difference up to which the guest's clock goes faster or slower for a while; beyond it jumps.
 const MAX_GRADUAL: i64 = 100_000_000;
@@ -101,7 +102,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Keeps the guest's clock right for as long as it is awaited.
+    /// Keeps the guest's clock right for as long as it is awaited, and notices by that when the
+    /// guest does not answer.
     pub async fn keep_clock(&self) -> Infallible {
         let error = match Timer::new() {
             Ok(timer) => self.keep_clock_by(&timer).await,
@@ -117,10 +119,13 @@ impl Sandbox {
                 Ok(occasion) => occasion,
                 Err(error) => return error,
             };
-            match sync(self.guest().agent(), occasion).await {
+            let synced = sync(self.guest().agent(), occasion);
+            match self.notice_silence(synced).await {
                 Ok(()) => {}
                 Err(error @ AgentError::Refused(_)) => warn(&error),
-                // Others notice, too, and say it.
+                // The machine has ended, or its agent has hung up: whoever waits for a container
+                // learns that by itself.
+                Err(AgentError::Lost { .. }) => return std::future::pending().await,
                 Err(error) => tracing::debug!("the guest's clock: {}", chain(&error)),
             }
         }

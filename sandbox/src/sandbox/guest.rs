@@ -29,8 +29,9 @@ const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for a container that was killed: somebody waits for its end.
 const KILLED_WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a machine may take to end once its agent has hung up.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a machine may take to end once its agent has hung up. It frees the guest's memory
+/// meanwhile.
+pub(crate) const HANGUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A guest whose agent can be called.
 pub struct Guest {
@@ -143,7 +144,7 @@ impl Guest {
     /// How the machine ended whose agent has hung up: it ends with its agent, unless the agent
     /// lies.
     async fn end_after(&self, error: AgentError) -> MachineEnd {
-        match tokio::time::timeout(END_TIMEOUT, self.ended()).await {
+        match tokio::time::timeout(HANGUP_TIMEOUT, self.ended()).await {
             Ok(end) => end,
             Err(_) => MachineEnd::Failed(error.to_string()),
         }

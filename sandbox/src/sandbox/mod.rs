@@ -26,6 +26,7 @@ use crate::network::NetworkError;
 
 pub use failure::GuestFailure;
 pub use guest::Guest;
+pub(crate) use guest::HANGUP_TIMEOUT;
 pub use owner::Sandbox;
 pub use resize::{MemoryResult, ResizeError};
 pub use volumes::{VolumeError, Volumes};
