@@ -126,18 +126,24 @@ impl<'a> DeviceIo<'a> {
         }
     }
 
-    /// Takes the next request as virtio-queue's type, for libraries that expect it. It was valid
-    /// when it was taken; the guest may change it since, so the library must check it again.
-    pub fn pop_unparsed(
+    /// The request that was taken last as virtio-queue's type, for libraries that expect it. It was
+    /// valid when it was taken; the guest may change it since, so the library must check it again.
+    pub fn unparsed(
         &mut self,
         index: usize,
     ) -> Result<Option<DescriptorChain<&'a GuestMemory>>, ChainError> {
-        if self.pop(index)?.is_none() {
-            return Ok(None);
-        }
         self.unpop(index);
         match self.queues.get_mut(index) {
             Some(queue) => Ok(queue.iter(self.memory)?.next()),
+            None => Ok(None),
+        }
+    }
+
+    /// A request that was taken earlier and has not been pushed yet, by its head. `None` if there
+    /// is no such queue any more.
+    pub fn reopen(&self, index: usize, head: u16) -> Result<Option<Chain<'a>>, ChainError> {
+        match self.queues.get(index).filter(|queue| queue.ready()) {
+            Some(queue) => chain::reopen(queue, self.memory, head).map(Some),
             None => Ok(None),
         }
     }

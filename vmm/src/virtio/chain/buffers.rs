@@ -47,6 +47,18 @@ impl<'m> Buffers<'m> {
         Ok(front)
     }
 
+    /// Copies the first bytes to `target`, as many as fit, consumes nothing and returns how many.
+    pub fn peek(&self, target: &mut [u8]) -> usize {
+        let mut done = 0;
+        for segment in &self.segments {
+            if done == target.len() {
+                break;
+            }
+            done += segment.copy_to(&mut target[done..]);
+        }
+        done
+    }
+
     /// Copies the first bytes to `target`, as many as fit, and returns how many.
     pub fn read(&mut self, target: &mut [u8]) -> usize {
         let bytes = target.len().min(self.len());

@@ -66,6 +66,16 @@ pub fn pop<'m>(
     Chain::walk(memory, GuestAddress(queue.desc_table()), queue.size(), head).map(Some)
 }
 
+/// Walks a chain that was popped earlier and not yet returned. The guest may have changed it since,
+/// so it is validated again.
+pub fn reopen<'m>(
+    queue: &Queue,
+    memory: &'m GuestMemory,
+    head: u16,
+) -> Result<Chain<'m>, ChainError> {
+    Chain::walk(memory, GuestAddress(queue.desc_table()), queue.size(), head)
+}
+
 /// Puts a chain on the used ring, with `written` bytes of response.
 pub fn push(
     queue: &mut Queue,

@@ -4,9 +4,14 @@
 //! The file system is virtiofsd's, below a layer that lets the guest keep its page cache (see
 //! `close_to_open.rs`); this is the device. Requests are executed one after the other on the
 //! device's own thread, which may block and which takes on the identity of the guest's process
-//! while it creates a file.
+//! while it creates a file. `front.rs` handles what virtiofsd does not, and may answer later.
 
 mod close_to_open;
+#[allow(dead_code, reason = "requests that wait use it: the next change")]
+mod deferred;
+#[allow(dead_code, reason = "requests that wait use it: the next change")]
+mod front;
+mod message;
 mod spec;
 mod versions;
 
@@ -20,12 +25,20 @@ use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
 use self::close_to_open::CloseToOpen;
-use self::spec::{CONFIG_BYTES, QUEUE_SIZES, TAG_BYTES};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
+use self::deferred::{Deferred, Origin};
+use self::front::{Front, Outcome};
+use self::spec::{CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES};
+use super::chain::Chain;
+use super::device::{
+    DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
+};
 use super::spec::device_id;
 use crate::memory::GuestMemory;
 
 const NAME: &str = "fs";
+
+/// The device's number for the event of replies to kept requests.
+const REPLIES: u32 = 0;
 
 /// Descriptors that the guest's open files cannot take, for everything else that the process does.
 const RESERVED_FDS: u64 = 256;
@@ -40,6 +53,7 @@ pub struct ServerResources {
 
 pub struct Fs {
     config: [u8; CONFIG_BYTES],
+    front: Front,
     server: Server<CloseToOpen>,
     /// The thread has a working directory and a umask of its own.
     fs_is_unshared: bool,
@@ -70,6 +84,9 @@ impl Fs {
         config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
         Ok(Self {
             config,
+            front: Front {
+                deferred: Deferred::new()?,
+            },
             server: Server::new(CloseToOpen::new(fs)),
             fs_is_unshared: false,
         })
@@ -84,8 +101,8 @@ impl Fs {
         Ok(())
     }
 
-    /// Executes one request and returns the length of the response.
-    fn serve(
+    /// Has virtiofsd execute a request and returns the length of the response.
+    fn pass_on(
         &self,
         memory: &GuestMemory,
         request: DescriptorChain<&GuestMemory>,
@@ -104,6 +121,73 @@ impl Fs {
             .map_err(|_| malformed("malformed FUSE message"))?;
         Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
+
+    /// Executes one request, and returns the length of the response, or `None` if it comes later.
+    fn serve(
+        &mut self,
+        index: usize,
+        chain: Chain<'_>,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<Option<u32>, DeviceError> {
+        let handled = message::peek_header(&chain).filter(|header| self.front.handles(header));
+        if let Some(header) = handled {
+            if header.opcode == message::opcode::INTERRUPT && index == HIPRIO_QUEUE {
+                // The driver made the interrupted request available before.
+                self.process_requests(REQUEST_QUEUE, io)?;
+            }
+            let (mut body, mut room) = (chain.readable, chain.writable);
+            let origin = Origin {
+                queue: index,
+                head: chain.head,
+                unique: header.unique,
+            };
+            body.split_to(size_of_val(&header))
+                .map_err(DeviceError::queue(NAME, index))?;
+            match self.front.handle(origin, &header, body) {
+                Outcome::Answered(reply) => {
+                    return Ok(Some(message::write_reply(&mut room, header.unique, &reply)));
+                }
+                Outcome::Silent => return Ok(Some(0)),
+                Outcome::Later => return Ok(None),
+                Outcome::Passed => {}
+            }
+        }
+        let unparsed = io.unparsed(index).map_err(DeviceError::queue(NAME, index));
+        match unparsed? {
+            Some(request) => self.pass_on(io.memory, request).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn process_requests(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let malformed = || DeviceError::queue(NAME, index);
+        while let Some(chain) = io.pop(index).map_err(malformed())? {
+            let head = chain.head;
+            if let Some(written) = self.serve(index, chain, io)? {
+                io.push(index, head, written).map_err(malformed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the replies of kept requests that have come.
+    fn process_replies(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        for (origin, reply) in self.front.deferred.take_replies() {
+            let Origin {
+                queue,
+                head,
+                unique,
+            } = origin;
+            let malformed = || DeviceError::queue(NAME, queue);
+            let Some(chain) = io.reopen(queue, head).map_err(malformed())? else {
+                continue;
+            };
+            let mut room = chain.writable;
+            let written = message::write_reply(&mut room, unique, &reply);
+            io.push(queue, head, written).map_err(malformed())?;
+        }
+        Ok(())
+    }
 }
 
 impl VirtioDevice for Fs {
@@ -119,15 +203,29 @@ impl VirtioDevice for Fs {
         read_config_space(&self.config, offset, data);
     }
 
+    fn start(&mut self, _features: u64, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let event = self.front.deferred.fd();
+        (io.host.watch(event, REPLIES, Readiness::READABLE))
+            .map_err(DeviceError::host(NAME, "watch for replies"))
+    }
+
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         self.unshare_fs_once()?;
-        let malformed = || DeviceError::queue(NAME, index);
-        while let Some(request) = io.pop_unparsed(index).map_err(malformed())? {
-            let head = request.head_index();
-            let written = self.serve(io.memory, request)?;
-            io.push(index, head, written).map_err(malformed())?;
-        }
-        Ok(())
+        self.process_requests(index, io)
+    }
+
+    fn process_host_event(
+        &mut self,
+        _token: u32,
+        _ready: Readiness,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<(), DeviceError> {
+        self.process_replies(io)
+    }
+
+    fn reset(&mut self, host: &mut dyn HostFds) {
+        self.front.deferred.reset();
+        host.unwatch(self.front.deferred.fd());
     }
 }
 

@@ -1,5 +1,9 @@
+use super::deferred::{MAX_KEPT, Ticket};
 use super::*;
 use crate::virtio::fake_driver::FakeDriver;
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use virtiofsd::fuse::{InHeader, OutHeader};
 use vm_memory::ByteValued;
 
@@ -17,7 +21,7 @@ fn fs() -> FakeDriver<Fs> {
     )
 }
 
-const REQUEST_QUEUE: usize = 1;
+const FUSE_INTERRUPT: u32 = 36;
 const FUSE_GETATTR: u32 = 3;
 
 fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
@@ -66,4 +70,130 @@ fn a_message_shorter_than_its_header_breaks_the_device_and_nothing_else() {
     let mut driver = fs();
     let error = driver.request(REQUEST_QUEUE, b"short", 4096).unwrap_err();
     assert!(matches!(error, DeviceError::Protocol { .. }));
+}
+
+/// Takes the next request from its ring and keeps it.
+fn keep_next(driver: &mut FakeDriver<Fs>) -> Ticket {
+    driver.call(|fs, io| {
+        let head = io.pop(REQUEST_QUEUE).unwrap().unwrap().head;
+        let origin = Origin {
+            queue: REQUEST_QUEUE,
+            head,
+            unique: u64::from(head),
+        };
+        fs.front.deferred.keep(origin).unwrap()
+    })
+}
+
+fn deliver_replies(driver: &mut FakeDriver<Fs>) {
+    driver
+        .call(|fs, io| fs.process_host_event(REPLIES, Readiness::READABLE, io))
+        .unwrap();
+}
+
+fn header_of(response: &[u8]) -> OutHeader {
+    *OutHeader::from_slice(&response[..size_of::<OutHeader>()]).unwrap()
+}
+
+#[test]
+fn kept_requests_are_answered_in_the_order_of_their_answers() {
+    let mut driver = fs();
+    let tickets = [(); 2].map(|()| {
+        driver.post(REQUEST_QUEUE, &request(9999, &[]), 64);
+        keep_next(&mut driver)
+    });
+    deliver_replies(&mut driver);
+    assert_eq!(driver.response(REQUEST_QUEUE), None);
+    let [first, second] = tickets;
+    // A ticket may be used on any thread.
+    std::thread::spawn(move || second.answer(Ok(b"later".to_vec())))
+        .join()
+        .unwrap();
+    deliver_replies(&mut driver);
+    let response = driver.response(REQUEST_QUEUE).unwrap();
+    assert_eq!(header_of(&response).unique, 2);
+    assert_eq!(&response[size_of::<OutHeader>()..], b"later");
+    first.answer(Err(Errno::NOLCK));
+    deliver_replies(&mut driver);
+    let header = header_of(&driver.response(REQUEST_QUEUE).unwrap());
+    assert_eq!((header.unique, header.error), (0, -libc::ENOLCK));
+}
+
+#[test]
+fn other_requests_are_served_while_one_is_kept() {
+    let mut driver = fs();
+    driver.post(REQUEST_QUEUE, &request(9999, &[]), 64);
+    let _ticket = keep_next(&mut driver);
+    let response = driver
+        .request(REQUEST_QUEUE, &request(FUSE_GETATTR, &[0; 16]), 4096)
+        .unwrap();
+    assert_eq!(header_of(&response).error, 0);
+}
+
+#[test]
+fn a_ticket_that_is_lost_answers_that_the_request_was_interrupted() {
+    let mut driver = fs();
+    driver.post(REQUEST_QUEUE, &request(9999, &[]), 64);
+    drop(keep_next(&mut driver));
+    deliver_replies(&mut driver);
+    let header = header_of(&driver.response(REQUEST_QUEUE).unwrap());
+    assert_eq!(header.error, -libc::EINTR);
+}
+
+#[test]
+fn a_reply_without_room_becomes_an_error() {
+    let mut driver = fs();
+    driver.post(REQUEST_QUEUE, &request(9999, &[]), 20);
+    keep_next(&mut driver).answer(Ok(vec![0; 5]));
+    deliver_replies(&mut driver);
+    let header = header_of(&driver.response(REQUEST_QUEUE).unwrap());
+    assert_eq!(header.error, -libc::EIO);
+}
+
+#[test]
+fn an_interrupt_and_a_reset_cancel_kept_requests() {
+    let mut driver = fs();
+    for interrupted in [true, false] {
+        driver.post(REQUEST_QUEUE, &request(9999, &[]), 64);
+        let ticket = keep_next(&mut driver);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&cancelled);
+        let cancel = Box::new(move || flag.store(true, Ordering::Relaxed));
+        driver
+            .device
+            .front
+            .deferred
+            .cancel_with(ticket.id(), cancel);
+        if interrupted {
+            driver.post(
+                HIPRIO_QUEUE,
+                &request(FUSE_INTERRUPT, &0_u64.to_le_bytes()),
+                0,
+            );
+            driver.notify(HIPRIO_QUEUE).unwrap();
+        } else {
+            driver.call(|fs, io| fs.reset(io.host));
+        }
+        assert!(cancelled.load(Ordering::Relaxed));
+        drop(ticket);
+        deliver_replies(&mut driver);
+        assert_eq!(driver.response(REQUEST_QUEUE).is_some(), interrupted);
+    }
+}
+
+#[test]
+fn the_number_of_kept_requests_is_limited() {
+    let mut deferred = Deferred::new().unwrap();
+    let origin = Origin {
+        queue: REQUEST_QUEUE,
+        head: 0,
+        unique: 0,
+    };
+    let tickets: Vec<_> = (0..MAX_KEPT)
+        .map(|_| deferred.keep(origin).unwrap())
+        .collect();
+    assert!(deferred.keep(origin).is_none());
+    drop(tickets);
+    assert_eq!(deferred.take_replies().len(), MAX_KEPT);
+    assert!(deferred.keep(origin).is_some());
 }

@@ -1,0 +1,44 @@
+//! FUSE messages that the device reads and answers itself. Those that are virtiofsd's stay in guest
+//! memory.
+
+use rustix::io::Errno;
+use virtiofsd::fuse::{InHeader, OutHeader};
+use vm_memory::ByteValued;
+
+use super::deferred::Reply;
+use crate::virtio::chain::{Buffers, Chain};
+
+/// Operations of linux/fuse.h that virtiofsd does not serve as they are wanted here.
+pub mod opcode {
+    pub const INTERRUPT: u32 = 36;
+}
+
+/// The header of the message in a chain, unless the message is shorter than a header.
+pub fn peek_header(chain: &Chain<'_>) -> Option<InHeader> {
+    let mut header = InHeader::default();
+    let read = chain.readable.peek(header.as_mut_slice());
+    (read == size_of::<InHeader>()).then_some(header)
+}
+
+/// Takes a structure off a message's front; EINVAL if the message is too short for it.
+pub fn take<T: ByteValued + Default>(body: &mut Buffers<'_>) -> Result<T, Errno> {
+    body.read_obj("FUSE message").map_err(|_| Errno::INVAL)
+}
+
+/// Writes a reply to a request's buffers and returns its length. One that does not fit becomes EIO;
+/// buffers that cannot hold a header stay empty.
+pub fn write_reply(room: &mut Buffers<'_>, unique: u64, reply: &Reply) -> u32 {
+    let header_bytes = size_of::<OutHeader>();
+    let (error, body) = match reply {
+        Ok(body) if header_bytes + body.len() <= room.len() => (0, body.as_slice()),
+        Ok(_) => (-Errno::IO.raw_os_error(), [].as_slice()),
+        Err(error) => (-error.raw_os_error(), [].as_slice()),
+    };
+    // Replies are built here and are far shorter than 4 GiB.
+    let len = (header_bytes + body.len()) as u32;
+    let header = OutHeader { len, error, unique };
+    if room.len() < header_bytes {
+        return 0;
+    }
+    (room.write(header.as_slice()) + room.write(body)) as u32
+}
