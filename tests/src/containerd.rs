@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::command::{self, Finished, Rvm, eventually};
 use crate::{image, leftovers};
 
@@ -68,12 +70,12 @@ impl Containerd {
 
     /// Imports an image of busybox with this default command.
     pub fn import(&self, name: &str, program: &[&str]) {
-        self.import_for("native", name, program);
+        self.import_for("native", name, &image::config(program));
     }
 
-    /// The same for another snapshotter.
-    pub fn import_for(&self, snapshotter: &str, name: &str, program: &[&str]) {
-        let image = image::write(&self.world.path(""), name, program);
+    /// The same for another snapshotter, with the image's configuration.
+    pub fn import_for(&self, snapshotter: &str, name: &str, config: &Value) {
+        let image = image::write(&self.world.path(""), name, config);
         let image = image.to_str().unwrap();
         let mut args = vec!["image", "import", "--snapshotter", snapshotter];
         // The daemon's own import unpacks only for the snapshotter in its configuration.

@@ -11,9 +11,14 @@ use crate::Bundle;
 /// The name of the image of most containers.
 pub const NAME: &str = "docker.io/library/rvm-test:latest";
 
-/// Writes an archive with an image of busybox into a directory, with its name and its default
-/// command; returns its path.
-pub fn write(dir: &Path, name: &str, program: &[&str]) -> PathBuf {
+/// The configuration of an image with this default command.
+pub fn config(program: &[&str]) -> Value {
+    json!({ "Env": ["PATH=/bin"], "Cmd": program })
+}
+
+/// Writes an archive with an image of busybox into a directory, with its name and its
+/// configuration; returns its path.
+pub fn write(dir: &Path, name: &str, config: &Value) -> PathBuf {
     let bundle = Bundle::new(&["sh"]);
     let layout = dir.join("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
@@ -22,7 +27,7 @@ pub fn write(dir: &Path, name: &str, program: &[&str]) -> PathBuf {
     let layer = add(&layout, fs::read(layer).unwrap());
     let config = json!({
         "architecture": "amd64", "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": program },
+        "config": config,
         "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
     });
     let config = add(&layout, config.to_string().into_bytes());

@@ -74,8 +74,9 @@ impl Cri {
         write_network(&world);
         let config = config(&world, snapshotter);
         let containerd = Containerd::start_in(world, NAMESPACE.to_owned(), &config);
-        containerd.import_for(snapshotter, image::NAME, &["sh"]);
-        containerd.import_for(snapshotter, PAUSE, &["sleep", "1000000"]);
+        containerd.import_for(snapshotter, image::NAME, &image::config(&["sh"]));
+        let pause = image::config(&["sleep", "1000000"]);
+        containerd.import_for(snapshotter, PAUSE, &pause);
         let channel = Channel::connect(&containerd.world().path("sock")).unwrap();
         let cri = Self {
             channel: Mutex::new(Arc::new(channel)),
