@@ -299,3 +299,51 @@ fn an_update_holds_on_the_host_too() {
     assert_eq!(limit(), before);
     rvm.ok(&["delete", "--force", "box"]);
 }
+
+#[test]
+fn swap_is_limited_in_the_guest_and_on_the_host_and_said_to_be_missing() {
+    let rvm = Rvm::new();
+    let bundle = with_resources(json!({ "memory": { "limit": 96 << 20, "swap": 160 << 20 } }));
+    let bundle =
+        bundle.mount(json!({ "destination": "/groups", "type": "cgroup", "source": "cgroup" }));
+    let mut create = rvm.command(&["create", "--bundle"]);
+    let log = rvm.path("create.log");
+    create.arg(bundle.write()).arg("box").stdout(Stdio::null());
+    create.stderr(fs::File::create(&log).unwrap());
+    assert!(create.status().unwrap().success());
+    let said = fs::read_to_string(log).unwrap();
+    assert!(said.contains("a guest has no swap"), "{said}");
+    rvm.ok(&["start", "box"]);
+    let group = group(&rvm, "box", "memory");
+    let number = |files| -> u64 { read(&group, files).parse().unwrap() };
+    // As the host's version counts: beside memory, or together with it.
+    let on_host = || match is_version_two() {
+        true => number(["", "", "memory.swap.max"]),
+        false => {
+            let together = number(["memory", "memory.memsw.limit_in_bytes", ""]);
+            together - number(["memory", "memory.limit_in_bytes", ""])
+        }
+    };
+    let in_guest = || -> u64 {
+        let text = rvm.ok(&["exec", "box", "cat", "/groups/memory.swap.max"]);
+        text.trim().parse().unwrap()
+    };
+    assert_eq!((on_host(), in_guest()), (64 << 20, 64 << 20));
+    let seen = rvm.ok(&["exec", "box", "grep", "SwapTotal", "/proc/meminfo"]);
+    assert!(seen.ends_with(" 0 kB\n"), "{seen}");
+    let updated = rvm.call(&["update", "--memory-swap", "128m", "box"]);
+    assert_eq!(updated.code, 0, "{}", updated.stderr);
+    assert!(
+        updated.stderr.contains("a guest has no swap"),
+        "{updated:?}"
+    );
+    assert_eq!((on_host(), in_guest()), (32 << 20, 32 << 20));
+    let updated = rvm.call(&["update", "--memory-swap", "96m", "box"]);
+    assert!(!updated.stderr.contains("swap"), "{updated:?}");
+    assert_eq!((on_host(), in_guest()), (0, 0));
+    let refused = rvm.call(&["update", "--memory-swap", "64m", "box"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("memory.swap"), "{}", refused.stderr);
+    assert_eq!((on_host(), in_guest()), (0, 0), "as before");
+    rvm.ok(&["delete", "--force", "box"]);
+}

@@ -66,6 +66,9 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
     if let Some(problem) = unsupported::resources(change) {
         return Err(UpdateError::Unsupported(problem));
     }
+    if change.memory().and_then(|memory| memory.swap()).is_some() {
+        spec::resources::warn_about_swap(&new);
+    }
     if change
         .memory()
         .and_then(|memory| memory.check_before_update())

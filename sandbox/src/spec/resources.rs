@@ -33,10 +33,46 @@ pub fn for_guest(resources: &mut LinuxResources) {
     }
 }
 
+/// Warns if the limits leave room for swap: the guest has none.
+pub fn warn_about_swap(resources: &LinuxResources) {
+    if allows_swap(resources) {
+        tracing::warn!(
+            "linux.resources.memory.swap is above memory.limit, but a guest has no swap: the \
+             container gets no more than memory.limit"
+        );
+    }
+}
+
+/// Whether memory is limited, and memory and swap together less so.
+fn allows_swap(resources: &LinuxResources) -> bool {
+    let Some(memory) = resources.memory() else {
+        return false;
+    };
+    match (memory.limit(), memory.swap()) {
+        (Some(limit @ 1..), Some(swap)) => swap < 0 || swap > limit,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn swap_is_room_beyond_a_limit_of_memory() {
+        let allows = |memory| {
+            let resources = json!({ "memory": memory });
+            allows_swap(&serde_json::from_value(resources).unwrap())
+        };
+        assert!(allows(json!({ "limit": 64, "swap": 65 })));
+        assert!(allows(json!({ "limit": 64, "swap": -1 })));
+        assert!(!allows(json!({ "limit": 64, "swap": 64 })));
+        assert!(!allows(json!({ "limit": 64, "swap": 0 })));
+        assert!(!allows(json!({ "limit": 64 })));
+        assert!(!allows(json!({ "limit": -1, "swap": -1 })));
+        assert!(!allows_swap(&LinuxResources::default()));
+    }
 
     #[test]
     fn only_the_hosts_limits_are_removed() {

@@ -55,6 +55,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
         };
         linux.set_namespaces(Some(namespaces));
         if let Some(resources) = linux.resources_mut() {
+            resources::warn_about_swap(resources);
             resources::for_guest(resources);
         }
     }
