@@ -96,54 +96,73 @@ pub struct Limits {
 /// The limits of a pod as they are after updates of its containers, from those that were announced
 /// before its first one. Those include containers that do not exist yet, so the pod has the less
 /// that updates have taken away, and more only if its containers need it.
+///
+/// Limits of the pod itself (`spec.resources` of Kubernetes) may be less than those of its
+/// containers together: kubelet then gives the pod's limit to each container that has none of its
+/// own.
 pub fn updated(announced: Option<&LinuxResources>, containers: &[Limits]) -> LinuxResources {
-    let now = sum(containers.iter().map(|container| &container.now));
-    let Some(announced) = announced else {
-        return now;
+    let first: Vec<Sizes> = containers.iter().map(|one| Sizes::of(&one.first)).collect();
+    let now: Vec<Sizes> = containers.iter().map(|one| Sizes::of(&one.now)).collect();
+    let announced = announced.map(Sizes::of).unwrap_or_default();
+    let left = |size: fn(&Sizes) -> Option<i64>| {
+        let first: Vec<Option<i64>> = first.iter().map(size).collect();
+        let now: Vec<Option<i64>> = now.iter().map(size).collect();
+        left(size(&announced), &first, &now)
     };
-    let announced = sum([announced].into_iter());
-    let first = sum(containers.iter().map(|container| &container.first));
-    let memory = |of: &LinuxResources| of.memory().as_ref().and_then(|memory| memory.limit());
-    let quota = |of: &LinuxResources| of.cpu().as_ref().and_then(|cpu| cpu.quota());
-    let left = |of: &dyn Fn(&LinuxResources) -> Option<i64>| {
-        let Some(announced) = of(&announced) else {
-            return of(&now);
-        };
-        Some(match (of(&first), of(&now)) {
-            // Containers without a limit may use what the pod has.
-            (_, None) => announced,
-            (None, Some(now)) => now.max(announced),
-            (Some(first), Some(now)) => {
-                let rest = announced.saturating_sub(first);
-                now.max(announced.min(rest.saturating_add(now)))
-            }
-        })
-    };
-    whole(left(&memory), left(&quota))
+    whole(left(|sizes| sizes.bytes), left(|sizes| sizes.quota))
 }
 
-/// The sum of the limits of a machine's containers; no limit if one of them has none.
-pub fn sum<'a>(all: impl Iterator<Item = &'a LinuxResources>) -> LinuxResources {
-    let (mut bytes, mut quota) = (Some(0_i64), Some(0_i64));
-    for one in all {
-        let memory = one.memory().as_ref().and_then(|memory| memory.limit());
-        let memory = memory.filter(|limit| limit_mib(*limit).is_some());
-        bytes = bytes
-            .zip(memory)
-            .map(|(sum, limit)| sum.saturating_add(limit));
-        let cpu = one.cpu().as_ref();
-        let share = cpu.and_then(|cpu| {
+/// What is left of an announced limit, from those that the containers had at first and have now.
+fn left(announced: Option<i64>, first: &[Option<i64>], now: &[Option<i64>]) -> Option<i64> {
+    let largest = |all: &[Option<i64>]| all.iter().copied().flatten().max().unwrap_or(0);
+    let now_together = together(now);
+    let Some(announced) = announced else {
+        return now_together;
+    };
+    Some(match (together(first), now_together) {
+        // Containers without a limit may use what the pod has.
+        (_, None) => announced,
+        (None, Some(together)) => together.max(announced),
+        // A container that got the pod's limit gets each new one, too.
+        (Some(before), _) if before > announced && largest(first) >= announced => largest(now),
+        (Some(before), _) if before > announced => announced.max(largest(now)),
+        (Some(before), Some(together)) => {
+            let rest = announced.saturating_sub(before);
+            together.max(announced.min(rest.saturating_add(together)))
+        }
+    })
+}
+
+/// The limits that a machine's size depends on: bytes, and microseconds for each [`PERIOD`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sizes {
+    bytes: Option<i64>,
+    quota: Option<i64>,
+}
+
+impl Sizes {
+    fn of(resources: &LinuxResources) -> Self {
+        let memory = resources.memory().as_ref();
+        let bytes = memory.and_then(|memory| memory.limit());
+        let quota = resources.cpu().as_ref().and_then(|cpu| {
             let own = u128::try_from(cpu.quota()?)
                 .ok()
                 .filter(|quota| *quota > 0)?;
             let period = cpu.period().filter(|period| *period > 0).unwrap_or(PERIOD);
             i64::try_from((own * u128::from(PERIOD)).div_ceil(period.into())).ok()
         });
-        quota = quota
-            .zip(share)
-            .map(|(sum, share)| sum.saturating_add(share));
+        Self {
+            bytes: bytes.filter(|limit| limit_mib(*limit).is_some()),
+            quota,
+        }
     }
-    whole(bytes, quota)
+}
+
+/// The sum of limits; none if one of them is none.
+fn together(all: &[Option<i64>]) -> Option<i64> {
+    all.iter()
+        .copied()
+        .try_fold(0_i64, |sum, one| Some(sum.saturating_add(one?)))
 }
 
 /// Limits in bytes, and in microseconds for each [`PERIOD`].
@@ -228,10 +247,46 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_the_pod_itself_are_not_those_of_its_containers_together() {
+        let limits = |mib: i64| -> LinuxResources {
+            let (memory, cpu) = (
+                json!({ "limit": mib << 20 }),
+                json!({ "quota": mib * 1000 }),
+            );
+            serde_json::from_value(json!({ "memory": memory, "cpu": cpu })).unwrap()
+        };
+        let after = |containers: &[(i64, i64)]| {
+            let of = |(first, now): &(i64, i64)| Limits {
+                first: limits(*first),
+                now: limits(*now),
+            };
+            let all: Vec<Limits> = containers.iter().map(of).collect();
+            let left = Sizes::of(&updated(Some(&limits(300)), &all));
+            assert_eq!(
+                left.quota.map(|quota| quota / 1000),
+                left.bytes.map(|bytes| bytes >> 20)
+            );
+            left.quota.map(|quota| quota / 1000)
+        };
+        // Two containers that have the pod's limit, and follow it.
+        assert_eq!(after(&[(300, 300), (300, 300)]), Some(300));
+        assert_eq!(after(&[(300, 400), (300, 400), (100, 100)]), Some(400));
+        assert_eq!(after(&[(300, 200), (300, 200)]), Some(200));
+        // Limits of their own that are more together than the pod's.
+        assert_eq!(after(&[(200, 200), (200, 250)]), Some(300));
+        assert_eq!(after(&[(200, 200), (200, 100)]), Some(300));
+        assert_eq!(after(&[(200, 200), (200, 350)]), Some(350));
+    }
+
+    #[test]
     fn the_limits_of_a_pod_are_the_sum_of_its_containers() {
         let limits = |value| serde_json::from_value::<LinuxResources>(value).unwrap();
         let sum = |all: &[&LinuxResources]| {
-            let sum = sum(all.iter().copied());
+            let limits = |one: &&LinuxResources| Limits {
+                first: (*one).clone(),
+                now: (*one).clone(),
+            };
+            let sum = updated(None, &all.iter().map(limits).collect::<Vec<_>>());
             let memory = sum.memory().and_then(|memory| memory.limit());
             (memory, sum.cpu().as_ref().and_then(LinuxCpu::quota))
         };

@@ -132,3 +132,45 @@ fn assert_memory_grows_where_it_can(cri: &Cri, box_: &Container<'_>) {
     let group = groups.lines().find(is_memorys).unwrap();
     assert!(group.contains(&command::world().unwrap()), "{groups}");
 }
+
+/// Kubernetes's limits of a pod itself: kubelet gives them to each container without its own.
+#[test]
+fn limits_of_the_pod_bound_all_its_containers_together() {
+    let cri = Cri::new();
+    let limit = |resources: &mut api::LinuxContainerResources, mib: i64| {
+        resources.memory_limit_in_bytes = mib << 20;
+        resources.cpu_quota = 100_000;
+        resources.cpu_period = 100_000;
+    };
+    let pod = cri.pod("whole", |config| {
+        let linux = config.linux.mut_or_insert_default();
+        limit(linux.resources.mut_or_insert_default(), 200);
+    });
+    let of_pod = |config: &mut api::ContainerConfig| {
+        let linux = config.linux.mut_or_insert_default();
+        limit(linux.resources.mut_or_insert_default(), 200);
+    };
+    let one = pod.start("one", WAITS, of_pod);
+    let two = pod.start("two", WAITS, of_pod);
+    let free = pod.start("free", WAITS, |_| {});
+    for box_ in [&one, &two, &free] {
+        assert_eq!(box_.shell("nproc"), "1\n");
+        let total = box_.shell("busybox free -k | awk '/^Mem:/ { print $2 }'");
+        let total: u64 = total.trim().parse().unwrap();
+        assert!((190 << 10..270 << 10).contains(&total), "{total} kB");
+    }
+    let hungry = pod.start("hungry", "tail /dev/zero", |_| {});
+    let status = hungry.ended();
+    assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
+    for box_ in [&one, &two, &free] {
+        assert_eq!(box_.shell("echo alive"), "alive\n");
+    }
+    // The pod is not asked to hold them together.
+    for mib in [150, 200] {
+        one.update(|resources| limit(resources, mib));
+        two.update(|resources| limit(resources, mib));
+        let own = "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max";
+        assert_eq!(two.shell(own), format!("{}\n", mib << 20));
+    }
+    pod.remove();
+}
