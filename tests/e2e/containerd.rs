@@ -216,9 +216,10 @@ fn output_goes_to_a_file_or_a_program_where_that_is_asked_for() {
     let text = fs::read_to_string(path("file")).unwrap();
     assert!(text.contains("out\n") && text.contains("err\n"), "{text}");
 
+    // What it does after the end of the output may take time, as long as the task is not deleted.
     let program = path("log");
     let log = format!(
-        "#!/bin/sh\nexec 5>&-\ncat <&3 >{0}.part\nmv {0}.part {0}\n",
+        "#!/bin/sh\nexec 5>&-\ncat <&3 >{0}.part\nsleep 1\nmv {0}.part {0}\n",
         path("out")
     );
     fs::write(&program, log).unwrap();
@@ -249,14 +250,7 @@ fn a_container_that_ends_while_containerd_is_away_is_told_of_later() {
     containerd.kill();
     fs::write(dir.path().join("exit"), "").unwrap();
     std::thread::sleep(Duration::from_secs(3));
-    // Shims find the socket only while somebody listens for events.
-    containerd.start();
-    let (socket, aside) = (containerd.ttrpc_socket(), containerd.world().path("aside"));
-    let moved = fs::rename(&socket, &aside);
-    let events = containerd.events();
-    if moved.is_ok() {
-        fs::rename(&aside, &socket).unwrap();
-    }
+    let events = containerd.start_with_events();
     assert_eq!(containerd.shims(), shim, "the shim has lived on");
     let told = events.until("/tasks/exit");
     assert!(told[0].starts_with("/tasks/oom"), "{told:?}");

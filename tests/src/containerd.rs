@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
@@ -125,6 +126,32 @@ impl Containerd {
 
     /// Starts the daemon, and waits until it answers.
     pub fn start(&self) {
+        self.spawn();
+        self.wait_until_it_answers();
+    }
+
+    fn wait_until_it_answers(&self) {
+        eventually("containerd answers", || self.ctr(&["version"]).code == 0);
+    }
+
+    /// Starts the daemon, where shims reach it only after events are listened for.
+    pub fn start_with_events(&self) -> Events {
+        let (socket, aside) = (self.ttrpc_socket(), self.world.path("aside"));
+        // A killed daemon leaves it.
+        let _ = fs::remove_file(&socket);
+        self.spawn();
+        // The daemon sets the owner last, right after this mode.
+        eventually("containerd listens to shims", || {
+            fs::metadata(&socket).is_ok_and(|found| found.mode() & 0o777 == 0o660)
+        });
+        fs::rename(&socket, &aside).unwrap();
+        self.wait_until_it_answers();
+        let events = self.events();
+        fs::rename(&aside, &socket).unwrap();
+        events
+    }
+
+    fn spawn(&self) {
         let log = File::options()
             .append(true)
             .create(true)
@@ -143,7 +170,6 @@ impl Containerd {
         self.world.adopt(&mut daemon);
         let daemon = daemon.spawn().expect("the tests need containerd");
         *self.daemon.lock().unwrap() = Some(daemon);
-        eventually("containerd answers", || self.ctr(&["version"]).code == 0);
     }
 
     /// Its shims survive.

@@ -22,16 +22,8 @@ use super::error::{PodError, Refusal};
 use super::execs::Execs;
 use super::exit::Exit;
 use super::process::Process;
-use crate::stdio::logger::Logger;
 use crate::stdio::{self, Uris};
 use crate::{bundle, rootfs};
-
-/// What copies a process's output until the output ends.
-pub struct Output {
-    pub relay: Relay,
-    /// The program that reads the copy.
-    pub logger: Option<Logger>,
-}
 
 /// Whether containerd knows a container as a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,16 +116,17 @@ impl Container {
             }
         }
         self.execs.remove(id);
+        process.end_logger();
         Ok(())
     }
 
-    /// Starts an added process.
+    /// Starts an added process; returns what copies its output.
     pub async fn start_exec(
         &self,
         id: &ExecId,
         process: &Process,
         namespace: &str,
-    ) -> Result<Output, PodError> {
+    ) -> Result<Relay, PodError> {
         self.check_running()?;
         let program = match process.program() {
             Some(program) if process.pid() == 0 => program,
@@ -152,10 +145,8 @@ impl Container {
         let pid = self.agent().exec(exec).await?;
         process.set_guest_pid(pid);
         process.hold_stdin(opened.stdin_writer);
-        Ok(Output {
-            relay,
-            logger: opened.logger,
-        })
+        process.hold_logger(opened.logger);
+        Ok(relay)
     }
 
     /// Starts the init process.

@@ -12,6 +12,7 @@ use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::container::start::{Placement, Start, take_network};
+use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::host::process::ProcessId;
 use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::network::Namespace;
@@ -22,7 +23,7 @@ use rvm_sys::error_chain::chain;
 use tokio::sync::{Mutex, watch};
 
 use super::Pod;
-use super::container::{Container, Kind, Output};
+use super::container::{Container, Kind};
 use super::error::{CreateError, PodError};
 use super::execs::Execs;
 use super::process::Process;
@@ -55,12 +56,12 @@ impl Pod {
     ) -> Result<Arc<Container>, PodError> {
         self.registry.reserve(&id)?;
         match self.mount_and_create(id.clone(), request, kind).await {
-            Ok((container, output)) => {
+            Ok((container, relay)) => {
                 let container = Arc::new(container);
                 self.registry.insert(Arc::clone(&container));
                 self.publish_created(request, &container);
                 let init = Arc::clone(&container.init);
-                self.watch_exit(&container, init, output);
+                self.watch_exit(&container, init, relay);
                 tokio::spawn(pass_signals_on(Arc::clone(&container)));
                 Ok(container)
             }
@@ -76,7 +77,7 @@ impl Pod {
         id: ContainerId,
         request: &CreateTaskRequest,
         kind: Kind,
-    ) -> Result<(Container, Output), CreateError> {
+    ) -> Result<(Container, Relay), CreateError> {
         let plan = Plan {
             id,
             kind,
@@ -99,7 +100,7 @@ impl Pod {
         created
     }
 
-    async fn create_on_rootfs(&self, plan: &Plan<'_>) -> Result<(Container, Output), CreateError> {
+    async fn create_on_rootfs(&self, plan: &Plan<'_>) -> Result<(Container, Relay), CreateError> {
         let config = plan.options.config_file(plan.dir)?;
         let config = Config::load(config.or_else(|| self.config.clone()).as_deref())?;
         if let Some(shared) = self.shared_files.get()
@@ -127,7 +128,7 @@ impl Pod {
         config: &Config,
         bundle: &Bundle,
         record: &Arc<state::Container>,
-    ) -> Result<(Container, Output), CreateError> {
+    ) -> Result<(Container, Relay), CreateError> {
         bundle::remember_state(&bundle.dir, record).map_err(host("write into the bundle"))?;
         let outside = Namespace::own().map_err(host("find the host's network namespace"))?;
         let (namespace, placement) = take_network(bundle)?;
@@ -158,10 +159,7 @@ impl Pod {
         }
         let init = Process::init(plan.id.clone(), plan.uris.clone(), anchor);
         init.hold_stdin(opened.stdin_writer);
-        let output = Output {
-            relay,
-            logger: opened.logger,
-        };
+        init.hold_logger(opened.logger);
         let container = Container {
             kind: plan.kind,
             record: Arc::clone(record),
@@ -173,7 +171,7 @@ impl Pod {
             is_killed: watch::Sender::new(false),
             settling: Mutex::default(),
         };
-        Ok((container, output))
+        Ok((container, relay))
     }
 
     fn publish_created(&self, request: &CreateTaskRequest, container: &Container) {

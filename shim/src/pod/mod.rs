@@ -24,13 +24,14 @@ use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskStart};
 use rvm_protocol::{ContainerId, ExecId};
+use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
 use rvm_sandbox::state::Status;
 use tokio::sync::Notify;
 
 use crate::events::{Event, Publisher};
 use crate::invocation::flags::Flags;
-use container::{Container, Output};
+use container::Container;
 use error::{PodError, Refusal};
 use exit::Exit;
 use machine::Machine;
@@ -112,7 +113,7 @@ impl Pod {
         process: &Arc<Process>,
     ) -> Result<(), PodError> {
         let _publishing = process.publishing.lock().await;
-        let output = container.start_exec(id, process, &self.namespace).await?;
+        let relay = container.start_exec(id, process, &self.namespace).await?;
         let event = TaskExecStarted {
             container_id: container.id().to_string(),
             exec_id: id.to_string(),
@@ -120,19 +121,19 @@ impl Pod {
             ..Default::default()
         };
         self.publish(container, &event);
-        self.watch_exit(container, Arc::clone(process), output);
+        self.watch_exit(container, Arc::clone(process), relay);
         Ok(())
     }
 
     /// Waits for a process's exit in a task of its own, then records and publishes it. The end of a
     /// container that has the machine to itself ends the machine.
-    fn watch_exit(&self, container: &Arc<Container>, process: Arc<Process>, output: Output) {
+    fn watch_exit(&self, container: &Arc<Container>, process: Arc<Process>, relay: Relay) {
         let container = Arc::clone(container);
         let (registry, machine) = (Arc::clone(&self.registry), Arc::clone(&self.machine));
         tokio::spawn(async move {
             let waited = container.guest.wait(&process.id).await;
             let exit = waited.map_or_else(|_| Exit::with_machine(), |exit| Exit::now(exit.status));
-            drain(output).await;
+            drain(relay).await;
             let _settling = match process.is_init() {
                 true => {
                     container.execs.wait().await;
@@ -171,6 +172,7 @@ impl Pod {
             self.end_machine().await;
         }
         container.remove().await?;
+        container.init.end_logger();
         self.registry.remove(container.id());
         let event = TaskDelete {
             container_id: container.id().to_string(),
@@ -219,13 +221,8 @@ fn publish_exit(registry: &Registry, container: &Container, process: &Process, e
 
 /// Waits until a process's output has been passed on, but no longer than [`DRAIN_TIMEOUT`]; the
 /// rest is passed on in the background.
-async fn drain(output: Output) {
-    let drained = tokio::spawn(async move {
-        output.relay.drained().await;
-        if let Some(logger) = output.logger {
-            logger.finish();
-        }
-    });
+async fn drain(relay: Relay) {
+    let drained = tokio::spawn(relay.drained());
     if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
         tracing::debug!("a process has ended before its output");
     }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::exit::Exit;
 use crate::stdio::Uris;
+use crate::stdio::logger::Logger;
 
 #[derive(Default)]
 struct Stdin {
@@ -38,6 +39,8 @@ pub struct Process {
     pub publishing: tokio::sync::Mutex<()>,
     kind: Kind,
     stdin: Mutex<Stdin>,
+    /// The program that reads the output. It may go on until the process is deleted.
+    logger: Mutex<Option<Logger>>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -67,6 +70,7 @@ impl Process {
             publishing: tokio::sync::Mutex::default(),
             kind,
             stdin: Mutex::default(),
+            logger: Mutex::default(),
             exit: watch::channel(None).0,
         }
     }
@@ -116,6 +120,16 @@ impl Process {
         if !stdin.is_closed {
             stdin.writer = writer;
         }
+    }
+
+    /// Keeps the program that reads the output until [`Self::end_logger`].
+    pub fn hold_logger(&self, logger: Option<Logger>) {
+        *self.logger.lock().unwrap_or_else(PoisonError::into_inner) = logger;
+    }
+
+    /// Has the program that reads the output exit, if it has not yet.
+    pub fn end_logger(&self) {
+        self.hold_logger(None);
     }
 
     /// Lets standard input end with its last client.

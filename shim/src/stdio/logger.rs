@@ -22,8 +22,9 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(12);
 /// none of them overwrites another.
 const PARKED_FROM: RawFd = 10;
 
+/// The program. Dropping this has it exit.
 #[derive(Debug)]
-pub struct Logger(Child);
+pub struct Logger(Option<Child>);
 
 impl Logger {
     /// Starts the program and waits until it is ready. The caller writes the container's standard
@@ -64,31 +65,39 @@ impl Logger {
         };
         // SAFETY: between fork and exec the closure only makes system calls.
         unsafe { command.pre_exec(place) };
-        let logger = Self(command.spawn()?);
+        let logger = Self(Some(command.spawn()?));
         // Only the program may hold the write end of this pipe, so that the read ends if it dies.
         drop(parked);
         rustix::io::retry_on_intr(|| rustix::io::read(&is_ready, &mut [0_u8; 1]))?;
         Ok((logger, to_stdout.into(), to_stderr.into()))
     }
+}
 
-    /// Has the program exit, with SIGTERM as runc's shim does. A thread waits for it, and kills it
-    /// after [`EXIT_TIMEOUT`].
-    pub fn finish(mut self) {
+impl Drop for Logger {
+    /// Sends SIGTERM, as runc's shim does. A thread waits for the program, and kills it after
+    /// [`EXIT_TIMEOUT`].
+    fn drop(&mut self) {
+        let Some(mut program) = self.0.take() else {
+            return;
+        };
+        // Most have exited with the end of the output.
+        if !matches!(program.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Err(error) = kill_process(Pid::from_child(&program), Signal::TERM) {
+            tracing::debug!("cannot send SIGTERM to the logging program: {error}");
+        }
         let wait = move || {
-            let pid = Pid::from_child(&self.0);
-            if let Err(error) = kill_process(pid, Signal::TERM) {
-                tracing::debug!("cannot send SIGTERM to the logging program: {error}");
-            }
             let start = Instant::now();
             while start.elapsed() < EXIT_TIMEOUT {
-                if !matches!(self.0.try_wait(), Ok(None)) {
+                if !matches!(program.try_wait(), Ok(None)) {
                     return;
                 }
                 thread::sleep(Duration::from_millis(50));
             }
             tracing::warn!("the logging program does not exit and is killed");
             // It may have exited in between.
-            let _ = self.0.kill().and_then(|()| self.0.wait());
+            let _ = program.kill().and_then(|()| program.wait());
         };
         let builder = thread::Builder::new()
             .name("logger".to_owned())
@@ -128,12 +137,11 @@ mod tests {
         }
         let text = std::fs::read_to_string(done).unwrap();
         assert_eq!(text, "out\nerr\nbox space more\n");
-        logger.finish();
+        drop(logger);
     }
 
     #[test]
     fn a_program_that_dies_at_once_is_not_waited_for() {
-        let (logger, _, _) = Logger::start(Path::new("/bin/false"), &[], &id(), "space").unwrap();
-        logger.finish();
+        Logger::start(Path::new("/bin/false"), &[], &id(), "space").unwrap();
     }
 }
