@@ -16,6 +16,7 @@ pub mod loopback;
 pub mod mempolicy;
 pub mod mount;
 pub mod namespaces;
+pub mod ofd_locks;
 
 pub mod bpf;
 #[cfg(feature = "tokio")]

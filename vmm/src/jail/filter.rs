@@ -238,6 +238,27 @@ const FILES: Rules = &[
     (libc::SYS_fremovexattr, Always),
 ];
 
+/// Locks of the guest's programs, and the threads that wait for them.
+const FILE_LOCKS: Rules = &[
+    (
+        libc::SYS_fcntl,
+        OneOf(
+            1,
+            &[
+                libc::F_OFD_GETLK as u64,
+                libc::F_OFD_SETLK as u64,
+                libc::F_OFD_SETLKW as u64,
+            ],
+        ),
+    ),
+    (libc::SYS_clone3, Always),
+    (libc::SYS_set_robust_list, Always),
+    (libc::SYS_rseq, Always),
+    (libc::SYS_sched_getaffinity, Always),
+    // The signal that ends a wait.
+    (libc::SYS_tgkill, Always),
+];
+
 /// Duplicating descriptors, and reading and setting their flags.
 const FILE_FCNTLS: &[u64] = &[
     libc::F_DUPFD_CLOEXEC as u64,
@@ -283,7 +304,7 @@ impl ThreadKind {
             Self::Main => vec![COMMON, EPOLL, MAIN],
             Self::MainWithCpuHotplug => vec![COMMON, EPOLL, MAIN, VCPU, CPU_HOTPLUG],
             Self::Vcpu => vec![COMMON, VCPU],
-            Self::Files => vec![COMMON, EPOLL, FILES],
+            Self::Files => vec![COMMON, EPOLL, FILES, FILE_LOCKS],
             Self::Disk => vec![COMMON, EPOLL, DISK],
             Self::Network => vec![COMMON, EPOLL, NETWORK],
             Self::VhostUser => vec![COMMON, EPOLL, MAIN, VHOST_USER],

@@ -9,7 +9,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use virtiofsd::filesystem::{
@@ -25,7 +25,7 @@ type Inode = <PassthroughFs as FileSystem>::Inode;
 type Handle = <PassthroughFs as FileSystem>::Handle;
 
 pub struct CloseToOpen {
-    inner: PassthroughFs,
+    inner: Arc<PassthroughFs>,
     versions: Mutex<Versions>,
     /// Seconds since 1970.
     clock: fn() -> u64,
@@ -33,7 +33,7 @@ pub struct CloseToOpen {
 
 impl CloseToOpen {
     /// Serves `inner`, whose own choice of KEEP_CACHE is ignored.
-    pub fn new(inner: PassthroughFs) -> Self {
+    pub fn new(inner: Arc<PassthroughFs>) -> Self {
         Self {
             inner,
             versions: Mutex::default(),
@@ -115,10 +115,10 @@ impl FileSystem for CloseToOpen {
         self.remove_unreferenced(context, inodes.into_iter());
     }
 
-    /// A guest that mounts anew references no inode.
+    /// A guest that mounts anew references no inode. `front.rs` serves locks.
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         *self.versions() = Versions::default();
-        self.inner.init(capable)
+        Ok(self.inner.init(capable)? | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS)
     }
 
     fn destroy(&self) {
@@ -229,7 +229,7 @@ mod tests {
             inner.open_root_node().unwrap();
             let fs = CloseToOpen {
                 clock: || seconds_since_1970() + 10,
-                ..CloseToOpen::new(inner)
+                ..CloseToOpen::new(Arc::new(inner))
             };
             let inode = fs.lookup(context(), ROOT_ID, c"file").unwrap().inode;
             Self { fs, dir, inode }

@@ -94,6 +94,11 @@ impl Deferred {
         }
     }
 
+    /// Keeps a request no longer: it is answered in another way. Its ticket has no effect any more.
+    pub fn forget(&mut self, id: u64) {
+        self.kept.remove(&id);
+    }
+
     /// The guest no longer waits for the request with this number, and wants its answer now.
     pub fn interrupt(&mut self, unique: u64) {
         let cancel = self

@@ -1,9 +1,15 @@
 //! What stands before virtiofsd's server: requests that it does not serve, or not as a guest needs
-//! it, are handled here. A handler answers at once, or keeps the request and answers later.
+//! it, are handled here. A handler answers at once, or keeps the request and answers later, or has
+//! virtiofsd answer after it.
+
+use std::io;
+use std::sync::Arc;
 
 use virtiofsd::fuse::{InHeader, InterruptIn};
+use virtiofsd::passthrough::PassthroughFs;
 
 use super::deferred::{Deferred, Origin, Reply};
+use super::locks::Locks;
 use super::message::{opcode, take};
 use crate::virtio::chain::Buffers;
 
@@ -20,16 +26,30 @@ pub enum Outcome {
 
 pub struct Front {
     pub deferred: Deferred,
+    pub locks: Locks,
 }
 
 impl Front {
+    pub fn new(fs: Arc<PassthroughFs>) -> io::Result<Self> {
+        Ok(Self {
+            deferred: Deferred::new()?,
+            locks: Locks::new(fs)?,
+        })
+    }
+
     /// Whether [`Self::handle`] handles this operation. If not, the request need not be read.
     pub fn handles(&self, header: &InHeader) -> bool {
-        matches!(header.opcode, opcode::INTERRUPT)
+        match header.opcode {
+            opcode::FLUSH => !self.locks.is_empty(),
+            opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
+            opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
+            _ => false,
+        }
     }
 
     /// Handles a request; `body` is what follows its header.
-    pub fn handle(&mut self, _origin: Origin, header: &InHeader, mut body: Buffers<'_>) -> Outcome {
+    pub fn handle(&mut self, origin: Origin, header: &InHeader, mut body: Buffers<'_>) -> Outcome {
+        let inode = header.nodeid;
         match header.opcode {
             opcode::INTERRUPT => {
                 if let Ok(InterruptIn { unique }) = take(&mut body) {
@@ -37,7 +57,41 @@ impl Front {
                 }
                 Outcome::Silent
             }
+            // Another mount of the guest's, or none: the old one's requests are nobody's.
+            opcode::INIT | opcode::DESTROY => {
+                self.reset();
+                Outcome::Passed
+            }
+            opcode::FLUSH => {
+                if let Ok(request) = take(&mut body) {
+                    self.locks.flush(inode, &request);
+                }
+                Outcome::Passed
+            }
+            opcode::RELEASE => {
+                if let Ok(request) = take(&mut body) {
+                    self.locks.release(inode, &request);
+                }
+                Outcome::Passed
+            }
+            opcode::GETLK => Outcome::Answered(
+                take(&mut body).and_then(|request| self.locks.get(inode, &request)),
+            ),
+            opcode::SETLK | opcode::SETLKW => match take(&mut body) {
+                Ok(request) => {
+                    let wait = header.opcode == opcode::SETLKW;
+                    let deferred = &mut self.deferred;
+                    self.locks.set(deferred, origin, inode, &request, wait)
+                }
+                Err(error) => Outcome::Answered(Err(error)),
+            },
             _ => Outcome::Passed,
         }
+    }
+
+    /// Cancels what waits and forgets every lock; virtiofsd closes the files at the next INIT.
+    pub fn reset(&mut self) {
+        self.deferred.reset();
+        self.locks.clear();
     }
 }

@@ -10,7 +10,14 @@ use crate::virtio::chain::{Buffers, Chain};
 
 /// Operations of linux/fuse.h that virtiofsd does not serve as they are wanted here.
 pub mod opcode {
+    pub const RELEASE: u32 = 18;
+    pub const FLUSH: u32 = 25;
+    pub const INIT: u32 = 26;
+    pub const GETLK: u32 = 31;
+    pub const SETLK: u32 = 32;
+    pub const SETLKW: u32 = 33;
     pub const INTERRUPT: u32 = 36;
+    pub const DESTROY: u32 = 38;
 }
 
 /// The header of the message in a chain, unless the message is shorter than a header.

@@ -7,16 +7,18 @@
 //! while it creates a file. `front.rs` handles what virtiofsd does not, and may answer later.
 
 mod close_to_open;
-#[allow(dead_code, reason = "requests that wait use it: the next change")]
 mod deferred;
-#[allow(dead_code, reason = "requests that wait use it: the next change")]
 mod front;
+mod lend;
+mod locks;
 mod message;
 mod spec;
 mod versions;
+mod wait;
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtio_queue::DescriptorChain;
@@ -25,7 +27,7 @@ use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
 use self::close_to_open::CloseToOpen;
-use self::deferred::{Deferred, Origin};
+use self::deferred::Origin;
 use self::front::{Front, Outcome};
 use self::spec::{CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES};
 use super::chain::Chain;
@@ -62,11 +64,15 @@ pub struct Fs {
 impl Fs {
     /// Serves the root directory of the calling process under `tag`, which is cut to 36 bytes.
     pub fn new(resources: ServerResources, tag: &str) -> io::Result<Self> {
+        Self::of_directory("/", resources, tag)
+    }
+
+    fn of_directory(root: &str, resources: ServerResources, tag: &str) -> io::Result<Self> {
         let fs = PassthroughFs::new(passthrough::Config {
             entry_timeout: SHARED_CACHE_TIMEOUT,
             attr_timeout: SHARED_CACHE_TIMEOUT,
             cache_policy: CachePolicy::Auto,
-            root_dir: "/".to_owned(),
+            root_dir: root.to_owned(),
             xattr: true,
             proc_sfd_rawfd: Some(resources.proc_self_fd),
             announce_submounts: true,
@@ -78,15 +84,14 @@ impl Fs {
             ..Default::default()
         })?;
         fs.open_root_node()?;
+        let fs = Arc::new(fs);
         let mut config = [0; CONFIG_BYTES];
         let length = tag.len().min(TAG_BYTES);
         config[..length].copy_from_slice(&tag.as_bytes()[..length]);
         config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
         Ok(Self {
             config,
-            front: Front {
-                deferred: Deferred::new()?,
-            },
+            front: Front::new(Arc::clone(&fs))?,
             server: Server::new(CloseToOpen::new(fs)),
             fs_is_unshared: false,
         })
@@ -224,7 +229,7 @@ impl VirtioDevice for Fs {
     }
 
     fn reset(&mut self, host: &mut dyn HostFds) {
-        self.front.deferred.reset();
+        self.front.reset();
         host.unwatch(self.front.deferred.fd());
     }
 }
@@ -237,5 +242,7 @@ fn unshare_fs() -> io::Result<()> {
     Ok(())
 }
 
+#[cfg(test)]
+mod client;
 #[cfg(test)]
 mod tests;

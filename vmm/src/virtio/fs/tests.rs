@@ -1,4 +1,4 @@
-use super::deferred::{MAX_KEPT, Ticket};
+use super::deferred::{Deferred, MAX_KEPT, Ticket};
 use super::*;
 use crate::virtio::fake_driver::FakeDriver;
 use rustix::io::Errno;

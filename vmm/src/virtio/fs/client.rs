@@ -1,0 +1,160 @@
+//! A guest's FUSE client for tests: it sends messages to the device by a fake driver.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use virtiofsd::filesystem::FsOptions;
+use virtiofsd::fuse::{EntryOut, InHeader, InitInCompat, OpenIn, OpenOut, OutHeader};
+use vm_memory::ByteValued;
+
+use super::spec::{HIPRIO_QUEUE, REQUEST_QUEUE};
+use super::{Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
+use crate::virtio::fake_driver::FakeDriver;
+
+pub const LOOKUP: u32 = 1;
+pub const OPEN: u32 = 14;
+
+const ROOT: u64 = 1;
+
+/// The room for an answer.
+const ROOM: usize = 8192;
+
+/// Longer than any answer takes that comes at all.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What follows the header of an answer, or an errno.
+pub type Answer = Result<Vec<u8>, i32>;
+
+/// A directory of the host, served to a guest.
+pub struct Client {
+    pub driver: FakeDriver<Fs>,
+    pub dir: tempfile::TempDir,
+    pub options: FsOptions,
+    unique: u64,
+    pub uid: u32,
+}
+
+impl Client {
+    /// Mounts an empty directory with everything that the guest's kernel can.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let resources = ServerResources {
+            proc_self_fd: File::open("/proc/self/fd").unwrap(),
+            max_fds: 1024,
+        };
+        let fs = Fs::of_directory(dir.path().to_str().unwrap(), resources, "tag").unwrap();
+        let mut client = Self {
+            driver: FakeDriver::new(fs),
+            dir,
+            options: FsOptions::empty(),
+            unique: 0,
+            uid: 0,
+        };
+        client.init();
+        client
+    }
+
+    pub fn init(&mut self) {
+        let capable = FsOptions::all().bits();
+        let request = InitInCompat {
+            major: 7,
+            minor: 41,
+            max_readahead: 0,
+            flags: capable as u32,
+        };
+        let mut body = request.as_slice().to_vec();
+        body.extend(((capable >> 32) as u32).to_ne_bytes());
+        body.extend([0; 44]);
+        let answer = self.call(26, 0, &body).unwrap();
+        let flags = u64::from(u32::from_ne_bytes(answer[12..16].try_into().unwrap()));
+        let more = u64::from(u32::from_ne_bytes(answer[32..36].try_into().unwrap()));
+        self.options = FsOptions::from_bits_truncate(flags | more << 32);
+    }
+
+    /// The host's path of a name in the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn message(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
+        self.unique += 2;
+        let header = InHeader {
+            len: (size_of::<InHeader>() + body.len()) as u32,
+            opcode,
+            unique: self.unique,
+            nodeid,
+            uid: self.uid.into(),
+            gid: self.uid.into(),
+            ..InHeader::default()
+        };
+        [header.as_slice(), body].concat()
+    }
+
+    /// Sends a request and returns its number; the answer may come later.
+    pub fn send(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> u64 {
+        let message = self.message(opcode, nodeid, body);
+        self.driver.post(REQUEST_QUEUE, &message, ROOM);
+        self.driver.notify(REQUEST_QUEUE).unwrap();
+        self.unique
+    }
+
+    /// Interrupts a request.
+    pub fn interrupt(&mut self, unique: u64) {
+        let message = self.message(36, 0, &unique.to_ne_bytes());
+        self.driver.post(HIPRIO_QUEUE, &message, 0);
+        self.driver.notify(HIPRIO_QUEUE).unwrap();
+    }
+
+    /// The next answer that has come, with its request's number.
+    pub fn answer(&mut self) -> Option<(u64, Answer)> {
+        let bytes = self.driver.response(REQUEST_QUEUE)?;
+        let (header, body) = bytes.split_at(size_of::<OutHeader>());
+        let header = OutHeader::from_slice(header).unwrap();
+        assert_eq!(header.len as usize, bytes.len());
+        let answer = match header.error {
+            0 => Ok(body.to_vec()),
+            error => Err(-error),
+        };
+        Some((header.unique, answer))
+    }
+
+    /// Waits for an answer that comes later.
+    pub fn wait(&mut self) -> (u64, Answer) {
+        let started = Instant::now();
+        loop {
+            if let Some(answer) = self.answer() {
+                return answer;
+            }
+            assert!(started.elapsed() < TIMEOUT, "no answer came");
+            // The filter of the device's thread allows no poll(2).
+            std::thread::yield_now();
+            self.driver
+                .call(|fs, io| fs.process_host_event(REPLIES, Readiness::READABLE, io))
+                .unwrap();
+        }
+    }
+
+    /// Sends a request that is answered at once.
+    pub fn call(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Answer {
+        let unique = self.send(opcode, nodeid, body);
+        let (answered, answer) = self.answer().expect("an answer at once");
+        assert_eq!(answered, unique);
+        answer
+    }
+
+    pub fn lookup(&mut self, name: &str) -> Result<EntryOut, i32> {
+        let answer = self.call(LOOKUP, ROOT, format!("{name}\0").as_bytes())?;
+        Ok(*EntryOut::from_slice(&answer).unwrap())
+    }
+
+    /// Opens a file and returns its handle.
+    pub fn open(&mut self, inode: u64, flags: libc::c_int) -> u64 {
+        let request = OpenIn {
+            flags: flags.cast_unsigned(),
+            open_flags: 0,
+        };
+        let answer = self.call(OPEN, inode, request.as_slice()).unwrap();
+        OpenOut::from_slice(&answer).unwrap().fh
+    }
+}
