@@ -236,6 +236,19 @@ const FILES: Rules = &[
     (libc::SYS_fsetxattr, Always),
     (libc::SYS_flistxattr, Always),
     (libc::SYS_fremovexattr, Always),
+    // The flags of files.
+    (
+        libc::SYS_ioctl,
+        OneOf(
+            1,
+            &[
+                0x8008_6601, // FS_IOC_GETFLAGS
+                0x4008_6602, // FS_IOC_SETFLAGS
+                0x801c_581f, // FS_IOC_FSGETXATTR
+                0x401c_5820, // FS_IOC_FSSETXATTR
+            ],
+        ),
+    ),
 ];
 
 /// Locks of the guest's programs, and the threads that wait for them.

@@ -19,6 +19,7 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::passthrough::PassthroughFs;
 
+use super::nodes::{self, Node};
 use super::versions::{Version, Versions};
 
 type Inode = <PassthroughFs as FileSystem>::Inode;
@@ -53,6 +54,11 @@ impl CloseToOpen {
         };
         attributes.mode & libc::S_IFMT == libc::S_IFREG
             && (self.versions()).may_keep(inode, Version::of(&attributes), (self.clock)())
+    }
+
+    fn show(&self, mut entry: Entry) -> Entry {
+        nodes::show(&self.inner, entry.inode, &mut entry.attr);
+        entry
     }
 
     /// Removes the versions of inodes that the guest no longer references. After a FORGET the guest
@@ -104,6 +110,79 @@ impl FileSystem for CloseToOpen {
         Ok((handle, options))
     }
 
+    fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
+        self.inner
+            .lookup(context, parent, name)
+            .map(|entry| self.show(entry))
+    }
+
+    fn getattr(
+        &self,
+        context: Context,
+        inode: Inode,
+        handle: Option<Handle>,
+    ) -> io::Result<(Attr, Duration)> {
+        let (mut attributes, timeout) = self.inner.getattr(context, inode, handle)?;
+        nodes::show(&self.inner, inode, &mut attributes);
+        Ok((attributes, timeout))
+    }
+
+    /// The file that stands for a device node keeps its mark.
+    fn setattr(
+        &self,
+        context: Context,
+        inode: Inode,
+        mut wanted: SetattrIn,
+        handle: Option<Handle>,
+        valid: SetattrValid,
+    ) -> io::Result<(Attr, Duration)> {
+        if valid.contains(SetattrValid::MODE) {
+            let (present, _) = self.inner.getattr(context, inode, handle)?;
+            if Node::of(&self.inner, inode, present.mode, present.size).is_some() {
+                wanted.mode = Node::mode_of_file(wanted.mode);
+            }
+        }
+        let set = self.inner.setattr(context, inode, wanted, handle, valid);
+        let (mut attributes, timeout) = set?;
+        nodes::show(&self.inner, inode, &mut attributes);
+        Ok((attributes, timeout))
+    }
+
+    fn mknod(
+        &self,
+        context: Context,
+        parent: Inode,
+        name: &CStr,
+        mode: u32,
+        device: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        let fs = &self.inner;
+        let Some(node) = Node::wanted(mode, device) else {
+            return fs.mknod(context, parent, name, mode, device, umask, extensions);
+        };
+        let mode = Node::mode_of_file(mode);
+        let entry = fs.mknod(context, parent, name, mode, 0, umask, extensions)?;
+        if let Err(error) = node.mark(fs, entry.inode) {
+            fs.forget(context, entry.inode, 1);
+            fs.unlink(context, parent, name)?;
+            return Err(error);
+        }
+        Ok(self.show(entry))
+    }
+
+    fn link(
+        &self,
+        context: Context,
+        inode: Inode,
+        parent: Inode,
+        name: &CStr,
+    ) -> io::Result<Entry> {
+        let linked = self.inner.link(context, inode, parent, name);
+        linked.map(|entry| self.show(entry))
+    }
+
     fn forget(&self, context: Context, inode: Inode, count: u64) {
         self.inner.forget(context, inode, count);
         self.remove_unreferenced(context, std::iter::once(inode));
@@ -127,11 +206,6 @@ impl FileSystem for CloseToOpen {
     }
 
     delegate! {
-        fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
-        fn getattr(&self, context: Context, inode: Inode, handle: Option<Handle>)
-            -> io::Result<(Attr, Duration)>;
-        fn setattr(&self, context: Context, inode: Inode, attributes: SetattrIn,
-            handle: Option<Handle>, valid: SetattrValid) -> io::Result<(Attr, Duration)>;
         fn access(&self, context: Context, inode: Inode, mask: u32) -> io::Result<()>;
         fn statfs(&self, context: Context, inode: Inode) -> io::Result<libc::statvfs64>;
         fn syncfs(&self, context: Context, inode: Inode) -> io::Result<()>;
@@ -139,14 +213,10 @@ impl FileSystem for CloseToOpen {
         fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32, kill_priv: bool,
             flags: u32, umask: u32, extensions: Extensions)
             -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
-        fn mknod(&self, context: Context, parent: Inode, name: &CStr, mode: u32, device: u32,
-            umask: u32, extensions: Extensions) -> io::Result<Entry>;
         fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
             extensions: Extensions) -> io::Result<Entry>;
         fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
             extensions: Extensions) -> io::Result<Entry>;
-        fn link(&self, context: Context, inode: Inode, parent: Inode, name: &CStr)
-            -> io::Result<Entry>;
         fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
         fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
             flags: u32) -> io::Result<()>;

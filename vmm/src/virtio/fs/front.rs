@@ -11,6 +11,7 @@ use virtiofsd::passthrough::PassthroughFs;
 use super::deferred::{Deferred, Origin, Reply};
 use super::locks::Locks;
 use super::message::{opcode, take};
+use super::{ioctl, statx};
 use crate::virtio::chain::Buffers;
 
 /// What becomes of a request.
@@ -27,13 +28,15 @@ pub enum Outcome {
 pub struct Front {
     pub deferred: Deferred,
     pub locks: Locks,
+    fs: Arc<PassthroughFs>,
 }
 
 impl Front {
     pub fn new(fs: Arc<PassthroughFs>) -> io::Result<Self> {
         Ok(Self {
             deferred: Deferred::new()?,
-            locks: Locks::new(fs)?,
+            locks: Locks::new(Arc::clone(&fs))?,
+            fs,
         })
     }
 
@@ -43,6 +46,7 @@ impl Front {
             opcode::FLUSH => !self.locks.is_empty(),
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
+            opcode::STATX | opcode::IOCTL => true,
             _ => false,
         }
     }
@@ -85,6 +89,11 @@ impl Front {
                 }
                 Err(error) => Outcome::Answered(Err(error)),
             },
+            opcode::STATX => {
+                let request = take(&mut body);
+                Outcome::Answered(request.and_then(|r| statx::get(&self.fs, inode, &r)))
+            }
+            opcode::IOCTL => Outcome::Answered(ioctl::execute(&self.fs, inode, body)),
             _ => Outcome::Passed,
         }
     }

@@ -36,6 +36,21 @@ pub fn with_handle<T>(
         .unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EBADF)))
 }
 
+/// Calls `work` with a file that stands for an inode, opened with O_PATH; EBADF if the guest knows
+/// no such inode, or if it is neither a file nor a directory.
+pub fn with_path<T>(
+    fs: &PassthroughFs,
+    inode: Inode,
+    work: impl FnOnce(&File) -> io::Result<T>,
+) -> io::Result<T> {
+    let flags = libc::O_PATH.cast_unsigned();
+    let (handle, _) = fs.open(server_itself(), inode, false, flags)?;
+    let handle = handle.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+    let result = with_handle(fs, inode, handle, work);
+    fs.release(server_itself(), inode, flags, handle, false, false, None)?;
+    result
+}
+
 struct Loan<W, T> {
     work: Option<W>,
     result: Option<io::Result<T>>,

@@ -29,6 +29,7 @@ use vm_memory::ByteValued;
 use super::deferred::{Deferred, Origin, Reply};
 use super::front::Outcome;
 use super::lend::{server_itself, with_handle};
+use super::message::errno;
 use super::wait::Waiters;
 
 /// The locks that the guest holds, by owner. Each owner has a handle of virtiofsd's, whose number
@@ -269,8 +270,7 @@ impl Locks {
         handle: u64,
         work: impl FnOnce(&File) -> io::Result<T>,
     ) -> Result<T, Errno> {
-        with_handle(&self.fs, inode, handle, work)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        with_handle(&self.fs, inode, handle, work).map_err(|error| errno(&error))
     }
 }
 

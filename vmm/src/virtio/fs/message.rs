@@ -1,6 +1,8 @@
 //! FUSE messages that the device reads and answers itself. Those that are virtiofsd's stay in guest
 //! memory.
 
+use std::io;
+
 use rustix::io::Errno;
 use virtiofsd::fuse::{InHeader, OutHeader};
 use vm_memory::ByteValued;
@@ -18,6 +20,8 @@ pub mod opcode {
     pub const SETLKW: u32 = 33;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
+    pub const STATX: u32 = 52;
 }
 
 /// The header of the message in a chain, unless the message is shorter than a header.
@@ -30,6 +34,11 @@ pub fn peek_header(chain: &Chain<'_>) -> Option<InHeader> {
 /// Takes a structure off a message's front; EINVAL if the message is too short for it.
 pub fn take<T: ByteValued + Default>(body: &mut Buffers<'_>) -> Result<T, Errno> {
     body.read_obj("FUSE message").map_err(|_| Errno::INVAL)
+}
+
+/// An error of the host as the number that the guest gets.
+pub fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 /// Writes a reply to a request's buffers and returns its length. One that does not fit becomes EIO;

@@ -9,12 +9,16 @@
 mod close_to_open;
 mod deferred;
 mod front;
+mod ioctl;
 mod lend;
 mod locks;
 mod message;
+mod nodes;
 mod spec;
+mod statx;
 mod versions;
 mod wait;
+mod xattrs;
 
 use std::fs::File;
 use std::io;
@@ -74,6 +78,7 @@ impl Fs {
             cache_policy: CachePolicy::Auto,
             root_dir: root.to_owned(),
             xattr: true,
+            xattrmap: Some(xattrs::map()?),
             proc_sfd_rawfd: Some(resources.proc_self_fd),
             announce_submounts: true,
             killpriv_v2: true,
