@@ -69,6 +69,17 @@ pub const PARAM_LOG: &str = "rvm.log";
 /// another device there.
 pub const MEMORY_SLOT: usize = 4;
 
+/// The number of the first virtio-mmio slot for disks, of machines that have such slots. The slots
+/// of disks follow one another.
+pub const DISK_SLOT: usize = 6;
+
+/// The most disks that a machine can have at a time. Each slot costs every start a few thousand
+/// instructions.
+pub const MAX_DISKS: usize = 8;
+
+/// Where the agent mounts the file systems of disks: `<DISKS_DIR>/<container id>/<number>`.
+pub const DISKS_DIR: &str = "/run/rvm/disks";
+
 /// The I/O port to which the agent writes one byte to switch the machine off at once.
 ///
 /// It is where QEMU's isa-debug-exit device sits by convention, so both engines have it, and it

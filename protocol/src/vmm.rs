@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
+pub use crate::{DISK_SLOT, MAX_DISKS};
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_PACKET};
 
 /// The version of the messages in this module. Any change that a peer of the previous version would
 /// misread increments it.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The index of a descriptor among those that came with the configuration, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,12 +59,12 @@ pub struct MachineConfig {
     pub shared_dir: PathBuf,
     /// The guest ports that host programs can connect to.
     pub vsock: Vec<VsockPort>,
-    /// Disks, in the order in which the guest names them: vda, vdb, …
-    pub disks: Vec<Disk>,
     /// Network cards, in the order in which the guest names them: eth0, eth1, …
     pub nets: Vec<Net>,
     /// Empty slots for network cards that are plugged in later. With `nets` at most [`MAX_NETS`].
     pub spare_nets: usize,
+    /// Empty slots for disks, from [`DISK_SLOT`] on.
+    pub spare_disks: usize,
 }
 
 /// A guest port and the Unix socket through which host programs reach it.
@@ -76,17 +77,8 @@ pub struct VsockPort {
     pub listener: FdIndex,
 }
 
-/// A virtio-blk device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Disk {
-    /// A regular file or block device, open for reading, and for writing unless `read_only`.
-    pub file: FdIndex,
-    /// Refuses every write of the guest (VIRTIO_BLK_F_RO).
-    pub read_only: bool,
-    /// The disk's serial number as the guest sees it, at most 20 bytes.
-    pub serial: String,
-}
+/// The most virtio-mmio slots of a machine.
+pub const MAX_SLOTS: usize = 19;
 
 /// The most virtio-net devices of a machine, hotplugged ones included.
 pub const MAX_NETS: usize = 12;
@@ -149,7 +141,7 @@ pub struct BackendConfig {
 
 /// A request of the host to a running machine. The VMM answers each with [`Event::Done`] or
 /// [`Event::Refused`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Stops the virtual CPUs until [`Request::Resume`].
@@ -174,6 +166,21 @@ pub enum Request {
     UnplugNet {
         /// The MAC address that the card was plugged in with.
         mac: [u8; 6],
+    },
+    /// Plugs a disk in: a regular file or block device that comes with the request, open for
+    /// reading, and for writing unless `read_only`. It has the size that it has now.
+    PlugDisk {
+        /// An empty slot: one of [`MachineConfig::spare_disks`] from [`DISK_SLOT`] on.
+        slot: usize,
+        /// Refuses every write of the guest (VIRTIO_BLK_F_RO).
+        read_only: bool,
+        /// The disk's serial number as the guest sees it, at most 20 bytes.
+        serial: String,
+    },
+    /// Unplugs the disk in a slot.
+    UnplugDisk {
+        /// The slot that the disk was plugged into.
+        slot: usize,
     },
 }
 

@@ -8,7 +8,7 @@ use rvm_protocol::failure::{Code, Coded, Failure};
 use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
 
 use crate::fds::borrow_eventfd;
-use crate::hotplug::{HotplugMemoryError, MemorySizeError, NetError};
+use crate::hotplug::{DiskError, HotplugMemoryError, MemorySizeError, NetError};
 use crate::logging::error_chain;
 use crate::machine::Machine;
 use crate::vcpus::VcpuError;
@@ -75,6 +75,8 @@ enum RequestError {
     #[error(transparent)]
     Net(#[from] NetError),
     #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
     Vcpus(#[from] VcpuError),
     #[error(transparent)]
     Memory(#[from] MemorySizeError),
@@ -83,9 +85,13 @@ enum RequestError {
 impl Coded for RequestError {
     fn code(&self) -> Code {
         match self {
-            Self::Net(NetError::UnknownCard) => Code::NotFound,
-            Self::Net(NetError::NoTap) => Code::InvalidArgument,
+            Self::Net(NetError::UnknownCard) | Self::Disk(DiskError::Empty(_)) => Code::NotFound,
+            Self::Net(NetError::NoTap)
+            | Self::Disk(DiskError::NoFile | DiskError::NoSlot(_) | DiskError::Size(_)) => {
+                Code::InvalidArgument
+            }
             Self::Net(NetError::NoFreeSlot(_))
+            | Self::Disk(DiskError::Occupied(_))
             | Self::Vcpus(VcpuError::TooMany { .. })
             | Self::Memory(MemorySizeError::TooMuch { .. }) => Code::FailedPrecondition,
             Self::Memory(MemorySizeError::Memory(HotplugMemoryError::Map(_))) => Code::Unavailable,
@@ -109,6 +115,14 @@ fn execute(
         }
         Request::PlugNet { mac } => machine.nets.plug(vm, bus, mac, fd)?,
         Request::UnplugNet { mac } => machine.nets.unplug(bus, mac)?,
+        Request::PlugDisk {
+            slot,
+            read_only,
+            serial,
+        } => machine
+            .disks
+            .plug((vm, bus), slot, fd, read_only, &serial)?,
+        Request::UnplugDisk { slot } => machine.disks.unplug(bus, slot)?,
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
 use rvm_protocol::failure::Code;
-use rvm_protocol::vmm::{Channel, Event, FdIndex, MachineConfig, Request, StopReason};
+use rvm_protocol::vmm::{Channel, DISK_SLOT, Event, FdIndex, MachineConfig, Request, StopReason};
 
 /// `mov al, 1; out 0xf4, al`: powers the machine off. Then an endless loop.
 const POWER_OFF: &[u8] = &[0xb0, 0x01, 0xe6, 0xf4, 0xeb, 0xfe];
@@ -58,9 +58,9 @@ impl Vmm {
             kvm: FdIndex(3),
             shared_dir: shared.path().to_owned(),
             vsock: Vec::new(),
-            disks: Vec::new(),
             nets: Vec::new(),
             spare_nets: 1,
+            spare_disks: 1,
         };
         channel
             .send(&config, &fds.each_ref().map(AsFd::as_fd))
@@ -86,7 +86,7 @@ impl Vmm {
 
     /// The code of a request that must fail.
     fn code(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Code {
-        match self.request(request, fds) {
+        match self.request(request.clone(), fds) {
             Event::Refused(failure) => failure.code(),
             other => panic!("{request:?}: {other:?}"),
         }
@@ -187,6 +187,37 @@ fn a_network_card_is_plugged_and_unplugged() {
             "there is one spare slot"
         );
         assert_eq!(vmm.request(unplug(1), &[]), Event::Done);
+    }
+    vmm.end();
+}
+
+#[test]
+fn a_disk_is_plugged_and_unplugged() {
+    let Some(vmm) = Vmm::start(LOOP) else { return };
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let plug = |slot| Request::PlugDisk {
+        slot,
+        read_only: false,
+        serial: "disk".to_owned(),
+    };
+    let unplug = |slot| Request::UnplugDisk { slot };
+    assert_eq!(vmm.code(plug(DISK_SLOT), &[]), Code::InvalidArgument);
+    for other in [0, DISK_SLOT - 1, DISK_SLOT + 1, usize::MAX] {
+        let code = vmm.code(plug(other), &[file.as_fd()]);
+        assert_eq!(
+            code,
+            Code::InvalidArgument,
+            "slot {other} is none for disks"
+        );
+        assert_eq!(vmm.code(unplug(other), &[]), Code::InvalidArgument);
+    }
+    assert_eq!(vmm.code(unplug(DISK_SLOT), &[]), Code::NotFound);
+    for _ in 0..2 {
+        assert_eq!(vmm.request(plug(DISK_SLOT), &[file.as_fd()]), Event::Done);
+        let again = vmm.code(plug(DISK_SLOT), &[file.as_fd()]);
+        assert_eq!(again, Code::FailedPrecondition);
+        assert_eq!(vmm.request(unplug(DISK_SLOT), &[]), Event::Done);
     }
     vmm.end();
 }

@@ -4,11 +4,11 @@
 //! |---|---|
 //! | 0 to 4 | [`FixedSlot`] |
 //! | 5 | the shared files |
-//! | then | disks, in the order of the configuration |
+//! | from [`DISK_SLOT`] | empty slots for disks |
 //! | then | network cards, in the order of the configuration |
 //! | last | empty slots for network cards that are plugged in later |
 
-use rvm_protocol::MEMORY_SLOT;
+use rvm_protocol::{DISK_SLOT, MEMORY_SLOT};
 
 use crate::arch::x86_64::{DEVICE_INTERRUPTS, layout};
 use crate::virtio::mmio::WINDOW;
@@ -75,9 +75,19 @@ impl SlotAddress {
     }
 }
 
+// The shared files are between the fixed slots and the disks.
+const _: () = assert!(DISK_SLOT == FixedSlot::ALL.len() + 1);
+
 #[cfg(test)]
 mod tests {
+    use rvm_protocol::vmm::MAX_SLOTS;
+
     use super::*;
+
+    #[test]
+    fn there_are_as_many_slots_as_the_host_counts_on() {
+        assert_eq!(DEVICE_INTERRUPTS.count(), MAX_SLOTS);
+    }
 
     #[test]
     fn every_slot_is_found_by_the_addresses_of_its_window() {

@@ -1,9 +1,11 @@
-//! What changes in a running machine besides its vCPUs: memory and network cards.
+//! What changes in a running machine besides its vCPUs: memory, network cards and disks.
 
+mod disks;
 mod memory;
 mod memory_size;
 mod nets;
 
+pub use disks::{DiskError, DiskSlots};
 pub use memory::{HotplugMemory, HotplugMemoryError};
 pub use memory_size::{Balloon, MemorySize, MemorySizeError};
 pub use nets::{NetError, NetSlots};

@@ -1,6 +1,6 @@
 //! The checks of a machine's configuration, and the kernel command line that follows from it.
 
-use rvm_protocol::vmm::{MAX_NETS, MachineConfig};
+use rvm_protocol::vmm::{DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig};
 
 use super::MachineError;
 use crate::arch::x86_64::MAX_VCPUS;
@@ -35,6 +35,14 @@ pub(super) fn validate(config: &MachineConfig) -> Result<(), MachineError> {
             "{} network cards and room for {} more; at most {MAX_NETS} are possible",
             config.nets.len(),
             config.spare_nets
+        ));
+    }
+    let slots = DISK_SLOT + config.spare_disks + config.nets.len() + config.spare_nets;
+    if config.spare_disks > MAX_DISKS || slots > MAX_SLOTS {
+        return wrong(format!(
+            "room for {} disks, with {slots} slots; at most {MAX_DISKS} and {MAX_SLOTS} are \
+             possible",
+            config.spare_disks
         ));
     }
     if !(1..=MAX_MEMORY_MIB).contains(&config.memory_mib) {

@@ -6,18 +6,18 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use rvm_protocol::SHARED_TAG;
-use rvm_protocol::vmm::{Disk, MachineConfig};
+use rvm_protocol::vmm::MachineConfig;
 
 use super::MachineError;
 use crate::bus::FixedSlot;
 use crate::fds::PassedFds;
-use crate::hotplug::{self, NetSlots};
+use crate::hotplug::{self, DiskSlots, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::logging::error_chain;
 use crate::memory::CurrentMemory;
 use crate::threads;
 use crate::virtio::balloon::{self, Balloon};
-use crate::virtio::block::Block;
+use crate::virtio::block;
 use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
@@ -37,9 +37,10 @@ pub(super) struct Devices {
     pub(super) slots: Vec<Arc<Slot>>,
     pub(super) balloon: hotplug::Balloon,
     pub(super) nets: NetSlots,
+    pub(super) disks: DiskSlots,
 }
 
-/// A thread for one device that may block.
+/// A thread for devices that may block.
 pub(super) struct WorkerThread {
     name: String,
     kind: ThreadKind,
@@ -72,10 +73,7 @@ impl Devices {
             })?;
         }
         slots.add_worker("fs", ThreadKind::Files, Box::new(files(proc_self_fd)?))?;
-        for (index, disk) in config.disks.iter().enumerate() {
-            let name = format!("block{index}");
-            slots.add_worker(&name, ThreadKind::Disk, Box::new(block(disk, fds)?))?;
-        }
+        slots.add_disk_slots(config.spare_disks)?;
         let first_net = slots.slots.len();
         for (index, net) in config.nets.iter().enumerate() {
             let name = format!("net{index}");
@@ -93,6 +91,7 @@ impl Devices {
                 slot: Arc::clone(&slots.slots[FixedSlot::Balloon as usize]),
             },
             nets: NetSlots::new(first_net, macs, config.spare_nets),
+            disks: DiskSlots::new(config.spare_disks),
             main: slots.main,
             workers: slots.workers,
             slots: slots.slots,
@@ -123,9 +122,29 @@ impl Slots<'_> {
         kind: ThreadKind,
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), MachineError> {
+        self.add_worker_with(name, kind, vec![device])
+    }
+
+    /// Adds empty slots for disks, whose requests are executed on one thread: a thread cannot be
+    /// made when a disk comes, and most machines have none.
+    fn add_disk_slots(&mut self, count: usize) -> Result<(), MachineError> {
+        let empty = || Box::new(Empty(block::QUEUE_SIZES)) as Box<dyn VirtioDevice>;
+        let devices = std::iter::repeat_with(empty).take(count).collect();
+        self.add_worker_with("disks", ThreadKind::Disk, devices)
+    }
+
+    /// Adds devices that take turns on a thread of their own.
+    fn add_worker_with(
+        &mut self,
+        name: &str,
+        kind: ThreadKind,
+        new: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<(), MachineError> {
         let mut devices = DeviceThread::new().map_err(MachineError::Thread)?;
-        let slot = devices.add(device, self.memory.clone());
-        self.slots.push(slot.map_err(failed("virtio"))?);
+        for device in new {
+            let slot = devices.add(device, self.memory.clone());
+            self.slots.push(slot.map_err(failed("virtio"))?);
+        }
         self.workers.push(WorkerThread {
             name: name.to_owned(),
             kind,
@@ -166,8 +185,4 @@ fn files(proc_self_fd: File) -> Result<Fs, MachineError> {
         max_fds: limit.current.unwrap_or(u64::MAX),
     };
     Fs::new(resources, SHARED_TAG).map_err(failed("fs"))
-}
-
-fn block(disk: &Disk, fds: &mut PassedFds) -> Result<Block, MachineError> {
-    Block::new(fds.take(disk.file)?.into(), disk.read_only, &disk.serial).map_err(failed("block"))
 }

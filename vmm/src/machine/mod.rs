@@ -17,7 +17,7 @@ use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, BusError};
 use crate::fds::{MissingFd, PassedFds};
-use crate::hotplug::{HotplugMemory, MemorySize, NetSlots};
+use crate::hotplug::{DiskSlots, HotplugMemory, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, Caps, JailError, Root};
 use crate::kvm::{KvmError, Vm};
@@ -77,6 +77,7 @@ pub struct Machine {
     pub vcpus: Vcpus,
     pub memory: MemorySize,
     pub nets: NetSlots,
+    pub disks: DiskSlots,
     pub times: StartTimes,
     /// When this descriptor is closed KVM disconnects all interrupts, even if the vCPUs still run.
     pub vm: Vm,
@@ -125,6 +126,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         vcpus,
         memory: MemorySize::new(config.memory_mib, hotplug, current, devices.balloon),
         nets: devices.nets,
+        disks: devices.disks,
         times: StartTimes {
             jail_ns,
             machine_ns,

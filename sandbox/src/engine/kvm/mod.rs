@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rvm_protocol::PARAM_SHARED;
-use rvm_protocol::vmm::{MAX_NETS, MachineConfig};
+use rvm_protocol::vmm::{DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig};
 
 use super::fds::Fds;
 use super::files::{check_host_memory, create_console, open_failed, open_initramfs, open_kernel};
@@ -64,6 +64,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     check_host_memory(plan.size.memory_mib)?;
     let config = plan.config;
     let mut fds = Fds::default();
+    let spare_nets = SPARE_NETS.min(MAX_NETS.saturating_sub(plan.nets.len()));
     let machine = MachineConfig {
         parent: std::process::id(),
         boot_vcpus: plan.size.vcpus,
@@ -80,12 +81,17 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         kvm: fds.add(open_kvm()?),
         shared_dir: plan.shared.to_owned(),
         vsock: fds.add_ports(plan.ports),
-        disks: Vec::new(),
-        spare_nets: SPARE_NETS.min(MAX_NETS.saturating_sub(plan.nets.len())),
+        spare_disks: spare_disks(plan.nets.len() + spare_nets),
+        spare_nets,
         nets: fds.add_nets(plan.nets),
     };
     let vmm = Vmm::start(&config.vmm, "machine", &machine, &fds.borrow())?;
     Ok(Box::new(KvmMachine::new(vmm)?))
+}
+
+/// How many slots are left for disks beside those of network cards.
+fn spare_disks(nets: usize) -> usize {
+    MAX_DISKS.min(MAX_SLOTS.saturating_sub(DISK_SLOT + nets))
 }
 
 fn open_kvm() -> Result<File, EngineError> {

@@ -1,7 +1,12 @@
 //! virtio-blk: a file or block device of the host as a disk of the guest, section 5.2 of the
 //! specification.
 //!
-//! Requests are executed one after the other on the device's own thread, which may block.
+//! Requests are executed one after the other, on a thread that may block. An error of the file is
+//! an I/O error of its request alone.
+//!
+//! The file is read and written through the host's page cache: machines share the pages of a layer
+//! that they all use, and the guest's buffers need no alignment. FLUSH writes the cache out, so
+//! what a guest has flushed survives as on a disk with a cache of its own.
 
 mod spec;
 
@@ -11,9 +16,9 @@ use std::io::{self, Seek, SeekFrom};
 use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::ByteValued;
 
-use self::spec::{
-    Config, Header, ID_BYTES, QUEUE_SIZES, Range, SECTOR_SHIFT, Status, feature, request,
-};
+pub use self::spec::QUEUE_SIZES;
+
+use self::spec::{Config, Header, ID_BYTES, Range, SECTOR_SHIFT, Status, feature, request};
 use super::chain::{Buffers, Chain, ChainError};
 use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;

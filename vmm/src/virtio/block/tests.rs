@@ -137,3 +137,26 @@ fn a_request_without_room_for_its_status_is_malformed() {
     let (mut driver, _) = disk(false);
     assert!(driver.request(0, &header(request::IN, 0), 0).is_err());
 }
+
+#[test]
+fn an_error_of_the_file_is_an_error_of_its_request_alone() {
+    let (mut driver, file) = disk(false);
+    // Truncated under the machine: what is left is there, and what is gone is not zeroes.
+    file.set_len(8 * 512).unwrap();
+    let status = ask(&mut driver, &header(request::IN, 8), 512).1;
+    assert_eq!(status, Status::IoError as u8);
+    let (data, status) = ask(&mut driver, &header(request::IN, 7), 512);
+    assert_eq!((data, status), (vec![7; 512], Status::Ok as u8));
+}
+
+#[test]
+fn a_write_that_the_file_refuses_is_an_io_error() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(SECTORS * 512).unwrap();
+    let file = File::open(named.path()).unwrap();
+    let mut driver = FakeDriver::new(Block::new(file, false, "disk").unwrap());
+    let request = [header(request::OUT, 3), vec![0xaa; 512]].concat();
+    assert_eq!(ask(&mut driver, &request, 0).1, Status::IoError as u8);
+    let (data, status) = ask(&mut driver, &header(request::IN, 3), 512);
+    assert_eq!((data, status), (vec![0; 512], Status::Ok as u8));
+}

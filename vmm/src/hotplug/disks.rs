@@ -1,0 +1,80 @@
+//! The slots of a running machine into which disks are plugged.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rvm_protocol::DISK_SLOT;
+
+use crate::bus::{Bus, BusError};
+use crate::kvm::Vm;
+use crate::virtio::block::{Block, QUEUE_SIZES};
+
+/// A disk could not be plugged or unplugged.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("the request came without a disk")]
+    NoFile,
+    #[error("slot {0} is none for disks")]
+    NoSlot(usize),
+    #[error("there is a disk in slot {0} already")]
+    Occupied(usize),
+    #[error("there is no disk in slot {0}")]
+    Empty(usize),
+    #[error("cannot find the size of the disk")]
+    Size(#[source] io::Error),
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// The slots for disks, from [`DISK_SLOT`] on.
+pub struct DiskSlots {
+    /// Whether there is a disk in each.
+    occupied: Vec<bool>,
+}
+
+impl DiskSlots {
+    /// Empty slots.
+    pub fn new(count: usize) -> Self {
+        Self {
+            occupied: vec![false; count],
+        }
+    }
+
+    /// Plugs a disk into an empty slot.
+    pub fn plug(
+        &mut self,
+        (vm, bus): (&Vm, &Bus),
+        slot: usize,
+        file: Option<OwnedFd>,
+        read_only: bool,
+        serial: &str,
+    ) -> Result<(), DiskError> {
+        let file = File::from(file.ok_or(DiskError::NoFile)?);
+        let occupied = self.find(slot)?;
+        if *occupied {
+            return Err(DiskError::Occupied(slot));
+        }
+        let disk = Block::new(file, read_only, serial).map_err(DiskError::Size)?;
+        bus.plug(vm, slot, Box::new(disk))?;
+        *occupied = true;
+        Ok(())
+    }
+
+    /// Empties a slot, and closes the disk's file. Waits for a request that is being executed.
+    pub fn unplug(&mut self, bus: &Bus, slot: usize) -> Result<(), DiskError> {
+        let occupied = self.find(slot)?;
+        if !*occupied {
+            return Err(DiskError::Empty(slot));
+        }
+        bus.unplug(slot, QUEUE_SIZES)?;
+        *occupied = false;
+        Ok(())
+    }
+
+    fn find(&mut self, slot: usize) -> Result<&mut bool, DiskError> {
+        let index = slot.checked_sub(DISK_SLOT);
+        let found = index.and_then(|index| self.occupied.get_mut(index));
+        found.ok_or(DiskError::NoSlot(slot))
+    }
+}
