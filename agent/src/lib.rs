@@ -14,6 +14,8 @@ mod streams;
 mod process;
 mod events;
 mod volumes;
+mod slots;
+mod disks;
 mod network;
 mod names;
 mod ports;

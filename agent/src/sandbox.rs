@@ -1,15 +1,16 @@
-//! What the machine holds: its containers, its network, and copies of volumes.
+//! What the machine holds: its containers, its network, copies of volumes, and disks.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use rvm_protocol::agent::UpdateVolumeRequest;
+use rvm_protocol::agent::{MountDisksRequest, UpdateVolumeRequest};
 use rvm_protocol::{ContainerId, SHARED_CACHE_TIMEOUT};
 use rvm_sys::error_chain::chain;
 
 use crate::boot;
 use crate::container::{self, Container, ContainerError, Runtime, StateError};
+use crate::disks::{DiskError, Disks};
 use crate::names::Names;
 use crate::network::Network;
 use crate::streams::StreamIds;
@@ -25,6 +26,8 @@ pub enum SandboxError {
     NoSuchContainer(ContainerId),
     #[error(transparent)]
     Container(#[from] ContainerError),
+    #[error(transparent)]
+    Disks(#[from] DiskError),
     #[error("copy a volume")]
     CopyVolume(#[source] std::io::Error),
 }
@@ -42,6 +45,7 @@ pub struct Sandbox {
     pub network: Arc<tokio::sync::Mutex<Network>>,
     pub names: Names,
     volumes: Copies,
+    disks: Disks,
     containers: Arc<Mutex<HashMap<ContainerId, Slot>>>,
     /// When containers were removed whose files the kernel may still cache by their names.
     removed: Arc<Mutex<HashMap<ContainerId, Instant>>>,
@@ -57,6 +61,7 @@ impl Sandbox {
             network: Arc::new(tokio::sync::Mutex::new(network)),
             names: Names::default(),
             volumes: Copies::default(),
+            disks: Disks::default(),
             containers: Arc::default(),
             removed: Arc::default(),
         })
@@ -80,6 +85,7 @@ impl Sandbox {
         let created = container::create(&self.runtime, id, config, ids).await;
         if created.is_err() {
             self.volumes.remove(id).await;
+            self.disks.remove(id).await;
         }
         let mut containers = self.lock();
         match &created {
@@ -103,6 +109,39 @@ impl Sandbox {
         updated.map_err(SandboxError::CopyVolume)
     }
 
+    /// Attaches a container's disks and mounts the file systems on them, before the container is
+    /// made.
+    pub async fn mount_disks(
+        &self,
+        container: &ContainerId,
+        request: &MountDisksRequest,
+    ) -> Result<(), SandboxError> {
+        if self.lock().contains_key(container) {
+            return Err(SandboxError::ContainerExists(container.clone()));
+        }
+        Ok(self.disks.mount(container, request).await?)
+    }
+
+    /// Waits until the host has the data that ended processes wrote. Disks of containers that have
+    /// ended are unmounted, so that the host finds their file systems clean.
+    pub async fn write_back(&self) {
+        let containers: Vec<_> = {
+            let present = self.lock();
+            let present = present.iter().filter_map(|(id, slot)| match slot {
+                Slot::Present(container) => Some((id.clone(), container.init().has_finished())),
+                Slot::Creating => None,
+            });
+            present.collect()
+        };
+        for (id, has_ended) in containers {
+            match has_ended {
+                true => self.disks.unmount(&id).await,
+                false => self.disks.sync(&id).await,
+            }
+        }
+        self.runtime.write_back().await;
+    }
+
     pub fn container(&self, id: &ContainerId) -> Result<Arc<Container>, SandboxError> {
         match self.lock().get(id) {
             Some(Slot::Present(container)) => Ok(container.clone()),
@@ -113,8 +152,14 @@ impl Sandbox {
 
     /// Kills the remaining processes of a container and forgets it.
     pub async fn remove(&self, id: &ContainerId) -> Result<(), SandboxError> {
-        self.container(id)?.remove().await?;
+        let container = self.container(id);
+        if let Err(SandboxError::NoSuchContainer(_)) = container {
+            // It may never have been made.
+            self.disks.remove(id).await;
+        }
+        container?.remove().await?;
         self.volumes.remove(id).await;
+        self.disks.remove(id).await;
         self.lock().remove(id);
         let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
         removed.retain(|_, at| at.elapsed() < SHARED_CACHE_TIMEOUT);

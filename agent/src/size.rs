@@ -8,13 +8,11 @@ use std::path::Path;
 
 use rvm_protocol::MEMORY_SLOT;
 
+use crate::slots;
 use crate::sys::{Doing as _, OsError};
 
 /// The directory of CPUs with their `online` files. The first CPU has none: it is always online.
 const CPUS: &str = "/sys/devices/system/cpu";
-
-/// The driver of virtio-mmio slots.
-const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 
 /// The zones that plugged memory goes to. Three quarters of it are movable, so that it can be
 /// unplugged again; the rest is for the kernel too, which needs more of it as memory grows. See the
@@ -68,12 +66,10 @@ fn set_online(id: u32, online: bool) -> Result<(), SizeError> {
 
 /// Binds the memory device to its driver, if it is not bound yet.
 pub fn bind_memory_device() -> Result<(), SizeError> {
-    let slot = format!("virtio-mmio.{MEMORY_SLOT}");
-    if Path::new(DRIVER).join(&slot).exists() {
+    if slots::is_bound(MEMORY_SLOT) {
         return Ok(());
     }
     let (path, value) = POLICY;
     fs::write(path, value).doing(|| format!("write {path}"))?;
-    let path = format!("{DRIVER}/bind");
-    Ok(fs::write(&path, slot).doing(|| "bind the memory device to its driver".to_owned())?)
+    Ok(slots::bind(MEMORY_SLOT).doing(|| "bind the memory device to its driver")?)
 }

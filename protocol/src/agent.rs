@@ -1,4 +1,4 @@
-//! The agent's ttrpc service, generated from `proto/agent.proto`, where its contract is written.
+//! The agent's ttrpc service, generated from `proto/`, where its contract is written.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction)]
 #![allow(unused_qualifications)]
@@ -7,3 +7,4 @@ include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
 pub use agent::*;
 pub use agent_ttrpc::*;
+pub use storage::*;

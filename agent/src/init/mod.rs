@@ -28,6 +28,7 @@ use std::error::Error;
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 
 use channel::Report;
+pub use mounts::filesystem;
 use plan::{Plan, Role, fd};
 pub use privileges::HARD_NOFILE;
 pub use rootfs::STAGING;

@@ -1,7 +1,4 @@
 //! The machine's network cards: virtio devices, bound to their driver while an interface uses them.
-//!
-//! An empty virtio-mmio slot and an unbound card are both platform devices without a driver; only
-//! binding tells them apart.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,17 +8,9 @@ use rustix::io::write;
 use rustix::process::Pid;
 
 use super::{Mac, NetworkError, failed};
+use crate::slots::{DEVICES, DRIVER, PREFIX as SLOT};
 use crate::sys::Doing as _;
 use crate::sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
-
-/// The bus of virtio-mmio slots.
-const DEVICES: &str = "/sys/bus/platform/devices";
-
-/// The driver of virtio-mmio slots.
-const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
-
-/// The prefix of a slot's name; a number follows.
-const SLOT: &str = "virtio-mmio.";
 
 /// A card that is bound to its driver.
 #[derive(Debug)]

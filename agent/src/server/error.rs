@@ -7,6 +7,7 @@ use ttrpc::proto::Code;
 use crate::cgroup::CgroupError;
 use crate::clock::ClockError;
 use crate::container::{ContainerError, StateError};
+use crate::disks::DiskError;
 use crate::network::NetworkError;
 use crate::process::ProcessError;
 use crate::sandbox::SandboxError;
@@ -51,7 +52,8 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::ContainerExists(_) => Code::ALREADY_EXISTS,
         SandboxError::NoSuchContainer(_) => Code::NOT_FOUND,
         SandboxError::Container(error) => container_code(error),
-        SandboxError::CopyVolume(_) => Code::UNKNOWN,
+        SandboxError::Disks(DiskError::Request(_)) => Code::INVALID_ARGUMENT,
+        SandboxError::Disks(_) | SandboxError::CopyVolume(_) => Code::UNKNOWN,
     }
 }
 

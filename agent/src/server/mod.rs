@@ -302,7 +302,12 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         _: api::WriteBackRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.sandbox.runtime.write_back().await;
+        let sandbox = self.sandbox.clone();
+        to_the_end(async move {
+            sandbox.write_back().await;
+            Ok(())
+        })
+        .await?;
         Ok(api::Empty::default())
     }
 
@@ -370,6 +375,20 @@ impl api::Agent for Service {
         to_the_end(async move {
             let container = ContainerId::new(request.container_id.as_str())?;
             Ok(sandbox.update_volume(&container, &request).await?)
+        })
+        .await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn mount_disks(
+        &self,
+        _: &TtrpcContext,
+        request: api::MountDisksRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let sandbox = self.sandbox.clone();
+        to_the_end(async move {
+            let container = ContainerId::new(request.container_id.as_str())?;
+            Ok(sandbox.mount_disks(&container, &request).await?)
         })
         .await?;
         Ok(api::Empty::default())

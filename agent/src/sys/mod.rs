@@ -8,6 +8,7 @@ pub mod caps;
 pub mod clock;
 pub mod clone;
 mod error;
+pub mod loop_device;
 pub mod netlink;
 pub mod port;
 pub mod sched;

@@ -1,0 +1,105 @@
+//! The guest's device of a disk: a virtio-blk device in a slot of the machine, bound to its driver,
+//! or a loop device on an image file.
+
+use std::fs;
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::request::Disk;
+use crate::slots;
+use crate::sys::loop_device::LoopDevice;
+use crate::sys::{Doing as _, OsError};
+
+/// How long a device may stay in use after its file systems were unmounted: the mount namespace of
+/// a process that has just ended goes a little later.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+const RELEASE_PAUSE: Duration = Duration::from_millis(2);
+
+/// A device that is attached. Dropping it waits until nothing uses the device, and detaches it.
+#[derive(Debug)]
+pub(super) enum Device {
+    Slot {
+        slot: usize,
+        node: String,
+    },
+    /// The kernel detaches a loop device when nothing uses it any more.
+    Image(LoopDevice),
+}
+
+impl Device {
+    pub(super) fn attach(disk: &Disk) -> Result<Self, OsError> {
+        match disk {
+            Disk::Slot(slot) => Self::bind(*slot),
+            Disk::Image { path, read_only } => {
+                let attached = LoopDevice::attach(path, *read_only);
+                let attached = attached.doing(|| format!("attach {}", path.display()));
+                Ok(Self::Image(attached?))
+            }
+        }
+    }
+
+    fn bind(slot: usize) -> Result<Self, OsError> {
+        slots::bind(slot).doing(|| format!("bind the disk in slot {slot} to its driver"))?;
+        // Unbinds it if the disk is not found.
+        let mut device = Self::Slot {
+            slot,
+            node: String::new(),
+        };
+        if let Self::Slot { node, .. } = &mut device {
+            *node = find(slot).doing(|| format!("find the disk in slot {slot}"))?;
+        }
+        Ok(device)
+    }
+
+    /// The path of the device.
+    pub(super) fn node(&self) -> &str {
+        match self {
+            Self::Slot { node, .. } => node,
+            Self::Image(device) => device.node(),
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Self::Slot { slot, node } = self {
+            wait_until_unused(node);
+            if let Err(error) = slots::unbind(*slot) {
+                log::warn!("unbind the disk in slot {slot}: {error}");
+            }
+        }
+    }
+}
+
+/// The node of the disk in a slot: platform/virtio-mmio.N/virtioM/block/NAME.
+fn find(slot: usize) -> io::Result<String> {
+    let none = || io::Error::from(io::ErrorKind::NotFound);
+    for entry in fs::read_dir(slots::path(slot))? {
+        let blocks = entry?.path().join("block");
+        if blocks.is_dir() {
+            let name = fs::read_dir(blocks)?.next().ok_or_else(none)??.file_name();
+            return Ok(format!("/dev/{}", name.to_string_lossy()));
+        }
+    }
+    Err(none())
+}
+
+/// Waits until a device can be had exclusively, as one that is not mounted can.
+fn wait_until_unused(node: &str) {
+    let start = Instant::now();
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    while start.elapsed() < RELEASE_TIMEOUT {
+        match rustix::fs::open(node, flags, Mode::empty()) {
+            Err(Errno::BUSY) => sleep(RELEASE_PAUSE),
+            _ => return,
+        }
+    }
+    log::warn!(
+        "{node} is in use {} s after it was unmounted",
+        RELEASE_TIMEOUT.as_secs()
+    );
+}
