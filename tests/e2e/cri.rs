@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rvm_tests::command::eventually;
-use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, api};
+use rvm_tests::cri::{Container, Cri, Pod, Projected, SUBNET, Sandboxer, api, sandboxer};
 
 /// Runs until SIGTERM, and then ends at once.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -190,6 +190,10 @@ fn streams_of_a_container_and_of_programs_in_it_reach_the_client() {
 
 #[test]
 fn a_pod_in_the_nodes_network_is_refused_in_the_words_of_pods() {
+    if sandboxer() == Sandboxer::Shim {
+        println!("skipped: containerd 2.1 panics before it calls the shim");
+        return;
+    }
     let cri = Cri::new();
     let mut config = cri.pod_config("node");
     let linux = config.linux.mut_or_insert_default();
@@ -375,10 +379,15 @@ fn twenty_pods_run_side_by_side_and_leave_nothing() {
 
 /// The pid of a process that runs a pod's machine.
 fn machine(cri: &Cri) -> i32 {
-    let is_machine = |pid: &i32| {
+    machines(cri)[0]
+}
+
+/// All processes that run machines.
+fn machines(cri: &Cri) -> Vec<i32> {
+    let mut processes = cri.world().processes();
+    processes.retain(|pid| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         name.starts_with("qemu") || name.starts_with("rvm-vmm")
-    };
-    let processes = cri.world().processes();
-    processes.into_iter().find(is_machine).unwrap()
+    });
+    processes
 }

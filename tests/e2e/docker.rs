@@ -16,6 +16,8 @@ mod network;
 mod options;
 #[path = "engine/run.rs"]
 mod run;
+#[path = "engine/silent.rs"]
+mod silent;
 
 use rvm_tests::engine::docker::docker as engine;
 

@@ -18,6 +18,8 @@ mod options;
 mod pods;
 #[path = "engine/run.rs"]
 mod run;
+#[path = "engine/silent.rs"]
+mod silent;
 
 use rvm_tests::engine::podman::podman as engine;
 

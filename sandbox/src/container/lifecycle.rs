@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rvm_protocol::ContainerId;
@@ -25,6 +26,9 @@ use crate::spec::process::warn_about_ambient;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
 use rvm_sys::error_chain::chain;
+
+/// How long a guest may take to answer to a signal other than SIGKILL before it counts as pending.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +176,9 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
 }
 
 /// Signals a container's init process, or all of its processes; that there are none is no error
-/// then. After SIGKILL the container has ended when this returns, whatever its guest does.
+/// then. After SIGKILL the container has ended when this returns, whatever its guest does. Another
+/// signal is pending if the guest does not answer: containerd's CRI and Podman 4 never come to
+/// SIGKILL if the first signal fails.
 pub async fn kill(container: &Container, signal: i32, all: bool) -> Result<(), LifecycleError> {
     let state = container.state()?;
     match state.status() {
@@ -202,11 +208,19 @@ async fn send(
     all: bool,
 ) -> Result<(), LifecycleError> {
     let agent = connect(container, state).await?;
-    let signalled = match all {
-        true => agent.signal_all(container.id(), signal).await,
-        false => agent.signal(&container.init(), signal).await,
+    let signalled = async {
+        match all {
+            true => agent.signal_all(container.id(), signal).await,
+            false => agent.signal(&container.init(), signal).await,
+        }
     };
-    explained(container, state, signalled).await
+    if let Ok(signalled) = tokio::time::timeout(ANSWER_TIMEOUT, signalled).await {
+        return explained(container, state, signalled).await;
+    }
+    // The request is on its way to the guest, and stays so without this connection.
+    let id = container.id();
+    tracing::warn!("container {id}: its guest does not answer; signal {signal} is pending");
+    Ok(())
 }
 
 /// Deletes a container and everything that belongs to it. `force` deletes one that runs as well,

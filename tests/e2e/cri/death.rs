@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rvm_tests::command::{eventually, signal};
 use rvm_tests::cri::{Cri, api};
 
-use super::{WAITS, machine, mount, small};
+use super::{WAITS, machine, machines, mount, small};
 
 #[test]
 fn a_guest_whose_kernel_panics_is_told_dead_and_leaves_nothing() {
@@ -125,5 +125,34 @@ fn a_pod_whose_machine_or_shim_dies_is_told_dead_and_replaced() {
     cri.start();
     assert_eq!(box_.ended().exit_code, 7);
     assert_eq!(stays.shell("echo here"), "here\n");
+    pod.remove();
+}
+
+#[test]
+fn a_pod_whose_guest_is_silent_is_stopped_and_removed() {
+    let cri = Cri::new();
+    let started = || {
+        let pod = cri.run_pod(small(&cri, "silent")).unwrap();
+        let box_ = pod.start("box", WAITS, |_| {});
+        for pid in machines(&cri) {
+            signal(pid, libc::SIGSTOP);
+        }
+        (pod, box_)
+    };
+    let in_time = |what: &str, work: &dyn Fn()| {
+        let start = Instant::now();
+        work();
+        println!("{what}: {:.1?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(25), "{what}");
+    };
+    let (pod, box_) = started();
+    in_time("StopPodSandbox", &|| pod.stop());
+    assert_eq!(box_.ended().exit_code, 137);
+    pod.remove();
+
+    // What kubelet does when a container's probe fails.
+    let (pod, box_) = started();
+    in_time("StopContainer", &|| box_.stop(2));
+    assert_eq!(box_.ended().exit_code, 137);
     pod.remove();
 }

@@ -27,6 +27,21 @@ fn a_stopped_container_had_its_chance_to_end() {
 }
 
 #[test]
+fn a_container_is_stopped_by_its_own_signal() {
+    for (signal, name) in [("SIGUSR1", "USR1"), ("SIGRTMIN+3", "37")] {
+        let script = format!(
+            "trap 'echo told; exit 5' {name}; trap 'exit 6' TERM; echo ready; \
+             while :; do sleep 0.1; done"
+        );
+        let container = engine().start(&["--stop-signal", signal], &["sh", "-c", &script]);
+        container.wait_for_log("ready");
+        container.ok(&["stop", "--time", "60"]);
+        assert_eq!(container.inspect(".State.ExitCode"), "5", "{signal}");
+        assert!(container.logs().contains("told"), "{}", container.logs());
+    }
+}
+
+#[test]
 fn a_container_that_will_not_stop_is_killed() {
     let container = engine().start(
         &[],

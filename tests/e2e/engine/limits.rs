@@ -84,6 +84,23 @@ fn an_update_changes_the_machine_too() {
 }
 
 #[test]
+fn swap_is_limited_where_there_is_any() {
+    if !sees_its_limits() {
+        return;
+    }
+    let options = ["--memory", "64m", "--memory-swap", "96m"];
+    let container = engine().start(&options, &["sleep", "100000"]);
+    let own = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/1/cgroup)";
+    let limit = || container.shell(&format!("{own} && cat memory.max memory.swap.max"));
+    assert_eq!(limit(), "67108864\n33554432\n");
+    let swap = "awk '/^SwapTotal/ { print $2 }' /proc/meminfo";
+    assert_eq!(container.shell(swap), "0\n", "a guest has none");
+    let change = ["update", "--memory", "64m", "--memory-swap", "64m"];
+    engine().ok(&[&change[..], &[&container.name]].concat());
+    assert_eq!(limit(), "67108864\n0\n");
+}
+
+#[test]
 fn processes_are_limited() {
     let script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait";
     // In a container of its own, with which these processes end.
