@@ -122,8 +122,9 @@ impl Sandbox {
         Ok(self.disks.mount(container, request).await?)
     }
 
-    /// Waits until the host has the data that ended processes wrote. Disks of containers that have
-    /// ended are unmounted, so that the host finds their file systems clean.
+    /// Waits until the disks have the data that ended processes wrote; shared files have it
+    /// already. Disks of containers that have ended are unmounted, so that the host finds their
+    /// file systems clean.
     pub async fn write_back(&self) {
         let containers: Vec<_> = {
             let present = self.lock();
@@ -139,7 +140,6 @@ impl Sandbox {
                 false => self.disks.sync(&id).await,
             }
         }
-        self.runtime.write_back().await;
     }
 
     pub fn container(&self, id: &ContainerId) -> Result<Arc<Container>, SandboxError> {

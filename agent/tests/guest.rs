@@ -239,7 +239,12 @@ async fn a_terminal_has_a_size_that_can_change() {
     };
     guest.create(&bundle, stdio).await.unwrap();
     guest.start("tty").await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let before = "/dev/pts/0\r\n33 99\r\nconsole\r\n";
+    let mut seen = vec![0; before.len()];
+    tokio::io::AsyncReadExt::read_exact(&mut stream, &mut seen)
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8(seen).unwrap(), before);
     let request = rvm_protocol::agent::ResizeTerminalRequest {
         container_id: "tty".to_owned(),
         rows: 50,
@@ -255,7 +260,7 @@ async fn a_terminal_has_a_size_that_can_change() {
         .await
         .unwrap();
     let text = support::read(stream).await.replace("\r\n", "\n");
-    assert_eq!(text, "/dev/pts/0\n33 99\nconsole\n\n50 120\n/dev/pts/0\n");
+    assert_eq!(text, "\n50 120\n/dev/pts/0\n");
     assert_eq!(guest.wait("tty", "").await.unwrap(), 0);
     guest.remove("tty").await.unwrap();
 }
@@ -306,11 +311,11 @@ async fn what_a_container_without_pid_namespace_leaves_behind_is_killed() {
 async fn hooks_run_with_the_state_and_can_fail() {
     let guest = guest_or_skip!();
     let bundle = Bundle::shell(guest.machine, "hooks", "cat /start");
-    let create = format!("{}/hooks/rootfs/bin/busybox", rvm_protocol::SHARED_DIR);
+    let create = format!("{}/hooks/rootfs/bin/busybox", support::Machine::SHARED);
     let bundle = bundle.with(|spec| {
         spec["hooks"] = json!({
             "createContainer": [{ "path": create, "args": ["sh", "-c",
-                format!("cat > {}/hooks/rootfs/create", rvm_protocol::SHARED_DIR)],
+                format!("cat > {}/hooks/rootfs/create", support::Machine::SHARED)],
                 "env": ["A=1"], "timeout": 5 }],
             "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", "cat > /start"] }],
         });
@@ -337,7 +342,7 @@ async fn hooks_run_with_the_state_and_can_fail() {
     guest.remove("badhook").await.unwrap();
     let bundle = Bundle::new(guest.machine, "slowhook", &["true"]).with(|spec| {
         spec["hooks"] = json!({ "createContainer": [
-            { "path": format!("{}/slowhook/rootfs/bin/busybox", rvm_protocol::SHARED_DIR),
+            { "path": format!("{}/slowhook/rootfs/bin/busybox", support::Machine::SHARED),
               "args": ["sleep", "30"], "timeout": 1 }] });
     });
     assert!(message(guest.run(&bundle).await).contains("killed after its timeout of 1 s"));

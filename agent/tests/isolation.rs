@@ -138,7 +138,7 @@ async fn bind_mounts_go_where_they_belong_and_nowhere_else() {
     let volume = guest.machine.shared_directory().join("volume");
     std::fs::create_dir_all(&volume).unwrap();
     std::fs::write(volume.join("file"), "content").unwrap();
-    let source = format!("{}/volume", rvm_protocol::SHARED_DIR);
+    let source = format!("{}/volume", support::Machine::SHARED);
     let command = "cat /new/dir/file /etc/one; echo x > /new/dir/file; echo y > /rw/made; \
                    cat /tmp/escape/file; mount | grep -c ' /rw '";
     let bundle = Bundle::shell(guest.machine, "bind", command)

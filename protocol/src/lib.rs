@@ -44,7 +44,7 @@ pub const STREAM_PORT: u32 = 1025;
 /// so that the agent knows that the device has seen it.
 pub const READY_PORT: u32 = 1024;
 
-/// The tag of the shared directory, for virtio-fs and 9p alike.
+/// The virtio-fs tag of the shared directory.
 pub const SHARED_TAG: &str = "rvm";
 
 /// Where the agent mounts the shared directory. A container's root is
@@ -57,9 +57,6 @@ pub const VOLUMES_DIR: &str = "/run/rvm/volumes";
 /// How long the guest may use what it has cached of a shared file before it asks the host again.
 /// The guest sees the host's changes, such as an updated volume, within this time.
 pub const SHARED_CACHE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Kernel parameter that names the shared directory's file system: `virtiofs` or `9p`.
-pub const PARAM_SHARED: &str = "rvm.shared";
 
 /// Kernel parameter that sets the agent's log filter, in `tracing`'s notation.
 pub const PARAM_LOG: &str = "rvm.log";

@@ -108,8 +108,6 @@ pub struct QemuConfig {
     /// QEMU's arguments. The descriptors that came with the configuration have the numbers
     /// [`QEMU_FIRST_FD`] and up.
     pub args: Vec<String>,
-    /// The directory that is served over 9p; [`QEMU_SHARED_DIR`] inside the jail.
-    pub shared_dir: PathBuf,
     /// An empty directory in which the jail's root is assembled.
     pub stage_dir: PathBuf,
 }
@@ -117,26 +115,25 @@ pub struct QemuConfig {
 /// The number of the first descriptor that QEMU inherits.
 pub const QEMU_FIRST_FD: i32 = 10;
 
-/// The path of [`QemuConfig::shared_dir`] inside the jail.
-pub const QEMU_SHARED_DIR: &str = "/shared";
-
-/// The configuration of `rvm-vmm backend`, which serves one QEMU: vsock over vhost-user, and the
-/// guest's console.
+/// The configuration of `rvm-vmm backend`, which serves one QEMU: vsock and shared files over
+/// vhost-user, and the guest's console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendConfig {
     /// As [`MachineConfig::parent`].
     pub parent: u32,
-    /// A listening Unix socket to which QEMU's vhost-user device connects once.
-    pub vhost_user: FdIndex,
+    /// A listening Unix socket to which QEMU's vhost-user-vsock device connects once.
+    pub vsock_device: FdIndex,
+    /// The same for its vhost-user-fs device.
+    pub files_device: FdIndex,
     /// As [`MachineConfig::vsock`].
     pub vsock: Vec<VsockPort>,
     /// A connected stream from which the guest's console is read.
     pub console_input: FdIndex,
     /// The log of the guest's console: a regular file, open for writing.
     pub console: FdIndex,
-    /// A directory over which the jail's empty root is mounted.
-    pub stage_dir: PathBuf,
+    /// As [`MachineConfig::shared_dir`].
+    pub shared_dir: PathBuf,
 }
 
 /// A request of the host to a running machine. The VMM answers each with [`Event::Done`] or

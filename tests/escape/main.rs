@@ -82,9 +82,16 @@ fn in_a_machine(channel: &Channel, host: &Host) -> Report {
 
 fn in_a_backend(channel: &Channel, host: &Host) -> Report {
     let (config, _fds) = configuration::<BackendConfig>(channel);
-    jails::enter_backend(&config).unwrap();
+    let _own_descriptors = jails::enter_backend(&config).unwrap();
     let mut report = attempts::run(host, || {});
-    report.extend(calls::run(ThreadKind::VhostUser));
+    for kind in [
+        ThreadKind::VhostUser,
+        ThreadKind::Vsock,
+        ThreadKind::Files,
+        ThreadKind::Console,
+    ] {
+        report.extend(calls::run(kind));
+    }
     report
 }
 

@@ -2,26 +2,19 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, mount_remount, move_mount, open_tree, unmount,
 };
 use rvm_protocol::{SHARED_DIR, SHARED_TAG};
 
-use rustix::process::Pid;
-
-use super::params::Shared;
 use crate::init::STAGING;
-use crate::sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
 use crate::sys::{Doing as _, OsError};
 
 const HARDENED: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC);
-
-/// `V9FS_MAGIC` of `<linux/magic.h>`.
-const V9FS_MAGIC: u64 = 0x0102_1997;
 
 struct Mount {
     kind: &'static str,
@@ -69,14 +62,11 @@ pub fn mount_kernel_interfaces() -> Result<(), OsError> {
 }
 
 /// Mounts the rest: devpts, /run, /tmp, the cgroup tree and the shared directory.
-pub fn mount_rest(shared: Option<Shared>) -> Result<(), OsError> {
+pub fn mount_rest() -> Result<(), OsError> {
     REST.iter().try_for_each(Mount::make)?;
     make_directory("/run/rvm")?;
     make_directory(STAGING)?;
-    if let Some(shared) = shared {
-        mount_shared(shared)?;
-    }
-    Ok(())
+    mount_shared()
 }
 
 impl Mount {
@@ -95,57 +85,15 @@ fn make_directory(path: &str) -> Result<(), OsError> {
 }
 
 /// Mounts the host's directory.
-///
-/// For 9p: with `access=client` each user of the guest attaches as itself, so that it owns the
-/// files that it creates, and the guest's kernel checks permissions, so that root may act as any
-/// user. `cache=mmap` is the weakest mode that can run programs and map files writable. close(2)
-/// starts to send a process's data to the host, and syncfs(2) waits for it (see
-/// [`start_writing_back`]). A lookup, an open and a stat see the host's changes; the guest's kernel
-/// is patched for files that stay open or are mounted themselves. QEMU accepts an `msize` of this
-/// size without a warning.
-fn mount_shared(shared: Shared) -> Result<(), OsError> {
+fn mount_shared() -> Result<(), OsError> {
     make_directory(SHARED_DIR)?;
-    let (kind, data) = match shared {
-        Shared::VirtioFs => ("virtiofs", None),
-        Shared::NineP => (
-            "9p",
-            Some(c"trans=virtio,version=9p2000.L,cache=mmap,msize=512000,access=client"),
-        ),
-    };
-    mount(SHARED_TAG, SHARED_DIR, kind, MountFlags::empty(), data)
+    let kind = "virtiofs";
+    mount(SHARED_TAG, SHARED_DIR, kind, MountFlags::empty(), None)
         .doing(|| format!("mount {kind} {SHARED_TAG} on {SHARED_DIR}"))?;
     // Shared, so that a mount in a volume propagates between containers of a pod that ask for it
     // with `rshared` and `rslave`.
     mount_change(SHARED_DIR, MountPropagationFlags::SHARED)
         .doing(|| format!("share the mounts below {SHARED_DIR}"))
-}
-
-/// Starts a process that waits until the host has what ended processes wrote to the shared
-/// directory; returns its id.
-///
-/// Only 9p needs it, and there it costs little when nothing is dirty: close(2) starts the write and
-/// does not wait for it (v9fs_dir_release). virtio-fs writes synchronously when a file is closed
-/// and when a mapping ends (fuse_flush, fuse_vma_close); a sync would make the host sync its disk.
-pub fn start_writing_back() -> Option<Pid> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(SHARED_DIR, flags, Mode::empty()).ok()?;
-    let is_9p = rustix::fs::fstatfs(&root).is_ok_and(|fs| fs.f_type as u64 == V9FS_MAGIC);
-    if !is_9p {
-        return None;
-    }
-    // SAFETY: the child makes two system calls.
-    #[allow(unsafe_code)]
-    match unsafe { clone_process(&CloneRequest::default()) } {
-        Ok(Cloned::Child) => {
-            let written = rustix::fs::syncfs(&root);
-            exit_now(i32::from(written.is_err()))
-        }
-        Ok(Cloned::Parent { pid, .. }) => Some(pid),
-        Err(errno) => {
-            log::warn!("write back {SHARED_DIR}: {errno}");
-            None
-        }
-    }
 }
 
 /// Writes the shared directory's data back and unmounts it. No container is left.

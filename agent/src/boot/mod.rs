@@ -11,27 +11,18 @@ mod params;
 use rustix::process::DumpableBehavior;
 use rvm_sys::loopback;
 
-pub use filesystems::{start_writing_back, unmount_shared};
+pub use filesystems::unmount_shared;
 
 use crate::sys::{Doing as _, OsError, signal};
 
-/// Why the guest could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    #[error(transparent)]
-    Os(#[from] OsError),
-    #[error("kernel parameter rvm.shared={0}: neither virtiofs nor 9p")]
-    UnknownShared(String),
-}
-
 /// Sets the guest up. The steps depend on one another in this order.
-pub fn run() -> Result<(), BootError> {
+pub fn run() -> Result<(), OsError> {
     signal::ignore_broken_pipes();
     filesystems::mount_kernel_interfaces()?;
     console::open_missing_standard_streams()?;
     let params = params::Params::read()?;
     crate::logging::start(params.log_filter());
-    filesystems::mount_rest(params.shared())?;
+    filesystems::mount_rest()?;
     filesystems::seal_root()?;
     limits::apply()?;
     loopback::bring_up().doing(|| "bring lo up")?;

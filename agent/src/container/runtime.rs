@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::boot;
 use crate::events::Events;
 use crate::meminfo::Meminfo;
 use crate::process::Reaper;
@@ -38,13 +37,5 @@ impl Runtime {
             host_dirs: HostDirs::default(),
             meminfo: Meminfo::default(),
         })
-    }
-
-    /// Waits until the host has the data that ended processes wrote.
-    pub async fn write_back(&self) {
-        if let Some(pid) = boot::start_writing_back() {
-            // Its status says nothing that could be acted on.
-            let _ = self.reaper.expect(pid).await;
-        }
     }
 }

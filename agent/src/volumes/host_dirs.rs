@@ -1,6 +1,6 @@
 //! Directories of the host that containers mount.
 //!
-//! On virtio-fs each is a file system of its own, which the guest's kernel mounts when a path
+//! Each is a file system of its own, which the guest's kernel mounts when a path
 //! through it is first resolved (fuse_dentry_automount), and once more in every mount namespace
 //! that has no copy of that mount yet. Two such instances share nothing: a program cannot connect
 //! to a socket in the other instance, locks do not conflict, and mappings of a file are not the
@@ -42,7 +42,7 @@ impl HostDirs {
 
 impl Drop for HostDir {
     fn drop(&mut self) {
-        // Fails for a file, and for anything on 9p: those are no mounts.
+        // Fails for a file: it is no mount.
         let _ = unmount(self.0.as_str(), UnmountFlags::DETACH);
     }
 }

@@ -27,7 +27,7 @@ impl Bundle {
         make_rootfs(&rootfs);
         let mut spec: Value = serde_json::from_str(CONFIG).unwrap();
         spec["process"]["args"] = json!(args);
-        spec["root"]["path"] = json!(format!("{}/{id}/rootfs", rvm_protocol::SHARED_DIR));
+        spec["root"]["path"] = json!(format!("{}/{id}/rootfs", Machine::SHARED));
         Self {
             id: id.to_owned(),
             rootfs,

@@ -15,7 +15,7 @@ use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 
 /// As rvm starts its guests on QEMU.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t tsc=reliable \
-    no_timer_check noreplace-smp cryptomgr.notests random.trust_cpu=on";
+    no_timer_check noreplace-smp cryptomgr.notests random.trust_cpu=on swiotlb=4096,1,force";
 
 /// A running guest.
 pub struct Machine {
@@ -65,7 +65,7 @@ fn start() -> Option<(Machine, Child)> {
         next_id: AtomicU64::new(1),
         process: Mutex::new(None),
     };
-    std::fs::create_dir(machine.shared_directory()).unwrap();
+    std::fs::create_dir_all(machine.shared_directory()).unwrap();
     let initramfs = machine.path("initramfs");
     let agent = std::env::var("RVM_TEST_AGENT");
     let agent = agent.unwrap_or(env!("CARGO_BIN_EXE_rvm-agent").to_owned());
@@ -76,7 +76,7 @@ fn start() -> Option<(Machine, Child)> {
     Some((machine, backend))
 }
 
-/// Starts the vsock device.
+/// Starts what serves the vsock and file devices.
 fn start_backend(machine: &Machine, vmm: &Path) -> Child {
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
@@ -85,22 +85,28 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
         None,
     )
     .unwrap();
-    // It insists on being the first process of its own pid and mount namespaces.
+    // It insists on being the first process of its own pid and mount namespaces, and lets the guest
+    // write only to mounts in the directory that it shares.
+    let writable = machine.shared_directory();
     let child = spawn(
         Command::new("unshare")
             .args(["--fork", "--pid", "--mount", "--kill-child"])
-            .arg(vmm)
-            .arg("backend")
+            .args([
+                "sh",
+                "-c",
+                "mount --bind \"$1\" \"$1\" && exec \"$2\" backend",
+                "sh",
+            ])
+            .args([&writable, vmm])
             .stdin(Stdio::from(theirs)),
     );
     let ours = Channel::new(ours);
-    let stage_dir = machine.path("stage");
-    std::fs::create_dir(&stage_dir).unwrap();
     let listen = |name: &str| UnixListener::bind(machine.path(name)).unwrap();
     let (silence, _) = UnixStream::pair().unwrap();
     let console = File::create(machine.path("unused-console")).unwrap();
-    let fds: [OwnedFd; 5] = [
-        listen("vhost").into(),
+    let fds: [OwnedFd; 6] = [
+        listen("vhost-vsock").into(),
+        listen("vhost-fs").into(),
         listen(&AGENT_PORT.to_string()).into(),
         listen(&STREAM_PORT.to_string()).into(),
         silence.into(),
@@ -108,20 +114,17 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
     ];
     let config = BackendConfig {
         parent: child.id(),
-        vhost_user: FdIndex(0),
-        vsock: vec![
-            VsockPort {
-                port: AGENT_PORT,
-                listener: FdIndex(1),
-            },
-            VsockPort {
-                port: STREAM_PORT,
-                listener: FdIndex(2),
-            },
-        ],
-        console_input: FdIndex(3),
-        console: FdIndex(4),
-        stage_dir,
+        vsock_device: FdIndex(0),
+        files_device: FdIndex(1),
+        vsock: [(AGENT_PORT, 2), (STREAM_PORT, 3)]
+            .map(|(port, index)| VsockPort {
+                port,
+                listener: FdIndex(index),
+            })
+            .into(),
+        console_input: FdIndex(4),
+        console: FdIndex(5),
+        shared_dir: machine.path("shared"),
     };
     ours.send(&config, &fds.each_ref().map(|fd| fd.as_fd()))
         .unwrap();
@@ -134,7 +137,7 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
 }
 
 /// The machine's devices, but for those that need a path.
-const QEMU_OPTIONS: [(&str, &str); 13] = [
+const QEMU_OPTIONS: [(&str, &str); 14] = [
     ("-M", "microvm,acpi=off,memory-backend=mem,rtc=on"),
     ("-accel", "tcg"),
     ("-cpu", "max"),
@@ -147,14 +150,18 @@ const QEMU_OPTIONS: [(&str, &str); 13] = [
     ("-device", "virtio-serial-device"),
     ("-device", "virtconsole,chardev=console"),
     ("-device", "vhost-user-vsock-device,chardev=vsock"),
-    ("-device", "virtio-9p-device,fsdev=shared,mount_tag=rvm"),
+    ("-global", "virtio-mmio.force-legacy=false"),
+    (
+        "-device",
+        "vhost-user-fs-device,chardev=files,tag=rvm,queue-size=1024,iommu_platform=on",
+    ),
 ];
 
 fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path) -> Command {
     let log = std::env::var("RVM_TEST_LOG").unwrap_or("info".to_owned());
     let console = machine.console();
-    let vsock = machine.path("vhost");
-    let shared = machine.shared_directory();
+    let vsock = machine.path("vhost-vsock");
+    let files = machine.path("vhost-fs");
     let mut command = Command::new(qemu);
     command
         .args(["-nodefaults", "-no-reboot"])
@@ -162,11 +169,8 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
         .arg(format!("file,id=console,mux=on,path={}", console.display()))
         .arg("-chardev")
         .arg(format!("socket,id=vsock,path={}", vsock.display()))
-        .arg("-fsdev")
-        .arg(format!(
-            "local,id=shared,security_model=passthrough,multidevs=remap,path={}",
-            shared.display()
-        ));
+        .arg("-chardev")
+        .arg(format!("socket,id=files,path={}", files.display()));
     for (option, value) in QEMU_OPTIONS {
         command.args([option, value]);
     }
@@ -177,20 +181,23 @@ fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path)
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        .arg(format!("{KERNEL_PARAMS} rvm.shared=9p rvm.log={log}"))
+        .arg(format!("{KERNEL_PARAMS} rvm.log={log}"))
         .args(more.split_whitespace())
         .stdin(Stdio::null());
     command
 }
 
 impl Machine {
+    /// The path in the guest of [`Self::shared_directory`].
+    pub const SHARED: &str = "/run/rvm/shared/all";
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// What the guest sees as its shared directory.
+    /// A directory of the host that the guest shares.
     pub fn shared_directory(&self) -> PathBuf {
-        self.path("shared")
+        self.path("shared").join("all")
     }
 
     /// What the guest wrote to its console.

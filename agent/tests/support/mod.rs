@@ -1,7 +1,7 @@
 //! A guest to try the agent in, and containers in it.
 //!
-//! The machine is QEMU's microvm with the guest kernel, the agent as its whole initramfs, a
-//! directory shared over 9p, and `rvm-vmm backend` for the vsock.
+//! The machine is QEMU's microvm with the guest kernel, the agent as its whole initramfs, and
+//! `rvm-vmm backend` for the vsock and a shared directory.
 #![allow(dead_code)]
 
 mod bundle;

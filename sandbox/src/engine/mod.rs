@@ -47,8 +47,8 @@ pub struct Engine {
     pub net_hotplug: Support,
     /// Whether a running machine can be given more memory than it started with.
     pub memory_hotplug: bool,
-    /// Whether the guest keeps what was written to shared files for a while, as 9p does: virtio-fs
-    /// writes when a file is closed.
+    /// Whether the guest keeps what was written to shared files for a while. virtio-fs writes when
+    /// a file is closed.
     pub caches_writes: bool,
     /// Looks whether the engine works here. Cheap: every start does it where the configuration says
     /// `auto`.

@@ -1,6 +1,6 @@
 //! Idmapped bind mounts (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
 //!
-//! The host maps the ids because virtio-fs and 9p in the guest cannot: the machine reads and writes
+//! The host maps the ids because virtio-fs in the guest cannot: the machine reads and writes
 //! through the idmapped mount, and the guest sees the mapped owners.
 
 use std::fs;

@@ -1,7 +1,7 @@
 //! Volumes that their owner updates atomically, as kubelet's AtomicWriter does for ConfigMaps,
 //! Secrets and projected volumes: the files are in a directory behind the symbolic link `..data`,
 //! and an update exchanges the link. Programs in the guest watch for that with inotify(7), but
-//! neither virtio-fs nor 9p reports the host's changes. So the guest gets a copy of such a volume,
+//! virtio-fs does not report the host's changes. So the guest gets a copy of such a volume,
 //! and the agent repeats every update on the copy, which the guest's kernel reports as any change.
 //!
 //! A copy travels in one message, which limits its size; larger volumes are shared as all others

@@ -28,7 +28,11 @@ pub enum ThreadKind {
     Disk,
     /// virtio-net.
     Network,
-    /// vsock over vhost-user, and the threads of the library that serves it.
+    /// vsock, where it has a thread of its own.
+    Vsock,
+    /// The console's log, likewise.
+    Console,
+    /// Waits for a vhost-user front end, and talks to it.
     VhostUser,
 }
 
@@ -87,16 +91,6 @@ const MAIN: Rules = &[
     // The control socket.
     (libc::SYS_recvmsg, Always),
     (libc::SYS_sendmsg, Always),
-    // vsock.
-    (libc::SYS_accept4, Always),
-    (libc::SYS_readv, Always),
-    (libc::SYS_writev, Always),
-    (libc::SYS_sendto, Always),
-    (libc::SYS_recvfrom, Always),
-    (libc::SYS_shutdown, Always),
-    // The console's log.
-    (libc::SYS_lseek, Always),
-    (libc::SYS_ftruncate, Always),
     // virtio-rng.
     (libc::SYS_getrandom, Always),
     // Plugging and unplugging a network card.
@@ -110,6 +104,20 @@ const MAIN: Rules = &[
     (libc::SYS_getpid, Always),
     (libc::SYS_tgkill, Always),
 ];
+
+const VSOCK: Rules = &[
+    (libc::SYS_poll, Always),
+    (libc::SYS_ppoll, Always),
+    (libc::SYS_accept4, Always),
+    (libc::SYS_readv, Always),
+    (libc::SYS_writev, Always),
+    (libc::SYS_sendto, Always),
+    (libc::SYS_recvfrom, Always),
+    (libc::SYS_shutdown, Always),
+    (libc::SYS_ioctl, OneOf(1, &[FIONBIO])),
+];
+
+const CONSOLE: Rules = &[(libc::SYS_lseek, Always), (libc::SYS_ftruncate, Always)];
 
 const VCPU: Rules = &[
     (
@@ -289,9 +297,12 @@ const DISK: Rules = &[
 
 const NETWORK: Rules = &[(libc::SYS_writev, Always)];
 
-/// Beside [`MAIN`], which receives the memory and the doorbells of the front end.
+/// Receiving the memory and the doorbells of the front end.
 const VHOST_USER: Rules = &[
-    // The library creates its threads after the filter was applied.
+    (libc::SYS_accept4, Always),
+    (libc::SYS_recvmsg, Always),
+    (libc::SYS_sendmsg, Always),
+    // The library creates one of its threads after the filter was applied.
     (libc::SYS_clone3, Always),
     (libc::SYS_epoll_create1, Always),
     (libc::SYS_rt_sigaction, Always),
@@ -314,13 +325,17 @@ const FIONBIO: u64 = 0x5421;
 impl ThreadKind {
     fn rules(self) -> Vec<Rules> {
         match self {
-            Self::Main => vec![COMMON, EPOLL, MAIN],
-            Self::MainWithCpuHotplug => vec![COMMON, EPOLL, MAIN, VCPU, CPU_HOTPLUG],
+            Self::Main => vec![COMMON, EPOLL, MAIN, VSOCK, CONSOLE],
+            Self::MainWithCpuHotplug => {
+                vec![COMMON, EPOLL, MAIN, VSOCK, CONSOLE, VCPU, CPU_HOTPLUG]
+            }
             Self::Vcpu => vec![COMMON, VCPU],
             Self::Files => vec![COMMON, EPOLL, FILES, FILE_LOCKS],
             Self::Disk => vec![COMMON, EPOLL, DISK],
             Self::Network => vec![COMMON, EPOLL, NETWORK],
-            Self::VhostUser => vec![COMMON, EPOLL, MAIN, VHOST_USER],
+            Self::Vsock => vec![COMMON, EPOLL, VSOCK],
+            Self::Console => vec![COMMON, CONSOLE],
+            Self::VhostUser => vec![COMMON, EPOLL, VHOST_USER],
         }
     }
 
@@ -379,6 +394,8 @@ mod tests {
             ThreadKind::Files,
             ThreadKind::Disk,
             ThreadKind::Network,
+            ThreadKind::Vsock,
+            ThreadKind::Console,
             ThreadKind::VhostUser,
         ] {
             // A thread of its own keeps the filter from the other tests.
@@ -395,6 +412,8 @@ mod tests {
             ThreadKind::MainWithCpuHotplug,
             ThreadKind::Vcpu,
             ThreadKind::Files,
+            ThreadKind::Vsock,
+            ThreadKind::Console,
             ThreadKind::VhostUser,
         ] {
             for call in [

@@ -23,7 +23,7 @@ mod user;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -134,12 +134,21 @@ fn parent_of(mut status: File) -> io::Result<Option<u32>> {
     Ok(line.and_then(|pid| pid.trim().parse().ok()))
 }
 
+/// Enters the jail of a process that serves the files of `shared_dir`, as [`enter`]. Returns what
+/// [`own_descriptors`] does.
+pub fn enter_file_server(shared_dir: &Path, parent: u32) -> Result<File, JailError> {
+    let proc_self_fd = own_descriptors()?;
+    let root = Root::Directory(shared_dir.to_owned());
+    enter(&root, Caps::FileServer, parent)?;
+    Ok(proc_self_fd)
+}
+
 /// Opens /proc/self/fd, through which a file server reopens its own descriptors. The caller is not
 /// in the jail yet, which has no /proc.
 ///
 /// The descriptor is the root of a detached mount: from /proc/self/fd itself `..` would lead to the
 /// host's /proc/sys, which root's uid alone may write to.
-pub fn own_descriptors() -> Result<File, JailError> {
+fn own_descriptors() -> Result<File, JailError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let fd = open_tree(CWD, "/proc/self/fd", flags).map_err(step("open /proc/self/fd"))?;
     Ok(fd.into())

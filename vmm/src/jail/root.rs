@@ -18,16 +18,9 @@ use super::{JailError, step};
 pub enum Root {
     /// This directory, read-only, with everything that is mounted below it, now or later.
     Directory(PathBuf),
-    /// The libraries and data of the host's distribution, read-only, for a program of it.
-    Program {
-        /// The directory that becomes /shared.
-        shared: PathBuf,
-        /// An empty directory in which the root is assembled.
-        stage: PathBuf,
-    },
-    /// Nothing. An empty file system is mounted over this directory, in the new mount namespace
-    /// only.
-    Empty(PathBuf),
+    /// The libraries and data of the host's distribution, read-only, for a program of it. It is
+    /// assembled in this directory, which is empty.
+    Program(PathBuf),
 }
 
 /// The host's directories that a program needs: libraries and data. No configuration, no home, no
@@ -55,18 +48,9 @@ impl Root {
                 make_read_only_for_guest(path)?;
                 path
             }
-            Self::Program { shared, stage } => {
-                populate(stage, shared)?;
+            Self::Program(stage) => {
+                populate(stage)?;
                 stage
-            }
-            Self::Empty(path) => {
-                mount_tmpfs(path)?;
-                at(
-                    "make read-only",
-                    path,
-                    remount_read_only(path, MountFlags::NOEXEC),
-                )?;
-                path
             }
         };
         pivot(root)
@@ -86,7 +70,7 @@ fn at<T, E: Into<io::Error>>(
 }
 
 /// Mounts an empty file system on `stage` and fills it for [`Root::Program`].
-fn populate(stage: &Path, shared: &Path) -> Result<(), JailError> {
+fn populate(stage: &Path) -> Result<(), JailError> {
     mount_tmpfs(stage)?;
     for dir in PROGRAM_DIRS {
         let (host, here) = (Path::new("/").join(dir), stage.join(dir));
@@ -114,10 +98,6 @@ fn populate(stage: &Path, shared: &Path) -> Result<(), JailError> {
         &proc,
         mount("proc", &proc, "proc", hardened(), Some(SUBSET_PID)),
     )?;
-    let here = stage.join("shared");
-    at("create", &here, fs::create_dir(&here))?;
-    at("bind", shared, mount_bind_recursive(shared, &here))?;
-    make_read_only_for_guest(&here)?;
     at(
         "make read-only",
         stage,

@@ -179,10 +179,6 @@ fn vsock(config: &MachineConfig, fds: &mut PassedFds) -> Result<Vsock, MachineEr
 }
 
 fn files(proc_self_fd: File) -> Result<Fs, MachineError> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let resources = ServerResources {
-        proc_self_fd,
-        max_fds: limit.current.unwrap_or(u64::MAX),
-    };
+    let resources = ServerResources::new(proc_self_fd);
     Fs::new(resources, SHARED_TAG).map_err(failed("fs"))
 }

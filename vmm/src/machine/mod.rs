@@ -19,7 +19,7 @@ use crate::bus::{Bus, BusError};
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{DiskSlots, HotplugMemory, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
-use crate::jail::{self, Caps, JailError, Root};
+use crate::jail::{self, JailError};
 use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, CurrentMemory, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
@@ -140,10 +140,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 /// Enters the jail of a machine. Returns /proc/self/fd, which the file server needs and the jail
 /// lacks.
 pub fn enter_jail(config: &MachineConfig) -> Result<File, JailError> {
-    let proc_self_fd = jail::own_descriptors()?;
-    let root = Root::Directory(config.shared_dir.clone());
-    jail::enter(&root, Caps::FileServer, config.parent)?;
-    Ok(proc_self_fd)
+    jail::enter_file_server(&config.shared_dir, config.parent)
 }
 
 /// The main thread may create vCPUs only if the machine can have more than it boots with.

@@ -51,11 +51,8 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
 
 /// Enters the jail of QEMU.
 pub fn enter_jail(config: &QemuConfig) -> Result<(), JailError> {
-    let root = Root::Program {
-        shared: config.shared_dir.clone(),
-        stage: config.stage_dir.clone(),
-    };
-    jail::enter(&root, Caps::FileServer, config.parent)?;
+    let root = Root::Program(config.stage_dir.clone());
+    jail::enter(&root, Caps::None, config.parent)?;
     qemu_filter::apply()
 }
 

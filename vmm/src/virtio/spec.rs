@@ -8,6 +8,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// VIRTIO_F_VERSION_1
     pub const VERSION_1: u64 = 1 << 32;
+    /// VIRTIO_F_ACCESS_PLATFORM
+    pub const ACCESS_PLATFORM: u64 = 1 << 33;
 }
 
 /// Device types, section 5.

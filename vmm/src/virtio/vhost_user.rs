@@ -3,10 +3,16 @@
 //! vhost-user-backend implements the protocol, the queues' doorbells and the thread; this adapts
 //! one device to it. The device's host descriptors are on an epoll of their own, which that thread
 //! watches as one descriptor.
+//!
+//! QEMU's software CPU keeps translations of the code that it has run, and notices only its own
+//! guest's writes to that code, not those of a back end in another process. A device whose buffers
+//! may become code therefore never writes to them: see [`Buffers::Bounced`].
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, RwLock};
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::epoll::{self, CreateFlags, EventData};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -22,8 +28,11 @@ use vmm_sys_util::event::{
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use super::epoll::{readiness, watch};
 use super::spec::feature;
+use crate::jail::JailError;
+use crate::jail::filter::ThreadKind;
 use crate::logging::error_chain;
 use crate::memory::GuestMemory;
+use crate::threads;
 
 type Memory = GuestMemoryAtomic<GuestMemory>;
 type Vring = VringRwLock<Memory>;
@@ -36,24 +45,89 @@ const HOST_EVENT: u16 = 100;
 /// says.
 const MAX_QUEUE_SIZE: usize = 1024;
 
-/// A device could not be served.
+/// A device could not be served, or no longer.
 #[derive(Debug, thiserror::Error)]
 pub enum VhostUserError {
     #[error("cannot watch the device's descriptors")]
     Watch(#[source] io::Error),
     #[error("vhost-user: {0}")]
     Daemon(String),
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Filter(#[from] JailError),
+    #[error(transparent)]
+    Device(DeviceError),
 }
+
+/// A device for the one front end that connects to a socket.
+pub struct Service<D> {
+    /// The name of the device and of its thread.
+    pub name: &'static str,
+    pub device: D,
+    /// The number of queues that the front end passes on; it handles the device's other queues.
+    pub queues: usize,
+    /// Whether the front end reads the configuration space here, and has none of its own.
+    pub serves_config: bool,
+    pub buffers: Buffers,
+    /// The system calls of the device's thread.
+    pub filter: ThreadKind,
+    pub listener: UnixListener,
+}
+
+/// Where the buffers of requests are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Buffers {
+    /// Where the driver's user has them.
+    InPlace,
+    /// In a pool of the guest's kernel, whose CPU copies between them and where the driver's user
+    /// has them (VIRTIO_F_ACCESS_PLATFORM, and `swiotlb=…,force` on the kernel's command line).
+    /// QEMU keeps from the back end whether the driver has accepted that, and refuses one that has
+    /// not.
+    ///
+    /// Each descriptor of a queue then takes a place in the pool. A queue of indirect descriptors
+    /// would need one more for each request, and would let a guest exceed a pool of any size.
+    Bounced,
+}
+
+impl Buffers {
+    fn features(self) -> u64 {
+        match self {
+            Self::InPlace => feature::INDIRECT_DESC,
+            Self::Bounced => feature::ACCESS_PLATFORM,
+        }
+    }
+
+    /// QEMU takes ACCESS_PLATFORM for an IOMMU, which it would tell a back end about by these.
+    fn protocol_features(self) -> VhostUserProtocolFeatures {
+        match self {
+            Self::InPlace => VhostUserProtocolFeatures::empty(),
+            Self::Bounced => {
+                VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::BACKEND_REQ
+            }
+        }
+    }
+}
+
+/// How serving a device ended: well if the front end has disconnected.
+pub type End = Result<(), VhostUserError>;
 
 /// A device as vhost-user-backend sees it.
 struct Backend<D> {
-    device: D,
-    /// The number of queues that the front end passes on; it handles the device's other queues.
+    /// The library shares the back end between threads, behind a lock: this one is always free.
+    device: Mutex<D>,
     queues: usize,
+    serves_config: bool,
+    buffers: Buffers,
+    /// Taken by the device's thread, which applies it before it serves its first request.
+    filter: Option<ThreadKind>,
     memory: Option<Memory>,
     watches: Watches,
     acked: u64,
     started: bool,
+    ends: Sender<End>,
+    /// Where QEMU waits for requests of ours. There are none, but it would complain if it closed.
+    requests: Option<vhost::vhost_user::Backend>,
 }
 
 /// The device's host descriptors.
@@ -70,6 +144,10 @@ impl HostFds for Watches {
 }
 
 impl<D: VirtioDevice> Backend<D> {
+    fn device(&self) -> MutexGuard<'_, D> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn call(
         &mut self,
         vrings: &[Vring],
@@ -92,10 +170,12 @@ impl<D: VirtioDevice> Backend<D> {
                 .collect(),
             host: &mut self.watches,
         };
+        let device = self.device.get_mut();
+        let device = device.unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut self.started, true) {
-            self.device.start(self.acked, &mut io)?;
+            device.start(self.acked, &mut io)?;
         }
-        work(&mut self.device, &mut io)?;
+        work(device, &mut io)?;
         for (state, before) in states.iter_mut().zip(used) {
             let queue = state.get_queue_mut();
             if queue.next_used() != before && queue.needs_notification(&*memory).unwrap_or(false) {
@@ -122,9 +202,22 @@ impl<D: VirtioDevice> Backend<D> {
         }
         Ok(())
     }
+
+    fn serve_event(&mut self, event: u16, vrings: &[Vring]) -> End {
+        if let Some(filter) = self.filter.take() {
+            filter.apply()?;
+        }
+        let result = match event {
+            HOST_EVENT => self.host_events(vrings),
+            queue => self.call(vrings, |device, io| {
+                device.process_queue(usize::from(queue), io)
+            }),
+        };
+        result.map_err(VhostUserError::Device)
+    }
 }
 
-impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
+impl<D: VirtioDevice> VhostUserBackendMut for Backend<D> {
     type Bitmap = BitmapMmapRegion;
     type Vring = Vring;
 
@@ -137,9 +230,9 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
     }
 
     fn features(&self) -> u64 {
-        self.device.info().features
+        self.device().info().features
+            | self.buffers.features()
             | feature::VERSION_1
-            | feature::INDIRECT_DESC
             | feature::EVENT_IDX
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
@@ -149,7 +242,9 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ
+        let mut features = self.buffers.protocol_features() | VhostUserProtocolFeatures::MQ;
+        features.set(VhostUserProtocolFeatures::CONFIG, self.serves_config);
+        features
     }
 
     // The daemon sets it on the queues itself.
@@ -158,13 +253,17 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         // VHOST_USER_MAX_CONFIG_SIZE is 256, which the daemon has checked.
         let mut data = vec![0; size as usize];
-        self.device.read_config(offset as usize, &mut data);
+        self.device().read_config(offset as usize, &mut data);
         data
     }
 
     fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
         self.memory = Some(memory);
         Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, requests: vhost::vhost_user::Backend) {
+        self.requests = Some(requests);
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -178,38 +277,42 @@ impl<D: VirtioDevice + Sync> VhostUserBackendMut for Backend<D> {
         vrings: &[Vring],
         _thread: usize,
     ) -> io::Result<()> {
-        let result = match event {
-            HOST_EVENT => self.host_events(vrings),
-            queue => self.call(vrings, |device, io| {
-                device.process_queue(usize::from(queue), io)
-            }),
-        };
-        // An error ends the thread: this front end cannot be told that the device needs a reset.
-        result.map_err(|error| io::Error::other(error_chain(&error)))
+        // This front end cannot be told that the device needs a reset, so an error ends the thread,
+        // and the process with it.
+        self.serve_event(event, vrings).map_err(|error| {
+            let text = error_chain(&error);
+            let _ = self.ends.send(Err(error));
+            io::Error::other(text)
+        })
     }
 }
 
-/// Serves `device` to the one front end that connects to `listener`, until it disconnects.
-pub fn serve<D: VirtioDevice + Sync + 'static>(
-    device: D,
-    queues: usize,
-    listener: std::os::unix::net::UnixListener,
+/// Starts the threads that serve a device: the device's, and one that talks to the front end.
+/// `ends` receives how that ended. Each thread applies its filter first, so the caller has none
+/// yet.
+pub fn spawn<D: VirtioDevice + 'static>(
+    service: Service<D>,
+    ends: Sender<End>,
 ) -> Result<(), VhostUserError> {
     let watches =
         Watches(epoll::create(CreateFlags::CLOEXEC).map_err(|e| VhostUserError::Watch(e.into()))?);
     let epoll = watches.0.as_raw_fd();
     let backend = Backend {
-        device,
-        queues,
+        device: Mutex::new(service.device),
+        queues: service.queues,
+        serves_config: service.serves_config,
+        buffers: service.buffers,
+        filter: Some(service.filter),
         memory: None,
         watches,
         acked: 0,
         started: false,
+        ends: ends.clone(),
+        requests: None,
     };
-    let failed = |error: vhost_user_backend::Error| VhostUserError::Daemon(error.to_string());
     let mut daemon = VhostUserDaemon::new(
         "vhost-user".to_owned(),
-        Arc::new(RwLock::new(backend)),
+        Arc::new(Mutex::new(backend)),
         GuestMemoryAtomic::new(GuestMemory::new()),
     )
     .map_err(failed)?;
@@ -218,7 +321,20 @@ pub fn serve<D: VirtioDevice + Sync + 'static>(
             .register_listener(epoll, EventSet::IN, HOST_EVENT.into())
             .map_err(VhostUserError::Watch)?;
     }
-    daemon.start(&mut listener.into()).map_err(failed)?;
+    let mut listener = service.listener.into();
+    let talk = move || {
+        let end = ThreadKind::VhostUser.apply().map_err(VhostUserError::from);
+        // The library's thread inherits the filter.
+        let end = end.and_then(|()| daemon.start(&mut listener).map_err(failed));
+        // This fails only if the process ends already.
+        let _ = ends.send(end.and_then(|()| wait(&mut daemon)));
+    };
+    threads::spawn(service.name.to_owned(), talk).map_err(VhostUserError::Thread)
+}
+
+type Daemon<D> = VhostUserDaemon<Arc<Mutex<Backend<D>>>>;
+
+fn wait<D: VirtioDevice + 'static>(daemon: &mut Daemon<D>) -> End {
     match daemon.wait() {
         // The front end has disconnected, as it does at the end of every machine.
         Err(vhost_user_backend::Error::HandleRequest(
@@ -227,4 +343,9 @@ pub fn serve<D: VirtioDevice + Sync + 'static>(
         | Ok(()) => Ok(()),
         Err(error) => Err(failed(error)),
     }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: vhost_user_backend::Error) -> VhostUserError {
+    VhostUserError::Daemon(error.to_string())
 }

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use rvm_protocol::PARAM_SHARED;
 use rvm_protocol::vmm::{DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig};
 
 use super::fds::Fds;
@@ -71,10 +70,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         max_vcpus: plan.max.vcpus,
         memory_mib: plan.size.memory_mib,
         max_memory_mib: plan.max.memory_mib,
-        cmdline: format!(
-            "{KERNEL_PARAMS} {PARAM_SHARED}=virtiofs {}",
-            config.kernel_params
-        ),
+        cmdline: format!("{KERNEL_PARAMS} {}", config.kernel_params),
         kernel: fds.add(open_kernel(&config.kernel)?),
         initramfs: fds.add(open_initramfs(&config.initramfs)?),
         console: fds.add(create_console(plan.console)?),

@@ -1,13 +1,31 @@
 //! QEMU's command line. Pure.
 
-use rvm_protocol::vmm::{QEMU_FIRST_FD, QEMU_SHARED_DIR};
-use rvm_protocol::{PARAM_SHARED, POWER_OFF_PORT, SHARED_TAG};
+use rvm_protocol::vmm::QEMU_FIRST_FD;
+use rvm_protocol::{POWER_OFF_PORT, SHARED_TAG};
 
 use crate::network::Mac;
 use crate::sizing::Size;
 
 /// The most that QEMU's software CPU keeps of code that it has translated, in MiB.
 pub const CODE_MIB: u64 = 256;
+
+/// The guest's memory for the bounce buffers of the file device, in MiB, on top of what the machine
+/// is to have.
+///
+/// The kernel answers ENOMEM to a program whose request finds no room, so there is room for all
+/// that the two queues can hold: each of their [`FILES_QUEUE_SIZE`] descriptors takes at most a
+/// page. (An extended attribute may take more; nobody keeps hundreds of requests for large ones in
+/// flight.)
+pub const BOUNCE_MIB: u64 = (2 * FILES_QUEUE_SIZE * PAGE_SIZE) >> 20;
+
+/// The size of each queue of the file device. A request of 1 MiB, the largest, takes 259
+/// descriptors: the guest prepares further requests while one is served. QEMU allows no more.
+const FILES_QUEUE_SIZE: u64 = 1024;
+
+const PAGE_SIZE: u64 = 4096;
+
+/// The unit in which the kernel's `swiotlb` parameter counts (IO_TLB_SIZE).
+const BOUNCE_SLOT: u64 = 2048;
 
 /// The descriptors that QEMU inherits, in the order of their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,19 +36,22 @@ pub enum Fd {
     Initramfs,
     /// A stream for the guest's console.
     Console,
-    /// The connection to rvm-vmm's vhost-user back end.
+    /// The connection to the vsock device of rvm-vmm's back end.
     Vsock,
+    /// The same for its file device.
+    Files,
     /// A stream for QEMU's monitor.
     Monitor,
 }
 
 impl Fd {
     /// All of them, in their order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Kernel,
         Self::Initramfs,
         Self::Console,
         Self::Vsock,
+        Self::Files,
         Self::Monitor,
     ];
 
@@ -43,7 +64,7 @@ impl Fd {
 /// is worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.
 /// The machine adds its virtio-mmio devices itself.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
-     tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 swiotlb=noforce \
+     tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
      ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// The most network cards. microvm has eight slots, and three carry devices that every guest needs.
@@ -76,9 +97,11 @@ pub fn arguments(
         true => format!(" maxcpus={}", size.vcpus),
         false => String::new(),
     };
-    let params =
-        format!("{KERNEL_PARAMS}{clock_params}{maxcpus} {PARAM_SHARED}=9p {kernel_params}");
-    let memory = format!("{}M", size.memory_mib);
+    let bounce_slots = (BOUNCE_MIB << 20) / BOUNCE_SLOT;
+    let params = format!(
+        "{KERNEL_PARAMS}{clock_params}{maxcpus} swiotlb={bounce_slots},1,force {kernel_params}"
+    );
+    let memory = format!("{}M", size.memory_mib + BOUNCE_MIB);
     let list = [
         ("-M", format!("{MACHINE}{clocks}")),
         ("-accel", format!("tcg,thread=multi,tb-size={CODE_MIB}")),
@@ -93,6 +116,8 @@ pub fn arguments(
         ("-kernel", format!("/proc/self/fd/{}", fd(Fd::Kernel))),
         ("-initrd", format!("/proc/self/fd/{}", fd(Fd::Initramfs))),
         ("-append", params.trim_end().to_owned()),
+        // Devices of virtio 1.0, of which alone the file device can ask for bounce buffers.
+        ("-global", "virtio-mmio.force-legacy=false".to_owned()),
         ("-nodefaults", String::new()),
         ("-no-user-config", String::new()),
         ("-no-reboot", String::new()),
@@ -122,15 +147,13 @@ pub fn arguments(
             format!("socket,id=monitor,fd={}", fd(Fd::Monitor)),
         ),
         ("-qmp", "chardev:monitor".to_owned()),
-        (
-            "-fsdev",
-            format!(
-                "local,id=shared,path={QEMU_SHARED_DIR},security_model=passthrough,multidevs=remap"
-            ),
-        ),
+        ("-chardev", format!("socket,id=files,fd={}", fd(Fd::Files))),
         (
             "-device",
-            format!("virtio-9p-device,fsdev=shared,mount_tag={SHARED_TAG}"),
+            format!(
+                "vhost-user-fs-device,chardev=files,tag={SHARED_TAG},\
+                 queue-size={FILES_QUEUE_SIZE},iommu_platform=on"
+            ),
         ),
     ];
     list.into_iter()
@@ -233,6 +256,20 @@ mod tests {
     }
 
     #[test]
+    fn only_the_file_device_bounces_in_a_pool_that_holds_its_queues_and_is_not_the_containers() {
+        let arguments = arguments(SIZE, 2, None, "", &[]);
+        let bounced: Vec<_> = (arguments.iter().map(String::as_str))
+            .filter(|argument| argument.contains("iommu_platform"))
+            .collect();
+        let files = "vhost-user-fs-device,chardev=files,tag=rvm,queue-size=1024,iommu_platform=on";
+        assert_eq!(bounced, [files]);
+        assert!(value_of(&arguments, "-append").contains(" swiotlb=4096,1,force"));
+        // 2 queues of 1024 pages.
+        assert_eq!(value_of(&arguments, "-m"), "188M");
+        assert!(value_of(&arguments, "-object").ends_with(",size=188M"));
+    }
+
+    #[test]
     fn the_users_parameters_come_last() {
         let arguments = arguments(SIZE, 2, Some(1), "a=b", &[]);
         assert!(value_of(&arguments, "-append").ends_with(" a=b"));
@@ -246,9 +283,9 @@ mod tests {
     fn a_network_card_has_the_tap_behind_the_other_descriptors() {
         let line = line(&[[2, 0, 0, 0, 0, 0x0a], [2, 0, 0, 0, 0, 0xff]]);
         assert!(line.ends_with(
-            "-netdev tap,id=net0,fd=15,vhost=off \
+            "-netdev tap,id=net0,fd=16,vhost=off \
              -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:0a \
-             -netdev tap,id=net1,fd=16,vhost=off \
+             -netdev tap,id=net1,fd=17,vhost=off \
              -device virtio-net-device,netdev=net1,mac=02:00:00:00:00:ff"
         ));
     }
@@ -265,7 +302,7 @@ mod tests {
             assert_eq!(line.contains("virtio-balloon"), balloon, "{nets}");
             assert_eq!(line.contains("virtio-rng"), rng, "{nets}");
             let slots = line.matches("-device virtio-").count()
-                + line.matches("vhost-user-vsock-device").count();
+                + line.matches("-device vhost-user-").count();
             assert!(slots <= 8, "{nets}");
         }
     }

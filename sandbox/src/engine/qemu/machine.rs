@@ -9,6 +9,7 @@ use rvm_protocol::POWER_OFF_BYTE;
 use rvm_protocol::vmm::{Channel, ChannelError, Event, StartTimes, StopReason};
 
 use super::ENGINE;
+use super::args::BOUNCE_MIB;
 use super::qmp::Qmp;
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
@@ -30,7 +31,7 @@ pub(super) struct QemuMachine {
     /// The processes' pidfds.
     ended: [Readable; 2],
     monitor: Qmp,
-    /// What it was started with.
+    /// What it was started with, bounce buffers included.
     memory_mib: u64,
     processes: Mutex<Processes>,
 }
@@ -60,7 +61,7 @@ impl QemuMachine {
 
     /// The memory of a machine of this size, in bytes, as far as this one can have it.
     fn memory(&self, size: Size) -> u64 {
-        size.memory_mib.min(self.memory_mib) << 20
+        (size.memory_mib + BOUNCE_MIB).min(self.memory_mib) << 20
     }
 
     fn processes(&self) -> MutexGuard<'_, Processes> {
@@ -96,7 +97,7 @@ impl Processes {
             (_, Ok(Some(first))) if !first.success() => {
                 let lines = self.backend.last_lines();
                 let first = Ok(Some(first));
-                MachineEnd::Failed(describe_exit("QEMU's vsock back end", &first, &lines))
+                MachineEnd::Failed(describe_exit("QEMU's back end", &first, &lines))
             }
             (status, _) => {
                 MachineEnd::Failed(describe_exit("QEMU", &status, &self.qemu.last_lines()))

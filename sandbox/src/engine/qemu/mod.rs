@@ -1,5 +1,5 @@
-//! The `qemu` engine: QEMU's software CPU, jailed by rvm-vmm, with rvm-vmm's vsock behind
-//! vhost-user.
+//! The `qemu` engine: QEMU's software CPU, jailed by rvm-vmm, with rvm-vmm's vsock and shared files
+//! behind vhost-user.
 
 mod args;
 mod machine;
@@ -23,11 +23,11 @@ use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
 use crate::network::{Mac, NicLimits};
 use crate::share::STAGE;
-use args::{CODE_MIB, Fd, MAX_NETS, arguments};
+use args::{BOUNCE_MIB, CODE_MIB, Fd, MAX_NETS, arguments};
 use machine::QemuMachine;
 use qmp::Qmp;
 
-/// The socket at which rvm-vmm waits for QEMU, until it has come.
+/// The socket at which a device of rvm-vmm waits for QEMU, until it has come.
 const VHOST_USER_SOCKET: &str = "vhost-user.sock";
 
 /// Network cards for interfaces that come later: microvm has no hotplug. Each costs a start about
@@ -40,7 +40,7 @@ pub(super) static ENGINE: Engine = Engine {
     title: "QEMU",
     // QEMU takes some 70 MiB, and its software CPU keeps code that it has translated.
     overhead: Overhead {
-        memory_mib: 128 + CODE_MIB,
+        memory_mib: 128 + CODE_MIB + BOUNCE_MIB,
         cpu_millis: 250,
     },
     start_timeout: Duration::from_secs(180),
@@ -54,7 +54,7 @@ pub(super) static ENGINE: Engine = Engine {
     ),
     // Memory is plugged into machines with PCI or ACPI, and microvm has neither.
     memory_hotplug: false,
-    caches_writes: true,
+    caches_writes: false,
     probe,
     check,
     start,
@@ -85,23 +85,25 @@ fn check(config: &Config) -> Verdict {
 }
 
 fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
-    check_host_memory(plan.size.memory_mib)?;
+    let memory_mib = plan.size.memory_mib + BOUNCE_MIB;
+    check_host_memory(memory_mib)?;
     let config = plan.config;
     let program = find_program(&config.qemu)?;
     let (console, console_input) =
         UnixStream::pair().map_err(io_failed("make the console's stream"))?;
-    let stage_dir = plan.dir.join(STAGE);
-    let (listener, connection) = vhost_user_pair(plan.dir)?;
+    let (vsock_device, vsock) = vhost_user_pair(plan.dir)?;
+    let (files_device, files) = vhost_user_pair(plan.dir)?;
     let (monitor, monitor_qemu) = Qmp::pair().map_err(io_failed("make QEMU's monitor"))?;
 
     let mut fds = Fds::default();
     let backend = BackendConfig {
         parent: std::process::id(),
-        vhost_user: fds.add(listener),
+        vsock_device: fds.add(vsock_device),
+        files_device: fds.add(files_device),
         vsock: fds.add_ports(plan.ports),
         console_input: fds.add(console_input),
         console: fds.add(create_console(plan.console)?),
-        stage_dir: stage_dir.clone(),
+        shared_dir: plan.shared.to_owned(),
     };
     let backend = Vmm::start(&config.vmm, "backend", &backend, &fds.borrow())?;
 
@@ -111,7 +113,8 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
             Fd::Kernel => fds.add(open_kernel(&config.kernel)?),
             Fd::Initramfs => fds.add(open_initramfs(&config.initramfs)?),
             Fd::Console => fds.add(console.try_clone().map_err(io_failed("dup"))?),
-            Fd::Vsock => fds.add(connection.try_clone().map_err(io_failed("dup"))?),
+            Fd::Vsock => fds.add(vsock.try_clone().map_err(io_failed("dup"))?),
+            Fd::Files => fds.add(files.try_clone().map_err(io_failed("dup"))?),
             Fd::Monitor => fds.add(monitor_qemu.try_clone().map_err(io_failed("dup"))?),
         };
     }
@@ -127,11 +130,9 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
             &config.kernel_params,
             &macs,
         ),
-        shared_dir: plan.shared.to_owned(),
-        stage_dir,
+        stage_dir: plan.dir.join(STAGE),
     };
     let qemu = Vmm::start(&config.vmm, "qemu", &qemu, &fds.borrow())?;
-    let memory_mib = plan.size.memory_mib;
     let machine = QemuMachine::new(qemu, backend, monitor, memory_mib)?;
     Ok(Box::new(machine))
 }

@@ -57,6 +57,17 @@ pub struct ServerResources {
     pub max_fds: u64,
 }
 
+impl ServerResources {
+    /// The resources of the calling process.
+    pub fn new(proc_self_fd: File) -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        Self {
+            proc_self_fd,
+            max_fds: limit.current.unwrap_or(u64::MAX),
+        }
+    }
+}
+
 pub struct Fs {
     config: [u8; CONFIG_BYTES],
     front: Front,
