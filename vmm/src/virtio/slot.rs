@@ -47,7 +47,9 @@ impl Slot {
         for queue in 0..device.info().queue_sizes.len() {
             let doorbell = new_eventfd()?;
             let data = Source::Doorbell(queue).encode(number);
-            epoll::add(&epoll, borrow_eventfd(&doorbell), data, EventFlags::IN)?;
+            // Edge-triggered: each ring is an event, and nobody needs to read the doorbell.
+            let flags = EventFlags::IN | EventFlags::ET;
+            epoll::add(&epoll, borrow_eventfd(&doorbell), data, flags)?;
             doorbells.push(doorbell);
         }
         Ok(Self {
@@ -116,9 +118,6 @@ impl Slot {
     pub(super) fn handle(&self, source: Source, flags: EventFlags) {
         match source {
             Source::Doorbell(queue) => {
-                // Only this thread reads it, and an empty one only means that there is nothing to
-                // do.
-                let _ = self.doorbells.get(queue).map(EventFd::read);
                 self.lock_and_call(|device, io| device.process_queue(queue, io));
             }
             Source::Host(token) => {
