@@ -5,6 +5,11 @@
 //!   rvm-inside clock OFFSET   prints its clocks at once, adds milliseconds to the time of day, and
 //!                             prints the clocks again for each line that it reads
 //!   rvm-inside traffic ADDR   sends and receives over TCP, on the server's commands
+//!   rvm-inside lock PATH      locks a file by flock(2) and fcntl(2), prints `busy` if it must
+//!                             wait, then `locked`, and waits for its input's end
+//!   rvm-inside files DIR      tries claims about the files of a directory (files.rs)
+
+mod files;
 
 use std::ffi::CStr;
 use std::io::{Read as _, Write as _};
@@ -30,9 +35,28 @@ fn main() {
             print!("{said}");
         }
         ("clock", offset) => clock(offset.parse().unwrap()),
+        ("files", dir) => files::run(dir),
+        ("user", operation) => files::act(operation, &arguments[2]),
+        ("give-away", path) => files::rights::give_away(path),
+        ("pause", _) => drop(std::io::stdin().read(&mut [0])),
+        ("lock", path) => lock(path),
         ("traffic", address) => traffic(TcpStream::connect(address).unwrap()),
         (other, _) => panic!("what is {other}?"),
     }
+}
+
+fn lock(path: &str) {
+    use rustix::fs::{FlockOperation, fcntl_lock, flock};
+    let file = std::fs::File::options().read(true).write(true).open(path);
+    let file = file.unwrap();
+    let now = FlockOperation::NonBlockingLockExclusive;
+    if flock(&file, now).is_err() && fcntl_lock(&file, now).is_err() {
+        println!("busy");
+    }
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    fcntl_lock(&file, FlockOperation::LockExclusive).unwrap();
+    println!("locked");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
 /// Carries out commands until the server closes: `s` and a number sends that many MiB, `r` and a

@@ -17,16 +17,13 @@ use virtiofsd::filesystem::{
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
-use virtiofsd::passthrough::PassthroughFs;
 
+use super::files::{Files, Handle, Inode};
 use super::nodes::{self, Node};
 use super::versions::{Version, Versions};
 
-type Inode = <PassthroughFs as FileSystem>::Inode;
-type Handle = <PassthroughFs as FileSystem>::Handle;
-
 pub struct CloseToOpen {
-    inner: Arc<PassthroughFs>,
+    inner: Arc<Files>,
     versions: Mutex<Versions>,
     /// Seconds since 1970.
     clock: fn() -> u64,
@@ -34,7 +31,7 @@ pub struct CloseToOpen {
 
 impl CloseToOpen {
     /// Serves `inner`, whose own choice of KEEP_CACHE is ignored.
-    pub fn new(inner: Arc<PassthroughFs>) -> Self {
+    pub fn new(inner: Arc<Files>) -> Self {
         Self {
             inner,
             versions: Mutex::default(),
@@ -92,7 +89,7 @@ macro_rules! delegate {
 impl FileSystem for CloseToOpen {
     type Inode = Inode;
     type Handle = Handle;
-    type DirIter = <PassthroughFs as FileSystem>::DirIter;
+    type DirIter = <Files as FileSystem>::DirIter;
 
     /// The version is read after the file was opened, so that what the guest reads is not older.
     fn open(
@@ -107,6 +104,9 @@ impl FileSystem for CloseToOpen {
             OpenOptions::KEEP_CACHE,
             self.may_keep(context, inode, handle),
         );
+        // What was only read needs no FLUSH, nor does a lock on it: RELEASE releases that.
+        let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
+        options.set(OpenOptions::NOFLUSH, reads);
         Ok((handle, options))
     }
 
@@ -267,8 +267,10 @@ mod tests {
     use std::path::Path;
 
     use virtiofsd::filesystem::ROOT_ID;
-    use virtiofsd::passthrough::Config;
+    use virtiofsd::passthrough::{Config, PassthroughFs};
 
+    use super::super::nameless::Nameless;
+    use super::super::xattrs;
     use super::*;
 
     /// A directory with one file, served with a clock that is ten seconds ahead, so that every
@@ -291,12 +293,15 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("file"), "text").unwrap();
-            let inner = PassthroughFs::new(Config {
+            let named = PassthroughFs::new(Config {
                 root_dir: dir.path().to_str().unwrap().to_owned(),
                 ..Config::default()
             })
             .unwrap();
-            inner.open_root_node().unwrap();
+            named.open_root_node().unwrap();
+            let proc_self_fd = File::open("/proc/self/fd").unwrap();
+            let nameless = Nameless::new(proc_self_fd, 10, xattrs::map().unwrap());
+            let inner = Files::new(named, nameless);
             let fs = CloseToOpen {
                 clock: || seconds_since_1970() + 10,
                 ..CloseToOpen::new(Arc::new(inner))
@@ -368,6 +373,21 @@ mod tests {
         assert!(!served.cache_is_kept(libc::O_RDONLY));
         assert!(!served.cache_is_kept(libc::O_WRONLY | libc::O_TRUNC));
         assert!(served.cache_is_kept(libc::O_RDONLY));
+    }
+
+    #[test]
+    fn a_file_that_is_only_read_is_closed_by_one_message() {
+        let served = Served::new();
+        for (flags, spared) in [
+            (libc::O_RDONLY, true),
+            (libc::O_WRONLY, false),
+            (libc::O_RDWR, false),
+        ] {
+            let flags = flags.cast_unsigned();
+            let opened = served.fs.open(context(), served.inode, false, flags);
+            let (_, options) = opened.unwrap();
+            assert_eq!(options.contains(OpenOptions::NOFLUSH), spared);
+        }
     }
 
     #[test]

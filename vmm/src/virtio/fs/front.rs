@@ -5,12 +5,13 @@
 use std::io;
 use std::sync::Arc;
 
-use virtiofsd::fuse::{InHeader, InterruptIn};
-use virtiofsd::passthrough::PassthroughFs;
+use virtiofsd::fuse::{EntryOut, InHeader, InterruptIn, OpenOut};
+use vm_memory::ByteValued;
 
 use super::deferred::{Deferred, Origin, Reply};
+use super::files::Files;
 use super::locks::Locks;
-use super::message::{opcode, take};
+use super::message::{errno, opcode, take};
 use super::{ioctl, statx};
 use crate::virtio::chain::Buffers;
 
@@ -28,11 +29,11 @@ pub enum Outcome {
 pub struct Front {
     pub deferred: Deferred,
     pub locks: Locks,
-    fs: Arc<PassthroughFs>,
+    fs: Arc<Files>,
 }
 
 impl Front {
-    pub fn new(fs: Arc<PassthroughFs>) -> io::Result<Self> {
+    pub fn new(fs: Arc<Files>) -> io::Result<Self> {
         Ok(Self {
             deferred: Deferred::new()?,
             locks: Locks::new(Arc::clone(&fs))?,
@@ -46,7 +47,7 @@ impl Front {
             opcode::FLUSH => !self.locks.is_empty(),
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
-            opcode::STATX | opcode::IOCTL => true,
+            opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
             _ => false,
         }
     }
@@ -93,9 +94,21 @@ impl Front {
                 let request = take(&mut body);
                 Outcome::Answered(request.and_then(|r| statx::get(&self.fs, inode, &r)))
             }
+            opcode::TMPFILE => Outcome::Answered(self.create_nameless(header, body)),
             opcode::IOCTL => Outcome::Answered(ioctl::execute(&self.fs, inode, body)),
             _ => Outcome::Passed,
         }
+    }
+
+    fn create_nameless(&self, header: &InHeader, mut body: Buffers<'_>) -> Reply {
+        let request = take(&mut body)?;
+        let made = (self.fs).create_nameless((*header).into(), header.nodeid, &request);
+        let (entry, handle) = made.map_err(|error| errno(&error))?;
+        let opened = OpenOut {
+            fh: handle,
+            ..OpenOut::default()
+        };
+        Ok([EntryOut::from(entry).as_slice(), opened.as_slice()].concat())
     }
 
     /// Cancels what waits and forgets every lock; virtiofsd closes the files at the next INIT.

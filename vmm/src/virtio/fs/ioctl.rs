@@ -5,10 +5,10 @@
 
 use rustix::io::Errno;
 use virtiofsd::fuse::{IoctlIn, IoctlOut};
-use virtiofsd::passthrough::PassthroughFs;
 use vm_memory::ByteValued;
 
 use super::deferred::Reply;
+use super::files::Files;
 use super::lend::with_handle;
 use super::message::{errno, take};
 use crate::virtio::chain::Buffers;
@@ -31,7 +31,7 @@ struct Argument([u8; 32]);
 
 /// Executes the call that a request names on the file that the guest has open; `body` is what
 /// follows the request's header. Others get ENOTTY.
-pub fn execute(fs: &PassthroughFs, inode: u64, mut body: Buffers<'_>) -> Reply {
+pub fn execute(fs: &Files, inode: u64, mut body: Buffers<'_>) -> Reply {
     let request: IoctlIn = take(&mut body)?;
     let (bytes, writes) = match request.cmd {
         FS_IOC_GETFLAGS => (4, false),

@@ -6,10 +6,8 @@ use std::io;
 
 use virtiofsd::filesystem::{Context, FileSystem, ZeroCopyWriter};
 use virtiofsd::oslib::ReadvFlags;
-use virtiofsd::passthrough::PassthroughFs;
 
-type Inode = <PassthroughFs as FileSystem>::Inode;
-type Handle = <PassthroughFs as FileSystem>::Handle;
+use super::files::{Handle, Inode};
 
 /// The identity of requests that no process of the guest makes.
 pub fn server_itself() -> Context {
@@ -22,7 +20,7 @@ pub fn server_itself() -> Context {
 
 /// Calls `work` with the file of a handle that the guest has open; EBADF if there is none.
 pub fn with_handle<T>(
-    fs: &PassthroughFs,
+    fs: &impl FileSystem<Inode = Inode, Handle = Handle>,
     inode: Inode,
     handle: Handle,
     work: impl FnOnce(&File) -> io::Result<T>,
@@ -39,7 +37,7 @@ pub fn with_handle<T>(
 /// Calls `work` with a file that stands for an inode, opened with O_PATH; EBADF if the guest knows
 /// no such inode, or if it is neither a file nor a directory.
 pub fn with_path<T>(
-    fs: &PassthroughFs,
+    fs: &impl FileSystem<Inode = Inode, Handle = Handle>,
     inode: Inode,
     work: impl FnOnce(&File) -> io::Result<T>,
 ) -> io::Result<T> {

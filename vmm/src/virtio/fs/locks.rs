@@ -23,10 +23,10 @@ use rustix::io::Errno;
 use rvm_sys::ofd_locks::{self, Kind, Range};
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::fuse::{FileLock, FlushIn, LK_FLOCK, LkIn, LkOut, RELEASE_FLOCK_UNLOCK, ReleaseIn};
-use virtiofsd::passthrough::PassthroughFs;
 use vm_memory::ByteValued;
 
 use super::deferred::{Deferred, Origin, Reply};
+use super::files::Files;
 use super::front::Outcome;
 use super::lend::{server_itself, with_handle};
 use super::message::errno;
@@ -35,7 +35,7 @@ use super::wait::Waiters;
 /// The locks that the guest holds, by owner. Each owner has a handle of virtiofsd's, whose number
 /// is limited with that of the guest's open files.
 pub struct Locks {
-    fs: Arc<PassthroughFs>,
+    fs: Arc<Files>,
     owners: BTreeMap<OwnerId, Owner>,
     waiters: Waiters,
 }
@@ -72,7 +72,7 @@ impl Wanted {
 }
 
 impl Locks {
-    pub fn new(fs: Arc<PassthroughFs>) -> io::Result<Self> {
+    pub fn new(fs: Arc<Files>) -> io::Result<Self> {
         Ok(Self {
             fs,
             owners: BTreeMap::new(),
@@ -270,7 +270,7 @@ impl Locks {
         handle: u64,
         work: impl FnOnce(&File) -> io::Result<T>,
     ) -> Result<T, Errno> {
-        with_handle(&self.fs, inode, handle, work).map_err(|error| errno(&error))
+        with_handle(self.fs.as_ref(), inode, handle, work).map_err(|error| errno(&error))
     }
 }
 

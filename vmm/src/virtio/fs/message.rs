@@ -21,6 +21,7 @@ pub mod opcode {
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
+    pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
 }
 

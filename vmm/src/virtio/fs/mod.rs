@@ -8,11 +8,13 @@
 
 mod close_to_open;
 mod deferred;
+mod files;
 mod front;
 mod ioctl;
 mod lend;
 mod locks;
 mod message;
+mod nameless;
 mod nodes;
 mod spec;
 mod statx;
@@ -32,7 +34,9 @@ use virtiofsd::server::Server;
 
 use self::close_to_open::CloseToOpen;
 use self::deferred::Origin;
+use self::files::Files;
 use self::front::{Front, Outcome};
+use self::nameless::Nameless;
 use self::spec::{CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES};
 use super::chain::Chain;
 use super::device::{
@@ -48,6 +52,9 @@ const REPLIES: u32 = 0;
 
 /// Descriptors that the guest's open files cannot take, for everything else that the process does.
 const RESERVED_FDS: u64 = 256;
+
+/// The part of all descriptors that files without a name may take.
+const NAMELESS_PART: u64 = 8;
 
 /// Resources that the file server needs from outside the jail.
 pub struct ServerResources {
@@ -83,6 +90,9 @@ impl Fs {
     }
 
     fn of_directory(root: &str, resources: ServerResources, tag: &str) -> io::Result<Self> {
+        let proc_self_fd = resources.proc_self_fd.try_clone()?;
+        let max_nameless = resources.max_fds / NAMELESS_PART;
+        let reserved = RESERVED_FDS + max_nameless;
         let fs = PassthroughFs::new(passthrough::Config {
             entry_timeout: SHARED_CACHE_TIMEOUT,
             attr_timeout: SHARED_CACHE_TIMEOUT,
@@ -96,11 +106,16 @@ impl Fs {
             posix_acl: NegotiationMode::Auto,
             allow_direct_io: true,
             allow_mmap: true,
-            guest_fd_limit: resources.max_fds.saturating_sub(RESERVED_FDS),
+            guest_fd_limit: resources.max_fds.saturating_sub(reserved),
             ..Default::default()
         })?;
         fs.open_root_node()?;
-        let fs = Arc::new(fs);
+        let nameless = Nameless::new(
+            proc_self_fd,
+            usize::try_from(max_nameless).unwrap_or(usize::MAX),
+            xattrs::map()?,
+        );
+        let fs = Arc::new(Files::new(fs, nameless));
         let mut config = [0; CONFIG_BYTES];
         let length = tag.len().min(TAG_BYTES);
         config[..length].copy_from_slice(&tag.as_bytes()[..length]);

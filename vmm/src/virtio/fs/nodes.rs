@@ -11,8 +11,8 @@ use std::ffi::CStr;
 
 use virtiofsd::filesystem::{FileSystem, GetxattrReply, SetxattrFlags};
 use virtiofsd::fuse::Attr;
-use virtiofsd::passthrough::PassthroughFs;
 
+use super::files::Files;
 use super::lend::server_itself;
 
 /// `user.virtiofs.trusted.rvm.device` on the host, see `xattrs.rs`.
@@ -48,7 +48,7 @@ impl Node {
     }
 
     /// The node that a file stands for, if it stands for one.
-    pub fn of(fs: &PassthroughFs, inode: u64, mode: u32, size: u64) -> Option<Self> {
+    pub fn of(fs: &Files, inode: u64, mode: u32, size: u64) -> Option<Self> {
         let marked = libc::S_IFREG | libc::S_ISVTX;
         if mode & (libc::S_IFMT | libc::S_ISVTX) != marked || size != 0 {
             return None;
@@ -60,7 +60,7 @@ impl Node {
     }
 
     /// Makes a file stand for the node.
-    pub fn mark(self, fs: &PassthroughFs, inode: u64) -> std::io::Result<()> {
+    pub fn mark(self, fs: &Files, inode: u64) -> std::io::Result<()> {
         let none = SetxattrFlags::empty();
         let value = self.value();
         fs.setxattr(server_itself(), inode, ATTRIBUTE, value.as_bytes(), 0, none)
@@ -93,7 +93,7 @@ impl Node {
 }
 
 /// Shows a file that stands for a node as that node.
-pub fn show(fs: &PassthroughFs, inode: u64, attributes: &mut Attr) {
+pub fn show(fs: &Files, inode: u64, attributes: &mut Attr) {
     if let Some(node) = Node::of(fs, inode, attributes.mode, attributes.size) {
         attributes.mode = node.mode(attributes.mode);
         attributes.rdev = node.device();

@@ -6,11 +6,11 @@ use rustix::fs::{AtFlags, Statx, StatxFlags};
 use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::fuse::{Attr, GETATTR_FH};
-use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::soft_idmap::Id;
 use vm_memory::ByteValued;
 
 use super::deferred::Reply;
+use super::files::Files;
 use super::lend::{server_itself, with_handle, with_path};
 use super::message::errno;
 use super::nodes::Node;
@@ -78,7 +78,7 @@ mod plain {
 }
 
 /// The attributes of an inode, by the handle that the guest has open if it names one.
-pub fn get(fs: &PassthroughFs, inode: u64, request: &StatxIn) -> Reply {
+pub fn get(fs: &Files, inode: u64, request: &StatxIn) -> Reply {
     let ask = |file: &std::fs::File| {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         Ok(rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, wanted)?)
@@ -145,7 +145,7 @@ fn of_statx(from: &Statx) -> StatxOut {
 }
 
 /// Attributes without the time of birth.
-fn basic(fs: &PassthroughFs, inode: u64) -> io::Result<StatxOut> {
+fn basic(fs: &Files, inode: u64) -> io::Result<StatxOut> {
     let (from, _): (Attr, _) = fs.getattr(server_itself(), inode, None)?;
     let time = |seconds: u64, nanoseconds| Time {
         seconds: seconds.cast_signed(),

@@ -1,0 +1,175 @@
+//! What programs may expect of files, on a container's root and in a volume. `inside/files.rs` has
+//! the claims; those that do not hold on the host itself are not claimed of the guest.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
+use rustix::io::Errno;
+use rvm_tests::{Bundle, Rvm, bind};
+use serde_json::json;
+
+const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
+
+/// Claims that fail, see docs/shared-files.md.
+const KNOWN: &[&str] = &["an ACL lets a user in", "a default ACL is inherited"];
+
+/// What was found about each claim: nothing, or why it fails.
+type Findings = BTreeMap<String, Option<String>>;
+
+fn findings(output: &str) -> Findings {
+    let finding = |line: &str| {
+        if let Some(name) = line.strip_prefix("ok ") {
+            return (name.to_owned(), None);
+        }
+        let failed = line.strip_prefix("failed ").expect(line);
+        let (name, why) = failed.split_once(": ").expect(line);
+        (name.to_owned(), Some(why.to_owned()))
+    };
+    output.lines().map(finding).collect()
+}
+
+fn of_host(dir: &Path) -> Findings {
+    let output = Command::new(INSIDE).arg("files").arg(dir).output().unwrap();
+    assert!(output.status.success());
+    findings(&String::from_utf8(output.stdout).unwrap())
+}
+
+/// The claims that hold on the host and fail in the guest.
+fn broken(host: &Findings, guest: &Findings) -> Vec<String> {
+    assert!(host.keys().eq(guest.keys()), "{host:?} {guest:?}");
+    let failing = guest.iter().filter_map(|(name, why)| {
+        let why = why.as_ref().filter(|_| host[name].is_none())?;
+        (!KNOWN.contains(&name.as_str())).then(|| format!("{name}: {why}"))
+    });
+    failing.collect()
+}
+
+/// A container that may do what a privileged one of runc may.
+fn bundle(dir: &str) -> Bundle {
+    let bundle = Bundle::new(&["inside", "files", dir]).with(|config| {
+        let capabilities = json!([
+            "CAP_CHOWN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_FOWNER",
+            "CAP_FSETID",
+            "CAP_MKNOD",
+            "CAP_SETFCAP",
+            "CAP_SETGID",
+            "CAP_SETUID",
+            "CAP_SYS_ADMIN",
+        ]);
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = capabilities.clone();
+        }
+        config["process"]["noNewPrivileges"] = false.into();
+        config["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);
+    });
+    fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
+    fs::create_dir(bundle.rootfs("tmp/claims")).unwrap();
+    bundle
+}
+
+#[test]
+fn files_of_a_root_and_of_a_volume_behave_as_the_hosts() {
+    if rvm_tests::engine() != "kvm" {
+        println!("the qemu engine has QEMU's file server; the test was skipped");
+        return;
+    }
+    let rvm = Rvm::new();
+    let [on_host, volume] = ["host", "volume"].map(|name| rvm.path(name));
+    for dir in [&on_host, &volume] {
+        fs::create_dir(dir).unwrap();
+    }
+    let host = of_host(&on_host);
+    for (id, dir) in [("root", "/tmp/claims"), ("volume", "/volume")] {
+        let bundle = bundle(dir).mount(bind(&volume, "/volume", &["rbind"]));
+        let run = rvm.run(&bundle, id);
+        assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+        let broken = broken(&host, &findings(&run.stdout));
+        assert!(broken.is_empty(), "{id}: {}", broken.join("\n"));
+    }
+}
+
+/// A container that locks the file `f` of a volume.
+struct Locker {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    _bundle: Bundle,
+}
+
+impl Locker {
+    fn start(rvm: &Rvm, id: &str, volume: &Path) -> Self {
+        let bundle = Bundle::new(&["inside", "lock", "/volume/f"]).mount(bind(
+            volume,
+            "/volume",
+            &["rbind"],
+        ));
+        fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
+        let mut run = rvm.command(&["run", "--bundle"]);
+        run.arg(bundle.write()).arg(id);
+        let mut child = run
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            child,
+            stdout,
+            _bundle: bundle,
+        }
+    }
+
+    fn says(&mut self, expected: &str) {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), expected);
+    }
+
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn locks_hold_between_containers_and_the_host() {
+    if rvm_tests::engine() != "kvm" {
+        println!("the qemu engine has QEMU's file server; the test was skipped");
+        return;
+    }
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("f"), "").unwrap();
+    let host = File::options()
+        .read(true)
+        .write(true)
+        .open(volume.join("f"));
+    let host = host.unwrap();
+    for lock in [flock, fcntl_lock] {
+        lock(&host, FlockOperation::LockExclusive).unwrap();
+    }
+    let mut first = Locker::start(&rvm, "first", &volume);
+    first.says("busy");
+    for lock in [flock, fcntl_lock] {
+        lock(&host, FlockOperation::Unlock).unwrap();
+    }
+    first.says("locked");
+    for lock in [flock, fcntl_lock] {
+        let tried = lock(&host, FlockOperation::NonBlockingLockShared);
+        assert_eq!(tried, Err(Errno::AGAIN));
+    }
+    let mut second = Locker::start(&rvm, "second", &volume);
+    second.says("busy");
+    first.end();
+    second.says("locked");
+    second.end();
+    for lock in [flock, fcntl_lock] {
+        lock(&host, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+}
