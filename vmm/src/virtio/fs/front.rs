@@ -12,6 +12,7 @@ use super::deferred::{Deferred, Origin, Reply};
 use super::files::Files;
 use super::locks::Locks;
 use super::message::{errno, opcode, take};
+use super::slow::{Slow, Work};
 use super::{ioctl, statx};
 use crate::virtio::chain::Buffers;
 
@@ -29,6 +30,7 @@ pub enum Outcome {
 pub struct Front {
     pub deferred: Deferred,
     pub locks: Locks,
+    pub slow: Slow,
     fs: Arc<Files>,
 }
 
@@ -37,6 +39,7 @@ impl Front {
         Ok(Self {
             deferred: Deferred::new()?,
             locks: Locks::new(Arc::clone(&fs))?,
+            slow: Slow::new(Arc::clone(&fs)),
             fs,
         })
     }
@@ -48,7 +51,7 @@ impl Front {
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
             opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
-            _ => false,
+            operation => Work::is(operation),
         }
     }
 
@@ -96,7 +99,21 @@ impl Front {
             }
             opcode::TMPFILE => Outcome::Answered(self.create_nameless(header, body)),
             opcode::IOCTL => Outcome::Answered(ioctl::execute(&self.fs, inode, body)),
-            _ => Outcome::Passed,
+            operation => self.defer(origin, header, Work::read(operation, &mut body)),
+        }
+    }
+
+    /// Has a thread do what may take long, unless too many requests are kept already.
+    fn defer(&mut self, origin: Origin, header: &InHeader, work: Option<Work>) -> Outcome {
+        let Some(work) = work else {
+            return Outcome::Passed;
+        };
+        match self.deferred.keep(origin) {
+            Some(ticket) => {
+                self.slow.start(*header, work, ticket);
+                Outcome::Later
+            }
+            None => Outcome::Passed,
         }
     }
 

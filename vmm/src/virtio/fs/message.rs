@@ -13,14 +13,19 @@ use crate::virtio::chain::{Buffers, Chain};
 /// Operations of linux/fuse.h that virtiofsd does not serve as they are wanted here.
 pub mod opcode {
     pub const RELEASE: u32 = 18;
+    pub const FSYNC: u32 = 20;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
+    pub const FSYNCDIR: u32 = 30;
     pub const GETLK: u32 = 31;
     pub const SETLK: u32 = 32;
     pub const SETLKW: u32 = 33;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
+    pub const FALLOCATE: u32 = 43;
+    pub const COPY_FILE_RANGE: u32 = 47;
+    pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
 }

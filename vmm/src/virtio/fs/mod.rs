@@ -4,7 +4,8 @@
 //! The file system is virtiofsd's, below a layer that lets the guest keep its page cache (see
 //! `close_to_open.rs`); this is the device. Requests are executed one after the other on the
 //! device's own thread, which may block and which takes on the identity of the guest's process
-//! while it creates a file. `front.rs` handles what virtiofsd does not, and may answer later.
+//! while it creates a file. `front.rs` handles what virtiofsd does not, and has what may take long
+//! done by other threads, which answer later.
 
 mod close_to_open;
 mod deferred;
@@ -16,6 +17,7 @@ mod locks;
 mod message;
 mod nameless;
 mod nodes;
+mod slow;
 mod spec;
 mod statx;
 mod versions;
