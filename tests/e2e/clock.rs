@@ -1,10 +1,12 @@
-//! The guest's clock beside the host's. No test sets the host's clock.
+//! The guest's clock beside the host's, which is set where it is the nested machine's.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime, clock_settime};
 use rvm_tests::{Bundle, Rvm, command};
 use serde_json::json;
 
@@ -17,6 +19,12 @@ const EXACT: i128 = 50_000_000;
 /// How long a wrong clock may stay wrong: sandbox/src/sandbox/clock.rs compares the clocks every 30
 /// seconds, and a machine under load takes its time.
 const CORRECTED: Duration = Duration::from_secs(90);
+
+/// How long the guest may have another time after the host's clock was set.
+const FOLLOWED: Duration = Duration::from_secs(5);
+
+/// The host's clock, which one test sets while no other compares.
+static HOST: RwLock<()> = RwLock::new(());
 
 /// A container that tells what time it has.
 struct Clock {
@@ -130,6 +138,7 @@ impl Drop for Load {
 
 #[test]
 fn the_clock_is_right_at_a_programs_first_instruction_and_after_a_pause() {
+    let _host = HOST.read().unwrap_or_else(PoisonError::into_inner);
     let rvm = Rvm::new();
     let load = Load::new();
     let mut clock = Clock::start(&rvm, "box", 0);
@@ -152,6 +161,7 @@ fn the_clock_is_right_at_a_programs_first_instruction_and_after_a_pause() {
 
 #[test]
 fn a_wrong_clock_is_set_right_and_the_monotonic_clock_goes_on() {
+    let _host = HOST.read().unwrap_or_else(PoisonError::into_inner);
     let rvm = Rvm::new();
     let ahead = Clock::start(&rvm, "ahead", 3_600_000);
     let behind = Clock::start(&rvm, "behind", -3_600_000);
@@ -172,4 +182,46 @@ fn a_wrong_clock_is_set_right_and_the_monotonic_clock_goes_on() {
         assert!(ahead.is_exact(), "{ahead:?}");
         clock.end();
     }
+}
+
+/// Sets the host's clock this many seconds ahead.
+fn set_host_ahead(seconds: i64) {
+    let mut now = clock_gettime(ClockId::Realtime);
+    now.tv_sec += seconds;
+    clock_settime(ClockId::Realtime, now).unwrap();
+}
+
+#[test]
+fn the_guest_follows_when_the_hosts_clock_is_set_and_its_monotonic_clock_goes_on() {
+    if std::env::var_os("RVM_TEST_MAY_SET_CLOCK").is_none() {
+        println!("skipped: only the nested machine's clock may be set");
+        return;
+    }
+    let _host = HOST.write().unwrap_or_else(PoisonError::into_inner);
+    let rvm = Rvm::new();
+    let mut clock = Clock::start(&rvm, "box", 0);
+    let (mut before, ahead) = clock.compare();
+    assert!(ahead.is_exact(), "{ahead:?}");
+    for seconds in [3600, -3600] {
+        set_host_ahead(seconds);
+        let set = Instant::now();
+        loop {
+            let (now, ahead) = clock.ask();
+            let went = now.monotonic - before.monotonic;
+            assert!(
+                (0..60_000_000_000).contains(&went),
+                "{before:?} and then {now:?}"
+            );
+            before = now;
+            if ahead.is_exact() {
+                break;
+            }
+            assert!(set.elapsed() < FOLLOWED, "{ahead:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        println!("{seconds} s: followed after {:?}", set.elapsed());
+        let (_, ahead) = clock.compare();
+        assert!(ahead.is_exact(), "{ahead:?}");
+    }
+    clock.end();
 }
