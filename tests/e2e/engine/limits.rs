@@ -98,6 +98,9 @@ fn swap_is_limited_where_there_is_any() {
     let change = ["update", "--memory", "64m", "--memory-swap", "64m"];
     engine().ok(&[&change[..], &[&container.name]].concat());
     assert_eq!(limit(), "67108864\n0\n");
+    // The engines allow as much swap as memory by default: rvm's warning of it is for logs.
+    let finished = engine().run(&["--memory", "64m"], &["echo", "quiet"]);
+    assert_eq!((&*finished.stdout, &*finished.stderr), ("quiet\n", ""));
 }
 
 #[test]
