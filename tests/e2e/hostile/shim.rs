@@ -205,7 +205,7 @@ cases! {
     a_machine_that_is_switched_off_is_told: "powers-off" => [
         ("create", 1, "the guest switched its machine off"),
     ];
-    another_version_is_named: "other-version" => [("create", 1, "its peer version 2")];
+    another_version_is_named: "other-version" => [("create", 1, "of the control protocol and its peer version")];
     a_malformed_packet_ends_the_machine: "malformed" => [
         ("create", 1, "rvm-vmm was killed: malformed message on the control socket"),
     ];
