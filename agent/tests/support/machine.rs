@@ -140,7 +140,7 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
 const QEMU_OPTIONS: [(&str, &str); 14] = [
     ("-M", "microvm,acpi=off,memory-backend=mem,rtc=on"),
     ("-accel", "tcg"),
-    ("-cpu", "max"),
+    ("-cpu", "max,-erms,-fsrm"),
     ("-m", "512"),
     ("-smp", "1"),
     ("-display", "none"),
