@@ -75,10 +75,6 @@ fn bundle(dir: &str) -> Bundle {
 
 #[test]
 fn files_of_a_root_and_of_a_volume_behave_as_the_hosts() {
-    if rvm_tests::engine() != "kvm" {
-        println!("the qemu engine has QEMU's file server; the test was skipped");
-        return;
-    }
     let rvm = Rvm::new();
     let [on_host, volume] = ["host", "volume"].map(|name| rvm.path(name));
     for dir in [&on_host, &volume] {
@@ -138,10 +134,6 @@ impl Locker {
 
 #[test]
 fn locks_hold_between_containers_and_the_host() {
-    if rvm_tests::engine() != "kvm" {
-        println!("the qemu engine has QEMU's file server; the test was skipped");
-        return;
-    }
     let rvm = Rvm::new();
     let volume = rvm.path("volume");
     fs::create_dir(&volume).unwrap();
