@@ -9,7 +9,7 @@ use virtiofsd::fuse::{EntryOut, InHeader, InitInCompat, OpenIn, OpenOut, OutHead
 use vm_memory::ByteValued;
 
 use super::spec::{HIPRIO_QUEUE, REQUEST_QUEUE};
-use super::{Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
+use super::{DeviceError, Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
 use crate::virtio::fake_driver::FakeDriver;
 
 pub const LOOKUP: u32 = 1;
@@ -93,10 +93,15 @@ impl Client {
 
     /// Sends a request and returns its number; the answer may come later.
     pub fn send(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> u64 {
+        self.try_send(opcode, nodeid, body).unwrap();
+        self.unique
+    }
+
+    /// Sends a request that may be the end of the device.
+    pub fn try_send(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Result<(), DeviceError> {
         let message = self.message(opcode, nodeid, body);
         self.driver.post(REQUEST_QUEUE, &message, ROOM);
-        self.driver.notify(REQUEST_QUEUE).unwrap();
-        self.unique
+        self.driver.notify(REQUEST_QUEUE)
     }
 
     /// Interrupts a request.

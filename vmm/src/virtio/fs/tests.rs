@@ -1,6 +1,8 @@
+use super::client::Client;
 use super::deferred::{Deferred, MAX_KEPT, Ticket};
 use super::*;
 use crate::virtio::fake_driver::FakeDriver;
+use proptest::prelude::*;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,4 +198,50 @@ fn the_number_of_kept_requests_is_limited() {
     drop(tickets);
     assert_eq!(deferred.take_replies().len(), MAX_KEPT);
     assert!(deferred.keep(origin).is_some());
+}
+
+/// FALLOCATE, which could fill the disk of whoever runs the tests.
+const FUSE_FALLOCATE: u32 = 43;
+
+/// Bytes without the two that lead out of a directory: outside the jail they would reach the host.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let byte = any::<u8>().prop_map(|byte| match byte {
+        b'/' | b'.' => b'_',
+        other => other,
+    });
+    // Numbers of inodes and handles that exist, flags that are few, then anything.
+    let numbers = proptest::collection::vec(prop_oneof![0_u64..4, any::<u64>()], 0..4);
+    let plain = |number: u64| {
+        number
+            .to_ne_bytes()
+            .map(|b| if b == b'/' || b == b'.' { 0 } else { b })
+    };
+    (numbers, proptest::collection::vec(byte, 0..80)).prop_map(move |(numbers, rest)| {
+        let numbers = numbers.into_iter().flat_map(plain);
+        numbers.chain(rest).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_message_makes_the_device_panic_or_wait(
+        messages in proptest::collection::vec((1..60_u32, 0..4_u64, body()), 1..40),
+    ) {
+        let mut guest = Client::new();
+        std::fs::write(guest.path("file"), "text").unwrap();
+        let inode = guest.lookup("file").unwrap().nodeid;
+        guest.open(inode, libc::O_RDWR);
+        for (operation, nodeid, body) in messages {
+            if operation == FUSE_FALLOCATE {
+                continue;
+            }
+            // A malformed message is the end of the device until the driver resets it.
+            if guest.try_send(operation, nodeid, &body).is_err() {
+                guest.driver.call(|fs, io| fs.reset(io.host));
+            }
+            while guest.driver.response(REQUEST_QUEUE).is_some() {}
+        }
+    }
 }
