@@ -116,7 +116,7 @@ impl Container {
             }
         }
         self.execs.remove(id);
-        process.end_logger();
+        process.end_logger().await;
         Ok(())
     }
 

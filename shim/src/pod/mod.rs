@@ -172,7 +172,7 @@ impl Pod {
             self.end_machine().await;
         }
         container.remove().await?;
-        container.init.end_logger();
+        container.init.end_logger().await;
         self.registry.remove(container.id());
         let event = TaskDelete {
             container_id: container.id().to_string(),

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Process as Program;
 use rvm_protocol::{ContainerId, ExecId, ProcessId};
@@ -124,12 +124,19 @@ impl Process {
 
     /// Keeps the program that reads the output until [`Self::end_logger`].
     pub fn hold_logger(&self, logger: Option<Logger>) {
-        *self.logger.lock().unwrap_or_else(PoisonError::into_inner) = logger;
+        *self.logger() = logger;
     }
 
-    /// Has the program that reads the output exit, if it has not yet.
-    pub fn end_logger(&self) {
-        self.hold_logger(None);
+    /// Has the program that reads the output exit, if it has not yet; returns when it has.
+    pub async fn end_logger(&self) {
+        let logger = self.logger().take();
+        if let Some(logger) = logger {
+            logger.finish().await;
+        }
+    }
+
+    fn logger(&self) -> MutexGuard<'_, Option<Logger>> {
+        self.logger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets standard input end with its last client.

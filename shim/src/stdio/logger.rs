@@ -22,7 +22,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(12);
 /// none of them overwrites another.
 const PARKED_FROM: RawFd = 10;
 
-/// The program. Dropping this has it exit.
+/// The program. Dropping this has it exit some time later.
 #[derive(Debug)]
 pub struct Logger(Option<Child>);
 
@@ -71,41 +71,49 @@ impl Logger {
         rustix::io::retry_on_intr(|| rustix::io::read(&is_ready, &mut [0_u8; 1]))?;
         Ok((logger, to_stdout.into(), to_stderr.into()))
     }
+
+    /// Has the program exit, and returns when it has: the log is complete then.
+    pub async fn finish(mut self) {
+        if let Some(program) = self.0.take() {
+            // An error means that the shim ends.
+            let _ = tokio::task::spawn_blocking(move || end(program)).await;
+        }
+    }
 }
 
 impl Drop for Logger {
-    /// Sends SIGTERM, as runc's shim does. A thread waits for the program, and kills it after
-    /// [`EXIT_TIMEOUT`].
     fn drop(&mut self) {
-        let Some(mut program) = self.0.take() else {
+        let Some(program) = self.0.take() else {
             return;
-        };
-        // Most have exited with the end of the output.
-        if !matches!(program.try_wait(), Ok(None)) {
-            return;
-        }
-        if let Err(error) = kill_process(Pid::from_child(&program), Signal::TERM) {
-            tracing::debug!("cannot send SIGTERM to the logging program: {error}");
-        }
-        let wait = move || {
-            let start = Instant::now();
-            while start.elapsed() < EXIT_TIMEOUT {
-                if !matches!(program.try_wait(), Ok(None)) {
-                    return;
-                }
-                thread::sleep(Duration::from_millis(50));
-            }
-            tracing::warn!("the logging program does not exit and is killed");
-            // It may have exited in between.
-            let _ = program.kill().and_then(|()| program.wait());
         };
         let builder = thread::Builder::new()
             .name("logger".to_owned())
             .stack_size(64 * 1024);
-        if let Err(error) = builder.spawn(wait) {
+        if let Err(error) = builder.spawn(move || end(program)) {
             tracing::warn!("cannot wait for the logging program: {error}");
         }
     }
+}
+
+/// Has a program exit, as runc's shim does: with SIGTERM, and after [`EXIT_TIMEOUT`] with SIGKILL.
+fn end(mut program: Child) {
+    // Most have exited with the end of the output.
+    if !matches!(program.try_wait(), Ok(None)) {
+        return;
+    }
+    if let Err(error) = kill_process(Pid::from_child(&program), Signal::TERM) {
+        tracing::debug!("cannot send SIGTERM to the logging program: {error}");
+    }
+    let start = Instant::now();
+    while start.elapsed() < EXIT_TIMEOUT {
+        if !matches!(program.try_wait(), Ok(None)) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    tracing::warn!("the logging program does not exit and is killed");
+    // It may have exited in between.
+    let _ = program.kill().and_then(|()| program.wait());
 }
 
 #[cfg(test)]
@@ -138,6 +146,18 @@ mod tests {
         let text = std::fs::read_to_string(done).unwrap();
         assert_eq!(text, "out\nerr\nbox space more\n");
         drop(logger);
+    }
+
+    #[tokio::test]
+    async fn a_program_may_finish_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = "trap 'sleep 0.3; echo done >\"$1\"; exit' TERM; exec 5>&-; \
+                      while :; do sleep 0.05; done";
+        let arguments = ["-c", script, "log", log.to_str().unwrap()].map(str::to_owned);
+        let (logger, ..) = Logger::start(Path::new("/bin/sh"), &arguments, &id(), "space").unwrap();
+        logger.finish().await;
+        assert_eq!(std::fs::read_to_string(log).unwrap(), "done\n");
     }
 
     #[test]
