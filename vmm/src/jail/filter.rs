@@ -201,6 +201,9 @@ const FILES: Rules = &[
     (libc::SYS_openat2, Always),
     (libc::SYS_open_by_handle_at, Always),
     (libc::SYS_name_to_handle_at, Always),
+    // Changes by others, for the guest's inotify. The marks are of files that are open here.
+    (libc::SYS_fanotify_init, Always),
+    (libc::SYS_fanotify_mark, Always),
     (libc::SYS_dup, Always),
     (libc::SYS_fcntl, OneOf(1, FILE_FCNTLS)),
     (libc::SYS_flock, Always),

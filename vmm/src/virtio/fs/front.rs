@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use virtiofsd::fuse::{EntryOut, InHeader, InterruptIn, OpenOut};
 use vm_memory::ByteValued;
 
@@ -13,6 +14,7 @@ use super::files::Files;
 use super::locks::Locks;
 use super::message::{errno, opcode, take};
 use super::slow::{Slow, Work};
+use super::watches::Watches;
 use super::{ioctl, statx};
 use crate::virtio::chain::Buffers;
 
@@ -30,6 +32,7 @@ pub enum Outcome {
 pub struct Front {
     pub deferred: Deferred,
     pub locks: Locks,
+    pub watches: Watches,
     pub slow: Slow,
     fs: Arc<Files>,
 }
@@ -40,6 +43,7 @@ impl Front {
             deferred: Deferred::new()?,
             locks: Locks::new(Arc::clone(&fs))?,
             slow: Slow::new(Arc::clone(&fs)),
+            watches: Watches::new(Arc::clone(&fs)),
             fs,
         })
     }
@@ -51,6 +55,7 @@ impl Front {
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
             opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
+            opcode::WATCH | opcode::EVENTS => true,
             operation => Work::is(operation),
         }
     }
@@ -99,6 +104,16 @@ impl Front {
             }
             opcode::TMPFILE => Outcome::Answered(self.create_nameless(header, body)),
             opcode::IOCTL => Outcome::Answered(ioctl::execute(&self.fs, inode, body)),
+            opcode::WATCH => Outcome::Answered(
+                take::<u64>(&mut body).and_then(|wanted| self.watches.watch(inode, wanted as u32)),
+            ),
+            opcode::EVENTS => match self.deferred.keep(origin) {
+                Some(ticket) => {
+                    self.watches.wait(ticket);
+                    Outcome::Later
+                }
+                None => Outcome::Answered(Err(Errno::BUSY)),
+            },
             operation => self.defer(origin, header, Work::read(operation, &mut body)),
         }
     }
@@ -128,8 +143,10 @@ impl Front {
         Ok([EntryOut::from(entry).as_slice(), opened.as_slice()].concat())
     }
 
-    /// Cancels what waits and forgets every lock; virtiofsd closes the files at the next INIT.
+    /// Cancels what waits, and forgets every lock and watch; virtiofsd closes the files at the next
+    /// INIT.
     pub fn reset(&mut self) {
+        self.watches.reset();
         self.deferred.reset();
         self.locks.clear();
     }

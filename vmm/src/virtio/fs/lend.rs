@@ -41,7 +41,25 @@ pub fn with_path<T>(
     inode: Inode,
     work: impl FnOnce(&File) -> io::Result<T>,
 ) -> io::Result<T> {
-    let flags = libc::O_PATH.cast_unsigned();
+    with_opened(fs, inode, libc::O_PATH, work)
+}
+
+/// As [`with_path`], with the file opened for reading.
+pub fn with_contents<T>(
+    fs: &impl FileSystem<Inode = Inode, Handle = Handle>,
+    inode: Inode,
+    work: impl FnOnce(&File) -> io::Result<T>,
+) -> io::Result<T> {
+    with_opened(fs, inode, libc::O_RDONLY, work)
+}
+
+fn with_opened<T>(
+    fs: &impl FileSystem<Inode = Inode, Handle = Handle>,
+    inode: Inode,
+    flags: libc::c_int,
+    work: impl FnOnce(&File) -> io::Result<T>,
+) -> io::Result<T> {
+    let flags = flags.cast_unsigned();
     let (handle, _) = fs.open(server_itself(), inode, false, flags)?;
     let handle = handle.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
     let result = with_handle(fs, inode, handle, work);

@@ -10,12 +10,18 @@ use vm_memory::ByteValued;
 use super::deferred::Reply;
 use crate::virtio::chain::{Buffers, Chain};
 
-/// Operations of linux/fuse.h that virtiofsd does not serve as they are wanted here.
+/// Operations of linux/fuse.h that virtiofsd does not serve as they are wanted here, and those that
+/// are frequent and change nothing.
 pub mod opcode {
+    pub const LOOKUP: u32 = 1;
+    pub const FORGET: u32 = 2;
+    pub const GETATTR: u32 = 3;
+    pub const READ: u32 = 15;
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
+    pub const READDIR: u32 = 28;
     pub const FSYNCDIR: u32 = 30;
     pub const GETLK: u32 = 31;
     pub const SETLK: u32 = 32;
@@ -28,6 +34,12 @@ pub mod opcode {
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
+    pub const BATCH_FORGET: u32 = 42;
+    pub const READDIRPLUS: u32 = 44;
+
+    /// Those of our guest kernel, guest-kernel/patches/0006.
+    pub const WATCH: u32 = 0x7276_6d01;
+    pub const EVENTS: u32 = 0x7276_6d02;
 }
 
 /// The header of the message in a chain, unless the message is shorter than a header.
@@ -35,6 +47,20 @@ pub fn peek_header(chain: &Chain<'_>) -> Option<InHeader> {
     let mut header = InHeader::default();
     let read = chain.readable.peek(header.as_mut_slice());
     (read == size_of::<InHeader>()).then_some(header)
+}
+
+/// Whether a request may change files. It is no loss to take one for another that changes nothing.
+pub fn may_change(header: &InHeader) -> bool {
+    !matches!(
+        header.opcode,
+        opcode::LOOKUP
+            | opcode::FORGET
+            | opcode::GETATTR
+            | opcode::READ
+            | opcode::READDIR
+            | opcode::BATCH_FORGET
+            | opcode::READDIRPLUS
+    )
 }
 
 /// Takes a structure off a message's front; EINVAL if the message is too short for it.

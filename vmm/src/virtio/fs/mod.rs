@@ -9,6 +9,7 @@
 
 mod close_to_open;
 mod deferred;
+mod fanotify;
 mod files;
 mod front;
 mod ioctl;
@@ -22,6 +23,7 @@ mod spec;
 mod statx;
 mod versions;
 mod wait;
+mod watches;
 mod xattrs;
 
 use std::fs::File;
@@ -51,6 +53,9 @@ const NAME: &str = "fs";
 
 /// The device's number for the event of replies to kept requests.
 const REPLIES: u32 = 0;
+
+/// The device's number for the event of changes by others.
+const CHANGES: u32 = 1;
 
 /// Descriptors that the guest's open files cannot take, for everything else that the process does.
 const RESERVED_FDS: u64 = 256;
@@ -167,8 +172,8 @@ impl Fs {
         chain: Chain<'_>,
         io: &mut DeviceIo<'_>,
     ) -> Result<Option<u32>, DeviceError> {
-        let handled = message::peek_header(&chain).filter(|header| self.front.handles(header));
-        if let Some(header) = handled {
+        let header = message::peek_header(&chain);
+        if let Some(header) = header.filter(|header| self.front.handles(header)) {
             if header.opcode == message::opcode::INTERRUPT && index == HIPRIO_QUEUE {
                 // The driver made the interrupted request available before.
                 self.process_requests(REQUEST_QUEUE, io)?;
@@ -181,7 +186,10 @@ impl Fs {
             };
             body.split_to(size_of_val(&header))
                 .map_err(DeviceError::queue(NAME, index))?;
-            match self.front.handle(origin, &header, body) {
+            let outcome = self.front.handle(origin, &header, body);
+            (self.front.watches.attach(io.host, CHANGES))
+                .map_err(DeviceError::host(NAME, "watch for changes"))?;
+            match outcome {
                 Outcome::Answered(reply) => {
                     return Ok(Some(message::write_reply(&mut room, header.unique, &reply)));
                 }
@@ -191,10 +199,14 @@ impl Fs {
             }
         }
         let unparsed = io.unparsed(index).map_err(DeviceError::queue(NAME, index));
-        match unparsed? {
-            Some(request) => self.pass_on(io.memory, request).map(Some),
-            None => Ok(None),
+        let Some(request) = unparsed? else {
+            return Ok(None);
+        };
+        let written = self.pass_on(io.memory, request)?;
+        if let Some(header) = header.filter(message::may_change) {
+            self.front.watches.executed(header.nodeid);
         }
+        Ok(Some(written))
     }
 
     fn process_requests(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
@@ -254,10 +266,13 @@ impl VirtioDevice for Fs {
 
     fn process_host_event(
         &mut self,
-        _token: u32,
+        token: u32,
         _ready: Readiness,
         io: &mut DeviceIo<'_>,
     ) -> Result<(), DeviceError> {
+        if token == CHANGES {
+            self.front.watches.answer();
+        }
         self.process_replies(io)
     }
 

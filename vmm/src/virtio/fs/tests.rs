@@ -200,6 +200,35 @@ fn the_number_of_kept_requests_is_limited() {
     assert!(deferred.keep(origin).is_some());
 }
 
+#[test]
+fn the_guest_is_told_of_changes_by_others_until_it_unmounts() {
+    let mut client = Client::new();
+    let watch = |client: &mut Client, what: u64| {
+        client.call(message::opcode::WATCH, 1, &what.to_ne_bytes())
+    };
+    watch(&mut client, 1).unwrap();
+    let waiting = client.send(message::opcode::EVENTS, 1, &[]);
+    assert_eq!(client.answer(), None);
+    let status = std::process::Command::new("touch")
+        .arg(client.path("file"))
+        .status();
+    assert!(status.unwrap().success());
+    client
+        .driver
+        .call(|fs, io| fs.process_host_event(CHANGES, Readiness::READABLE, io))
+        .unwrap();
+    let (answered, answer) = client.wait();
+    assert_eq!(answered, waiting);
+    let answer = answer.unwrap();
+    assert_eq!(&answer[..8], 1_u64.to_le_bytes());
+    assert_eq!(&answer[8..12], libc::IN_CREATE.to_le_bytes());
+    assert_eq!(&answer[16..32], b"\x04\0\0\0file\0\0\0\0\0\0\0\0");
+    // The guest's driver waits for every request before it unmounts.
+    let waiting = client.send(message::opcode::EVENTS, 1, &[]);
+    watch(&mut client, 2).unwrap();
+    assert_eq!(client.wait(), (waiting, Err(libc::ENOTCONN)));
+}
+
 /// FALLOCATE, which could fill the disk of whoever runs the tests.
 const FUSE_FALLOCATE: u32 = 43;
 
