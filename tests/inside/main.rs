@@ -1,5 +1,7 @@
 //! Programs for tests in a container that busybox lacks.
 //!   rvm-inside watch DIR      prints a line for each change in a directory, by inotify(7)
+//!   rvm-inside changes PATH…  prints each change of these files and directories, and what stat(2)
+//!                             then says
 //!   rvm-inside listen PATH    sends a greeting to the first client of a Unix socket
 //!   rvm-inside connect PATH   connects to it and prints the greeting
 //!   rvm-inside clock OFFSET   prints its clocks at once, adds milliseconds to the time of day, and
@@ -15,15 +17,17 @@ use std::ffi::CStr;
 use std::io::{Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match (arguments[0].as_str(), &arguments[1]) {
         ("watch", dir) => watch(dir),
+        ("changes", _) => changes(&arguments[1..]),
         ("listen", path) => {
             let (mut stream, _) = UnixListener::bind(path).unwrap().accept().unwrap();
             stream.write_all(b"hello\n").unwrap();
@@ -111,6 +115,65 @@ fn watch(dir: &str) {
         let event = events.next().unwrap();
         let name = event.file_name().map(CStr::to_string_lossy);
         println!("event {}", name.unwrap_or_default());
+        std::io::stdout().flush().unwrap();
+    }
+}
+
+/// Prints a line for each event: the number of the watched path, the events, the name, `paired` if
+/// the cookie is the last event's, and what stat(2) says after events that others seldom follow at
+/// once: the file's length and mode, or `gone`.
+fn changes(paths: &[String]) {
+    let changes = WatchFlags::MODIFY
+        | WatchFlags::ATTRIB
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVE
+        | WatchFlags::CREATE
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF;
+    const MADE: ReadFlags = ReadFlags::CLOSE_WRITE
+        .union(ReadFlags::ATTRIB)
+        .union(ReadFlags::MOVED_TO);
+    const LOST: ReadFlags = ReadFlags::DELETE.union(ReadFlags::MOVED_FROM);
+    let queue = inotify::init(CreateFlags::CLOEXEC).unwrap();
+    let mut watched = Vec::new();
+    for path in paths {
+        watched.push(inotify::add_watch(&queue, path, changes).unwrap());
+        // What the kernel has cached now is out of date later.
+        for entry in std::fs::read_dir(path).into_iter().flatten() {
+            let _ = entry.unwrap().metadata();
+        }
+    }
+    println!("ready");
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = Reader::new(&queue, &mut buffer);
+    let mut last_cookie = 0;
+    loop {
+        let event = events.next().unwrap();
+        let number = watched.iter().position(|&wd| wd == event.wd());
+        let path = number.map_or("", |number| &paths[number]);
+        let names: Vec<&str> = event.events().iter_names().map(|(name, _)| name).collect();
+        let name = event.file_name().map(CStr::to_string_lossy);
+        let mut words = vec![number.map_or("-".to_owned(), |number| number.to_string())];
+        words.push(names.join("|"));
+        words.extend(name.as_ref().map(ToString::to_string));
+        if event.cookie() != 0 && event.cookie() == last_cookie {
+            words.push("paired".to_owned());
+        }
+        last_cookie = event.cookie();
+        let has_name = name.is_some();
+        let path = match name {
+            Some(name) => format!("{path}/{name}"),
+            None => path.to_owned(),
+        };
+        match std::fs::metadata(path) {
+            Ok(found) if has_name && event.events().intersects(MADE) => {
+                words.push(format!("{} {:o}", found.len(), found.mode() & 0o777));
+            }
+            Err(_) if has_name && event.events().intersects(LOST) => words.push("gone".to_owned()),
+            _ => {}
+        }
+        println!("{}", words.join(" "));
         std::io::stdout().flush().unwrap();
     }
 }
