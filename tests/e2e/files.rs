@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
@@ -88,6 +89,67 @@ fn files_of_a_root_and_of_a_volume_behave_as_the_hosts() {
         let broken = broken(&host, &findings(&run.stdout));
         assert!(broken.is_empty(), "{id}: {}", broken.join("\n"));
     }
+}
+
+/// How many lines each writer appends.
+const LINES: usize = 200;
+
+#[test]
+fn lines_that_containers_and_the_host_append_are_all_kept() {
+    let text = appended(false);
+    assert_eq!(text.lines().count(), 3 * LINES);
+}
+
+#[test]
+fn a_log_that_the_host_truncates_has_every_later_line_and_no_holes() {
+    assert!(appended(true).lines().count() < 3 * LINES);
+}
+
+/// What two containers and the host have appended to a log, which the host may have truncated. The
+/// lines of each writer follow one another up to its last.
+fn appended(truncated: bool) -> String {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let log = volume.join("log");
+    fs::write(&log, "").unwrap();
+    // One opens the file each time, the other keeps it open.
+    let each = format!("for i in $(seq {LINES}); do echo each $i >>/volume/log; done");
+    let held = format!("exec 3>>/volume/log; for i in $(seq {LINES}); do echo held $i >&3; done");
+    let _bundles = [("each", each), ("held", held)].map(|(id, command)| {
+        let bundle = Bundle::shell(&command).mount(bind(&volume, "/volume", &["rbind"]));
+        rvm.create(&bundle, id);
+        bundle
+    });
+    for id in ["each", "held"] {
+        rvm.ok(&["start", id]);
+    }
+    let mut host = File::options().append(true).open(&log).unwrap();
+    for number in 1..=LINES {
+        if truncated && number == LINES / 2 {
+            host.set_len(0).unwrap();
+        }
+        // In one write, as the others do.
+        let line = format!("host {number}\n");
+        host.write_all(line.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for id in ["each", "held"] {
+        rvm.wait_for_status(id, "stopped");
+        rvm.ok(&["delete", id]);
+    }
+    let text = fs::read_to_string(&log).unwrap();
+    for writer in ["each", "held", "host"] {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(writer));
+        let numbers: Vec<usize> = lines.map(|number| number.trim().parse().unwrap()).collect();
+        let first = LINES + 1 - numbers.len();
+        let expected = first..=LINES;
+        assert!(
+            numbers.iter().copied().eq(expected),
+            "{writer}: {numbers:?}"
+        );
+    }
+    text
 }
 
 /// A container that locks the file `f` of a volume.
