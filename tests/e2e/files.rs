@@ -15,9 +15,6 @@ use serde_json::json;
 
 const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
 
-/// Claims that fail, see docs/shared-files.md.
-const KNOWN: &[&str] = &["an ACL lets a user in", "a default ACL is inherited"];
-
 /// What was found about each claim: nothing, or why it fails.
 type Findings = BTreeMap<String, Option<String>>;
 
@@ -44,7 +41,7 @@ fn broken(host: &Findings, guest: &Findings) -> Vec<String> {
     assert!(host.keys().eq(guest.keys()), "{host:?} {guest:?}");
     let failing = guest.iter().filter_map(|(name, why)| {
         let why = why.as_ref().filter(|_| host[name].is_none())?;
-        (!KNOWN.contains(&name.as_str())).then(|| format!("{name}: {why}"))
+        Some(format!("{name}: {why}"))
     });
     failing.collect()
 }
@@ -226,4 +223,18 @@ fn locks_hold_between_containers_and_the_host() {
     for lock in [flock, fcntl_lock] {
         lock(&host, FlockOperation::NonBlockingLockExclusive).unwrap();
     }
+}
+
+#[test]
+fn a_program_that_waits_for_a_lock_can_be_killed() {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let host = File::create(volume.join("f")).unwrap();
+    flock(&host, FlockOperation::LockExclusive).unwrap();
+    let command = "inside lock /volume/f & pid=$!; sleep 2; kill -9 $pid; wait $pid; echo $?";
+    let bundle = Bundle::shell(command).mount(bind(&volume, "/volume", &["rbind"]));
+    fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
+    let run = rvm.run(&bundle, "box");
+    assert_eq!(run.stdout, "137\n", "{}", run.stderr);
 }
