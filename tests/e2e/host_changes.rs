@@ -1,6 +1,7 @@
 //! Changes by the host to a running container's files.
 
 use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -168,6 +169,73 @@ fn what_the_host_writes_is_read_in_every_mount_namespace() {
     );
     rvm.ok(&["delete", "box"]);
     rustix::mount::unmount(path("mount"), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+/// A program that exits with a code.
+struct Exits {
+    path: std::path::PathBuf,
+}
+
+impl Exits {
+    /// The code's place in the file.
+    const CODE: u64 = 64 + 56 + 1;
+
+    /// An ELF header, a program header that maps all of the file at 0x400000, and then `mov edi, 0`,
+    /// `mov eax, SYS_exit_group`, `syscall`.
+    fn new(path: std::path::PathBuf) -> Self {
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+        for field in [0x40_0078_u64, 64, 0] {
+            file.extend(field.to_le_bytes());
+        }
+        file.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x05\0\0\0");
+        for field in [0, 0x40_0000_u64, 0x40_0000, 132, 132, 0x1000] {
+            file.extend(field.to_le_bytes());
+        }
+        file.extend(b"\xbf\0\0\0\0\xb8\xe7\0\0\0\x0f\x05");
+        fs::write(&path, file).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { path }
+    }
+
+    /// Changes the code, in the file's place.
+    fn change(&self, code: u8) {
+        let file = fs::File::options().write(true).open(&self.path).unwrap();
+        file.write_all_at(&[code], Self::CODE).unwrap();
+    }
+}
+
+/// QEMU's software CPU runs a translation of what the page held before, if it has not seen the change
+/// of the page.
+#[test]
+fn a_program_that_the_host_changes_is_run_as_it_is() {
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let program = Exits::new(dir.path().join("program"));
+    let run = "for out in one two; do \
+               while [ ! -e /d/stop ]; do /d/program; echo $?; done >/d/$out & done; wait";
+    let bundle = Bundle::shell(run)
+        .mount(bind(dir.path(), "/d", &["rbind"]))
+        .with(|config| {
+            config["linux"]["resources"]["cpu"] = json!({ "quota": 200_000, "period": 100_000 });
+        });
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let outputs = ["one", "two"].map(|name| dir.path().join(name));
+    let codes = |path: &Path| -> Vec<u8> {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let lines = text.lines().map(|line| line.parse().unwrap());
+        lines.collect()
+    };
+    for code in 1..=20 {
+        program.change(code);
+        eventually(&format!("the program exits with {code}"), || {
+            (outputs.iter()).all(|path| codes(path).last() == Some(&code))
+        });
+    }
+    fs::write(dir.path().join("stop"), "").unwrap();
+    rvm.wait_for_status("box", "stopped");
+    assert!(outputs.iter().all(|path| codes(path).is_sorted()));
+    rvm.ok(&["delete", "box"]);
 }
 
 /// Replaces a file's content and restores its mtime.
