@@ -37,7 +37,7 @@ pub mod opcode {
     pub const BATCH_FORGET: u32 = 42;
     pub const READDIRPLUS: u32 = 44;
 
-    /// Those of our guest kernel, guest-kernel/patches/0006.
+    /// Those of our guest kernel, by a patch in guest-kernel/patches.
     pub const WATCH: u32 = 0x7276_6d01;
     pub const EVENTS: u32 = 0x7276_6d02;
 }

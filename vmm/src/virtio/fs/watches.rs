@@ -1,8 +1,8 @@
 //! Changes that others make to the files that programs of the guest watch with inotify(7).
 //!
-//! The guest's kernel (guest-kernel/patches/0006) asks with WATCH for what has its first mark, and
-//! keeps one EVENTS request waiting, which is answered when there are events. The host's kernel
-//! tells of the changes by fanotify.
+//! The guest's kernel (a patch in guest-kernel/patches) asks with WATCH for what has its first
+//! mark, and keeps one EVENTS request waiting, which is answered when there are events. The host's
+//! kernel tells of the changes by fanotify.
 //!
 //! Changes that this process made are the guest's, and its kernel has told of them, but only where
 //! the changed mount is watched: a directory that is mounted twice, for two containers say, is two
