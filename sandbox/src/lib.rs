@@ -12,6 +12,7 @@ pub mod config;
 mod sizing;
 pub mod cgroup;
 mod share;
+pub mod disk;
 mod dir;
 pub mod network;
 pub mod engine;

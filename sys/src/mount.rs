@@ -47,6 +47,12 @@ impl AttrChange {
         clear: 0,
     };
 
+    /// Forbids to open the device nodes of a mount.
+    pub const NO_DEVICES: Self = Self {
+        set: attr::NODEV,
+        clear: 0,
+    };
+
     /// Whether nothing is to change.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -16,7 +16,7 @@ use crate::command::{self, Finished, Rvm, eventually};
 use crate::{image, leftovers};
 
 /// containerd's name for the runtime.
-pub(crate) const RUNTIME: &str = "io.containerd.rvm.v2";
+pub const RUNTIME: &str = "io.containerd.rvm.v2";
 
 /// Where shims keep the state of containers.
 pub(crate) const STATE: &str = "/run/containerd/rvm";

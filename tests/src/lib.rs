@@ -9,6 +9,7 @@ pub mod cgroups;
 pub mod command;
 pub mod containerd;
 pub mod cri;
+pub mod disk;
 pub mod engine;
 pub mod image;
 pub mod leaks;

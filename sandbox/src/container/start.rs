@@ -27,6 +27,7 @@ use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::ProcessId;
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
+use crate::sandbox::disks::{self, DiskError};
 use crate::sandbox::{Guest, Sandbox, SandboxError, VolumeError, Volumes};
 use crate::share::{self, StorageError};
 use crate::sizing::{Size, SizeError};
@@ -73,6 +74,9 @@ pub enum StartError {
     /// A volume could not be copied into the guest.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// A disk could not be given to the machine.
+    #[error(transparent)]
+    Disk(DiskError),
     /// The container's control groups could not be made or limited.
     #[error(transparent)]
     Cgroup(#[from] ContainerCgroupError),
@@ -90,6 +94,15 @@ impl From<AgentError> for StartError {
             AgentError::Refused(failure) => Self::Container(failure),
             AgentError::NotFound(message) => Self::Container(Failure::new(Code::NotFound, message)),
             other => Self::Sandbox(other.into()),
+        }
+    }
+}
+
+impl From<DiskError> for StartError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Guest(error) => plain(error),
+            other => Self::Disk(other),
         }
     }
 }
@@ -182,6 +195,24 @@ impl Start<'_> {
             sandbox.relay_dns_of(&self.bundle.spec).await?;
         }
         let id = self.container.id();
+        let owned = place.sandbox().map(Arc::as_ref);
+        disks::attach(id, &translation.disks, guest, owned, timings).await?;
+        let created = self.create_in(guest, translation, host, timings).await;
+        if created.is_err() {
+            disks::release(id, guest, owned).await;
+        }
+        Ok((place, created?))
+    }
+
+    /// Creates the container in its guest, which has its disks.
+    async fn create_in(
+        &self,
+        guest: &Arc<Guest>,
+        translation: Translation,
+        host: HostStdio,
+        timings: &mut Timings,
+    ) -> Result<Relay, StartError> {
+        let id = self.container.id();
         let volumes = Volumes::send(id, translation.volumes, guest).await?;
         let created = guest.create_container(id, &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
@@ -192,7 +223,7 @@ impl Start<'_> {
         self.container
             .lock()?
             .step(Status::Created, |state| state.guest_pid = Some(pid))?;
-        Ok((place, relay))
+        Ok(relay)
     }
 
     /// Makes the container's files visible to the guest of its sandbox, in the sandbox's directory.
@@ -216,6 +247,9 @@ impl Start<'_> {
         let id = container.id().as_str();
         let translation = translate(self.bundle, id, &peers)?;
         dir.share(id, &translation.mounts, &translation.spec)?;
+        if !self.bundle.root_disks.is_empty() {
+            share::make_empty_root(&dir.shared(), id)?;
+        }
         timings.lap("share files");
         Ok((dir, translation))
     }

@@ -5,6 +5,7 @@
 //! ```
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -41,6 +42,32 @@ impl fmt::Display for MachineEnd {
     }
 }
 
+/// A device that is plugged into a running machine.
+pub enum Plug<'a> {
+    /// A network card.
+    Net(NicBackend),
+    /// A disk.
+    Disk {
+        /// An empty slot for disks.
+        slot: usize,
+        /// A block device or image file.
+        file: &'a File,
+        /// Whether the guest may not write to it.
+        read_only: bool,
+        /// At most 20 bytes.
+        serial: String,
+    },
+}
+
+/// A device that is unplugged.
+#[derive(Clone, Copy, Debug)]
+pub enum Unplug {
+    /// The network card with this address.
+    Net(Mac),
+    /// The disk in this slot.
+    Disk(usize),
+}
+
 /// What an engine does for a machine that it runs. Dropping it ends the machine.
 #[async_trait::async_trait]
 pub trait Vm: Send + Sync {
@@ -54,11 +81,12 @@ pub trait Vm: Send + Sync {
     /// Where the engine's own time went during the start, if it has reported that.
     fn start_times(&self) -> Option<StartTimes>;
 
-    /// Plugs a network card in. The guest's driver finds it later.
-    async fn plug_net(&self, card: NicBackend) -> Result<(), EngineError>;
+    /// Plugs a device in, of a kind that the engine's descriptor allows. The guest's driver finds
+    /// it later.
+    async fn plug(&self, device: Plug<'_>) -> Result<(), EngineError>;
 
-    /// Unplugs a network card that the guest no longer uses.
-    async fn unplug_net(&self, mac: Mac) -> Result<(), EngineError>;
+    /// Unplugs a device that the guest no longer uses.
+    async fn unplug(&self, device: Unplug) -> Result<(), EngineError>;
 
     /// Begins to change the machine's size, within the bounds of its plan. The guest follows later.
     async fn resize(&self, size: Size) -> Result<(), EngineError>;
@@ -119,13 +147,38 @@ impl Machine {
     /// Plugs a network card in, if the engine can. The guest's driver finds it later.
     pub async fn plug_net(&self, card: NicBackend) -> Result<(), EngineError> {
         self.engine.net_hotplug.map_err(EngineError::Unsupported)?;
-        self.vm.plug_net(card).await
+        self.vm.plug(Plug::Net(card)).await
     }
 
     /// Unplugs a network card that the guest no longer uses.
     pub async fn unplug_net(&self, mac: Mac) -> Result<(), EngineError> {
         self.engine.net_hotplug.map_err(EngineError::Unsupported)?;
-        self.vm.unplug_net(mac).await
+        self.vm.unplug(Unplug::Net(mac)).await
+    }
+
+    /// Plugs a disk into an empty slot, if the engine can: one of [`Engine::disk_slots`] from
+    /// [`rvm_protocol::DISK_SLOT`] on.
+    pub async fn plug_disk(
+        &self,
+        slot: usize,
+        file: &File,
+        read_only: bool,
+        serial: String,
+    ) -> Result<(), EngineError> {
+        self.engine.disk_hotplug.map_err(EngineError::Unsupported)?;
+        let disk = Plug::Disk {
+            slot,
+            file,
+            read_only,
+            serial,
+        };
+        self.vm.plug(disk).await
+    }
+
+    /// Unplugs the disk in a slot.
+    pub async fn unplug_disk(&self, slot: usize) -> Result<(), EngineError> {
+        self.engine.disk_hotplug.map_err(EngineError::Unsupported)?;
+        self.vm.unplug(Unplug::Disk(slot)).await
     }
 
     /// See [`Vm::resize`].
@@ -206,10 +259,10 @@ mod tests {
         fn start_times(&self) -> Option<StartTimes> {
             None
         }
-        async fn plug_net(&self, _: NicBackend) -> Result<(), EngineError> {
+        async fn plug(&self, _: Plug<'_>) -> Result<(), EngineError> {
             Ok(())
         }
-        async fn unplug_net(&self, _: Mac) -> Result<(), EngineError> {
+        async fn unplug(&self, _: Unplug) -> Result<(), EngineError> {
             Ok(())
         }
         async fn resize(&self, _: Size) -> Result<(), EngineError> {

@@ -28,7 +28,7 @@ use crate::network::{NicBackend, NicLimits};
 use crate::sizing::Size;
 
 pub use files::check_host_memory;
-pub use machine::{Machine, MachineEnd, MachineEnded, Vm};
+pub use machine::{Machine, MachineEnd, MachineEnded, Plug, Unplug, Vm};
 pub use spawn::SpawnError;
 
 /// An engine.
@@ -45,6 +45,10 @@ pub struct Engine {
     pub nic_limits: NicLimits,
     /// Whether network cards can be plugged into a running machine and unplugged.
     pub net_hotplug: Support,
+    /// Whether disks can be plugged into a running machine and unplugged.
+    pub disk_hotplug: Support,
+    /// How many disks a machine that starts with so many network cards can have at a time.
+    pub disk_slots: fn(usize) -> usize,
     /// Whether a running machine can be given more memory than it started with.
     pub memory_hotplug: bool,
     /// Whether the guest keeps what was written to shared files for a while. virtio-fs writes when

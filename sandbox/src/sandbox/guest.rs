@@ -1,6 +1,9 @@
 //! What every process can ask of a sandbox's guest, whoever owns its machine.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
@@ -41,7 +44,11 @@ pub struct Guest {
     ended: MachineEnded,
     /// How long a call may take that creates or starts a container.
     limit: Duration,
+    disks: HeldDisks,
 }
+
+/// Of each container with disks, the files that must stay open for their locks.
+type HeldDisks = Mutex<HashMap<ContainerId, Vec<File>>>;
 
 impl Guest {
     /// The guest of a machine. A call that creates or starts something in it may take `limit`.
@@ -58,6 +65,7 @@ impl Guest {
             agent,
             ended,
             limit,
+            disks: HeldDisks::default(),
         }
     }
 
@@ -74,6 +82,7 @@ impl Guest {
             agent: Agent::connect(&dir)?,
             ended: MachineEnded::of_process(pidfd),
             limit: config.start_timeout.unwrap_or(JOINED_TIMEOUT),
+            disks: HeldDisks::default(),
             record,
             dir,
         })
@@ -118,10 +127,25 @@ impl Guest {
         Err(self.end_after(error).await)
     }
 
+    /// Keeps files of a container's disks open. They may be none.
+    pub(super) fn hold_disks(&self, id: &ContainerId, files: Vec<File>) {
+        self.disks().insert(id.clone(), files);
+    }
+
+    /// Closes the files of a container's disks. False if it has no disks.
+    pub(super) fn let_disks_go(&self, id: &ContainerId) -> bool {
+        self.disks().remove(id).is_some()
+    }
+
+    fn disks(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<File>>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until the host has what the processes of a container wrote, which has ended with
-    /// `status`, but not for ever. Without a cache for writes the host has it already.
+    /// `status`, but not for ever. Without disks and a cache for writes the host has it already.
     pub async fn write_back(&self, status: u8) {
-        if !engine::of(self.record.engine).caches_writes {
+        let has_disks = !self.disks().is_empty();
+        if !has_disks && !engine::of(self.record.engine).caches_writes {
             return;
         }
         let limit = match status {

@@ -5,6 +5,7 @@
 //! finds by the sandbox's directory, is [`Guest`].
 
 mod clock;
+pub mod disks;
 mod dns;
 mod failure;
 mod guest;
@@ -24,6 +25,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::stdio::StdioError;
 use crate::network::NetworkError;
 
+pub use disks::DiskError;
 pub use failure::GuestFailure;
 pub use guest::Guest;
 pub(crate) use guest::HANGUP_TIMEOUT;

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use tokio::sync::Mutex;
 
 use super::SandboxError;
+use super::disks::Slots;
 use super::failure::GuestFailure;
 use super::guest::Guest;
 use super::live_network::LiveNetwork;
@@ -37,6 +38,7 @@ pub struct Sandbox {
     // No task holds both of these locks.
     network: Mutex<LiveNetwork>,
     size: Mutex<LiveSize>,
+    disks: Mutex<Slots>,
     machine: Machine,
     processes: Vec<Process>,
     control: UnixListener,
@@ -59,6 +61,7 @@ impl Sandbox {
         let (network, nets) = LiveNetwork::first(network, engine.nic_limits)?;
         timings.lap("prepare the network");
         let running = running(engine, size, config);
+        let disks = Slots::new((engine.disk_slots)(nets.len()));
         let machine = start_machine(engine, &dir, running, memory_policy, nets, config)?;
         let limit = config.start_timeout.unwrap_or(engine.start_timeout);
         let (record, processes) = record_processes(&dir, &machine, limit)?;
@@ -82,6 +85,7 @@ impl Sandbox {
         Ok(Self {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
             network: Mutex::new(network),
+            disks,
             size: Mutex::new(LiveSize::new(running, Bounds::of(config))),
             guest: Arc::new(Guest::new(dir, record, agent, machine.ended(), limit)),
             machine,
@@ -123,6 +127,10 @@ impl Sandbox {
 
     pub(super) fn network(&self) -> &Mutex<LiveNetwork> {
         &self.network
+    }
+
+    pub(super) fn disks(&self) -> &Mutex<Slots> {
+        &self.disks
     }
 
     pub(super) fn size(&self) -> &Mutex<LiveSize> {

@@ -16,6 +16,9 @@ pub const ROOT: &str = "rootfs";
 /// A container's volumes, likewise.
 pub const VOLUMES: &str = "mounts";
 
+/// A container's image files, likewise.
+pub const DISKS: &str = "disks";
+
 /// The directory in which rvm-vmm builds the jail's root.
 pub const STAGE: &str = "stage";
 

@@ -8,6 +8,7 @@
 //! unmounting it unmounts nothing of the host's.
 
 mod atomic_volume;
+mod empty_root;
 mod layout;
 
 use std::ffi::CStr;
@@ -33,7 +34,8 @@ use crate::host::idmap::Mapper;
 use crate::host::read_only::set_read_only;
 
 pub use atomic_volume::{DATA, is_atomic_volume, read_volume};
-pub use layout::{CONFIG_FILE, ROOT, SHARED, STAGE, SharedMount, VOLUMES};
+pub use empty_root::make_empty_root;
+pub use layout::{CONFIG_FILE, DISKS, ROOT, SHARED, STAGE, SharedMount, VOLUMES};
 
 /// The directory of mounts that containers of a pod share. A container's id has no `@`.
 const POD_MOUNTS: &str = "@together";

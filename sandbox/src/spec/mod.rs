@@ -1,7 +1,9 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
+mod disks;
 mod features;
 pub(crate) mod hooks;
+mod id_maps;
 pub(crate) mod mounts;
 mod normalize;
 mod parsed;
@@ -30,6 +32,7 @@ use pod::Role;
 use sources::Source;
 use validate::FieldError;
 
+use crate::disk::Stack;
 use crate::sizing::Hardware;
 
 pub use crate::share::CONFIG_FILE;
@@ -89,8 +92,10 @@ pub struct Bundle {
     pub dir: PathBuf,
     /// The configuration.
     pub spec: Spec,
-    /// The root file system's directory, absolute.
+    /// The root file system's directory, block device or image file, absolute.
     pub rootfs: PathBuf,
+    /// The disks that hold the root, with its file system mounted last; none if it is a directory.
+    pub root_disks: Stack,
     /// Its role in a pod.
     pub role: Role,
     /// The machine that it asks for.
@@ -102,6 +107,11 @@ pub struct Bundle {
 impl Bundle {
     /// Reads and checks the bundle in `dir`.
     pub fn load(dir: &Path) -> Result<Self, SpecError> {
+        Self::load_with_root(dir, Stack::default())
+    }
+
+    /// Reads and checks the bundle in `dir`, whose root is on these disks, if there are any.
+    pub fn load_with_root(dir: &Path, root_disks: Stack) -> Result<Self, SpecError> {
         let dir = dir.canonicalize().map_err(|source| SpecError::Bundle {
             path: dir.to_owned(),
             source,
@@ -132,11 +142,12 @@ impl Bundle {
             .as_ref()
             .map(|root| root.path().clone())
             .unwrap_or_default();
-        let rootfs = find_rootfs(&dir.join(root))?;
+        let (rootfs, root_disks) = find_rootfs(&dir.join(root), root_disks)?;
         Ok(Self {
             dir,
             spec,
             rootfs,
+            root_disks,
             role,
             hardware,
             sources,
@@ -234,16 +245,19 @@ fn unreadable(path: &Path, error: JsonError) -> SpecError {
     }
 }
 
-fn find_rootfs(path: &Path) -> Result<PathBuf, SpecError> {
+/// A root that is no directory is a disk.
+fn find_rootfs(path: &Path, disks: Stack) -> Result<(PathBuf, Stack), SpecError> {
     let failed = |source| SpecError::Rootfs {
         path: path.to_owned(),
         source,
     };
     let rootfs = path.canonicalize().map_err(failed)?;
-    if !rootfs.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(io::ErrorKind::NotADirectory.into()));
-    }
-    Ok(rootfs)
+    let is_directory = rootfs.metadata().map_err(failed)?.is_dir();
+    let disks = match is_directory || !disks.is_empty() {
+        true => disks,
+        false => Stack::of_root(&rootfs).map_err(failed)?,
+    };
+    Ok((rootfs, disks))
 }
 
 #[cfg(test)]

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 use rvm_protocol::{SHARED_DIR, VOLUMES_DIR};
 
+use super::disks;
+use super::id_maps::{IdMappings, id_map};
 use super::pod::Role;
 use super::sources::Source;
-use crate::host::idmap::IdMap;
+use crate::disk::Stack;
 use crate::host::mount_table::BoundMount;
 use crate::share::{self, SharedMount, VOLUMES};
 
@@ -60,17 +62,17 @@ pub fn maps_ids(mount: &Mount) -> bool {
     has_option(mount, &["idmap", "ridmap"]) || mount.uid_mappings().is_some()
 }
 
-fn has_option(mount: &Mount, names: &[&str]) -> bool {
+pub(super) fn has_option(mount: &Mount, names: &[&str]) -> bool {
     options(mount).any(|option| names.contains(&option))
 }
 
 /// Whether the last of an option and its opposite is the option; None if neither is there.
-fn last_of(mount: &Mount, option: &str, opposite: &str) -> Option<bool> {
+pub(super) fn last_of(mount: &Mount, option: &str, opposite: &str) -> Option<bool> {
     let either = options(mount).filter(|other| [option, opposite].contains(other));
     either.last().map(|last| last == option)
 }
 
-fn options(mount: &Mount) -> impl Iterator<Item = &str> {
+pub(super) fn options(mount: &Mount) -> impl Iterator<Item = &str> {
     let list = mount.options().iter().flatten();
     list.flat_map(|option| option.split(','))
 }
@@ -82,6 +84,7 @@ pub fn translate(
     sources: &[Option<Source>],
     id: &str,
     role: &Role,
+    disks: &mut Stack,
 ) -> (Vec<SharedMount>, Vec<PathBuf>) {
     let (mut shared, mut volumes) = (Vec::new(), Vec::new());
     let mut has_v1_hierarchy = false;
@@ -113,6 +116,7 @@ pub fn translate(
                 _ = mount.set_source(Some(copy.join(volumes.len().to_string())));
                 volumes.push(path.clone());
             }
+            Some(Source::Disk(path)) => disks::mount(&mut mount, path, id, disks),
             Some(Source::Device(path) | Source::Kernel(path)) => {
                 _ = mount.set_source(Some(path.clone()))
             }
@@ -122,11 +126,8 @@ pub fn translate(
                 continue;
             }
             Some(Source::SharedMemory(bytes)) => {
-                replace(
-                    &mut mount,
-                    "tmpfs",
-                    &["mode=1777".to_owned(), format!("size={bytes}")],
-                );
+                let size = format!("size={bytes}");
+                replace(&mut mount, "tmpfs", &["mode=1777".to_owned(), size]);
             }
         }
         kept.push(mount);
@@ -191,7 +192,7 @@ fn bound_mounts(mut volume: Mount, place: &Path, mounts: &[BoundMount]) -> Vec<M
     [vec![volume], below].concat()
 }
 
-fn texts<'a>(options: impl Iterator<Item = &'a str>) -> Vec<String> {
+pub(super) fn texts<'a>(options: impl Iterator<Item = &'a str>) -> Vec<String> {
     options.map(str::to_owned).collect()
 }
 
@@ -201,72 +202,15 @@ fn of_host(mount: &BoundMount) -> impl Iterator<Item = &str> {
     all.filter(|option| ATTRIBUTES.contains(option))
 }
 
+/// Whether an option is one of a mount, and not of its file system.
+pub(super) fn is_of_mount(option: &&str) -> bool {
+    ATTRIBUTES.contains(option) || PROPAGATIONS.contains(option) || is_of_all(option)
+}
+
 /// Whether an option is for a mount and all below it.
 fn is_of_all(option: &&str) -> bool {
     let of_all = option.strip_prefix('r');
     of_all.is_some_and(|one| ATTRIBUTES.contains(&one) || PROPAGATIONS.contains(&one))
-}
-
-/// The id map of a mount: its own, or with the option `idmap` that of the container's user
-/// namespace.
-fn id_map(mount: &Mount, container: &IdMappings) -> Option<IdMap> {
-    let own = IdMappings {
-        uids: mount.uid_mappings().clone().unwrap_or_default(),
-        gids: mount.gid_mappings().clone().unwrap_or_default(),
-    };
-    let maps = match own.is_empty() {
-        true if has_option(mount, &["idmap", "ridmap"]) => container,
-        true => return None,
-        false => &own,
-    };
-    let lines = |list: &[LinuxIdMapping]| -> String {
-        let line =
-            |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
-        list.iter().map(line).collect()
-    };
-    Some(IdMap {
-        uids: lines(&maps.uids),
-        gids: lines(&maps.gids),
-        recursive: has_option(mount, &["ridmap"]),
-    })
-}
-
-struct IdMappings {
-    uids: Vec<LinuxIdMapping>,
-    gids: Vec<LinuxIdMapping>,
-}
-
-impl IdMappings {
-    fn of_container(spec: &Spec) -> Self {
-        let linux = spec.linux().as_ref();
-        Self {
-            uids: linux
-                .and_then(|linux| linux.uid_mappings().clone())
-                .unwrap_or_default(),
-            gids: linux
-                .and_then(|linux| linux.gid_mappings().clone())
-                .unwrap_or_default(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.uids.is_empty() && self.gids.is_empty()
-    }
-}
-
-/// Fails with the reason if a mount's id map is incomplete.
-pub fn check_id_map(mount: &Mount, spec: &Spec) -> Result<(), &'static str> {
-    let own = |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().is_some_and(|l| !l.is_empty());
-    let (uids, gids) = (own(mount.uid_mappings()), own(mount.gid_mappings()));
-    if uids != gids {
-        return Err("has only one of uidMappings and gidMappings");
-    }
-    let has_idmap = has_option(mount, &["idmap", "ridmap"]);
-    let container = IdMappings::of_container(spec);
-    if has_idmap && !uids && (container.uids.is_empty() || container.gids.is_empty()) {
-        return Err("asks for mapped ids without saying how");
-    }
-    Ok(())
 }
 
 /// Replaces a bind mount by a mount of a file system of type `kind`.
@@ -293,12 +237,14 @@ fn make_cgroups_writable(mounts: &mut [Mount]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::idmap::IdMap;
     use serde_json::{Value, json};
 
     fn translated(mounts: Value, sources: &[Option<Source>]) -> (Value, Vec<SharedMount>) {
         let config = json!({ "ociVersion": "1.2.0", "mounts": mounts });
         let mut spec: Spec = serde_json::from_value(config).unwrap();
-        let (shared, _) = translate(&mut spec, sources, "box", &Role::Alone);
+        let disks = &mut Stack::default();
+        let (shared, _) = translate(&mut spec, sources, "box", &Role::Alone, disks);
         (serde_json::to_value(&spec).unwrap(), shared)
     }
 
@@ -420,7 +366,8 @@ mod tests {
         let mut spec: Spec = serde_json::from_value(config).unwrap();
         let files = |path: &str| Some(files(path, &[]));
         let sources = [files("/a"), files("/b"), files("/c")];
-        let (shared, _) = translate(&mut spec, &sources, "box", &Role::Alone);
+        let disks = &mut Stack::default();
+        let (shared, _) = translate(&mut spec, &sources, "box", &Role::Alone, disks);
         let maps: Vec<_> = shared.iter().map(|shared| shared.idmap.clone()).collect();
         let map = |line: &str, recursive| {
             let (uids, gids) = (line.to_owned(), line.to_owned());

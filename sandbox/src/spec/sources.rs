@@ -1,4 +1,4 @@
-//! Classifies the sources of bind mounts.
+//! Classifies the sources of bind mounts, and those of mounts of disks.
 //!
 //! Files and directories are shared with the guest. A device is not: the guest uses its own device
 //! with the same number. A part of procfs, sysfs or devtmpfs is replaced by the guest's. Sockets
@@ -13,6 +13,7 @@ use oci_spec::runtime::{Mount, Spec};
 use super::mounts::{is_bind, is_read_only, maps_ids};
 use super::pod::Role;
 use super::validate::FieldError;
+use crate::disk;
 use crate::host::mount_table::{self, BoundMount, Entry};
 use crate::share;
 
@@ -23,7 +24,7 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// server when the container starts.
 const MAX_MOUNTS: usize = 512;
 
-/// The kind of a bind mount's source.
+/// The kind of a mount's source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A file or directory to share.
@@ -34,6 +35,8 @@ pub enum Source {
     },
     /// A volume that its owner updates atomically; the guest gets a copy, see [`crate::share`].
     Volume(PathBuf),
+    /// A block device or image file with a file system that the guest mounts.
+    Disk(PathBuf),
     /// A device, by its link in the guest's /sys/dev. The agent finds the node.
     Device(PathBuf),
     /// A path in procfs, sysfs or devtmpfs, where the guest has its own.
@@ -46,7 +49,7 @@ pub enum Source {
     SharedMemory(u64),
 }
 
-/// Classifies the source of every mount; None for those that are not bind mounts.
+/// Classifies the source of every mount; None for those of file systems without a disk.
 pub fn classify(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Source>>, FieldError> {
     let mounts = spec.mounts().iter().flatten().enumerate();
     let table = mount_table::read().map_err(|error| FieldError {
@@ -62,9 +65,28 @@ pub fn classify(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Sourc
                     field: format!("mounts[{index}].source"),
                     reason: format!("{}{reason}", source.display()),
                 }),
+            Some(source) if is_of_disk(mount) => {
+                let path = dir.join(source);
+                let is_disk = disk::is_disk(&path).map_err(|error| format!(": {error}"));
+                let checked = is_disk.and_then(|is_disk| match is_disk {
+                    true => Ok(Some(Source::Disk(path))),
+                    false => Err(" is neither a block device nor an image file".to_owned()),
+                });
+                checked.map_err(|reason| FieldError {
+                    field: format!("mounts[{index}].source"),
+                    reason: format!("{}{reason}", source.display()),
+                })
+            }
             _ => Ok(None),
         })
         .collect()
+}
+
+fn is_of_disk(mount: &Mount) -> bool {
+    mount
+        .typ()
+        .as_deref()
+        .is_some_and(disk::is_disk_file_system)
 }
 
 fn classify_one(

@@ -10,6 +10,7 @@ use rvm_protocol::SHARED_DIR;
 
 use super::pod::{Peer, Role, joined_namespaces, own_namespaces};
 use super::{Bundle, SpecError, mounts, resources};
+use crate::disk::{self, Stack};
 use crate::share::{ROOT, SharedMount};
 
 /// The guest's configuration, and the files of the host that it refers to.
@@ -17,10 +18,12 @@ use crate::share::{ROOT, SharedMount};
 pub struct Translation {
     /// The configuration for the agent.
     pub spec: Spec,
-    /// The root first, then the bind mounts.
+    /// The root first, unless it is on disks, then the bind mounts.
     pub mounts: Vec<SharedMount>,
     /// Volumes to copy into the guest, by number.
     pub volumes: Vec<PathBuf>,
+    /// The disks, and the file systems on them.
+    pub disks: Stack,
 }
 
 /// Translates the bundle's configuration for the container `id`. `peers` are the containers of the
@@ -28,15 +31,24 @@ pub struct Translation {
 pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translation, SpecError> {
     let mut spec = bundle.spec.clone();
     let place = |name: &str| Path::new(id).join(name);
-    let mut mounts = vec![SharedMount {
-        recursive: true,
-        // It is not made read-only here: the agent creates mount points in it first.
-        ..SharedMount::new(bundle.rootfs.clone(), place(ROOT))
-    }];
-    if let Some(root) = spec.root_mut() {
-        root.set_path(Path::new(SHARED_DIR).join(place(ROOT)));
+    let mut mounts = Vec::new();
+    let mut disks = bundle.root_disks.clone();
+    let root = match disks.top() {
+        Some(top) => disk::place(id, top),
+        None => {
+            mounts.push(SharedMount {
+                recursive: true,
+                // It is not made read-only here: the agent creates mount points in it first.
+                ..SharedMount::new(bundle.rootfs.clone(), place(ROOT))
+            });
+            Path::new(SHARED_DIR).join(place(ROOT))
+        }
+    };
+    if let Some(in_spec) = spec.root_mut() {
+        in_spec.set_path(root);
     }
-    let (shared, volumes) = mounts::translate(&mut spec, &bundle.sources, id, &bundle.role);
+    let (shared, volumes) =
+        mounts::translate(&mut spec, &bundle.sources, id, &bundle.role, &mut disks);
     mounts.extend(shared);
     let (hooks, programs) = guest_hooks(spec.hooks().as_ref(), id);
     spec.set_hooks(hooks);
@@ -63,6 +75,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
         spec,
         mounts,
         volumes,
+        disks,
     })
 }
 
@@ -115,6 +128,7 @@ mod tests {
             role: Role::Alone,
             hardware: crate::sizing::Hardware::default(),
             sources: Vec::new(),
+            root_disks: Stack::default(),
         };
         translate(&bundle, "box", &[]).unwrap()
     }

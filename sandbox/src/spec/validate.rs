@@ -148,7 +148,7 @@ fn mounts(spec: &Spec) -> Result<(), FieldError> {
         if mount.destination().as_os_str().is_empty() {
             invalid(format!("{field}.destination"), "is empty")?;
         }
-        if let Err(reason) = super::mounts::check_id_map(mount, spec) {
+        if let Err(reason) = super::id_maps::check_id_map(mount, spec) {
             invalid(&field, reason)?;
         }
         if super::mounts::is_bind(mount) && mount.source().is_none() {

@@ -12,6 +12,7 @@ use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::container::start::{Placement, Start, take_network};
+use rvm_sandbox::disk::Stack;
 use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::host::process::ProcessId;
 use rvm_sandbox::host::timings::Timings;
@@ -90,8 +91,11 @@ impl Pod {
             },
             options: Options::parse(request.options.get_or_default())?,
         };
-        rootfs::mount_all(plan.dir, &request.rootfs)?;
-        let created = self.create_on_rootfs(&plan).await;
+        let disks = rootfs::stack(&request.rootfs)?;
+        if disks.is_empty() {
+            rootfs::mount_all(plan.dir, &request.rootfs)?;
+        }
+        let created = self.create_on_rootfs(&plan, disks).await;
         if created.is_err()
             && let Err(error) = rootfs::unmount_all(plan.dir)
         {
@@ -100,7 +104,11 @@ impl Pod {
         created
     }
 
-    async fn create_on_rootfs(&self, plan: &Plan<'_>) -> Result<(Container, Relay), CreateError> {
+    async fn create_on_rootfs(
+        &self,
+        plan: &Plan<'_>,
+        disks: Stack,
+    ) -> Result<(Container, Relay), CreateError> {
         let config = plan.options.config_file(plan.dir)?;
         let config = Config::load(config.or_else(|| self.config.clone()).as_deref())?;
         if let Some(shared) = self.shared_files.get()
@@ -109,7 +117,7 @@ impl Pod {
             let added = files::add(shared, plan.dir);
             added.map_err(host("add the pod's files to the container's"))?;
         }
-        let bundle = Bundle::load(plan.dir)?;
+        let bundle = Bundle::load_with_root(plan.dir, disks)?;
         let root = plan.options.root.clone();
         let root = root.unwrap_or_else(|| PathBuf::from(STATE_ROOT));
         let store = Store::new(root.join(&self.namespace));

@@ -14,7 +14,7 @@ use rvm_sandbox::spec::SpecError;
 use rvm_sandbox::state::{StateError, Status};
 
 use crate::options::OptionsError;
-use crate::rootfs::RootfsError;
+use crate::rootfs::{DiskMountError, RootfsError};
 use crate::stdio::OpenError;
 
 /// A request that the container or process cannot meet in its state. The words of the first ones
@@ -58,6 +58,8 @@ pub enum CreateError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    #[error(transparent)]
+    Disks(#[from] DiskMountError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]

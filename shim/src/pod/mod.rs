@@ -26,6 +26,7 @@ use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit
 use rvm_protocol::{ContainerId, ExecId};
 use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
+use rvm_sandbox::sandbox::disks;
 use rvm_sandbox::state::Status;
 use tokio::sync::Notify;
 
@@ -173,6 +174,9 @@ impl Pod {
         }
         container.remove().await?;
         container.init.end_logger().await;
+        if let Some(sandbox) = self.machine.get() {
+            disks::release(container.id(), &container.guest, Some(&sandbox)).await;
+        }
         self.registry.remove(container.id());
         let event = TaskDelete {
             container_id: container.id().to_string(),

@@ -1,6 +1,7 @@
 //! The root file system of a container: mounts that containerd's snapshotter describes, each
 //! mounted over the one before.
 
+mod disks;
 mod options;
 mod filesystem;
 mod mapped;
@@ -17,6 +18,7 @@ use rustix::mount::{
 };
 use rvm_sys::error_chain::chain;
 
+pub use disks::{DiskMountError, stack};
 use options::Options;
 
 /// The directory in the bundle on which the root file system is mounted.

@@ -66,6 +66,7 @@ impl Coded for CreateError {
             Self::State(error) => error.code(),
             Self::Streams(error) => error.code(),
             Self::Start(error) => error.code(),
+            Self::Disks(_) => Code::InvalidArgument,
             Self::Rootfs(_) | Self::Network(_) | Self::Host { .. } => Code::Internal,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::api::{CreateTaskRequest, Mount};
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::Sandbox as Service;
 use containerd_shim_protos::types::platform::Platform;
@@ -44,6 +44,8 @@ pub struct SandboxService {
 struct CreatedSandbox {
     id: ContainerId,
     bundle: PathBuf,
+    /// Mounted when the sandbox starts.
+    rootfs: Vec<Mount>,
     created_at: SystemTime,
 }
 
@@ -100,12 +102,12 @@ impl Service for SandboxService {
     ) -> ttrpc::Result<api::CreateSandboxResponse> {
         let id = ContainerId::new(request.sandbox_id.as_str()).map_err(ServiceError::from)?;
         let bundle = PathBuf::from(&request.bundle_path);
-        rootfs::mount_all(&bundle, &request.rootfs).map_err(ServiceError::from)?;
         let shared = sandbox_bundle::write(&bundle, &request).map_err(ServiceError::from)?;
         self.pod.share_files(shared);
         *self.created() = Some(CreatedSandbox {
             id,
             bundle,
+            rootfs: request.rootfs,
             created_at: SystemTime::now(),
         });
         Ok(api::CreateSandboxResponse::default())
@@ -120,6 +122,7 @@ impl Service for SandboxService {
         let task = CreateTaskRequest {
             id: request.sandbox_id,
             bundle: sandbox.bundle.to_string_lossy().into_owned(),
+            rootfs: sandbox.rootfs,
             ..Default::default()
         };
         let container = self.pod.create(sandbox.id, &task, Kind::Pause).await?;

@@ -12,11 +12,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
-use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
+use crate::engine::{EngineError, MachineEnd, Plug, Unplug, Vm, io_failed};
 use crate::host::process::ProcessId;
 use crate::host::rate::Rate;
 use crate::host::untrusted_text::{clean, clean_failure};
-use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::error_chain::chain;
 use rvm_sys::readiness::Readable;
@@ -230,15 +229,41 @@ impl Vm for KvmMachine {
         self.times.get().cloned()
     }
 
-    async fn plug_net(&self, card: NicBackend) -> Result<(), EngineError> {
-        let request = Request::PlugNet { mac: card.mac };
-        self.request("plug a network card in", &request, &[card.tap.as_fd()])
-            .await
+    async fn plug(&self, device: Plug<'_>) -> Result<(), EngineError> {
+        match device {
+            Plug::Net(card) => {
+                let request = Request::PlugNet { mac: card.mac };
+                self.request("plug a network card in", &request, &[card.tap.as_fd()])
+                    .await
+            }
+            Plug::Disk {
+                slot,
+                file,
+                read_only,
+                serial,
+            } => {
+                let request = Request::PlugDisk {
+                    slot,
+                    read_only,
+                    serial,
+                };
+                self.request("plug a disk in", &request, &[file.as_fd()])
+                    .await
+            }
+        }
     }
 
-    async fn unplug_net(&self, mac: Mac) -> Result<(), EngineError> {
-        let request = Request::UnplugNet { mac };
-        self.request("unplug a network card", &request, &[]).await
+    async fn unplug(&self, device: Unplug) -> Result<(), EngineError> {
+        match device {
+            Unplug::Net(mac) => {
+                let request = Request::UnplugNet { mac };
+                self.request("unplug a network card", &request, &[]).await
+            }
+            Unplug::Disk(slot) => {
+                let request = Request::UnplugDisk { slot };
+                self.request("unplug a disk", &request, &[]).await
+            }
+        }
     }
 
     async fn resize(&self, size: Size) -> Result<(), EngineError> {

@@ -43,6 +43,8 @@ pub(super) static ENGINE: Engine = Engine {
         idle: 0,
     },
     net_hotplug: Ok(()),
+    disk_hotplug: Ok(()),
+    disk_slots: spare_disks,
     memory_hotplug: true,
     caches_writes: false,
     probe,
@@ -63,7 +65,6 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     check_host_memory(plan.size.memory_mib)?;
     let config = plan.config;
     let mut fds = Fds::default();
-    let spare_nets = SPARE_NETS.min(MAX_NETS.saturating_sub(plan.nets.len()));
     let machine = MachineConfig {
         parent: std::process::id(),
         boot_vcpus: plan.size.vcpus,
@@ -77,17 +78,21 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         kvm: fds.add(open_kvm()?),
         shared_dir: plan.shared.to_owned(),
         vsock: fds.add_ports(plan.ports),
-        spare_disks: spare_disks(plan.nets.len() + spare_nets),
-        spare_nets,
+        spare_disks: spare_disks(plan.nets.len()),
+        spare_nets: spare_nets(plan.nets.len()),
         nets: fds.add_nets(plan.nets),
     };
     let vmm = Vmm::start(&config.vmm, "machine", &machine, &fds.borrow())?;
     Ok(Box::new(KvmMachine::new(vmm)?))
 }
 
+fn spare_nets(nets: usize) -> usize {
+    SPARE_NETS.min(MAX_NETS.saturating_sub(nets))
+}
+
 /// How many slots are left for disks beside those of network cards.
 fn spare_disks(nets: usize) -> usize {
-    MAX_DISKS.min(MAX_SLOTS.saturating_sub(DISK_SLOT + nets))
+    MAX_DISKS.min(MAX_SLOTS.saturating_sub(DISK_SLOT + nets + spare_nets(nets)))
 }
 
 fn open_kvm() -> Result<File, EngineError> {

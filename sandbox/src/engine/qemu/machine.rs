@@ -13,10 +13,9 @@ use super::args::BOUNCE_MIB;
 use super::qmp::Qmp;
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
-use crate::engine::{EngineError, MachineEnd, Vm, io_failed};
+use crate::engine::{EngineError, MachineEnd, Plug, Unplug, Vm, io_failed};
 use crate::host::process::ProcessId;
 use crate::host::untrusted_text::clean;
-use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
 use rvm_sys::readiness::Readable;
 
@@ -142,12 +141,20 @@ impl Vm for QemuMachine {
         None
     }
 
-    async fn plug_net(&self, _: NicBackend) -> Result<(), EngineError> {
-        ENGINE.net_hotplug.map_err(EngineError::Unsupported)
+    async fn plug(&self, device: Plug<'_>) -> Result<(), EngineError> {
+        let support = match device {
+            Plug::Net(_) => ENGINE.net_hotplug,
+            Plug::Disk { .. } => ENGINE.disk_hotplug,
+        };
+        support.map_err(EngineError::Unsupported)
     }
 
-    async fn unplug_net(&self, _: Mac) -> Result<(), EngineError> {
-        ENGINE.net_hotplug.map_err(EngineError::Unsupported)
+    async fn unplug(&self, device: Unplug) -> Result<(), EngineError> {
+        let support = match device {
+            Unplug::Net(_) => ENGINE.net_hotplug,
+            Unplug::Disk(_) => ENGINE.disk_hotplug,
+        };
+        support.map_err(EngineError::Unsupported)
     }
 
     /// All of its CPUs are there from the start.

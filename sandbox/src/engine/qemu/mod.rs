@@ -52,6 +52,12 @@ pub(super) static ENGINE: Engine = Engine {
         "a machine of the qemu engine cannot get more network cards while it runs; connect the \
          container to its networks before it is started",
     ),
+    // microvm has no hotplug, and too few slots for spare disks. Image files are in the shared
+    // directory.
+    disk_hotplug: Err(
+        "a machine of the qemu engine has no disks; use an image file, or the kvm engine",
+    ),
+    disk_slots: |_| 0,
     // Memory is plugged into machines with PCI or ACPI, and microvm has neither.
     memory_hotplug: false,
     caches_writes: false,

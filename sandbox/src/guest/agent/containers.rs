@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
 use rvm_protocol::agent::{
-    Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, Oom, PauseContainerRequest,
-    RemoveContainerRequest, ResizeRequest, ResumeContainerRequest, ShutdownRequest,
-    SignalProcessRequest, StatsRequest, StatsResponse, UpdateContainerRequest, UpdateVolumeRequest,
-    WriteBackRequest,
+    Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, MountDisksRequest, Oom,
+    PauseContainerRequest, RemoveContainerRequest, ResizeRequest, ResumeContainerRequest,
+    ShutdownRequest, SignalProcessRequest, StatsRequest, StatsResponse, UpdateContainerRequest,
+    UpdateVolumeRequest, WriteBackRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
@@ -45,6 +45,16 @@ impl Agent {
         within(CALL_TIMEOUT, "update volume", call)
             .await
             .map(|_| ())
+    }
+
+    /// Attaches a container's disks and mounts the file systems on them.
+    pub async fn mount_disks(
+        &self,
+        request: &MountDisksRequest,
+        limit: Duration,
+    ) -> Result<(), AgentError> {
+        let call = self.client.mount_disks(unlimited(), request);
+        within(limit, "mount disks", call).await.map(|_| ())
     }
 
     /// Signals every process of a container.

@@ -1,0 +1,225 @@
+//! The disks of containers in a machine: plugged into its slots, or image files in the shared
+//! directory where there is no slot. Only the owner can plug a disk in, so a container that joins
+//! another process's sandbox has its images in the shared directory.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use rvm_protocol::agent::{self as api, MountDisksRequest};
+use rvm_protocol::{ContainerId, DISK_SLOT};
+use tokio::sync::Mutex;
+
+use super::{Guest, Sandbox, SandboxError};
+use crate::disk::{self, Disk, Stack};
+use crate::engine::{EngineError, Machine};
+use crate::host::timings::Timings;
+use crate::share::{self, DISKS, SharedMount, StorageError};
+use rvm_sys::error_chain::chain;
+
+/// The stage in which the guest mounts a container's disks.
+const STAGE: &str = "the mounting of the container's disks";
+
+/// A container's disks could not be given to its machine.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The disk cannot be opened, or is in use.
+    #[error("cannot open the disk {}", path.display())]
+    Open {
+        /// Of the host.
+        path: PathBuf,
+        /// From the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// A block device needs a slot, and the machine has none.
+    #[error("the block device {} cannot be used: {reason}", path.display())]
+    NoSlot {
+        /// Of the host.
+        path: PathBuf,
+        /// Why there is none.
+        reason: &'static str,
+    },
+    /// The machine did not take the disk.
+    #[error("cannot plug the disk {} in", path.display())]
+    Plug {
+        /// Of the host.
+        path: PathBuf,
+        /// From the engine.
+        #[source]
+        source: EngineError,
+    },
+    /// The image could not be shared with the guest.
+    #[error("cannot share the disk")]
+    Share(#[from] StorageError),
+    /// The guest did not mount the file systems, or has ended.
+    #[error(transparent)]
+    Guest(#[from] SandboxError),
+}
+
+/// The machine's slots for disks.
+pub(super) struct Slots {
+    free: Vec<usize>,
+    used: HashMap<ContainerId, Vec<usize>>,
+}
+
+impl Slots {
+    pub(super) fn new(count: usize) -> Mutex<Self> {
+        Mutex::new(Self {
+            free: (DISK_SLOT..DISK_SLOT + count).rev().collect(),
+            used: HashMap::new(),
+        })
+    }
+}
+
+/// Gives the disks of a container to its machine, and has the guest mount them. `owned` is the
+/// sandbox if this process owns it.
+pub async fn attach(
+    id: &ContainerId,
+    stack: &Stack,
+    guest: &Guest,
+    owned: Option<&Sandbox>,
+    timings: &mut Timings,
+) -> Result<(), DiskError> {
+    if stack.is_empty() {
+        return Ok(());
+    }
+    let attached = Attaching { id, guest, owned };
+    let attached = attached.all(stack, timings).await;
+    if attached.is_err() {
+        release(id, guest, owned).await;
+    }
+    timings.lap("mount the disks");
+    attached
+}
+
+/// Takes a container's disks out of the machine. The container has been removed from its guest, or
+/// was not made.
+pub async fn release(id: &ContainerId, guest: &Guest, owned: Option<&Sandbox>) {
+    if !guest.let_disks_go(id) {
+        return;
+    }
+    // An agent that has removed the container does not know it.
+    let _ = guest.agent().remove_container(id).await;
+    let Some(sandbox) = owned else { return };
+    let mut slots = sandbox.disks().lock().await;
+    for slot in slots.used.remove(id).unwrap_or_default() {
+        match sandbox.machine().unplug_disk(slot).await {
+            Ok(()) => slots.free.push(slot),
+            Err(error) => tracing::warn!("a disk of container {id} stays: {}", chain(&error)),
+        }
+    }
+}
+
+struct Attaching<'a> {
+    id: &'a ContainerId,
+    guest: &'a Guest,
+    owned: Option<&'a Sandbox>,
+}
+
+impl Attaching<'_> {
+    async fn all(&self, stack: &Stack, timings: &Timings) -> Result<(), DiskError> {
+        // From now on there is something to release.
+        self.guest.hold_disks(self.id, Vec::new());
+        let mut disks = Vec::new();
+        let mut images = Vec::new();
+        for (index, disk) in stack.disks().iter().enumerate() {
+            let failed = |source| DiskError::Open {
+                path: disk.path.clone(),
+                source,
+            };
+            let file = disk::open(disk).map_err(failed)?;
+            let is_device = file
+                .metadata()
+                .map_err(failed)?
+                .file_type()
+                .is_block_device();
+            let plugged = match self.owned {
+                Some(sandbox) => self.plug(sandbox, disk, &file).await?,
+                None => None,
+            };
+            disks.push(match plugged {
+                Some(slot) => api::Disk {
+                    slot: u32::try_from(slot).unwrap_or_default(),
+                    ..Default::default()
+                },
+                None if is_device => return Err(self.no_slot(disk)),
+                None => {
+                    // It stays open for its lock.
+                    images.push(file);
+                    self.share(disk, index)?
+                }
+            });
+        }
+        self.guest.hold_disks(self.id, images);
+        let request = MountDisksRequest {
+            container_id: self.id.to_string(),
+            disks,
+            file_systems: stack.file_systems().to_vec(),
+            ..Default::default()
+        };
+        let limit = self.guest.start_timeout();
+        let mounted = self.guest.agent().mount_disks(&request, limit);
+        Ok(self.guest.guarded(STAGE, timings, mounted).await?)
+    }
+
+    /// Plugs a disk into a free slot. None if there is no slot.
+    async fn plug(
+        &self,
+        sandbox: &Sandbox,
+        disk: &Disk,
+        file: &File,
+    ) -> Result<Option<usize>, DiskError> {
+        let mut slots = sandbox.disks().lock().await;
+        let Some(slot) = slots.free.pop() else {
+            return Ok(None);
+        };
+        let serial = format!("rvm-disk-{slot}");
+        let plugged = sandbox
+            .machine()
+            .plug_disk(slot, file, disk.read_only, serial);
+        match plugged.await {
+            Ok(()) => {
+                slots.used.entry(self.id.clone()).or_default().push(slot);
+                Ok(Some(slot))
+            }
+            Err(source) => {
+                slots.free.push(slot);
+                Err(DiskError::Plug {
+                    path: disk.path.clone(),
+                    source,
+                })
+            }
+        }
+    }
+
+    fn share(&self, disk: &Disk, index: usize) -> Result<api::Disk, DiskError> {
+        let place = Path::new(self.id.as_str())
+            .join(DISKS)
+            .join(index.to_string());
+        let mut wanted = SharedMount::new(disk.path.clone(), place);
+        wanted.read_only = Some(disk.read_only);
+        share::share(&self.guest.dir().shared(), &wanted)?;
+        Ok(api::Disk {
+            image: wanted.place.to_string_lossy().into_owned(),
+            read_only: disk.read_only,
+            ..Default::default()
+        })
+    }
+
+    fn no_slot(&self, disk: &Disk) -> DiskError {
+        let reason = match self.owned.map(Sandbox::machine).map(Machine::engine) {
+            Some(engine) => match engine.disk_hotplug {
+                Err(words) => words,
+                Ok(()) => "its machine has no slot left for another disk",
+            },
+            None => "a container that joins a sandbox of another process can have image files only",
+        };
+        DiskError::NoSlot {
+            path: disk.path.clone(),
+            reason,
+        }
+    }
+}

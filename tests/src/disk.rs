@@ -1,0 +1,43 @@
+//! Image files with file systems, made without mounting them. They need e2fsprogs, erofs-utils and
+//! xfsprogs; a test without its tool is skipped.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// An image of `size` bytes in `dir` with a file system that holds the files of `content`, if it
+/// is given. None if the program that makes it is missing, which is printed.
+pub fn image(dir: &Path, kind: &str, size: u64, content: Option<&Path>) -> Option<PathBuf> {
+    let path = dir.join(format!("{kind}.img"));
+    File::create(&path).unwrap().set_len(size).unwrap();
+    let mut make = Command::new(format!("mkfs.{kind}"));
+    match (kind, content) {
+        ("erofs", _) => make.arg(&path).arg(content.unwrap()),
+        (_, None) => make.arg("-q").arg(&path),
+        ("ext4", Some(content)) => make.args(["-q", "-d"]).arg(content).arg(&path),
+        (kind, Some(_)) => panic!("{kind} cannot be made of files"),
+    };
+    let made = make.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let Ok(status) = made else {
+        eprintln!("mkfs.{kind} is missing; scripts/setup test installs it; the test was skipped");
+        return None;
+    };
+    assert!(status.success(), "{make:?}");
+    Some(path)
+}
+
+/// What a file of an ext4 image holds.
+pub fn read_ext4(image: &Path, path: &str) -> String {
+    let mut debugfs = Command::new("debugfs");
+    debugfs.args(["-R", &format!("cat {path}")]).arg(image);
+    String::from_utf8(debugfs.output().unwrap().stdout).unwrap()
+}
+
+/// Fails the test if an ext4 image is damaged or its journal holds what is not in its place yet.
+pub fn assert_ext4_is_clean(image: &Path) {
+    let mut check = Command::new("e2fsck");
+    let output = check.args(["-n", "-f"]).arg(image).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains("recover"), "{said}");
+}
