@@ -180,8 +180,8 @@ impl Exits {
     /// The code's place in the file.
     const CODE: u64 = 64 + 56 + 1;
 
-    /// An ELF header, a program header that maps all of the file at 0x400000, and then `mov edi, 0`,
-    /// `mov eax, SYS_exit_group`, `syscall`.
+    /// An ELF header, a program header that maps all of the file at 0x400000, and then
+    /// `mov edi, 0`, `mov eax, SYS_exit_group`, `syscall`.
     fn new(path: std::path::PathBuf) -> Self {
         let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
         for field in [0x40_0078_u64, 64, 0] {
@@ -204,8 +204,8 @@ impl Exits {
     }
 }
 
-/// QEMU's software CPU runs a translation of what the page held before, if it has not seen the change
-/// of the page.
+/// QEMU's software CPU runs a translation of what the page held before, if it has not seen the
+/// change of the page.
 #[test]
 fn a_program_that_the_host_changes_is_run_as_it_is() {
     let rvm = Rvm::new();
