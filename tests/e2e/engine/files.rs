@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use rvm_tests::command::eventually;
+
 use crate::engine;
 
 /// A directory on the host with a file in it.
@@ -74,7 +76,10 @@ fn what_changes_on_either_side_is_seen_on_the_other() {
     container.shell("echo back > /data/file");
     assert_eq!(fs::read_to_string(source.path("file")).unwrap(), "back\n");
     fs::remove_file(source.path("file")).unwrap();
-    assert_eq!(container.exec(&[], &["test", "-e", "/data/file"]).code, 1);
+    // The guest keeps names for a second.
+    eventually("the file is gone", || {
+        container.exec(&[], &["test", "-e", "/data/file"]).code == 1
+    });
 }
 
 #[test]
@@ -116,9 +121,14 @@ fn a_mount_that_the_host_makes_later_appears() {
     fs::create_dir(&inner).unwrap();
     world("mount", &["-t", "tmpfs", "late", &inner]);
     world("touch", &[&format!("{inner}/late")]);
-    assert_eq!(container.shell("ls /data/inner"), "late\n");
-    world("umount", &[&inner]);
-    assert_eq!(container.shell("ls /data/inner"), "");
+    eventually("the mount appears", || {
+        container.shell("ls /data/inner") == "late\n"
+    });
+    // The file server has directories open that the guest has looked into.
+    world("umount", &["--lazy", &inner]);
+    eventually("the mount goes", || {
+        container.shell("ls /data/inner").is_empty()
+    });
     drop(container);
     world("umount", &[dir]);
 }
