@@ -119,9 +119,7 @@ fn each(
     paths: &[PathBuf],
     operation: impl Fn(&PathBuf) -> io::Result<()>,
 ) -> io::Result<()> {
-    timed(name, paths.len(), || {
-        paths.iter().try_for_each(operation)
-    })
+    timed(name, paths.len(), || paths.iter().try_for_each(operation))
 }
 
 fn timed(name: &str, times: usize, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
