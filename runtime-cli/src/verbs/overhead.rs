@@ -54,6 +54,6 @@ mod tests {
         let (_, stated) = large.split_once('\n').unwrap();
         assert!(class.contains(stated), "{class}");
         let slow = describe(of(EngineKind::Qemu), 512);
-        assert!(slow.contains("memory: 460Mi"), "{slow}");
+        assert!(slow.contains("memory: 468Mi"), "{slow}");
     }
 }
