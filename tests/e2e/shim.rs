@@ -227,7 +227,7 @@ fn the_sandbox_api_leads_a_pod_with_its_memory_through_its_life() {
 
 /// Asserts that containers share /dev/shm, and that it has 64 MiB.
 fn containers_share_memory(shim: &Shim, pid: u32, network: &Network) {
-    // 9p of QEMU reports other block sizes.
+    // A shared file system may report other block sizes.
     let size = "set -- $(stat -f -c '%b %s' /dev/shm); echo $(($1 * $2 >> 20)) >/dev/shm/size";
     let one = member(
         &format!("{size}; echo full >/dev/shm/file; {WAITS}"),
