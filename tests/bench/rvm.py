@@ -28,10 +28,9 @@ class Rvm:
         for applet in ("true", "echo", "cat", "sleep", "sh"):
             os.symlink("busybox", os.path.join(directory, applet))
 
-    def configure(self, *args, network=None, volume=None):
-        """The bundle runs these arguments, in the network namespace at this path or a new one, with
-        this directory as /data. What `runc spec` writes, without a terminal; with a volume, the caches
-        may be dropped."""
+    def configure(self, *args, network=None):
+        """The bundle runs these arguments, in the network namespace at this path or a new one. What
+        `runc spec` writes, without a terminal."""
         path = os.path.join(self.bundle, "config.json")
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
@@ -43,10 +42,6 @@ class Rvm:
         for namespace in config["linux"]["namespaces"]:
             if namespace["type"] == "network" and network:
                 namespace["path"] = network
-        if volume:
-            config["mounts"].append({"destination": "/data", "type": "bind", "source": volume,
-                                     "options": ["rbind", "rw"]})
-            del config["linux"]["readonlyPaths"]
         with open(path, "w") as file:
             json.dump(config, file)
 
