@@ -208,7 +208,7 @@ async fn the_list_has_every_process_and_what_ps_would_say() {
             }
         }
     };
-    let limit = std::time::Duration::from_secs(20);
+    let limit = Duration::from_secs(20);
     let mut list = tokio::time::timeout(limit, listed).await.unwrap();
     list.processes.sort_by(|a, b| a.command.cmp(&b.command));
     let commands: Vec<_> = list.processes.iter().map(|p| p.command.as_str()).collect();
