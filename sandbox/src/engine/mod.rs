@@ -51,9 +51,6 @@ pub struct Engine {
     pub disk_slots: fn(usize) -> usize,
     /// Whether a running machine can be given more memory than it started with.
     pub memory_hotplug: bool,
-    /// Whether the guest keeps what was written to shared files for a while. virtio-fs writes when
-    /// a file is closed.
-    pub caches_writes: bool,
     /// Looks whether the engine works here. Cheap: every start does it where the configuration says
     /// `auto`.
     probe: fn(&Config) -> Verdict,

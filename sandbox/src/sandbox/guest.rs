@@ -14,7 +14,7 @@ use super::SandboxError;
 use super::failure::GuestFailure;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
-use crate::engine::{self, MachineEnd, MachineEnded};
+use crate::engine::{MachineEnd, MachineEnded};
 use crate::guest::agent::{Agent, AgentError, Exit};
 use crate::guest::document::Document;
 use crate::guest::stdio::{HostStdio, Relay};
@@ -142,10 +142,10 @@ impl Guest {
     }
 
     /// Waits until the host has what the processes of a container wrote, which has ended with
-    /// `status`, but not for ever. Without disks and a cache for writes the host has it already.
+    /// `status`, but not for ever. Without disks the host has it already: virtio-fs writes when a
+    /// file is closed.
     pub async fn write_back(&self, status: u8) {
-        let has_disks = !self.disks().is_empty();
-        if !has_disks && !engine::of(self.record.engine).caches_writes {
+        if self.disks().is_empty() {
             return;
         }
         let limit = match status {

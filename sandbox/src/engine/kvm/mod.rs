@@ -46,7 +46,6 @@ pub(super) static ENGINE: Engine = Engine {
     disk_hotplug: Ok(()),
     disk_slots: spare_disks,
     memory_hotplug: true,
-    caches_writes: false,
     probe,
     check,
     start,

@@ -60,7 +60,6 @@ pub(super) static ENGINE: Engine = Engine {
     disk_slots: |_| 0,
     // Memory is plugged into machines with PCI or ACPI, and microvm has neither.
     memory_hotplug: false,
-    caches_writes: false,
     probe,
     check,
     start,
