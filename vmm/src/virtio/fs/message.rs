@@ -29,13 +29,13 @@ pub mod opcode {
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
+    pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
+    pub const READDIRPLUS: u32 = 44;
     pub const COPY_FILE_RANGE: u32 = 47;
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
     pub const STATX: u32 = 52;
-    pub const BATCH_FORGET: u32 = 42;
-    pub const READDIRPLUS: u32 = 44;
 
     /// Those of our guest kernel, by a patch in guest-kernel/patches.
     pub const WATCH: u32 = 0x7276_6d01;

@@ -31,6 +31,7 @@ use super::deferred::{Reply, Ticket};
 use super::fanotify::{Group, Identity, Report};
 use super::files::Files;
 use super::lend;
+use super::message::errno;
 use crate::virtio::device::{HostFds, Readiness};
 
 /// The most files and directories that are watched at once. Each takes 300 bytes here, and holds an
@@ -174,7 +175,7 @@ impl Watches {
             ));
         }
         self.leave_empty_group();
-        Errno::from_io_error(error).unwrap_or(Errno::IO)
+        errno(error)
     }
 
     /// A group is one of few that a user may have. Closing it removes its marks, and ends the
@@ -195,7 +196,7 @@ impl Watches {
         if let Some(group) = self.group.as_ref().filter(|_| is_last) {
             // A mark that cannot be removed keeps its place among those that may exist.
             lend::with_contents(&*self.fs, node, |file| group.remove(file))
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                .map_err(|error| errno(&error))?;
         }
         if let Some(Node { identity, .. }) = self.nodes.remove(&node)
             && let Some(nodes) = self.objects.get_mut(&identity)
