@@ -66,10 +66,11 @@ fn set_online(id: u32, online: bool) -> Result<(), SizeError> {
 
 /// Binds the memory device to its driver, if it is not bound yet.
 pub fn bind_memory_device() -> Result<(), SizeError> {
-    if slots::is_bound(MEMORY_SLOT) {
+    let slot = slots::name(MEMORY_SLOT);
+    if slots::is_bound(&slot) {
         return Ok(());
     }
     let (path, value) = POLICY;
     fs::write(path, value).doing(|| format!("write {path}"))?;
-    Ok(slots::bind(MEMORY_SLOT).doing(|| "bind the memory device to its driver")?)
+    Ok(slots::bind(&slot).doing(|| "bind the memory device to its driver")?)
 }

@@ -19,22 +19,22 @@ pub fn name(number: usize) -> String {
     format!("{PREFIX}{number}")
 }
 
-/// The directory of a slot in sysfs.
-pub fn path(number: usize) -> PathBuf {
-    Path::new(DEVICES).join(name(number))
+/// The directory in sysfs of the slot of this name.
+pub fn path(slot: &str) -> PathBuf {
+    Path::new(DEVICES).join(slot)
 }
 
-/// Whether a slot's device is bound to its driver.
-pub fn is_bound(number: usize) -> bool {
-    Path::new(DRIVER).join(name(number)).exists()
+/// Whether the device in the slot of this name is bound to its driver.
+pub fn is_bound(slot: &str) -> bool {
+    Path::new(DRIVER).join(slot).exists()
 }
 
-/// Binds the device in a slot to its driver. ENODEV if the slot is empty.
-pub fn bind(number: usize) -> io::Result<()> {
-    fs::write(format!("{DRIVER}/bind"), name(number))
+/// Binds the device in the slot of this name to its driver. ENODEV if the slot is empty.
+pub fn bind(slot: &str) -> io::Result<()> {
+    fs::write(format!("{DRIVER}/bind"), slot)
 }
 
-/// Unbinds the device in a slot.
-pub fn unbind(number: usize) -> io::Result<()> {
-    fs::write(format!("{DRIVER}/unbind"), name(number))
+/// Unbinds the device in the slot of this name.
+pub fn unbind(slot: &str) -> io::Result<()> {
+    fs::write(format!("{DRIVER}/unbind"), slot)
 }

@@ -43,7 +43,8 @@ impl Device {
     }
 
     fn bind(slot: usize) -> Result<Self, OsError> {
-        slots::bind(slot).doing(|| format!("bind the disk in slot {slot} to its driver"))?;
+        slots::bind(&slots::name(slot))
+            .doing(|| format!("bind the disk in slot {slot} to its driver"))?;
         // Unbinds it if the disk is not found.
         let mut device = Self::Slot {
             slot,
@@ -68,7 +69,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         if let Self::Slot { slot, node } = self {
             wait_until_unused(node);
-            if let Err(error) = slots::unbind(*slot) {
+            if let Err(error) = slots::unbind(&slots::name(*slot)) {
                 log::warn!("unbind the disk in slot {slot}: {error}");
             }
         }
@@ -78,7 +79,7 @@ impl Drop for Device {
 /// The node of the disk in a slot: platform/virtio-mmio.N/virtioM/block/NAME.
 fn find(slot: usize) -> io::Result<String> {
     let none = || io::Error::from(io::ErrorKind::NotFound);
-    for entry in fs::read_dir(slots::path(slot))? {
+    for entry in fs::read_dir(slots::path(&slots::name(slot)))? {
         let blocks = entry?.path().join("block");
         if blocks.is_dir() {
             let name = fs::read_dir(blocks)?.next().ok_or_else(none)??.file_name();

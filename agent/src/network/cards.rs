@@ -8,7 +8,7 @@ use rustix::io::write;
 use rustix::process::Pid;
 
 use super::{Mac, NetworkError, failed};
-use crate::slots::{DEVICES, DRIVER, PREFIX as SLOT};
+use crate::slots::{self, DEVICES, DRIVER, PREFIX as SLOT};
 use crate::sys::Doing as _;
 use crate::sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
 
@@ -41,7 +41,7 @@ impl Cards {
                     .extend(card_in(slot).map_err(failed("look at", slot))?);
             }
         }
-        for slot in slots.iter().filter(|slot| !has_driver(slot)) {
+        for slot in slots.iter().filter(|slot| !slots::is_bound(slot)) {
             if missing(&self.0).is_none() {
                 break;
             }
@@ -80,14 +80,14 @@ impl Cards {
 
     /// Binds a slot, and leaves it bound if it holds a wanted card.
     fn bind(&mut self, slot: &str, wanted: &[Mac]) -> Result<(), NetworkError> {
-        match fs::write(format!("{DRIVER}/bind"), slot) {
+        match slots::bind(slot) {
             // The slot is empty.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
             other => other.map_err(failed("bind", slot))?,
         }
         match card_in(slot).map_err(failed("look at", slot))? {
             Some(card) if wanted.contains(&card.mac) => self.0.push(card),
-            Some(_) => unbind(slot)?,
+            Some(_) => slots::unbind(slot).map_err(failed("unbind", slot))?,
             // A device of another kind: it stays bound.
             None => {}
         }
@@ -108,10 +108,6 @@ fn start_unbinding(unbind: &File, slots: &[String]) -> Result<Pid, NetworkError>
     }
 }
 
-fn unbind(slot: &str) -> Result<(), NetworkError> {
-    fs::write(format!("{DRIVER}/unbind"), slot).map_err(failed("unbind", slot))
-}
-
 /// The names of all slots, by number.
 fn slots() -> io::Result<Vec<String>> {
     let mut slots = Vec::new();
@@ -127,15 +123,11 @@ fn slots() -> io::Result<Vec<String>> {
     Ok(slots)
 }
 
-fn has_driver(slot: &str) -> bool {
-    Path::new(DEVICES).join(slot).join("driver").exists()
-}
-
 /// The card in a slot, if there is one and it is bound. Its interface still has the card's own
 /// address.
 fn card_in(slot: &str) -> io::Result<Option<Card>> {
     // virtio-mmio.N/virtioM/net/NAME
-    let Some(device) = find(&Path::new(DEVICES).join(slot), "virtio")? else {
+    let Some(device) = find(&slots::path(slot), "virtio")? else {
         return Ok(None);
     };
     let nets = device.join("net");
