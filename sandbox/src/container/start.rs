@@ -28,7 +28,7 @@ use crate::host::process::ProcessId;
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::disks::{self, DiskError};
-use crate::sandbox::{Guest, Sandbox, SandboxError, VolumeError, Volumes};
+use crate::sandbox::{Guest, Requirements, Sandbox, SandboxError, VolumeError, Volumes};
 use crate::share::{self, StorageError};
 use crate::sizing::{Size, SizeError};
 use crate::spec::pod::Role;
@@ -188,7 +188,12 @@ impl Start<'_> {
     ) -> Result<(Place, Relay), StartError> {
         self.run_create_hooks(timings).await?;
         let (dir, translation) = self.share_files(timings)?;
-        let place = self.place(placement, dir, timings).await?;
+        let max_disks = match self.bundle.role {
+            Role::Alone => translation.disks.disks().len(),
+            // Its members come later, with theirs.
+            Role::Sandbox | Role::Member(_) => usize::MAX,
+        };
+        let place = self.place(placement, dir, max_disks, timings).await?;
         let guest = place.guest();
         cgroup::limit(self.container, self.bundle, guest.record().engine)?;
         if let Some(sandbox) = place.sandbox() {
@@ -254,11 +259,12 @@ impl Start<'_> {
         Ok((dir, translation))
     }
 
-    /// Starts the sandbox that the container is to have, or finds it.
+    /// Starts the sandbox that the container is to have, for at most `max_disks`, or finds it.
     async fn place(
         &self,
         placement: Placement,
         dir: SandboxDir,
+        max_disks: usize,
         timings: &mut Timings,
     ) -> Result<Place, StartError> {
         let network = match placement {
@@ -274,8 +280,13 @@ impl Start<'_> {
         };
         let size = Size::for_bundle(&self.bundle.spec, self.bundle.hardware, self.config)?;
         let policy = self.memory_policy()?;
-        let sandbox =
-            Sandbox::start(dir, size, policy.as_ref(), network, self.config, timings).await?;
+        let wanted = Requirements {
+            size,
+            memory_policy: policy.as_ref(),
+            network,
+            max_disks,
+        };
+        let sandbox = Sandbox::start(dir, wanted, self.config, timings).await?;
         // Before the guest boots: what a process has used is never moved with it.
         self.enter_groups(&sandbox.guest().record().machine)?;
         sandbox.boot(timings).await?;

@@ -109,6 +109,8 @@ pub struct Plan<'a> {
     pub ports: Vec<(u32, UnixListener)>,
     /// Network cards; as many as [`Engine::nic_limits`] allows.
     pub nets: Vec<NicBackend>,
+    /// Empty slots for disks; as many as [`Engine::disk_slots`] allows.
+    pub disk_slots: usize,
 }
 
 /// A machine could not be started or changed.

@@ -29,7 +29,7 @@ pub use disks::DiskError;
 pub use failure::GuestFailure;
 pub use guest::Guest;
 pub(crate) use guest::HANGUP_TIMEOUT;
-pub use owner::Sandbox;
+pub use owner::{Requirements, Sandbox};
 pub use resize::{MemoryResult, ResizeError};
 pub use volumes::{VolumeError, Volumes};
 

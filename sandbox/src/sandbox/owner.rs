@@ -23,7 +23,7 @@ use crate::host::memory::total_memory_mib;
 use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::{KILL_TIMEOUT, Process};
 use crate::host::timings::Timings;
-use crate::network::{Network, NicBackend};
+use crate::network::Network;
 use crate::sizing::{Bounds, Running, Size};
 
 /// How long a machine whose sockets have closed may take to end.
@@ -44,25 +44,52 @@ pub struct Sandbox {
     control: UnixListener,
 }
 
+/// What a machine is to have.
+pub struct Requirements<'a> {
+    /// The size that it starts with.
+    pub size: Size,
+    /// The memory nodes of the host that its memory comes from.
+    pub memory_policy: Option<&'a MemoryPolicy>,
+    /// Its network.
+    pub network: Network,
+    /// The most disks that its containers can ask for. Each takes a slot, at which the guest's
+    /// kernel looks when it boots.
+    pub max_disks: usize,
+}
+
 impl Sandbox {
-    /// Starts the processes of a machine of this size with this network; [`Sandbox::boot`] waits
-    /// for its guest. What the directory shares must have been prepared.
+    /// Starts the processes of a machine; [`Sandbox::boot`] waits for its guest. What the directory
+    /// shares must have been prepared.
     pub async fn start(
         dir: SandboxDir,
-        size: Size,
-        memory_policy: Option<&MemoryPolicy>,
-        network: Network,
+        wanted: Requirements<'_>,
         config: &Config,
         timings: &mut Timings,
     ) -> Result<Self, SandboxError> {
         let Choice { engine, reason } = choice::choose(config)?;
         tracing::info!("engine {}: {reason}", engine.kind);
+        let size = wanted.size;
         tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
-        let (network, nets) = LiveNetwork::first(network, engine.nic_limits)?;
+        let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits)?;
         timings.lap("prepare the network");
         let running = running(engine, size, config);
-        let disks = Slots::new((engine.disk_slots)(nets.len()));
-        let machine = start_machine(engine, &dir, running, memory_policy, nets, config)?;
+        let disk_slots = (engine.disk_slots)(nets.len()).min(wanted.max_disks);
+        let plan = Plan {
+            size: running.now,
+            max: running.max,
+            memory_policy: wanted.memory_policy,
+            config,
+            dir: dir.path(),
+            shared: &dir.shared(),
+            console: &dir.console(),
+            ports: dir.listen().map_err(SandboxError::Sockets)?,
+            nets,
+            disk_slots,
+        };
+        let machine = engine.start(plan).map_err(|source| SandboxError::Engine {
+            engine: engine.kind,
+            source,
+        })?;
         let limit = config.start_timeout.unwrap_or(engine.start_timeout);
         let (record, processes) = record_processes(&dir, &machine, limit)?;
         timings.lap("start the machine's processes");
@@ -85,7 +112,7 @@ impl Sandbox {
         Ok(Self {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
             network: Mutex::new(network),
-            disks,
+            disks: Slots::new(disk_slots),
             size: Mutex::new(LiveSize::new(running, Bounds::of(config))),
             guest: Arc::new(Guest::new(dir, record, agent, machine.ended(), limit)),
             machine,
@@ -162,31 +189,6 @@ fn running(engine: &Engine, size: Size, config: &Config) -> Running {
         now: size,
         max: size.with_room(&Bounds::of(config), memory_mib),
     }
-}
-
-fn start_machine(
-    engine: &'static Engine,
-    dir: &SandboxDir,
-    running: Running,
-    memory_policy: Option<&MemoryPolicy>,
-    nets: Vec<NicBackend>,
-    config: &Config,
-) -> Result<Machine, SandboxError> {
-    let plan = Plan {
-        size: running.now,
-        max: running.max,
-        memory_policy,
-        config,
-        dir: dir.path(),
-        shared: &dir.shared(),
-        console: &dir.console(),
-        ports: dir.listen().map_err(SandboxError::Sockets)?,
-        nets,
-    };
-    engine.start(plan).map_err(|source| SandboxError::Engine {
-        engine: engine.kind,
-        source,
-    })
 }
 
 /// Writes down which processes run the machine, and opens them.

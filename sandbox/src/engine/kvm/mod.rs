@@ -44,7 +44,7 @@ pub(super) static ENGINE: Engine = Engine {
     },
     net_hotplug: Ok(()),
     disk_hotplug: Ok(()),
-    disk_slots: spare_disks,
+    disk_slots,
     memory_hotplug: true,
     probe,
     check,
@@ -77,7 +77,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         kvm: fds.add(open_kvm()?),
         shared_dir: plan.shared.to_owned(),
         vsock: fds.add_ports(plan.ports),
-        spare_disks: spare_disks(plan.nets.len()),
+        spare_disks: plan.disk_slots,
         spare_nets: spare_nets(plan.nets.len()),
         nets: fds.add_nets(plan.nets),
     };
@@ -90,7 +90,7 @@ fn spare_nets(nets: usize) -> usize {
 }
 
 /// How many slots are left for disks beside those of network cards.
-fn spare_disks(nets: usize) -> usize {
+fn disk_slots(nets: usize) -> usize {
     MAX_DISKS.min(MAX_SLOTS.saturating_sub(DISK_SLOT + nets + spare_nets(nets)))
 }
 
