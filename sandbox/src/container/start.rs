@@ -204,7 +204,7 @@ impl Start<'_> {
         disks::attach(id, &translation.disks, guest, owned, timings).await?;
         let created = self.create_in(guest, translation, host, timings).await;
         if created.is_err() {
-            disks::release(id, guest, owned).await;
+            disks::give_up(id, guest, owned).await;
         }
         Ok((place, created?))
     }

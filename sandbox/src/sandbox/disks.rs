@@ -89,20 +89,27 @@ pub async fn attach(
     let attached = Attaching { id, guest, owned };
     let attached = attached.all(stack, timings).await;
     if attached.is_err() {
-        release(id, guest, owned).await;
+        give_up(id, guest, owned).await;
     }
     timings.lap("mount the disks");
     attached
 }
 
-/// Takes a container's disks out of the machine. The container has been removed from its guest, or
-/// was not made.
+/// Has the guest let go of the disks of a container that could not be created, and takes them out
+/// of the machine.
+pub async fn give_up(id: &ContainerId, guest: &Guest, owned: Option<&Sandbox>) {
+    if guest.has_disks(id) {
+        // The agent may not know the container.
+        let _ = guest.agent().remove_container(id).await;
+        release(id, guest, owned).await;
+    }
+}
+
+/// Takes the disks of a container that was removed from its guest out of the machine.
 pub async fn release(id: &ContainerId, guest: &Guest, owned: Option<&Sandbox>) {
     if !guest.let_disks_go(id) {
         return;
     }
-    // An agent that has removed the container does not know it.
-    let _ = guest.agent().remove_container(id).await;
     let Some(sandbox) = owned else { return };
     let mut slots = sandbox.disks().lock().await;
     for slot in slots.used.remove(id).unwrap_or_default() {

@@ -132,6 +132,11 @@ impl Guest {
         self.disks().insert(id.clone(), files);
     }
 
+    /// Whether a container has disks.
+    pub(super) fn has_disks(&self, id: &ContainerId) -> bool {
+        self.disks().contains_key(id)
+    }
+
     /// Closes the files of a container's disks. False if it has no disks.
     pub(super) fn let_disks_go(&self, id: &ContainerId) -> bool {
         self.disks().remove(id).is_some()
