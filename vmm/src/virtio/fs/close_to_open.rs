@@ -18,7 +18,7 @@ use virtiofsd::filesystem::{
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
 
-use super::files::{Files, Handle, Inode};
+use super::files::{Files, Handle, Inode, plain_methods};
 use super::nodes::{self, Node};
 use super::versions::{Version, Versions};
 
@@ -205,59 +205,12 @@ impl FileSystem for CloseToOpen {
         self.inner.destroy();
     }
 
+    plain_methods!(delegate, delegate);
+
     delegate! {
-        fn access(&self, context: Context, inode: Inode, mask: u32) -> io::Result<()>;
-        fn statfs(&self, context: Context, inode: Inode) -> io::Result<libc::statvfs64>;
-        fn syncfs(&self, context: Context, inode: Inode) -> io::Result<()>;
-
-        fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32, kill_priv: bool,
-            flags: u32, umask: u32, extensions: Extensions)
-            -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
-        fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
-            extensions: Extensions) -> io::Result<Entry>;
-        fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
-            extensions: Extensions) -> io::Result<Entry>;
-        fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
-        fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
-            flags: u32) -> io::Result<()>;
-        fn unlink(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
-        fn rmdir(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
-
-        fn read<W: ZeroCopyWriter>(&self, context: Context, inode: Inode, handle: Handle, to: W,
-            size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
-        fn write<R: ZeroCopyReader>(&self, context: Context, inode: Inode, handle: Handle, from: R,
-            size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool, kill_priv: bool,
-            flags: u32) -> io::Result<usize>;
         fn copyfilerange(&self, context: Context, from: Inode, from_handle: Handle, from_offset: u64,
             to: Inode, to_handle: Handle, to_offset: u64, length: u64, flags: u64)
             -> io::Result<usize>;
-        fn fallocate(&self, context: Context, inode: Inode, handle: Handle, mode: u32, offset: u64,
-            length: u64) -> io::Result<()>;
-        fn lseek(&self, context: Context, inode: Inode, handle: Handle, offset: u64, whence: u32)
-            -> io::Result<u64>;
-        fn flush(&self, context: Context, inode: Inode, handle: Handle, lock_owner: u64)
-            -> io::Result<()>;
-        fn fsync(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
-            -> io::Result<()>;
-        fn release(&self, context: Context, inode: Inode, flags: u32, handle: Handle, flush: bool,
-            unlock: bool, lock_owner: Option<u64>) -> io::Result<()>;
-
-        fn opendir(&self, context: Context, inode: Inode, flags: u32)
-            -> io::Result<(Option<Handle>, OpenOptions)>;
-        fn readdir(&self, context: Context, inode: Inode, handle: Handle, size: u32, offset: u64)
-            -> io::Result<Self::DirIter>;
-        fn fsyncdir(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
-            -> io::Result<()>;
-        fn releasedir(&self, context: Context, inode: Inode, flags: u32, handle: Handle)
-            -> io::Result<()>;
-
-        fn getxattr(&self, context: Context, inode: Inode, name: &CStr, size: u32)
-            -> io::Result<GetxattrReply>;
-        fn listxattr(&self, context: Context, inode: Inode, size: u32)
-            -> io::Result<ListxattrReply>;
-        fn setxattr(&self, context: Context, inode: Inode, name: &CStr, value: &[u8], flags: u32,
-            more_flags: SetxattrFlags) -> io::Result<()>;
-        fn removexattr(&self, context: Context, inode: Inode, name: &CStr) -> io::Result<()>;
     }
 }
 

@@ -67,6 +67,64 @@ macro_rules! either {
     };
 }
 
+/// Gives two macros the methods that no layer of the file system changes: those that take a
+/// directory or a file with a name, and those for every file.
+macro_rules! plain_methods {
+    ($named:ident, $every:ident) => {
+        $named! {
+            fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32,
+                kill_priv: bool, flags: u32, umask: u32, extensions: Extensions)
+                -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
+            fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
+                extensions: Extensions) -> io::Result<Entry>;
+            fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
+                extensions: Extensions) -> io::Result<Entry>;
+            fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
+            fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
+                flags: u32) -> io::Result<()>;
+            fn unlink(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
+            fn rmdir(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
+            fn access(&self, context: Context, inode: Inode, mask: u32) -> io::Result<()>;
+            fn opendir(&self, context: Context, inode: Inode, flags: u32)
+                -> io::Result<(Option<Handle>, OpenOptions)>;
+            fn readdir(&self, context: Context, inode: Inode, handle: Handle, size: u32,
+                offset: u64) -> io::Result<Self::DirIter>;
+            fn fsyncdir(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
+                -> io::Result<()>;
+            fn releasedir(&self, context: Context, inode: Inode, flags: u32, handle: Handle)
+                -> io::Result<()>;
+        }
+
+        $every! {
+            fn statfs(&self, context: Context, inode: Inode) -> io::Result<libc::statvfs64>;
+            fn syncfs(&self, context: Context, inode: Inode) -> io::Result<()>;
+            fn read<W: ZeroCopyWriter>(&self, context: Context, inode: Inode, handle: Handle, to: W,
+                size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
+            fn write<R: ZeroCopyReader>(&self, context: Context, inode: Inode, handle: Handle,
+                from: R, size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool,
+                kill_priv: bool, flags: u32) -> io::Result<usize>;
+            fn fallocate(&self, context: Context, inode: Inode, handle: Handle, mode: u32,
+                offset: u64, length: u64) -> io::Result<()>;
+            fn lseek(&self, context: Context, inode: Inode, handle: Handle, offset: u64,
+                whence: u32) -> io::Result<u64>;
+            fn flush(&self, context: Context, inode: Inode, handle: Handle, lock_owner: u64)
+                -> io::Result<()>;
+            fn fsync(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
+                -> io::Result<()>;
+            fn release(&self, context: Context, inode: Inode, flags: u32, handle: Handle,
+                flush: bool, unlock: bool, lock_owner: Option<u64>) -> io::Result<()>;
+            fn getxattr(&self, context: Context, inode: Inode, name: &CStr, size: u32)
+                -> io::Result<GetxattrReply>;
+            fn listxattr(&self, context: Context, inode: Inode, size: u32)
+                -> io::Result<ListxattrReply>;
+            fn setxattr(&self, context: Context, inode: Inode, name: &CStr, value: &[u8],
+                flags: u32, more_flags: SetxattrFlags) -> io::Result<()>;
+            fn removexattr(&self, context: Context, inode: Inode, name: &CStr) -> io::Result<()>;
+        }
+    };
+}
+pub(super) use plain_methods;
+
 impl FileSystem for Files {
     type Inode = Inode;
     type Handle = Handle;
@@ -144,31 +202,12 @@ impl FileSystem for Files {
         )
     }
 
+    plain_methods!(named, either);
+
     named! {
         fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
-        fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32, kill_priv: bool,
-            flags: u32, umask: u32, extensions: Extensions)
-            -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
         fn mknod(&self, context: Context, parent: Inode, name: &CStr, mode: u32, device: u32,
             umask: u32, extensions: Extensions) -> io::Result<Entry>;
-        fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
-            extensions: Extensions) -> io::Result<Entry>;
-        fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
-            extensions: Extensions) -> io::Result<Entry>;
-        fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
-        fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
-            flags: u32) -> io::Result<()>;
-        fn unlink(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
-        fn rmdir(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
-        fn access(&self, context: Context, inode: Inode, mask: u32) -> io::Result<()>;
-        fn opendir(&self, context: Context, inode: Inode, flags: u32)
-            -> io::Result<(Option<Handle>, OpenOptions)>;
-        fn readdir(&self, context: Context, inode: Inode, handle: Handle, size: u32, offset: u64)
-            -> io::Result<Self::DirIter>;
-        fn fsyncdir(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
-            -> io::Result<()>;
-        fn releasedir(&self, context: Context, inode: Inode, flags: u32, handle: Handle)
-            -> io::Result<()>;
     }
 
     either! {
@@ -176,31 +215,7 @@ impl FileSystem for Files {
             -> io::Result<(Attr, Duration)>;
         fn setattr(&self, context: Context, inode: Inode, attributes: SetattrIn,
             handle: Option<Handle>, valid: SetattrValid) -> io::Result<(Attr, Duration)>;
-        fn statfs(&self, context: Context, inode: Inode) -> io::Result<libc::statvfs64>;
-        fn syncfs(&self, context: Context, inode: Inode) -> io::Result<()>;
         fn open(&self, context: Context, inode: Inode, kill_priv: bool, flags: u32)
             -> io::Result<(Option<Handle>, OpenOptions)>;
-        fn read<W: ZeroCopyWriter>(&self, context: Context, inode: Inode, handle: Handle, to: W,
-            size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
-        fn write<R: ZeroCopyReader>(&self, context: Context, inode: Inode, handle: Handle, from: R,
-            size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool, kill_priv: bool,
-            flags: u32) -> io::Result<usize>;
-        fn fallocate(&self, context: Context, inode: Inode, handle: Handle, mode: u32, offset: u64,
-            length: u64) -> io::Result<()>;
-        fn lseek(&self, context: Context, inode: Inode, handle: Handle, offset: u64, whence: u32)
-            -> io::Result<u64>;
-        fn flush(&self, context: Context, inode: Inode, handle: Handle, lock_owner: u64)
-            -> io::Result<()>;
-        fn fsync(&self, context: Context, inode: Inode, data_only: bool, handle: Handle)
-            -> io::Result<()>;
-        fn release(&self, context: Context, inode: Inode, flags: u32, handle: Handle, flush: bool,
-            unlock: bool, lock_owner: Option<u64>) -> io::Result<()>;
-        fn getxattr(&self, context: Context, inode: Inode, name: &CStr, size: u32)
-            -> io::Result<GetxattrReply>;
-        fn listxattr(&self, context: Context, inode: Inode, size: u32)
-            -> io::Result<ListxattrReply>;
-        fn setxattr(&self, context: Context, inode: Inode, name: &CStr, value: &[u8], flags: u32,
-            more_flags: SetxattrFlags) -> io::Result<()>;
-        fn removexattr(&self, context: Context, inode: Inode, name: &CStr) -> io::Result<()>;
     }
 }
