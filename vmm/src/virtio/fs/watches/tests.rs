@@ -2,7 +2,7 @@ use std::ffi::CString;
 use std::fs;
 use std::process::Command;
 
-use virtiofsd::filesystem::{Context, FileSystem, ROOT_ID};
+use virtiofsd::filesystem::{FileSystem, ROOT_ID};
 use virtiofsd::passthrough::{Config, PassthroughFs};
 
 use super::super::deferred::{Deferred, Origin};
@@ -23,14 +23,6 @@ struct Served {
 
 /// The inode, the event, and the name in it.
 type Told = (u64, u32, String);
-
-fn context() -> Context {
-    Context {
-        uid: 0.into(),
-        gid: 0.into(),
-        pid: 1,
-    }
-}
 
 impl Served {
     fn new() -> Self {
@@ -57,7 +49,7 @@ impl Served {
 
     fn inode(&self, name: &str) -> u64 {
         let name = CString::new(name).unwrap();
-        self.fs.lookup(context(), ROOT_ID, &name).unwrap().inode
+        self.fs.lookup(lend::server_itself(), ROOT_ID, &name).unwrap().inode
     }
 
     fn watch(&mut self, inode: u64) {
