@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -61,13 +61,7 @@ impl Clock {
             }
         });
         fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
-        let mut run = rvm.command(&["run", "--bundle"]);
-        run.arg(bundle.write()).arg(id);
-        let mut child = run
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = rvm.spawn_piped(&bundle, id);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         Self {
             first: times(&mut stdout),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
@@ -164,13 +164,7 @@ impl Locker {
             &["rbind"],
         ));
         fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
-        let mut run = rvm.command(&["run", "--bundle"]);
-        run.arg(bundle.write()).arg(id);
-        let mut child = run
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = rvm.spawn_piped(&bundle, id);
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Self {
             child,

@@ -10,12 +10,7 @@ use rvm_tests::{Bundle, Rvm, command};
 fn input_reaches_the_program_and_its_end_too() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("cat; echo end");
-    let mut run = rvm.command(&["run", "--bundle"]);
-    run.arg(bundle.write())
-        .arg("box")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut child = run.spawn().unwrap();
+    let mut child = rvm.spawn_piped(&bundle, "box");
     child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
     let output = command::wait(child);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\nend\n");
@@ -138,12 +133,7 @@ impl Noise {
 fn a_large_stream_passes_both_ways_unchanged() {
     let rvm = Rvm::new();
     let bundle = Bundle::new(&["cat"]);
-    let mut run = rvm.command(&["run", "--bundle"]);
-    run.arg(bundle.write())
-        .arg("box")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut child = run.spawn().unwrap();
+    let mut child = rvm.spawn_piped(&bundle, "box");
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let volume = volume();

@@ -169,6 +169,14 @@ impl Rvm {
         self.call(&["run", "--bundle", bundle.write().to_str().unwrap(), id])
     }
 
+    /// Starts a container in the foreground, with pipes for its input and output.
+    pub fn spawn_piped(&self, bundle: &crate::Bundle, id: &str) -> Child {
+        let mut run = self.command(&["run", "--bundle"]);
+        run.arg(bundle.write()).arg(id);
+        let piped = run.stdin(Stdio::piped()).stdout(Stdio::piped());
+        piped.spawn().unwrap()
+    }
+
     /// Creates a container. Its output goes to a file, which its monitor keeps open: a pipe would
     /// not end before the container does.
     pub fn create(&self, bundle: &crate::Bundle, id: &str) {

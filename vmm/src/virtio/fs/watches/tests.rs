@@ -49,7 +49,10 @@ impl Served {
 
     fn inode(&self, name: &str) -> u64 {
         let name = CString::new(name).unwrap();
-        self.fs.lookup(lend::server_itself(), ROOT_ID, &name).unwrap().inode
+        self.fs
+            .lookup(lend::server_itself(), ROOT_ID, &name)
+            .unwrap()
+            .inode
     }
 
     fn watch(&mut self, inode: u64) {
