@@ -8,9 +8,9 @@ mod buffers;
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
+use vm_memory::{GuestAddress, GuestMemory as _, VolatileMemory as _};
 
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, GuestSlice};
 
 pub use buffers::Buffers;
 
@@ -98,17 +98,18 @@ impl<'m> Chain<'m> {
             readable: Buffers::default(),
             writable: Buffers::default(),
         };
-        let (mut table, mut size, mut index) = (table, size, head);
+        let (mut table, mut index) = (Table::new(memory, table, size)?, head);
         let mut left = size;
         let mut indirect = false;
         loop {
-            let descriptor = read_descriptor(memory, table, size, index)?;
+            let descriptor = table.read(index)?;
             left = left.checked_sub(1).ok_or(ChainError::Endless)?;
             if descriptor.refers_to_indirect_table() {
                 if indirect || descriptor.has_next() {
                     return Err(ChainError::Indirect);
                 }
-                (table, size) = indirect_table(&descriptor)?;
+                let (address, size) = indirect_table(&descriptor)?;
+                table = Table::new(memory, address, size)?;
                 (index, left, indirect) = (0, size, true);
                 continue;
             }
@@ -140,20 +141,23 @@ impl<'m> Chain<'m> {
     }
 }
 
-fn read_descriptor(
-    memory: &GuestMemory,
-    table: GuestAddress,
-    size: u16,
-    index: u16,
-) -> Result<Descriptor, ChainError> {
-    if index >= size {
-        return Err(ChainError::Index(index));
+/// A table of descriptors, in one piece of guest memory.
+struct Table<'m>(GuestSlice<'m>);
+
+impl<'m> Table<'m> {
+    fn new(memory: &'m GuestMemory, address: GuestAddress, size: u16) -> Result<Self, ChainError> {
+        let bytes = usize::from(size) * size_of::<Descriptor>();
+        let slice = memory.get_slice(address, bytes);
+        slice.map(Self).map_err(|_| ChainError::Table)
     }
-    let offset = u64::from(index) * size_of::<Descriptor>() as u64;
-    let address = table.0.checked_add(offset).ok_or(ChainError::Table)?;
-    memory
-        .read_obj(GuestAddress(address))
-        .map_err(|_| ChainError::Table)
+
+    fn read(&self, index: u16) -> Result<Descriptor, ChainError> {
+        let offset = usize::from(index) * size_of::<Descriptor>();
+        let descriptor = self.0.get_ref::<Descriptor>(offset);
+        descriptor
+            .map(|place| place.load())
+            .map_err(|_| ChainError::Index(index))
+    }
 }
 
 fn indirect_table(descriptor: &Descriptor) -> Result<(GuestAddress, u16), ChainError> {
