@@ -97,7 +97,16 @@ impl Bus {
 
     /// Handles the guest's write to an address that is not memory.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        if let Some((slot, offset)) = self.find(address) {
+        let Some((slot, offset)) = self.find(address) else {
+            return;
+        };
+        if let (QUEUE_NOTIFY, Ok(queue)) = (offset, <[u8; 4]>::try_from(data)) {
+            // Other vCPUs use the slot while this one waits.
+            let device = Arc::clone(lock(slot).transport.slot());
+            if let Some(round) = device.notify(u32::from_le_bytes(queue) as usize) {
+                round.wait();
+            }
+        } else {
             lock(slot).transport.write(offset, data);
         }
     }
@@ -147,8 +156,8 @@ impl MmioSlot {
         let SlotAddress { window, interrupt } = self.address;
         let slot = self.transport.slot();
         vm.connect_irqfd(slot.interrupt().irqfd(), interrupt)?;
-        for (queue, doorbell) in (0..).zip(slot.doorbells()) {
-            vm.connect_ioeventfd(doorbell, window + QUEUE_NOTIFY, queue)?;
+        for (queue, doorbell) in slot.doorbells() {
+            vm.connect_ioeventfd(doorbell, window + QUEUE_NOTIFY, queue as u32)?;
         }
         self.is_connected = true;
         Ok(())

@@ -182,6 +182,13 @@ impl<'a> DeviceIo<'a> {
 pub trait VirtioDevice: Send {
     fn info(&self) -> DeviceInfo;
 
+    /// The index of a queue whose requests are mostly executed at once, and whose driver looks for
+    /// the answers right after the notification. A transport in which the vCPU can wait lets it
+    /// wait for them, which spares the interrupt and the guest's way to sleep and back.
+    fn awaited_queue(&self) -> Option<usize> {
+        None
+    }
+
     /// The driver reads the configuration space. `data` holds zeroes, which the driver reads past
     /// the end; see [`read_config_space`].
     fn read_config(&self, _offset: usize, _data: &mut [u8]) {}

@@ -1,8 +1,8 @@
 //! The MMIO transport, section 4.2 of the virtio specification: the registers through which the
 //! guest finds a device, negotiates features and configures queues.
 //!
-//! The vCPU threads call it on MMIO exits. Doorbells do not exit: KVM writes to the ioeventfds of
-//! [`Slot::doorbells`]. Interrupts go through the irqfd of [`Slot::interrupt`].
+//! The vCPU threads call it on MMIO exits. Most doorbells do not exit: KVM writes to the ioeventfds
+//! of [`Slot::doorbells`]. Interrupts go through the irqfd of [`Slot::interrupt`].
 
 use std::sync::Arc;
 
@@ -113,7 +113,6 @@ impl MmioTransport {
             reg::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
             reg::DRIVER_FEATURES => self.set_driver_features(value),
             reg::QUEUE_SEL => self.queue_sel = value as usize,
-            reg::QUEUE_NOTIFY => self.notify(value as usize),
             reg::INTERRUPT_ACK => self.slot.interrupt().acknowledge(value),
             reg::STATUS => self.set_status(value),
             _ => self.set_queue_register(offset, value),
@@ -159,14 +158,6 @@ impl MmioTransport {
             0 => set_half(&mut self.driver_features, 0, value),
             1 => set_half(&mut self.driver_features, 32, value),
             _ => {}
-        }
-    }
-
-    /// Notifies the device without KVM's help, while no ioeventfd is connected.
-    fn notify(&self, queue: usize) {
-        if let Some(doorbell) = self.slot.doorbells().get(queue) {
-            // A write fails only when the counter is full, and then the thread wakes up anyway.
-            let _ = doorbell.write(1);
         }
     }
 

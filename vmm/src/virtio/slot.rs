@@ -7,7 +7,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventFlags};
 use virtio_queue::{Queue, QueueT};
@@ -20,10 +21,16 @@ use crate::fds::borrow_eventfd;
 use crate::logging::{RateLimited, error_chain};
 use crate::memory::CurrentMemory;
 
+/// How long a vCPU waits for answers. A request that needs the host's disk takes longer, and the
+/// vCPU has other work meanwhile.
+const PATIENCE: Duration = Duration::from_micros(200);
+
 pub struct Slot {
     memory: CurrentMemory,
     running: Mutex<Running>,
     doorbells: Vec<EventFd>,
+    awaited_queue: Option<usize>,
+    rounds: Rounds,
     interrupt: Interrupt,
     watches: Watches,
     warnings: RateLimited,
@@ -43,6 +50,7 @@ impl Slot {
         epoll: Arc<OwnedFd>,
         number: u16,
     ) -> io::Result<Self> {
+        let awaited_queue = device.awaited_queue();
         let mut doorbells = Vec::new();
         for queue in 0..device.info().queue_sizes.len() {
             let doorbell = new_eventfd()?;
@@ -59,6 +67,8 @@ impl Slot {
                 queues: Vec::new(),
             }),
             doorbells,
+            awaited_queue,
+            rounds: Rounds::default(),
             interrupt: Interrupt::new(new_eventfd()?),
             watches: Watches {
                 epoll,
@@ -68,9 +78,21 @@ impl Slot {
         })
     }
 
-    /// The eventfds by which the driver notifies the device, one per queue, in order.
-    pub fn doorbells(&self) -> &[EventFd] {
-        &self.doorbells
+    /// The eventfds by which KVM passes on the driver's notifications, by queue. Those of a queue
+    /// that is missing here are for [`Self::notify`].
+    pub fn doorbells(&self) -> impl Iterator<Item = (usize, &EventFd)> {
+        let all = self.doorbells.iter().enumerate();
+        all.filter(|(queue, _)| Some(*queue) != self.awaited_queue)
+    }
+
+    /// Notifies the device of requests. The result is to be waited for, without a lock.
+    pub fn notify(&self, queue: usize) -> Option<Round<'_>> {
+        let doorbell = self.doorbells.get(queue)?;
+        let awaited = self.awaited_queue == Some(queue);
+        let round = awaited.then(|| self.rounds.current());
+        // A write fails only when the counter is full, and then the thread wakes up anyway.
+        let _ = doorbell.write(1);
+        round
     }
 
     pub fn interrupt(&self) -> &Interrupt {
@@ -119,6 +141,9 @@ impl Slot {
         match source {
             Source::Doorbell(queue) => {
                 self.lock_and_call(|device, io| device.process_queue(queue, io));
+                if self.awaited_queue == Some(queue) {
+                    self.rounds.end();
+                }
             }
             Source::Host(token) => {
                 let ready = readiness(flags);
@@ -167,6 +192,61 @@ impl Slot {
         });
         if notify {
             self.interrupt.raise(mmio::INTERRUPT_QUEUE);
+        }
+    }
+}
+
+/// Counts how often the awaited queue was processed, for those who wait.
+#[derive(Default)]
+struct Rounds {
+    state: Mutex<RoundsState>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct RoundsState {
+    number: u32,
+    is_awaited: bool,
+}
+
+impl Rounds {
+    fn current(&self) -> Round<'_> {
+        Round {
+            rounds: self,
+            number: self.lock().number,
+        }
+    }
+
+    fn end(&self) {
+        let mut state = self.lock();
+        state.number = state.number.wrapping_add(1);
+        if std::mem::take(&mut state.is_awaited) {
+            drop(state);
+            self.ended.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RoundsState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A round that has not ended when this was made.
+#[must_use]
+pub struct Round<'a> {
+    rounds: &'a Rounds,
+    number: u32,
+}
+
+impl Round<'_> {
+    /// Waits for its end, but not for long.
+    pub fn wait(self) {
+        let mut state = self.rounds.lock();
+        if state.number == self.number {
+            state.is_awaited = true;
+            let has_not_ended = |state: &mut RoundsState| state.number == self.number;
+            let ended = &self.rounds.ended;
+            drop(ended.wait_timeout_while(state, PATIENCE, has_not_ended));
         }
     }
 }
@@ -233,5 +313,69 @@ impl Interrupt {
     fn clear(&self) {
         self.cause.store(0, Ordering::Release);
         self.status.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::device::DeviceInfo;
+    use super::super::spec::device_id;
+    use super::super::thread::DeviceThread;
+    use super::*;
+
+    /// Has an awaited queue beside another.
+    struct Awaited;
+
+    impl VirtioDevice for Awaited {
+        fn info(&self) -> DeviceInfo {
+            DeviceInfo {
+                id: device_id::FS,
+                queue_sizes: &[16, 16],
+                features: 0,
+            }
+        }
+
+        fn awaited_queue(&self) -> Option<usize> {
+            Some(1)
+        }
+
+        fn process_queue(&mut self, _: usize, _: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+            Ok(())
+        }
+    }
+
+    fn slot() -> (DeviceThread, Arc<Slot>) {
+        let mut thread = DeviceThread::new().unwrap();
+        let memory = CurrentMemory::new(crate::memory::map(2).unwrap());
+        let slot = thread.add(Box::new(Awaited), memory).unwrap();
+        (thread, slot)
+    }
+
+    #[test]
+    fn only_the_awaited_queue_is_waited_for_and_its_doorbell_is_not_kvms() {
+        let (_thread, slot) = slot();
+        let kvms: Vec<usize> = slot.doorbells().map(|(queue, _)| queue).collect();
+        assert_eq!(kvms, [0]);
+        assert!(slot.notify(0).is_none());
+        assert!(slot.notify(1).is_some());
+        assert!(slot.notify(2).is_none(), "there is no such queue");
+    }
+
+    #[test]
+    fn a_notifier_does_not_wait_for_ever() {
+        let (_thread, slot) = slot();
+        let round = slot.notify(1).unwrap();
+        round.wait();
+    }
+
+    #[test]
+    fn a_round_ends_when_its_queue_was_processed() {
+        let (thread, slot) = slot();
+        let round = slot.notify(1).unwrap();
+        let number = round.number;
+        assert_eq!(slot.rounds.current().number, number);
+        thread.handle_pending().unwrap();
+        assert_ne!(slot.rounds.current().number, number);
+        round.wait();
     }
 }

@@ -160,6 +160,8 @@ impl Client {
             open_flags: 0,
         };
         let answer = self.call(OPEN, inode, request.as_slice()).unwrap();
-        OpenOut::from_slice(&answer).unwrap().fh
+        // The attributes follow.
+        let (opened, _) = answer.split_at(size_of::<OpenOut>());
+        OpenOut::from_slice(opened).unwrap().fh
     }
 }

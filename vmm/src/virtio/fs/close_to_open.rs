@@ -19,14 +19,39 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 
 use super::files::{Files, Handle, Inode, plain_methods};
+use super::lend;
 use super::nodes::{self, Node};
 use super::versions::{Version, Versions};
 
+/// Those that take file times from the kernel's clock and do nothing at a close(2), by their numbers
+/// of statfs(2). A network file system writes then, and can fail.
+const LOCAL_FILE_SYSTEMS: &[i64] = &[
+    libc::EXT4_SUPER_MAGIC,
+    libc::XFS_SUPER_MAGIC,
+    libc::BTRFS_SUPER_MAGIC,
+    libc::F2FS_SUPER_MAGIC,
+    libc::TMPFS_MAGIC,
+    libc::OVERLAYFS_SUPER_MAGIC,
+    ZFS_SUPER_MAGIC,
+];
+
+const ZFS_SUPER_MAGIC: i64 = 0x2fc1_2fc1;
+
+/// Clones share their state.
+#[derive(Clone)]
 pub struct CloseToOpen {
     inner: Arc<Files>,
-    versions: Mutex<Versions>,
-    /// Seconds since 1970.
-    clock: fn() -> u64,
+    versions: Arc<Mutex<Versions>>,
+    /// The time since 1970.
+    clock: fn() -> Duration,
+}
+
+/// What the guest learns of a file that it has opened.
+pub struct Opened {
+    pub handle: Option<Handle>,
+    pub options: OpenOptions,
+    /// And how long they may be kept.
+    pub attributes: Option<(Attr, Duration)>,
 }
 
 impl CloseToOpen {
@@ -34,8 +59,8 @@ impl CloseToOpen {
     pub fn new(inner: Arc<Files>) -> Self {
         Self {
             inner,
-            versions: Mutex::default(),
-            clock: seconds_since_1970,
+            versions: Arc::default(),
+            clock: since_1970,
         }
     }
 
@@ -43,14 +68,57 @@ impl CloseToOpen {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the guest may keep its cache of the file at this open. It may not if the attributes
-    /// cannot be read.
-    fn may_keep(&self, context: Context, inode: Inode, handle: Option<Handle>) -> bool {
-        let Ok((attributes, _)) = self.inner.getattr(context, inode, handle) else {
+    /// Opens a file, and answers with its attributes, too. The guest needs them to read what it
+    /// has opened.
+    pub fn open_with_attributes(
+        &self,
+        context: Context,
+        inode: Inode,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<Opened> {
+        let (handle, mut options) = self.inner.open(context, inode, kill_priv, flags)?;
+        // Read after the file was opened, so that what the guest reads is not older.
+        let attributes = self.inner.getattr(context, inode, handle).ok();
+        let is_local = || self.is_local(inode, handle);
+        let may_keep =
+            (attributes.as_ref()).is_some_and(|(known, _)| self.may_keep(inode, known, is_local));
+        options.set(OpenOptions::KEEP_CACHE, may_keep);
+        let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
+        options.set(OpenOptions::NOFLUSH, reads || is_local());
+        Ok(Opened {
+            handle,
+            options,
+            attributes,
+        })
+    }
+
+    /// Whether the guest may keep its cache of the file that it opens.
+    fn may_keep(&self, inode: Inode, known: &Attr, is_local: impl FnOnce() -> bool) -> bool {
+        let (version, now) = (Version::of(known), (self.clock)());
+        known.mode & libc::S_IFMT == libc::S_IFREG
+            && self.versions().may_keep(inode, version, now, is_local)
+    }
+
+    /// Whether the file's times are those of the kernel's clock, and closing it does nothing that
+    /// the guest would have to hear of or to wait for (FLUSH). The guest sends one anyway if it has
+    /// locked the file.
+    fn is_local(&self, inode: Inode, handle: Option<Handle>) -> bool {
+        let Some(handle) = handle else {
             return false;
         };
-        attributes.mode & libc::S_IFMT == libc::S_IFREG
-            && (self.versions()).may_keep(inode, Version::of(&attributes), (self.clock)())
+        lend::with_handle(&*self.inner, inode, handle, |file| {
+            Ok(LOCAL_FILE_SYSTEMS.contains(&rustix::fs::fstatfs(file)?.f_type))
+        })
+        .unwrap_or(false)
+    }
+
+    /// Whether the file has set-user-ID or set-group-ID, as far as can be told.
+    fn may_have_privileges(&self, inode: Inode, handle: Handle) -> bool {
+        let mode = lend::with_handle(&*self.inner, inode, handle, |file| {
+            Ok(rustix::fs::fstat(file)?.st_mode)
+        });
+        mode.map_or(true, |mode| mode & (libc::S_ISUID | libc::S_ISGID) != 0)
     }
 
     fn show(&self, mut entry: Entry) -> Entry {
@@ -70,9 +138,9 @@ impl CloseToOpen {
     }
 }
 
-fn seconds_since_1970() -> u64 {
+fn since_1970() -> Duration {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
-    elapsed.map_or(0, |elapsed| elapsed.as_secs())
+    elapsed.unwrap_or_default()
 }
 
 /// Methods that call the inner file system's.
@@ -91,7 +159,6 @@ impl FileSystem for CloseToOpen {
     type Handle = Handle;
     type DirIter = <Files as FileSystem>::DirIter;
 
-    /// The version is read after the file was opened, so that what the guest reads is not older.
     fn open(
         &self,
         context: Context,
@@ -99,15 +166,29 @@ impl FileSystem for CloseToOpen {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
-        let (handle, mut options) = self.inner.open(context, inode, kill_priv, flags)?;
-        options.set(
-            OpenOptions::KEEP_CACHE,
-            self.may_keep(context, inode, handle),
+        let opened = self.open_with_attributes(context, inode, kill_priv, flags)?;
+        Ok((opened.handle, opened.options))
+    }
+
+    /// The guest has cached nothing of a new file.
+    fn create(
+        &self,
+        context: Context,
+        parent: Inode,
+        name: &CStr,
+        mode: u32,
+        kill_priv: bool,
+        flags: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<(Entry, Option<Handle>, OpenOptions)> {
+        let made = (self.inner).create(
+            context, parent, name, mode, kill_priv, flags, umask, extensions,
         );
-        // What was only read needs no FLUSH, nor does a lock on it: RELEASE releases that.
-        let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
-        options.set(OpenOptions::NOFLUSH, reads);
-        Ok((handle, options))
+        let (entry, handle, mut options) = made?;
+        options.insert(OpenOptions::KEEP_CACHE);
+        options.set(OpenOptions::NOFLUSH, self.is_local(entry.inode, handle));
+        Ok((self.show(entry), handle, options))
     }
 
     fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
@@ -200,6 +281,28 @@ impl FileSystem for CloseToOpen {
         Ok(self.inner.init(capable)? | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS)
     }
 
+    /// virtiofsd takes a capability off its thread and back while it writes, so that the kernel
+    /// clears set-user-ID and set-group-ID. Few files have them.
+    fn write<R: ZeroCopyReader>(
+        &self,
+        context: Context,
+        inode: Inode,
+        handle: Handle,
+        from: R,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed: bool,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<usize> {
+        let kill_priv = kill_priv && self.may_have_privileges(inode, handle);
+        let fs = &self.inner;
+        fs.write(
+            context, inode, handle, from, size, offset, lock_owner, delayed, kill_priv, flags,
+        )
+    }
+
     fn destroy(&self) {
         *self.versions() = Versions::default();
         self.inner.destroy();
@@ -246,19 +349,7 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("file"), "text").unwrap();
-            let named = PassthroughFs::new(Config {
-                root_dir: dir.path().to_str().unwrap().to_owned(),
-                ..Config::default()
-            })
-            .unwrap();
-            named.open_root_node().unwrap();
-            let proc_self_fd = File::open("/proc/self/fd").unwrap();
-            let nameless = Nameless::new(proc_self_fd, 10, xattrs::map().unwrap());
-            let inner = Files::new(named, nameless);
-            let fs = CloseToOpen {
-                clock: || seconds_since_1970() + 10,
-                ..CloseToOpen::new(Arc::new(inner))
-            };
+            let fs = serve(dir.path());
             let inode = fs.lookup(context(), ROOT_ID, c"file").unwrap().inode;
             Self { fs, dir, inode }
         }
@@ -284,6 +375,21 @@ mod tests {
         }
     }
 
+    fn serve(dir: &Path) -> CloseToOpen {
+        let named = PassthroughFs::new(Config {
+            root_dir: dir.to_str().unwrap().to_owned(),
+            ..Config::default()
+        })
+        .unwrap();
+        named.open_root_node().unwrap();
+        let proc_self_fd = File::open("/proc/self/fd").unwrap();
+        let nameless = Nameless::new(proc_self_fd, 10, xattrs::map().unwrap());
+        CloseToOpen {
+            clock: || since_1970() + Duration::from_secs(10),
+            ..CloseToOpen::new(Arc::new(Files::new(named, nameless)))
+        }
+    }
+
     fn set_mtime(path: &Path, mtime: SystemTime) {
         let file = File::options().write(true).open(path).unwrap();
         file.set_times(FileTimes::new().set_modified(mtime))
@@ -302,7 +408,7 @@ mod tests {
     #[test]
     fn a_file_that_has_just_changed_never_keeps_its_pages() {
         let mut served = Served::new();
-        served.fs.clock = seconds_since_1970;
+        served.fs.clock = since_1970;
         assert!((0..3).all(|_| !served.cache_is_kept(libc::O_RDONLY)));
         assert!(!served.is_remembered());
     }
@@ -329,15 +435,23 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_only_read_is_closed_by_one_message() {
+    fn a_file_of_a_local_file_system_is_closed_by_one_message() {
         let served = Served::new();
-        for (flags, spared) in [
-            (libc::O_RDONLY, true),
-            (libc::O_WRONLY, false),
-            (libc::O_RDWR, false),
-        ] {
+        for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
             let flags = flags.cast_unsigned();
             let opened = served.fs.open(context(), served.inode, false, flags);
+            let (_, options) = opened.unwrap();
+            assert!(options.contains(OpenOptions::NOFLUSH));
+        }
+    }
+
+    #[test]
+    fn a_file_that_closing_may_write_is_flushed_before() {
+        // procfs stands for all that are not known to be local.
+        let fs = serve(Path::new("/proc/sys/kernel"));
+        let inode = fs.lookup(context(), ROOT_ID, c"hostname").unwrap().inode;
+        for (flags, spared) in [(libc::O_RDONLY, true), (libc::O_RDWR, false)] {
+            let opened = fs.open(context(), inode, false, flags.cast_unsigned());
             let (_, options) = opened.unwrap();
             assert_eq!(options.contains(OpenOptions::NOFLUSH), spared);
         }

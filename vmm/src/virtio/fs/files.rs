@@ -72,9 +72,6 @@ macro_rules! either {
 macro_rules! plain_methods {
     ($named:ident, $every:ident) => {
         $named! {
-            fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32,
-                kill_priv: bool, flags: u32, umask: u32, extensions: Extensions)
-                -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
             fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
                 extensions: Extensions) -> io::Result<Entry>;
             fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
@@ -100,9 +97,6 @@ macro_rules! plain_methods {
             fn syncfs(&self, context: Context, inode: Inode) -> io::Result<()>;
             fn read<W: ZeroCopyWriter>(&self, context: Context, inode: Inode, handle: Handle, to: W,
                 size: u32, offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
-            fn write<R: ZeroCopyReader>(&self, context: Context, inode: Inode, handle: Handle,
-                from: R, size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool,
-                kill_priv: bool, flags: u32) -> io::Result<usize>;
             fn fallocate(&self, context: Context, inode: Inode, handle: Handle, mode: u32,
                 offset: u64, length: u64) -> io::Result<()>;
             fn lseek(&self, context: Context, inode: Inode, handle: Handle, offset: u64,
@@ -208,6 +202,9 @@ impl FileSystem for Files {
         fn lookup(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
         fn mknod(&self, context: Context, parent: Inode, name: &CStr, mode: u32, device: u32,
             umask: u32, extensions: Extensions) -> io::Result<Entry>;
+        fn create(&self, context: Context, parent: Inode, name: &CStr, mode: u32,
+            kill_priv: bool, flags: u32, umask: u32, extensions: Extensions)
+            -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
     }
 
     either! {
@@ -217,5 +214,8 @@ impl FileSystem for Files {
             handle: Option<Handle>, valid: SetattrValid) -> io::Result<(Attr, Duration)>;
         fn open(&self, context: Context, inode: Inode, kill_priv: bool, flags: u32)
             -> io::Result<(Option<Handle>, OpenOptions)>;
+        fn write<R: ZeroCopyReader>(&self, context: Context, inode: Inode, handle: Handle,
+            from: R, size: u32, offset: u64, lock_owner: Option<u64>, delayed: bool,
+            kill_priv: bool, flags: u32) -> io::Result<usize>;
     }
 }

@@ -6,9 +6,10 @@ use std::io;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use virtiofsd::fuse::{EntryOut, InHeader, InterruptIn, OpenOut};
+use virtiofsd::fuse::{AttrOut, EntryOut, InHeader, InterruptIn, OpenIn, OpenOut};
 use vm_memory::ByteValued;
 
+use super::close_to_open::CloseToOpen;
 use super::deferred::{Deferred, Origin, Reply};
 use super::files::Files;
 use super::locks::Locks;
@@ -17,6 +18,9 @@ use super::slow::{Slow, Work};
 use super::watches::Watches;
 use super::{ioctl, statx};
 use crate::virtio::chain::Buffers;
+
+/// FUSE_OPEN_KILL_SUIDGID
+const OPEN_KILL_SUIDGID: u32 = 1;
 
 /// What becomes of a request.
 pub enum Outcome {
@@ -35,16 +39,18 @@ pub struct Front {
     pub watches: Watches,
     pub slow: Slow,
     fs: Arc<Files>,
+    opens: CloseToOpen,
 }
 
 impl Front {
-    pub fn new(fs: Arc<Files>) -> io::Result<Self> {
+    pub fn new(fs: Arc<Files>, opens: CloseToOpen) -> io::Result<Self> {
         Ok(Self {
             deferred: Deferred::new()?,
             locks: Locks::new(Arc::clone(&fs))?,
             slow: Slow::new(Arc::clone(&fs)),
             watches: Watches::new(Arc::clone(&fs)),
             fs,
+            opens,
         })
     }
 
@@ -54,7 +60,7 @@ impl Front {
             opcode::FLUSH => !self.locks.is_empty(),
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
-            opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
+            opcode::OPEN | opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
             opcode::WATCH | opcode::EVENTS => true,
             operation => Work::is(operation),
         }
@@ -98,6 +104,11 @@ impl Front {
                 }
                 Err(error) => Outcome::Answered(Err(error)),
             },
+            opcode::OPEN => {
+                let reply = take(&mut body).and_then(|request| self.open(header, request));
+                self.watches.executed(inode);
+                Outcome::Answered(reply)
+            }
             opcode::STATX => {
                 let request = take(&mut body);
                 Outcome::Answered(request.and_then(|r| statx::get(&self.fs, inode, &r)))
@@ -130,6 +141,31 @@ impl Front {
             }
             None => Outcome::Passed,
         }
+    }
+
+    /// The answer of FUSE_OPEN, followed by the attributes, which our guest kernel takes with it.
+    fn open(&self, header: &InHeader, request: OpenIn) -> Reply {
+        let kill_priv = request.open_flags & OPEN_KILL_SUIDGID != 0;
+        let context = (*header).into();
+        let opened =
+            (self.opens).open_with_attributes(context, header.nodeid, kill_priv, request.flags);
+        let opened = opened.map_err(|error| errno(&error))?;
+        let out = OpenOut {
+            fh: opened.handle.unwrap_or(0),
+            open_flags: opened.options.bits(),
+            ..OpenOut::default()
+        };
+        let mut reply = out.as_slice().to_vec();
+        if let Some((attr, timeout)) = opened.attributes {
+            let attributes = AttrOut {
+                attr_valid: timeout.as_secs(),
+                attr_valid_nsec: timeout.subsec_nanos(),
+                dummy: 0,
+                attr,
+            };
+            reply.extend(attributes.as_slice());
+        }
+        Ok(reply)
     }
 
     fn create_nameless(&self, header: &InHeader, mut body: Buffers<'_>) -> Reply {

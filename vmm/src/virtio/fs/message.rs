@@ -16,6 +16,7 @@ pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
+    pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;

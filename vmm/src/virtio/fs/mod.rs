@@ -41,7 +41,9 @@ use self::deferred::Origin;
 use self::files::Files;
 use self::front::{Front, Outcome};
 use self::nameless::Nameless;
-use self::spec::{CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES};
+use self::spec::{
+    AWAITED_QUEUE, CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES,
+};
 use super::chain::Chain;
 use super::device::{
     DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
@@ -59,6 +61,9 @@ const CHANGES: u32 = 1;
 
 /// Descriptors that the guest's open files cannot take, for everything else that the process does.
 const RESERVED_FDS: u64 = 256;
+
+/// Descriptors that take 8 KiB of the kernel's memory.
+const ROOM_FOR_FDS: u64 = 1024;
 
 /// The part of all descriptors that files without a name may take.
 const NAMELESS_PART: u64 = 8;
@@ -98,6 +103,7 @@ impl Fs {
 
     fn of_directory(root: &str, resources: ServerResources, tag: &str) -> io::Result<Self> {
         let proc_self_fd = resources.proc_self_fd.try_clone()?;
+        make_room_for_files(&proc_self_fd, resources.max_fds);
         let max_nameless = resources.max_fds / NAMELESS_PART;
         let reserved = RESERVED_FDS + max_nameless;
         let fs = PassthroughFs::new(passthrough::Config {
@@ -123,14 +129,16 @@ impl Fs {
             xattrs::map()?,
         );
         let fs = Arc::new(Files::new(fs, nameless));
+        let opens = CloseToOpen::new(Arc::clone(&fs));
         let mut config = [0; CONFIG_BYTES];
         let length = tag.len().min(TAG_BYTES);
         config[..length].copy_from_slice(&tag.as_bytes()[..length]);
-        config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
+        let request_queues = (QUEUE_SIZES.len() - REQUEST_QUEUE) as u32;
+        config[TAG_BYTES..].copy_from_slice(&request_queues.to_le_bytes());
         Ok(Self {
             config,
-            front: Front::new(Arc::clone(&fs))?,
-            server: Server::new(CloseToOpen::new(fs)),
+            front: Front::new(Arc::clone(&fs), opens.clone())?,
+            server: Server::new(opens),
             fs_is_unshared: false,
         })
     }
@@ -176,7 +184,9 @@ impl Fs {
         if let Some(header) = header.filter(|header| self.front.handles(header)) {
             if header.opcode == message::opcode::INTERRUPT && index == HIPRIO_QUEUE {
                 // The driver made the interrupted request available before.
-                self.process_requests(REQUEST_QUEUE, io)?;
+                for queue in REQUEST_QUEUE..QUEUE_SIZES.len() {
+                    self.process_requests(queue, io)?;
+                }
             }
             let (mut body, mut room) = (chain.readable, chain.writable);
             let origin = Origin {
@@ -249,6 +259,10 @@ impl VirtioDevice for Fs {
         }
     }
 
+    fn awaited_queue(&self) -> Option<usize> {
+        Some(AWAITED_QUEUE)
+    }
+
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         read_config_space(&self.config, offset, data);
     }
@@ -280,6 +294,15 @@ impl VirtioDevice for Fs {
         self.front.reset();
         host.unwatch(self.front.deferred.fd());
     }
+}
+
+/// Has the kernel make the process's table of descriptors large enough for many files, while it has
+/// one thread. When threads share the table, the kernel waits for all readers each time before it
+/// replaces it by a larger one (`synchronize_rcu`), which takes 10 ms and more.
+fn make_room_for_files(any: &File, max_fds: u64) {
+    let highest = ROOM_FOR_FDS.min(max_fds).saturating_sub(1);
+    // Without it the table grows later.
+    let _ = rustix::io::fcntl_dupfd_cloexec(any, highest as i32);
 }
 
 #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]

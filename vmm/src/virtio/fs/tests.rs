@@ -38,12 +38,12 @@ fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_tag_and_one_request_queue_are_announced() {
+fn the_tag_and_the_request_queues_are_announced() {
     let driver = fs();
     let mut config = [0; CONFIG_BYTES];
     driver.device.read_config(0, &mut config);
     assert_eq!(&config[..4], b"tag\0");
-    assert_eq!(config[TAG_BYTES..], 1_u32.to_le_bytes());
+    assert_eq!(config[TAG_BYTES..], 2_u32.to_le_bytes());
 }
 
 #[test]

@@ -11,31 +11,30 @@
 //! when it finds one (`fuse_dentry_automount`), and such file systems of one connection share inode
 //! numbers but not pages. And a second open may be answered before the guest has acted on the
 //! answer to the first one. In both cases the guest's own rule applies: it drops an inode's pages
-//! when it learns of another mtime or size (AUTO_INVAL_DATA), and the attributes that it uses at an
-//! open by name, and at a read(2), are no older than [`SHARED_CACHE_TIMEOUT`], so it has seen those
-//! of any version that is remembered here. It cannot detect a change that keeps mtime and size
-//! (touch -r, cp -p); a file that changed so once is not kept again as long as the guest references
-//! it.
+//! when it learns of another mtime or size (AUTO_INVAL_DATA), and the answer to an open has them. It
+//! cannot detect a change that keeps mtime and size (touch -r, cp -p); a file that changed so once
+//! is not kept again as long as the guest references it.
 //!
 //! The times do not reveal every change: a program of the host that writes through a shared mapping
 //! sets mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is dropped
 //! from time to time whatever the times are.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtiofsd::fuse::Attr;
 
-/// How long after a change a second one may leave the same times: the kernel's clock for file times
-/// advances every 10 ms or more often, FAT has a granularity of 2 s, and a network file server has
-/// a clock of its own.
-const SETTLED_SECONDS: u64 = 3;
+/// How long after a change a second one may leave the same times: FAT has a granularity of 2 s, and
+/// a network file server has a clock of its own.
+const SETTLED: Duration = Duration::from_secs(3);
 
-const _: () = assert!(SHARED_CACHE_TIMEOUT.as_secs() < SETTLED_SECONDS);
+/// The same for file systems that have the kernel's clock for file times, which advances every
+/// 10 ms or more often.
+const SETTLED_LOCALLY: Duration = Duration::from_millis(100);
 
 /// The longest time for which a cache is kept. Within it Linux commonly writes back changes that
 /// were made through a mapping.
-const KEPT_SECONDS: u64 = 30;
+const KEPT: Duration = Duration::from_secs(30);
 
 /// Seconds since 1970, and nanoseconds. Earlier times look like times far in the future.
 type Time = (u64, u32);
@@ -57,11 +56,15 @@ impl Version {
         }
     }
 
-    /// Whether every later change gives another version. mtime counts too, because some file
-    /// systems have no true ctime.
-    fn is_settled(&self, now: u64) -> bool {
-        let (changed, _) = self.mtime.max(self.ctime);
-        changed.saturating_add(SETTLED_SECONDS) < now
+    /// Whether every later change gives another version, if that takes so long. mtime counts too,
+    /// because some file systems have no true ctime.
+    fn is_settled(&self, now: Duration, after: Duration) -> bool {
+        let (seconds, nanoseconds) = self.mtime.max(self.ctime);
+        let changed =
+            Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanoseconds.into()));
+        changed
+            .and_then(|time| time.checked_add(after))
+            .is_some_and(|settled| settled < now)
     }
 
     fn looks_equal_to_the_guest(&self, other: &Self) -> bool {
@@ -77,22 +80,31 @@ pub struct Versions(BTreeMap<u64, Remembered>);
 
 struct Remembered {
     version: Version,
-    /// When the guest last dropped its cache, in seconds since 1970.
-    dropped: u64,
+    /// When the guest last dropped its cache, since 1970.
+    dropped: Duration,
     /// There was a change that the guest cannot detect.
     changed_undetected: bool,
 }
 
 impl Versions {
     /// Whether the guest may keep its cache of the file that it is opening. If not, the guest is
-    /// assumed to drop the cache now.
-    pub fn may_keep(&mut self, inode: u64, present: Version, now: u64) -> bool {
-        if !present.is_settled(now) {
+    /// assumed to drop the cache now. `now` counts from 1970; `is_local` tells whether the file's
+    /// times are those of the kernel's clock.
+    pub fn may_keep(
+        &mut self,
+        inode: u64,
+        present: Version,
+        now: Duration,
+        is_local: impl FnOnce() -> bool,
+    ) -> bool {
+        let is_settled = present.is_settled(now, SETTLED)
+            || present.is_settled(now, SETTLED_LOCALLY) && is_local();
+        if !is_settled {
             return false;
         }
         let changed_undetected = match self.0.get(&inode) {
             Some(known) if known.version == present => {
-                if !known.changed_undetected && now < known.dropped + KEPT_SECONDS {
+                if !known.changed_undetected && now < known.dropped + KEPT {
                     return true;
                 }
                 known.changed_undetected
@@ -128,6 +140,11 @@ mod tests {
     const FILE: u64 = 7;
     const NOW: u64 = 1_000_000;
 
+    /// On a file system with a clock of its own.
+    fn may_keep(versions: &mut Versions, present: Version, now: u64) -> bool {
+        versions.may_keep(FILE, present, Duration::from_secs(now), || false)
+    }
+
     fn version(size: u64, mtime: u64, ctime: u64) -> Version {
         Version {
             size,
@@ -140,8 +157,21 @@ mod tests {
     fn a_version_is_kept_once_it_has_been_seen_settled() {
         let mut versions = Versions::default();
         let present = version(1, 10, NOW);
-        let kept: Vec<bool> = [0, SETTLED_SECONDS, SETTLED_SECONDS + 1, 10, 20]
-            .map(|later| versions.may_keep(FILE, present, NOW + later))
+        let kept: Vec<bool> = [0, SETTLED.as_secs(), SETTLED.as_secs() + 1, 10, 20]
+            .map(|later| may_keep(&mut versions, present, NOW + later))
+            .into();
+        assert_eq!(kept, [false, false, false, true, true]);
+    }
+
+    #[test]
+    fn a_file_with_the_kernels_times_is_kept_sooner() {
+        let mut versions = Versions::default();
+        let present = version(1, 10, NOW);
+        let kept: Vec<bool> = [0, 100, 101, 110, 4000]
+            .map(|later| {
+                let now = Duration::from_secs(NOW) + Duration::from_millis(later);
+                versions.may_keep(FILE, present, now, || true)
+            })
             .into();
         assert_eq!(kept, [false, false, false, true, true]);
     }
@@ -150,8 +180,8 @@ mod tests {
     fn a_cache_is_dropped_from_time_to_time() {
         let mut versions = Versions::default();
         let present = version(1, 10, 10);
-        let kept: Vec<bool> = [0, KEPT_SECONDS - 1, KEPT_SECONDS, KEPT_SECONDS + 1]
-            .map(|later| versions.may_keep(FILE, present, NOW + later))
+        let kept: Vec<bool> = [0, KEPT.as_secs() - 1, KEPT.as_secs(), KEPT.as_secs() + 1]
+            .map(|later| may_keep(&mut versions, present, NOW + later))
             .into();
         assert_eq!(kept, [false, true, false, true]);
     }
@@ -160,30 +190,30 @@ mod tests {
     fn each_part_of_a_version_counts() {
         for changed in [version(2, 10, 20), version(1, 11, 20), version(1, 10, 21)] {
             let mut versions = Versions::default();
-            assert!(!versions.may_keep(FILE, version(1, 10, 20), NOW));
-            assert!(!versions.may_keep(FILE, changed, NOW), "{changed:?}");
+            assert!(!may_keep(&mut versions, version(1, 10, 20), NOW));
+            assert!(!may_keep(&mut versions, changed, NOW), "{changed:?}");
         }
     }
 
     #[test]
     fn a_file_that_has_changed_is_kept_again_later() {
         let mut versions = Versions::default();
-        assert!(!versions.may_keep(FILE, version(1, 10, 10), NOW));
-        assert!(!versions.may_keep(FILE, version(1, 20, 20), NOW));
-        assert!(versions.may_keep(FILE, version(1, 20, 20), NOW));
+        assert!(!may_keep(&mut versions, version(1, 10, 10), NOW));
+        assert!(!may_keep(&mut versions, version(1, 20, 20), NOW));
+        assert!(may_keep(&mut versions, version(1, 20, 20), NOW));
     }
 
     #[test]
     fn a_file_that_changed_in_ctime_alone_is_not_kept_until_it_is_forgotten() {
         let mut versions = Versions::default();
-        assert!(!versions.may_keep(FILE, version(1, 10, 10), NOW));
+        assert!(!may_keep(&mut versions, version(1, 10, 10), NOW));
         for present in [version(1, 10, 20), version(1, 10, 20), version(2, 30, 30)] {
-            assert!(!versions.may_keep(FILE, present, NOW));
+            assert!(!may_keep(&mut versions, present, NOW));
         }
-        assert!(!versions.may_keep(FILE, version(2, 30, 30), NOW));
+        assert!(!may_keep(&mut versions, version(2, 30, 30), NOW));
         versions.remove(FILE);
-        assert!(!versions.may_keep(FILE, version(2, 30, 30), NOW));
-        assert!(versions.may_keep(FILE, version(2, 30, 30), NOW));
+        assert!(!may_keep(&mut versions, version(2, 30, 30), NOW));
+        assert!(may_keep(&mut versions, version(2, 30, 30), NOW));
     }
 
     #[test]
@@ -191,8 +221,8 @@ mod tests {
         for time in [NOW + 60, u64::MAX, (-1_i64).cast_unsigned()] {
             let mut versions = Versions::default();
             for _ in 0..2 {
-                assert!(!versions.may_keep(FILE, version(1, time, 10), NOW));
-                assert!(!versions.may_keep(FILE, version(1, 10, time), NOW));
+                assert!(!may_keep(&mut versions, version(1, time, 10), NOW));
+                assert!(!may_keep(&mut versions, version(1, 10, time), NOW));
             }
             assert!(!versions.contains(FILE));
         }
