@@ -14,9 +14,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, IFlags, Mode, OFlags, RenameFlags,
-    SeekFrom, StatxFlags, XattrFlags, copy_file_range, fallocate, fchown, flock, getxattr,
-    ioctl_getflags, ioctl_setflags, linkat, makedev, mknodat, open, renameat_with, seek, setxattr,
-    statvfs, statx,
+    SeekFrom, StatxFlags, XattrFlags, copy_file_range, fallocate, fchown, fcntl_lock, flock,
+    getxattr, ioctl_getflags, ioctl_setflags, linkat, makedev, mknodat, open, renameat_with, seek,
+    setxattr, statvfs, statx,
 };
 use rustix::io::Errno;
 
@@ -62,6 +62,11 @@ const CLAIMS: &[Claim] = &[
     ("opens are refused as they should be", opens),
     ("the size of the file system is known", size),
     ("flock excludes another open file", whole_locks),
+    (
+        "a lock of a process ends when it closes the file",
+        process_locks,
+    ),
+    ("a name is given once", existing_names),
     ("a file with no name can be written", nameless),
     ("a file with no name can be given one", named_later),
 ];
@@ -91,6 +96,11 @@ pub fn act(operation: &str, path: &str) {
         "read" => fs::read(path).map(drop),
         "create" => File::create_new(path).map(drop),
         "unlink" => fs::remove_file(path),
+        "mkdir" => fs::create_dir(path),
+        "lock" => OpenOptions::new().write(true).open(path).and_then(|file| {
+            let exclusive = FlockOperation::NonBlockingLockExclusive;
+            Ok(fcntl_lock(&file, exclusive)?)
+        }),
         "write" => OpenOptions::new()
             .write(true)
             .open(path)
@@ -402,6 +412,40 @@ fn whole_locks(dir: &Path) {
     assert_eq!(flock(&second, shared), Err(Errno::AGAIN));
     drop(first);
     flock(&second, shared).unwrap();
+}
+
+/// A lock of fcntl(2) ends with any descriptor that its process closes, one for reading, too.
+fn process_locks(dir: &Path) {
+    let (path, _file) = file(dir, "f", "");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let locked = File::open(&path).unwrap();
+    fcntl_lock(&locked, FlockOperation::LockShared).unwrap();
+    assert_eq!(as_user("lock", &path), "11");
+    drop(File::open(&path).unwrap());
+    assert_eq!(as_user("lock", &path), "ok");
+}
+
+/// Whether the one who asks might have made another or not.
+fn existing_names(dir: &Path) {
+    let (path, _file) = file(dir, "f", "text");
+    let exists = Some(Errno::EXIST.raw_os_error());
+    let refused = [
+        fs::create_dir(&path),
+        std::os::unix::fs::symlink("target", &path),
+        fs::hard_link(&path, &path),
+        File::create_new(&path).map(drop),
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).map_err(Into::into),
+    ];
+    for result in refused {
+        assert_eq!(result.unwrap_err().raw_os_error(), exists);
+    }
+    assert_eq!(text(&path), "text");
+    for mode in [0o755, 0o777] {
+        chmod(dir, mode);
+        for operation in ["mkdir", "create"] {
+            assert_eq!(as_user(operation, &path), "17", "{operation}, {mode:o}");
+        }
+    }
 }
 
 fn no_name(dir: &Path, flags: OFlags) -> File {

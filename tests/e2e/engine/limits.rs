@@ -105,7 +105,7 @@ fn swap_is_limited_where_there_is_any() {
 
 #[test]
 fn processes_are_limited() {
-    let script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait";
+    let script = "i=0; while [ $i -lt 60 ]; do sleep 60 & i=$((i+1)); done; wait";
     // In a container of its own, with which these processes end.
     let finished = engine().run(&["--pids-limit", "40"], &["sh", "-c", script]);
     assert!(finished.stderr.contains("can't fork"), "{finished:?}");
