@@ -100,7 +100,8 @@ def qemus_card(kernel, traffic, work):
         command = ["ip", "netns", "exec", name, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host",
                    "-m", "512", "-smp", "1", "-M", MACHINE, "-nodefaults", "-no-user-config",
                    "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd",
-                   initramfs(traffic, work), "-append", KERNEL_ARGUMENTS,
+                   initramfs(traffic, work, INIT.format(number=2, port=PORT)),
+                   "-append", KERNEL_ARGUMENTS,
                    "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no",
                    "-device", f"virtio-net-device,netdev=net,mac={mac}"]
         with running(command), connection(server) as peer:
@@ -145,14 +146,14 @@ def connection(server):
         yield peer
 
 
-def initramfs(traffic, work):
-    """busybox and the guest's end, with a script as init."""
+def initramfs(program, work, init):
+    """busybox and one of the tests' programs as /inside, with a script as init."""
     root, archive = os.path.join(work, "guest"), os.path.join(work, "guest.cpio")
-    os.makedirs(os.path.join(root, "bin"))
+    os.makedirs(os.path.join(root, "bin"), exist_ok=True)
     shutil.copy(shutil.which("busybox"), os.path.join(root, "bin"))
-    shutil.copy(traffic, os.path.join(root, "inside"))
+    shutil.copy(program, os.path.join(root, "inside"))
     with open(os.path.join(root, "init"), "w") as file:
-        file.write(INIT.format(number=2, port=PORT))
+        file.write(init)
         os.fchmod(file.fileno(), 0o755)
     names = "bin\nbin/busybox\ninside\ninit\n"
     with open(archive, "wb") as file:

@@ -28,9 +28,10 @@ class Rvm:
         for applet in ("true", "echo", "cat", "sleep", "sh"):
             os.symlink("busybox", os.path.join(directory, applet))
 
-    def configure(self, *args, network=None):
-        """The bundle runs these arguments, in the network namespace at this path or a new one. What
-        `runc spec` writes, without a terminal."""
+    def configure(self, *args, network=None, volume=None):
+        """The bundle runs these arguments, in the network namespace at this path or a new one, with
+        this volume, its source and its type, as /data. What `runc spec` writes, without a terminal;
+        with a volume, the caches may be dropped."""
         path = os.path.join(self.bundle, "config.json")
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
@@ -42,6 +43,12 @@ class Rvm:
         for namespace in config["linux"]["namespaces"]:
             if namespace["type"] == "network" and network:
                 namespace["path"] = network
+        if volume:
+            source, kind = volume
+            options = ["rbind", "rw"] if kind == "bind" else ["rw"]
+            config["mounts"].append({"destination": "/data", "type": kind, "source": source,
+                                     "options": options})
+            del config["linux"]["readonlyPaths"]
         with open(path, "w") as file:
             json.dump(config, file)
 

@@ -9,8 +9,10 @@
 //!   rvm-inside traffic ADDR   sends and receives over TCP, on the server's commands
 //!   rvm-inside lock PATH      locks a file by flock(2) and fcntl(2), prints `busy` if it must
 //!                             wait, then `locked`, and waits for its input's end
+//!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
 //!   rvm-inside files DIR      tries claims about the files of a directory (files.rs)
 
+mod file_costs;
 mod files;
 
 use std::ffi::CStr;
@@ -19,9 +21,13 @@ use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
+
+/// The file that is written and read in one go.
+const FILE_MIB: usize = 8;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -39,6 +45,7 @@ fn main() {
             print!("{said}");
         }
         ("clock", offset) => clock(offset.parse().unwrap()),
+        ("file-costs", dir) => file_costs::measure(Path::new(dir), FILE_MIB).unwrap(),
         ("files", dir) => files::run(dir),
         ("user", operation) => files::act(operation, &arguments[2]),
         ("give-away", path) => files::rights::give_away(path),
