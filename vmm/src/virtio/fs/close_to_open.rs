@@ -23,8 +23,8 @@ use super::lend;
 use super::nodes::{self, Node};
 use super::versions::{Version, Versions};
 
-/// Those that take file times from the kernel's clock and do nothing at a close(2), by their numbers
-/// of statfs(2). A network file system writes then, and can fail.
+/// Those that take file times from the kernel's clock and do nothing at a close(2), by their
+/// numbers of statfs(2). A network file system writes then, and can fail.
 const LOCAL_FILE_SYSTEMS: &[i64] = &[
     libc::EXT4_SUPER_MAGIC,
     libc::XFS_SUPER_MAGIC,

@@ -104,11 +104,7 @@ impl Front {
                 }
                 Err(error) => Outcome::Answered(Err(error)),
             },
-            opcode::OPEN => {
-                let reply = take(&mut body).and_then(|request| self.open(header, request));
-                self.watches.executed(inode);
-                Outcome::Answered(reply)
-            }
+            opcode::OPEN => Outcome::Answered(self.open(header, body)),
             opcode::STATX => {
                 let request = take(&mut body);
                 Outcome::Answered(request.and_then(|r| statx::get(&self.fs, inode, &r)))
@@ -144,11 +140,14 @@ impl Front {
     }
 
     /// The answer of FUSE_OPEN, followed by the attributes, which our guest kernel takes with it.
-    fn open(&self, header: &InHeader, request: OpenIn) -> Reply {
+    fn open(&mut self, header: &InHeader, mut body: Buffers<'_>) -> Reply {
+        let request: OpenIn = take(&mut body)?;
         let kill_priv = request.open_flags & OPEN_KILL_SUIDGID != 0;
         let context = (*header).into();
         let opened =
             (self.opens).open_with_attributes(context, header.nodeid, kill_priv, request.flags);
+        // It may have truncated the file.
+        self.watches.executed(header.nodeid);
         let opened = opened.map_err(|error| errno(&error))?;
         let out = OpenOut {
             fh: opened.handle.unwrap_or(0),

@@ -11,9 +11,9 @@
 //! when it finds one (`fuse_dentry_automount`), and such file systems of one connection share inode
 //! numbers but not pages. And a second open may be answered before the guest has acted on the
 //! answer to the first one. In both cases the guest's own rule applies: it drops an inode's pages
-//! when it learns of another mtime or size (AUTO_INVAL_DATA), and the answer to an open has them. It
-//! cannot detect a change that keeps mtime and size (touch -r, cp -p); a file that changed so once
-//! is not kept again as long as the guest references it.
+//! when it learns of another mtime or size (AUTO_INVAL_DATA), and the answer to an open has them.
+//! It cannot detect a change that keeps mtime and size (touch -r, cp -p); a file that changed so
+//! once is not kept again as long as the guest references it.
 //!
 //! The times do not reveal every change: a program of the host that writes through a shared mapping
 //! sets mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is dropped
