@@ -82,7 +82,8 @@ impl Sandbox {
             containers.insert(id.clone(), Slot::Creating);
         }
         self.wait_for_cache_of(id).await;
-        let created = container::create(&self.runtime, id, config, ids).await;
+        let created =
+            container::create(&self.runtime, id, config, ids, self.disks.devices(id)).await;
         if created.is_err() {
             self.volumes.remove(id).await;
             self.disks.remove(id).await;

@@ -169,10 +169,8 @@ pub enum Request {
     PlugDisk {
         /// An empty slot: one of [`MachineConfig::spare_disks`] from [`DISK_SLOT`] on.
         slot: usize,
-        /// Refuses every write of the guest (VIRTIO_BLK_F_RO).
-        read_only: bool,
-        /// The disk's serial number as the guest sees it, at most 20 bytes.
-        serial: String,
+        /// What the guest sees of it.
+        disk: DiskConfig,
     },
     /// Unplugs the disk in a slot.
     UnplugDisk {
@@ -180,6 +178,21 @@ pub enum Request {
         slot: usize,
     },
 }
+
+/// What a guest sees of a disk, beside its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Refuses every write of the guest (VIRTIO_BLK_F_RO).
+    pub read_only: bool,
+    /// The disk's serial number, at most 20 bytes.
+    pub serial: String,
+    /// The size of its logical blocks in bytes, a power of two from 512 to [`MAX_BLOCK_SIZE`].
+    pub block_size: u32,
+}
+
+/// The largest logical block of a disk: a guest's kernel takes none that is larger than its pages.
+pub const MAX_BLOCK_SIZE: u32 = 4096;
 
 /// A message of the VMM to the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

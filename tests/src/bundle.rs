@@ -17,10 +17,10 @@ pub struct Bundle {
 
 /// Programs of busybox that the tests call.
 const APPLETS: &[&str] = &[
-    "awk", "cat", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id",
-    "kill", "ls", "md5sum", "mkdir", "mount", "nproc", "ps", "pwd", "readlink", "rm", "sed", "seq",
-    "sh", "sleep", "stat", "stty", "sync", "tail", "touch", "tr", "true", "tty", "uname", "wc",
-    "yes",
+    "awk", "blockdev", "cat", "cut", "date", "dd", "df", "echo", "env", "false", "grep", "head",
+    "hostname", "id", "kill", "ls", "md5sum", "mkdir", "mknod", "mount", "nproc", "ps", "pwd",
+    "readlink", "rm", "sed", "seq", "sh", "sleep", "stat", "stty", "sync", "tail", "touch", "tr",
+    "true", "tty", "uname", "wc", "yes",
 ];
 
 impl Bundle {

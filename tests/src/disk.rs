@@ -2,6 +2,7 @@
 //! xfsprogs; a test without its tool is skipped.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -24,6 +25,53 @@ pub fn image(dir: &Path, kind: &str, size: u64, content: Option<&Path>) -> Optio
     };
     assert!(status.success(), "{make:?}");
     Some(path)
+}
+
+/// A loop device of the host. Dropping it detaches it.
+pub struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// A device on an image, with logical blocks of this size. None if the host has none, which is
+    /// printed.
+    pub fn attach(image: &Path, block_size: u32) -> Option<Self> {
+        // It may be built in or loaded already.
+        let _ = Command::new("modprobe").arg("loop").output();
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--sector-size", &block_size.to_string()]);
+        let output = losetup.arg(image).output();
+        let Ok(output) = output.map_err(|error| eprintln!("{error}; the test was skipped")) else {
+            return None;
+        };
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            eprintln!("{}; the test was skipped", said.trim());
+            return None;
+        }
+        let path = String::from_utf8(output.stdout).unwrap();
+        Some(Self {
+            path: path.trim().into(),
+        })
+    }
+
+    /// Its path on the host.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its major and minor number.
+    pub fn number(&self) -> (u32, u32) {
+        let number = self.path.metadata().unwrap().rdev();
+        (rustix::fs::major(number), rustix::fs::minor(number))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let mut losetup = Command::new("losetup");
+        let _ = losetup.arg("--detach").arg(&self.path).status();
+    }
 }
 
 /// What a file of an ext4 image holds.

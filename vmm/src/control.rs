@@ -87,7 +87,7 @@ impl Coded for RequestError {
         match self {
             Self::Net(NetError::UnknownCard) | Self::Disk(DiskError::Empty(_)) => Code::NotFound,
             Self::Net(NetError::NoTap)
-            | Self::Disk(DiskError::NoFile | DiskError::NoSlot(_) | DiskError::Size(_)) => {
+            | Self::Disk(DiskError::NoFile | DiskError::NoSlot(_) | DiskError::Disk(_)) => {
                 Code::InvalidArgument
             }
             Self::Net(NetError::NoFreeSlot(_))
@@ -115,13 +115,7 @@ fn execute(
         }
         Request::PlugNet { mac } => machine.nets.plug(vm, bus, mac, fd)?,
         Request::UnplugNet { mac } => machine.nets.unplug(bus, mac)?,
-        Request::PlugDisk {
-            slot,
-            read_only,
-            serial,
-        } => machine
-            .disks
-            .plug((vm, bus), slot, fd, read_only, &serial)?,
+        Request::PlugDisk { slot, disk } => machine.disks.plug((vm, bus), slot, fd, &disk)?,
         Request::UnplugDisk { slot } => machine.disks.unplug(bus, slot)?,
     }
     Ok(())

@@ -9,7 +9,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
 use rvm_protocol::failure::Code;
-use rvm_protocol::vmm::{Channel, DISK_SLOT, Event, FdIndex, MachineConfig, Request, StopReason};
+use rvm_protocol::vmm::{
+    Channel, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Request, StopReason,
+};
 
 /// `mov al, 1; out 0xf4, al`: powers the machine off. Then an endless loop.
 const POWER_OFF: &[u8] = &[0xb0, 0x01, 0xe6, 0xf4, 0xeb, 0xfe];
@@ -198,8 +200,11 @@ fn a_disk_is_plugged_and_unplugged() {
     file.set_len(1 << 20).unwrap();
     let plug = |slot| Request::PlugDisk {
         slot,
-        read_only: false,
-        serial: "disk".to_owned(),
+        disk: DiskConfig {
+            read_only: false,
+            serial: "disk".to_owned(),
+            block_size: 512,
+        },
     };
     let unplug = |slot| Request::UnplugDisk { slot };
     assert_eq!(vmm.code(plug(DISK_SLOT), &[]), Code::InvalidArgument);

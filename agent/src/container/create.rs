@@ -16,6 +16,7 @@ use super::spec::{self, ContainerSpec, Namespaces, UserNamespace};
 use super::state::State;
 use super::{Container, ContainerError, Runtime, devices, seccomp, supervise};
 use crate::cgroup::Cgroup;
+use crate::disks::DeviceMap;
 use crate::init::create::write_sysctls;
 use crate::init::plan::{MountPlan, MountSource, Plan, ProcessPlan, Role};
 use crate::meminfo::Shown;
@@ -30,9 +31,13 @@ pub async fn create(
     id: &ContainerId,
     config: &[u8],
     ids: &StreamIds,
+    disks: DeviceMap,
 ) -> Result<Arc<Container>, ContainerError> {
     let mut spec = spec::translate(id.as_str(), config)?;
-    devices::check(&mut spec.container, spec.resources.as_ref())?;
+    devices::prepare(&mut spec.container, spec.resources.as_ref(), &disks)?;
+    if let Some(resources) = &mut spec.resources {
+        disks.translate(resources);
+    }
     spec.process.terminal = ids.terminal_plan(spec.process.terminal);
     let filter = match &spec.seccomp {
         None => None,
@@ -49,7 +54,7 @@ pub async fn create(
         .meminfo
         .show(id, &cgroup, capabilities, &mut spec.container);
     match launch(runtime, spec, filter, &cgroup, &streams.for_process).await {
-        Ok(launched) => finish(runtime, id, cgroup, meminfo, streams, launched),
+        Ok(launched) => finish(runtime, id, cgroup, (meminfo, disks), streams, launched),
         Err(error) => {
             // The caller gets the first error.
             if let Err(error) = cgroup.remove().await {
@@ -218,7 +223,7 @@ fn finish(
     runtime: &Runtime,
     id: &ContainerId,
     cgroup: Cgroup,
-    meminfo: Option<Shown>,
+    (meminfo, disks): (Option<Shown>, DeviceMap),
     streams: ProcessStreams,
     launched: Launched,
 ) -> Result<Arc<Container>, ContainerError> {
@@ -263,6 +268,7 @@ fn finish(
         oom_score_adj,
         _host_dirs: host_dirs,
         _meminfo: meminfo,
+        disks,
         namespaces: all & !pid_flag,
         has_pid_namespace: all & pid_flag != 0,
         has_user_namespace: namespaces.user.is_own(),

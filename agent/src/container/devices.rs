@@ -3,14 +3,20 @@
 //! A number means the same device in guest and host only where the kernel's documentation
 //! (admin-guide/devices.txt) assigns it. So a container gets nodes for those numbers alone, and
 //! only where the guest has the device: with any other number it would get a different device, such
-//! as a disk of the guest.
+//! as a disk of the guest. A block device of the host that is a disk of the container has the
+//! guest's number of it.
 
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+use rustix::fs::{Gid, Mode, Uid};
 
+use super::ContainerError;
+use super::control::LaunchError;
 use super::spec::SpecError;
+use crate::disks::{DeviceMap, LOOP};
 use crate::init::plan::{ContainerPlan, DevicePlan};
+use crate::sys::{Doing as _, OsError};
 
 /// The minor numbers of miscellaneous devices that are assigned statically; see
 /// `<linux/miscdevice.h>`.
@@ -19,16 +25,45 @@ const FIRST_DYNAMIC_MISC: u32 = 255;
 
 const MEMORY: u32 = 1;
 const TERMINALS: u32 = 5;
-const LOOP: u32 = 7;
 const MISC: u32 = 10;
 const UNIX98_TERMINALS: std::ops::RangeInclusive<u32> = 136..=143;
 
-/// Refuses devices of a plan that the guest does not have. A container that may use every device
-/// gets those that exist instead: for it, engines list every device of the host.
-pub fn check(
+/// Gives the container its disks, and refuses devices of a plan that the guest does not have.
+pub fn prepare(
     plan: &mut ContainerPlan,
     resources: Option<&LinuxResources>,
-) -> Result<(), SpecError> {
+    disks: &DeviceMap,
+) -> Result<(), ContainerError> {
+    let all = std::mem::take(&mut plan.devices);
+    let is_block = |device: &DevicePlan| device.mode & libc::S_IFMT == libc::S_IFBLK;
+    let mut given = Vec::new();
+    for mut device in all {
+        match disks.find((device.major, device.minor)) {
+            Some(disk) if is_block(&device) => {
+                (device.major, device.minor) = disk.guest;
+                set_owner(&disk.node, &device).map_err(LaunchError::from)?;
+                given.push(device);
+            }
+            _ => plan.devices.push(device),
+        }
+    }
+    check(plan, resources)?;
+    plan.devices.extend(given);
+    Ok(())
+}
+
+/// The guest's own node is the container's where it cannot have one of its own.
+fn set_owner(node: &str, device: &DevicePlan) -> Result<(), OsError> {
+    let mode = Mode::from_raw_mode(device.mode & 0o7777);
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    let set = rustix::fs::chown(node, Some(uid), Some(gid));
+    set.and_then(|()| rustix::fs::chmod(node, mode))
+        .doing(|| format!("set owner and mode of {}", device.path))
+}
+
+/// A container that may use every device gets those that exist: for it, engines list every device
+/// of the host.
+fn check(plan: &mut ContainerPlan, resources: Option<&LinuxResources>) -> Result<(), SpecError> {
     let may_use_all = allows_all(resources.and_then(|resources| resources.devices().as_deref()));
     let missing = |device: &DevicePlan| !is_there(device);
     if !may_use_all {

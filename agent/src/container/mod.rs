@@ -34,6 +34,7 @@ pub use spec::SpecError;
 pub use state::{Operation, State, StateError};
 
 use crate::cgroup::Cgroup;
+use crate::disks::DeviceMap;
 use crate::init::plan::ProcessPlan;
 use crate::meminfo::Shown;
 use crate::process::{Process, check_signal};
@@ -71,6 +72,8 @@ pub struct Container {
     /// The host's directories stay mounted as long as the container exists.
     _host_dirs: Vec<Arc<HostDir>>,
     _meminfo: Option<Shown>,
+    /// The disks that its limits may name.
+    disks: DeviceMap,
 }
 
 impl Container {

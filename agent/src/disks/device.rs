@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::device_map::{self, MappedDevice, Number};
 use super::request::Disk;
 use crate::slots;
 use crate::sys::loop_device::LoopDevice;
@@ -24,6 +25,9 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(2);
 pub(super) enum Device {
     Slot {
         slot: usize,
+        /// The number that the host has for it, if it is a block device there.
+        host: Option<Number>,
+        guest: Number,
         node: String,
     },
     /// The kernel detaches a loop device when nothing uses it any more.
@@ -33,7 +37,7 @@ pub(super) enum Device {
 impl Device {
     pub(super) fn attach(disk: &Disk) -> Result<Self, OsError> {
         match disk {
-            Disk::Slot(slot) => Self::bind(*slot),
+            Disk::Slot { slot, host } => Self::bind(*slot, *host),
             Disk::Image { path, read_only } => {
                 let attached = LoopDevice::attach(path, *read_only);
                 let attached = attached.doing(|| format!("attach {}", path.display()));
@@ -42,18 +46,37 @@ impl Device {
         }
     }
 
-    fn bind(slot: usize) -> Result<Self, OsError> {
+    fn bind(slot: usize, host: Option<Number>) -> Result<Self, OsError> {
         slots::bind(&slots::name(slot))
             .doing(|| format!("bind the disk in slot {slot} to its driver"))?;
         // Unbinds it if the disk is not found.
         let mut device = Self::Slot {
             slot,
+            host,
+            guest: (0, 0),
             node: String::new(),
         };
-        if let Self::Slot { node, .. } = &mut device {
-            *node = find(slot).doing(|| format!("find the disk in slot {slot}"))?;
+        if let Self::Slot { guest, node, .. } = &mut device {
+            (*guest, *node) = find(slot).doing(|| format!("find the disk in slot {slot}"))?;
         }
         Ok(device)
+    }
+
+    /// What the configuration may name by the host's number.
+    pub(super) fn mapped(&self) -> Option<MappedDevice> {
+        match self {
+            Self::Slot {
+                host: Some(host),
+                guest,
+                node,
+                ..
+            } => Some(MappedDevice {
+                host: *host,
+                guest: *guest,
+                node: node.clone(),
+            }),
+            _ => None,
+        }
     }
 
     /// The path of the device.
@@ -67,7 +90,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if let Self::Slot { slot, node } = self {
+        if let Self::Slot { slot, node, .. } = self {
             wait_until_unused(node);
             if let Err(error) = slots::unbind(&slots::name(*slot)) {
                 log::warn!("unbind the disk in slot {slot}: {error}");
@@ -76,14 +99,16 @@ impl Drop for Device {
     }
 }
 
-/// The node of the disk in a slot: platform/virtio-mmio.N/virtioM/block/NAME.
-fn find(slot: usize) -> io::Result<String> {
+/// Number and node of the disk in a slot: platform/virtio-mmio.N/virtioM/block/NAME.
+fn find(slot: usize) -> io::Result<(Number, String)> {
     let none = || io::Error::from(io::ErrorKind::NotFound);
     for entry in fs::read_dir(slots::path(&slots::name(slot)))? {
         let blocks = entry?.path().join("block");
         if blocks.is_dir() {
-            let name = fs::read_dir(blocks)?.next().ok_or_else(none)??.file_name();
-            return Ok(format!("/dev/{}", name.to_string_lossy()));
+            let block = fs::read_dir(blocks)?.next().ok_or_else(none)??;
+            let number = fs::read_to_string(block.path().join("dev"))?;
+            let number = device_map::parse(&number).ok_or_else(none)?;
+            return Ok((number, format!("/dev/{}", block.file_name().display())));
         }
     }
     Err(none())

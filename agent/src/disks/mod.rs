@@ -8,6 +8,7 @@
 //! Everything here may wait for a disk of the host, so it runs on threads that may block.
 
 mod device;
+mod device_map;
 mod layers;
 mod request;
 
@@ -24,6 +25,7 @@ use rvm_protocol::{ContainerId, DISKS_DIR};
 
 use crate::sys::{Doing as _, OsError};
 use device::Device;
+pub use device_map::{DeviceMap, LOOP};
 pub use request::InvalidDisks;
 use request::{FileSystem, Plan};
 
@@ -82,6 +84,14 @@ impl Disks {
         let mounted = in_thread(move || Mounted::new(dir, &plan)).await;
         self.lock().insert(id.clone(), mounted??);
         Ok(())
+    }
+
+    /// The block devices of the host that are disks of a container.
+    pub fn devices(&self, id: &ContainerId) -> DeviceMap {
+        match self.lock().get(id) {
+            Some(mounted) => DeviceMap::new(mounted.devices.iter().filter_map(Device::mapped)),
+            None => DeviceMap::default(),
+        }
     }
 
     /// Unmounts a container's file systems, if it has any. None of its processes is left.

@@ -5,6 +5,8 @@ use std::path::{Component, Path, PathBuf};
 use rvm_protocol::agent as api;
 use rvm_protocol::{DISK_SLOT, MAX_DISKS, SHARED_DIR};
 
+use super::device_map::Number;
+
 /// The most disks of a container, and the most file systems.
 const MAX: usize = 256;
 
@@ -28,8 +30,12 @@ pub(super) struct Plan {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Disk {
-    /// Plugged into this virtio-mmio slot.
-    Slot(usize),
+    /// Plugged into a virtio-mmio slot.
+    Slot {
+        slot: usize,
+        /// The number of a block device of the host.
+        host: Option<Number>,
+    },
     /// An image file.
     Image { path: PathBuf, read_only: bool },
 }
@@ -95,7 +101,11 @@ fn disk(disk: &api::Disk) -> Result<Disk, InvalidDisks> {
             path: Path::new(SHARED_DIR).join(relative(image)?),
             read_only: disk.read_only,
         }),
-        (slot, "") if (DISK_SLOT..DISK_SLOT + MAX_DISKS).contains(&slot) => Ok(Disk::Slot(slot)),
+        (slot, "") if (DISK_SLOT..DISK_SLOT + MAX_DISKS).contains(&slot) => {
+            let number = disk.number.as_ref();
+            let host = number.map(|number| (number.major, number.minor));
+            Ok(Disk::Slot { slot, host })
+        }
         _ => Err(InvalidDisks("a disk is neither in a slot nor an image")),
     }
 }

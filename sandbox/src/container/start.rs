@@ -252,7 +252,7 @@ impl Start<'_> {
         let id = container.id().as_str();
         let translation = translate(self.bundle, id, &peers)?;
         dir.share(id, &translation.mounts, &translation.spec)?;
-        if !self.bundle.root_disks.is_empty() {
+        if self.bundle.disks.top().is_some() {
             share::make_empty_root(&dir.shared(), id)?;
         }
         timings.lap("share files");

@@ -1,8 +1,10 @@
 //! Disks of containers: block devices and image files of the host with file systems, which the
-//! guest's kernel mounts and stacks. The host's kernel never parses them.
+//! guest's kernel mounts and stacks, and block devices that the container uses itself. The host's
+//! kernel never parses them.
 
 mod open;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rvm_protocol::DISKS_DIR;
 use rvm_protocol::agent::FileSystem;
 
-pub use open::{lock, open};
+pub use open::{Opened, lock, open};
 
 /// The file systems of disks that the guest's kernel has.
 pub const FILE_SYSTEMS: [&str; 8] = [
@@ -34,26 +36,55 @@ pub fn is_disk_file_system(kind: &str) -> bool {
     FILE_SYSTEMS.contains(&kind)
 }
 
+/// Major and minor number of a device.
+pub type DeviceNumber = (u32, u32);
+
 /// A block device or an image file of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Its path.
-    pub path: PathBuf,
+    /// Where it is.
+    pub place: Place,
     /// Whether the guest may not write to it.
     pub read_only: bool,
+}
+
+/// Where the host has a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A block device or an image file with a file system.
+    Path(PathBuf),
+    /// A block device that `linux.devices` gives to the container.
+    Device {
+        /// Its number on the host.
+        number: DeviceNumber,
+        /// Its path in the container.
+        inside: PathBuf,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Device { number, inside } => {
+                let (major, minor) = number;
+                write!(f, "{} of linux.devices ({major}:{minor})", inside.display())
+            }
+        }
+    }
 }
 
 impl Disk {
     /// A disk with a file system of this type.
     pub fn new(path: PathBuf, kind: &str, read_only: bool) -> Self {
         Self {
-            path,
+            place: Place::Path(path),
             read_only: read_only || READ_ONLY.contains(&kind),
         }
     }
 }
 
-/// The disks of a container and the file systems on them, in the order in which the guest mounts
+/// The disks of a container, and the file systems on them in the order in which the guest mounts
 /// them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stack {
@@ -76,7 +107,7 @@ impl Stack {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.file_systems.is_empty()
+        self.disks.is_empty()
     }
 
     /// The disks.

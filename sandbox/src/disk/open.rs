@@ -7,25 +7,71 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{
+    CWD, FileType, FlockOperation, Mode, OFlags, flock, ioctl_blksszget, makedev, mknodat, openat,
+};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
+    open_tree,
+};
+use rvm_protocol::vmm::MAX_BLOCK_SIZE;
 use rvm_sys::mount::{AttrChange, change_attributes};
 
-use super::Disk;
+use super::{DeviceNumber, Disk, Place};
 
-/// Opens a block device or image file with the rights that the guest is to have, and locks it as
-/// [`lock`] does.
-pub fn open(disk: &Disk) -> io::Result<File> {
-    let file = match disk.read_only {
-        true => open_to_read(&disk.path)?,
-        false => open_to_write(&disk.path)?,
+/// The sectors of an image file.
+const SECTOR: u32 = 512;
+
+/// An opened disk.
+#[derive(Debug)]
+pub struct Opened {
+    /// With the rights that the guest is to have.
+    pub file: File,
+    /// The number of a block device; none if it is an image file.
+    pub number: Option<DeviceNumber>,
+    /// The size of its logical blocks in bytes, at most [`MAX_BLOCK_SIZE`].
+    pub block_size: u32,
+}
+
+/// Opens a block device or image file with the rights that the guest is to have. One that has a
+/// file system is locked as [`lock`] does; how containers share another is theirs to agree on.
+pub fn open(disk: &Disk) -> io::Result<Opened> {
+    let file = match &disk.place {
+        Place::Device { number, .. } => open_device(*number, disk.read_only)?,
+        Place::Path(path) => {
+            let file = match disk.read_only {
+                true => open_to_read(path)?,
+                false => open_to_write(path)?,
+            };
+            lock(&file, disk.read_only)?;
+            file
+        }
     };
-    lock(&file, disk.read_only)?;
-    Ok(file)
+    let status = file.metadata()?;
+    if !status.file_type().is_block_device() {
+        return Ok(Opened {
+            file,
+            number: None,
+            block_size: SECTOR,
+        });
+    }
+    let block_size = ioctl_blksszget(&file)?;
+    if block_size > MAX_BLOCK_SIZE {
+        let reason = format!(
+            "its blocks have {block_size} bytes, and a guest takes at most {MAX_BLOCK_SIZE}"
+        );
+        return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+    }
+    let number = status.rdev();
+    Ok(Opened {
+        file,
+        number: Some((rustix::fs::major(number), rustix::fs::minor(number))),
+        block_size,
+    })
 }
 
 /// Keeps the disks of two machines apart as long as the file is open: many may read one, or one
@@ -42,6 +88,50 @@ pub fn lock(file: &File, read_only: bool) -> io::Result<()> {
         ),
         other => other.into(),
     })
+}
+
+/// Opens a block device by its number alone, on a node of its own: nobody could have put anything
+/// else in its place. To be written, the host must not use it.
+fn open_device((major, minor): DeviceNumber, read_only: bool) -> io::Result<File> {
+    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&tmpfs)?;
+    let mount = fsmount(
+        &tmpfs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(
+        &mount,
+        NODE,
+        FileType::BlockDevice,
+        mode,
+        makedev(major, minor),
+    )?;
+    let open = |flags| openat(&mount, NODE, flags | OFlags::CLOEXEC, Mode::empty());
+    let file = match read_only {
+        true => open(OFlags::RDONLY)?,
+        false => {
+            // The claim ends at once: containers may share the device.
+            open(OFlags::RDWR | OFlags::EXCL).map_err(in_use)?;
+            open(OFlags::RDWR)?
+        }
+    };
+    change_attributes(mount.as_fd(), AttrChange::NO_DEVICES, false)?;
+    Ok(file.into())
+}
+
+/// The name of the node.
+const NODE: &str = "disk";
+
+fn in_use(errno: Errno) -> io::Error {
+    match errno {
+        Errno::BUSY => io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "the host has it mounted or uses it otherwise, so it can only be read",
+        ),
+        other => other.into(),
+    }
 }
 
 /// A device that the host has mounted, or uses otherwise, is refused: EBUSY.
@@ -68,7 +158,7 @@ mod tests {
 
     fn disk(path: &Path, read_only: bool) -> Disk {
         Disk {
-            path: path.to_owned(),
+            place: Place::Path(path.to_owned()),
             read_only,
         }
     }
@@ -82,8 +172,9 @@ mod tests {
     #[test]
     fn a_disk_to_read_cannot_be_opened_again_to_write() {
         let image = image();
-        let file = open(&disk(image.path(), true)).unwrap();
-        let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let opened = open(&disk(image.path(), true)).unwrap();
+        assert_eq!((opened.number, opened.block_size), (None, 512));
+        let again = format!("/proc/self/fd/{}", opened.file.as_raw_fd());
         let error = File::options().write(true).open(again).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rvm_protocol::vmm::StartTimes;
+use rvm_protocol::vmm::{DiskConfig, StartTimes};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -52,10 +52,8 @@ pub enum Plug<'a> {
         slot: usize,
         /// A block device or image file.
         file: &'a File,
-        /// Whether the guest may not write to it.
-        read_only: bool,
-        /// At most 20 bytes.
-        serial: String,
+        /// What the guest sees of it.
+        disk: DiskConfig,
     },
 }
 
@@ -162,17 +160,10 @@ impl Machine {
         &self,
         slot: usize,
         file: &File,
-        read_only: bool,
-        serial: String,
+        disk: DiskConfig,
     ) -> Result<(), EngineError> {
         self.engine.disk_hotplug.map_err(EngineError::Unsupported)?;
-        let disk = Plug::Disk {
-            slot,
-            file,
-            read_only,
-            serial,
-        };
-        self.vm.plug(disk).await
+        self.vm.plug(Plug::Disk { slot, file, disk }).await
     }
 
     /// Unplugs the disk in a slot.

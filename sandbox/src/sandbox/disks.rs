@@ -3,17 +3,16 @@
 //! another process's sandbox has its images in the shared directory.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rvm_protocol::agent::{self as api, MountDisksRequest};
+use rvm_protocol::vmm::DiskConfig;
 use rvm_protocol::{ContainerId, DISK_SLOT};
 use tokio::sync::Mutex;
 
 use super::{Guest, Sandbox, SandboxError};
-use crate::disk::{self, Disk, Stack};
+use crate::disk::{self, Disk, Opened, Place, Stack};
 use crate::engine::{EngineError, Machine};
 use crate::host::timings::Timings;
 use crate::share::{self, DISKS, SharedMount, StorageError};
@@ -26,27 +25,27 @@ const STAGE: &str = "the mounting of the container's disks";
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The disk cannot be opened, or is in use.
-    #[error("cannot open the disk {}", path.display())]
+    #[error("cannot open the disk {place}")]
     Open {
-        /// Of the host.
-        path: PathBuf,
+        /// On the host.
+        place: Place,
         /// From the system call.
         #[source]
         source: io::Error,
     },
     /// A block device needs a slot, and the machine has none.
-    #[error("the block device {} cannot be used: {reason}", path.display())]
+    #[error("the block device {place} cannot be used: {reason}")]
     NoSlot {
-        /// Of the host.
-        path: PathBuf,
+        /// On the host.
+        place: Place,
         /// Why there is none.
         reason: &'static str,
     },
     /// The machine did not take the disk.
-    #[error("cannot plug the disk {} in", path.display())]
+    #[error("cannot plug the disk {place} in")]
     Plug {
-        /// Of the host.
-        path: PathBuf,
+        /// On the host.
+        place: Place,
         /// From the engine.
         #[source]
         source: EngineError,
@@ -133,31 +132,22 @@ impl Attaching<'_> {
         let mut disks = Vec::new();
         let mut images = Vec::new();
         for (index, disk) in stack.disks().iter().enumerate() {
-            let failed = |source| DiskError::Open {
-                path: disk.path.clone(),
+            let opened = disk::open(disk).map_err(|source| DiskError::Open {
+                place: disk.place.clone(),
                 source,
-            };
-            let file = disk::open(disk).map_err(failed)?;
-            let is_device = file
-                .metadata()
-                .map_err(failed)?
-                .file_type()
-                .is_block_device();
+            })?;
             let plugged = match self.owned {
-                Some(sandbox) => self.plug(sandbox, disk, &file).await?,
+                Some(sandbox) => self.plug(sandbox, disk, &opened).await?,
                 None => None,
             };
-            disks.push(match plugged {
-                Some(slot) => api::Disk {
-                    slot: u32::try_from(slot).unwrap_or_default(),
-                    ..Default::default()
-                },
-                None if is_device => return Err(self.no_slot(disk)),
-                None => {
+            disks.push(match (plugged, &disk.place) {
+                (Some(slot), _) => in_slot(slot, &opened),
+                (None, Place::Path(path)) if opened.number.is_none() => {
                     // It stays open for its lock.
-                    images.push(file);
-                    self.share(disk, index)?
+                    images.push(opened.file);
+                    self.share(path, disk.read_only, index)?
                 }
+                _ => return Err(self.no_slot(disk)),
             });
         }
         self.guest.hold_disks(self.id, images);
@@ -177,16 +167,18 @@ impl Attaching<'_> {
         &self,
         sandbox: &Sandbox,
         disk: &Disk,
-        file: &File,
+        opened: &Opened,
     ) -> Result<Option<usize>, DiskError> {
         let mut slots = sandbox.disks().lock().await;
         let Some(slot) = slots.free.pop() else {
             return Ok(None);
         };
-        let serial = format!("rvm-disk-{slot}");
-        let plugged = sandbox
-            .machine()
-            .plug_disk(slot, file, disk.read_only, serial);
+        let config = DiskConfig {
+            read_only: disk.read_only,
+            serial: format!("rvm-disk-{slot}"),
+            block_size: opened.block_size,
+        };
+        let plugged = sandbox.machine().plug_disk(slot, &opened.file, config);
         match plugged.await {
             Ok(()) => {
                 slots.used.entry(self.id.clone()).or_default().push(slot);
@@ -195,23 +187,23 @@ impl Attaching<'_> {
             Err(source) => {
                 slots.free.push(slot);
                 Err(DiskError::Plug {
-                    path: disk.path.clone(),
+                    place: disk.place.clone(),
                     source,
                 })
             }
         }
     }
 
-    fn share(&self, disk: &Disk, index: usize) -> Result<api::Disk, DiskError> {
+    fn share(&self, path: &Path, read_only: bool, index: usize) -> Result<api::Disk, DiskError> {
         let place = Path::new(self.id.as_str())
             .join(DISKS)
             .join(index.to_string());
-        let mut wanted = SharedMount::new(disk.path.clone(), place);
-        wanted.read_only = Some(disk.read_only);
+        let mut wanted = SharedMount::new(path.to_owned(), place);
+        wanted.read_only = Some(read_only);
         share::share(&self.guest.dir().shared(), &wanted)?;
         Ok(api::Disk {
             image: wanted.place.to_string_lossy().into_owned(),
-            read_only: disk.read_only,
+            read_only,
             ..Default::default()
         })
     }
@@ -225,8 +217,21 @@ impl Attaching<'_> {
             None => "a container that joins a sandbox of another process can have image files only",
         };
         DiskError::NoSlot {
-            path: disk.path.clone(),
+            place: disk.place.clone(),
             reason,
         }
+    }
+}
+
+fn in_slot(slot: usize, opened: &Opened) -> api::Disk {
+    let number = opened.number.map(|(major, minor)| api::DeviceNumber {
+        major,
+        minor,
+        ..Default::default()
+    });
+    api::Disk {
+        slot: u32::try_from(slot).unwrap_or_default(),
+        number: number.into(),
+        ..Default::default()
     }
 }

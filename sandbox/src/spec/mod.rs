@@ -94,8 +94,9 @@ pub struct Bundle {
     pub spec: Spec,
     /// The root file system's directory, block device or image file, absolute.
     pub rootfs: PathBuf,
-    /// The disks that hold the root, with its file system mounted last; none if it is a directory.
-    pub root_disks: Stack,
+    /// The disks that hold the root, with its file system mounted last, unless it is a directory,
+    /// and block devices that the container uses itself.
+    pub disks: Stack,
     /// Its role in a pod.
     pub role: Role,
     /// The machine that it asks for.
@@ -142,12 +143,13 @@ impl Bundle {
             .as_ref()
             .map(|root| root.path().clone())
             .unwrap_or_default();
-        let (rootfs, root_disks) = find_rootfs(&dir.join(root), root_disks)?;
+        let (rootfs, mut disks) = find_rootfs(&dir.join(root), root_disks)?;
+        disks::add_devices(&spec, &mut disks);
         Ok(Self {
             dir,
             spec,
             rootfs,
-            root_disks,
+            disks,
             role,
             hardware,
             sources,

@@ -1,12 +1,15 @@
 //! The part of `linux.resources` that the guest enforces. Pure.
 //!
-//! The guest enforces memory, swap, processes, CPU time, huge pages and devices. CPUs and memory
-//! nodes, block I/O and swappiness are the host's alone. The host enforces the limits on the
-//! machine as well; see [`crate::cgroup`].
+//! The guest enforces memory, swap, processes, CPU time, huge pages, devices, and the limits of I/O
+//! on its disks. CPUs and memory nodes, other block I/O and swappiness are the host's alone. The
+//! host enforces the limits on the machine as well; see [`crate::cgroup`].
 
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::is_host_file;
+
+/// The limits of I/O by device, which the guest has for its disks.
+const IO_MAX: &str = "io.max";
 
 /// Removes the limits that only the host enforces.
 pub fn for_guest(resources: &mut LinuxResources) {
@@ -24,12 +27,17 @@ pub fn for_guest(resources: &mut LinuxResources) {
         memory.set_kernel(None);
         memory.set_kernel_tcp(None);
     }
-    // The host does the I/O of the guest's files.
-    resources.set_block_io(None);
+    // The host does the I/O of the guest's files. The agent knows which throttled devices are disks
+    // of the container.
+    if let Some(io) = resources.block_io_mut() {
+        io.set_weight(None);
+        io.set_leaf_weight(None);
+        io.set_weight_device(None);
+    }
     resources.set_network(None);
     resources.set_rdma(None);
     if let Some(unified) = resources.unified_mut() {
-        unified.retain(|file, _| !is_host_file(file));
+        unified.retain(|file, _| !is_host_file(file) || file == IO_MAX);
     }
 }
 
@@ -79,10 +87,14 @@ mod tests {
         let mut resources: LinuxResources = serde_json::from_value(json!({
             "cpu": { "cpus": "2-3", "mems": "0", "quota": 1000 },
             "memory": { "limit": 1, "swappiness": 10, "kernel": 5 },
-            "blockIO": { "weight": 100 },
+            "blockIO": {
+                "weight": 100, "weightDevice": [{ "major": 8, "minor": 0, "weight": 10 }],
+                "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 9 }],
+            },
             "network": { "classID": 0 },
             "pids": { "limit": 7 },
-            "unified": { "memory.high": "1", "io.max": "8:0 rbps=1", "cpuset.cpus": "1" },
+            "unified": { "memory.high": "1", "io.max": "8:0 rbps=1", "io.weight": "10",
+                "cpuset.cpus": "1" },
         }))
         .unwrap();
         for_guest(&mut resources);
@@ -91,7 +103,10 @@ mod tests {
             left,
             json!({
                 "cpu": { "quota": 1000 }, "memory": { "limit": 1 }, "pids": { "limit": 7 },
-                "unified": { "memory.high": "1" },
+                "blockIO": {
+                    "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 9 }],
+                },
+                "unified": { "memory.high": "1", "io.max": "8:0 rbps=1" },
             })
         );
     }

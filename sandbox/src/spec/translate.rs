@@ -32,7 +32,7 @@ pub fn translate(bundle: &Bundle, id: &str, peers: &[Peer]) -> Result<Translatio
     let mut spec = bundle.spec.clone();
     let place = |name: &str| Path::new(id).join(name);
     let mut mounts = Vec::new();
-    let mut disks = bundle.root_disks.clone();
+    let mut disks = bundle.disks.clone();
     let root = match disks.top() {
         Some(top) => disk::place(id, top),
         None => {
@@ -128,7 +128,7 @@ mod tests {
             role: Role::Alone,
             hardware: crate::sizing::Hardware::default(),
             sources: Vec::new(),
-            root_disks: Stack::default(),
+            disks: Stack::default(),
         };
         translate(&bundle, "box", &[]).unwrap()
     }

@@ -267,7 +267,7 @@ mod tests {
         ] {
             let stack = stack(&[mount(kind, source, options)]).unwrap();
             let [disk] = stack.disks() else { panic!() };
-            assert_eq!((disk.path.to_str(), disk.read_only), (Some(source), false));
+            assert_eq!(*disk, Disk::new(source.into(), kind, false));
             let own: Vec<&str> = stack.file_systems()[0]
                 .options
                 .iter()

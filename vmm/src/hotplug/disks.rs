@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rvm_protocol::DISK_SLOT;
+use rvm_protocol::vmm::{DISK_SLOT, DiskConfig};
 
 use crate::bus::{Bus, BusError};
 use crate::kvm::Vm;
@@ -21,8 +21,8 @@ pub enum DiskError {
     Occupied(usize),
     #[error("there is no disk in slot {0}")]
     Empty(usize),
-    #[error("cannot find the size of the disk")]
-    Size(#[source] io::Error),
+    #[error("cannot use the disk")]
+    Disk(#[source] io::Error),
     #[error(transparent)]
     Bus(#[from] BusError),
 }
@@ -47,15 +47,14 @@ impl DiskSlots {
         (vm, bus): (&Vm, &Bus),
         slot: usize,
         file: Option<OwnedFd>,
-        read_only: bool,
-        serial: &str,
+        config: &DiskConfig,
     ) -> Result<(), DiskError> {
         let file = File::from(file.ok_or(DiskError::NoFile)?);
         let occupied = self.find(slot)?;
         if *occupied {
             return Err(DiskError::Occupied(slot));
         }
-        let disk = Block::new(file, read_only, serial).map_err(DiskError::Size)?;
+        let disk = Block::new(file, config).map_err(DiskError::Disk)?;
         bus.plug(vm, slot, Box::new(disk))?;
         *occupied = true;
         Ok(())

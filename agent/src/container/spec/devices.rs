@@ -1,8 +1,9 @@
 //! Translates `linux.devices`, with the devices that every container has.
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping};
 
-use super::{Namespaces, SpecError, path_text};
+use super::namespaces::outside;
+use super::{Namespaces, SpecError, UserNamespace, path_text};
 use crate::init::plan::{ContainerPlan, DevicePlan};
 
 const DEFAULT_MODE: u32 = 0o666;
@@ -18,6 +19,7 @@ const DEFAULTS: [(&str, u32, u32); 6] = [
 ];
 
 /// Adds the devices to the plan. A device of config.json replaces a default one of the same path.
+/// Owners that a user namespace maps are those in the guest.
 pub fn translate(
     linux: &Linux,
     namespaces: &Namespaces,
@@ -31,6 +33,7 @@ pub fn translate(
     let devices = linux.devices().iter().flatten().enumerate();
     let own = devices
         .map(|(index, device)| one(index, device))
+        .map(|device| device.map(|device| map_owner(device, linux, namespaces)))
         .collect::<Result<Vec<_>, _>>()?;
     let defaults = DEFAULTS
         .iter()
@@ -47,6 +50,17 @@ pub fn translate(
         .collect();
     plan.devices.extend(own);
     Ok(())
+}
+
+fn map_owner(mut device: DevicePlan, linux: &Linux, namespaces: &Namespaces) -> DevicePlan {
+    if let UserNamespace::New { .. } = namespaces.user {
+        let map = |mappings: &Option<Vec<LinuxIdMapping>>, id| {
+            outside(mappings.as_deref().unwrap_or_default(), id).unwrap_or(id)
+        };
+        device.uid = map(linux.uid_mappings(), device.uid);
+        device.gid = map(linux.gid_mappings(), device.gid);
+    }
+    device
 }
 
 fn one(index: usize, device: &LinuxDevice) -> Result<DevicePlan, SpecError> {

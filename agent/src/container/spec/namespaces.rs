@@ -152,7 +152,7 @@ pub(super) fn id_map<'map>(
 }
 
 /// The id outside of an id of the container.
-fn outside(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
+pub(super) fn outside(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
     mappings
         .iter()
         .find(|m| {

@@ -236,17 +236,8 @@ impl Vm for KvmMachine {
                 self.request("plug a network card in", &request, &[card.tap.as_fd()])
                     .await
             }
-            Plug::Disk {
-                slot,
-                file,
-                read_only,
-                serial,
-            } => {
-                let request = Request::PlugDisk {
-                    slot,
-                    read_only,
-                    serial,
-                };
+            Plug::Disk { slot, file, disk } => {
+                let request = Request::PlugDisk { slot, disk };
                 self.request("plug a disk in", &request, &[file.as_fd()])
                     .await
             }

@@ -14,6 +14,8 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use rvm_protocol::vmm::{DiskConfig, MAX_BLOCK_SIZE};
 use vm_memory::ByteValued;
 
 pub use self::spec::QUEUE_SIZES;
@@ -66,15 +68,23 @@ impl From<io::Error> for Failure {
 }
 
 impl Block {
-    /// A disk of the size that `file` has now. `id` is cut to 20 bytes.
-    pub fn new(mut file: File, read_only: bool, id: &str) -> io::Result<Self> {
-        let bytes = file.seek(SeekFrom::End(0))? >> SECTOR_SHIFT << SECTOR_SHIFT;
+    /// A disk of the size that `file` has now. The serial number is cut to 20 bytes. EINVAL if the
+    /// size of its blocks is out of bounds.
+    pub fn new(mut file: File, disk: &DiskConfig) -> io::Result<Self> {
+        let block = disk.block_size;
+        if !block.is_power_of_two() || !(1 << SECTOR_SHIFT..=MAX_BLOCK_SIZE).contains(&block) {
+            return Err(Errno::INVAL.into());
+        }
+        // A part of a block at the end cannot be had.
+        let bytes = file.seek(SeekFrom::End(0))? / u64::from(block) * u64::from(block);
+        let id = disk.serial.as_bytes();
         let mut padded = [0; ID_BYTES];
         let length = id.len().min(ID_BYTES);
-        padded[..length].copy_from_slice(&id.as_bytes()[..length]);
+        padded[..length].copy_from_slice(&id[..length]);
         let config = Config {
             capacity: bytes >> SECTOR_SHIFT,
             seg_max: SEG_MAX,
+            blk_size: block,
             max_discard_sectors: MAX_RANGE_SECTORS,
             max_discard_seg: MAX_RANGES,
             discard_sector_alignment: 8,
@@ -86,7 +96,7 @@ impl Block {
         Ok(Self {
             file,
             bytes,
-            read_only,
+            read_only: disk.read_only,
             id: padded,
             config,
         })
@@ -137,13 +147,22 @@ impl Block {
             }
             request::FLUSH => Ok(self.file.sync_data().map(|()| 0)?),
             request::GET_ID => Ok(response.write(&self.id)),
-            request::DISCARD => self.each_range(data, FallocateFlags::PUNCH_HOLE),
-            request::WRITE_ZEROES => self.each_range(data, FallocateFlags::ZERO_RANGE),
+            request::DISCARD => self.each_range(data, |range, offset, bytes| match range.flags {
+                0 => self.allocate(FallocateFlags::PUNCH_HOLE, offset, bytes),
+                _ => Err(Failure::Status(Status::Unsupported)),
+            }),
+            request::WRITE_ZEROES => self.each_range(data, |range, offset, bytes| {
+                self.write_zeroes(range.flags, offset, bytes)
+            }),
             _ => Err(Failure::Status(Status::Unsupported)),
         }
     }
 
-    fn each_range(&self, mut ranges: Buffers<'_>, mode: FallocateFlags) -> Result<usize, Failure> {
+    fn each_range(
+        &self,
+        mut ranges: Buffers<'_>,
+        execute: impl Fn(&Range, u64, u64) -> Result<(), Failure>,
+    ) -> Result<usize, Failure> {
         self.refuse_if_read_only()?;
         let count = ranges.len() / size_of::<Range>();
         if count == 0
@@ -154,22 +173,34 @@ impl Block {
         }
         for _ in 0..count {
             let range: Range = ranges.read_obj("block range")?;
-            if range.num_sectors > MAX_RANGE_SECTORS || range.flags & !1 != 0 {
+            if range.num_sectors > MAX_RANGE_SECTORS {
                 return Err(Failure::Status(Status::Unsupported));
             }
             let bytes = u64::from(range.num_sectors) << SECTOR_SHIFT;
             let offset = self.offset(range.sector, bytes)?;
             if bytes > 0 {
-                let mode = if range.flags & 1 != 0 {
-                    FallocateFlags::PUNCH_HOLE
-                } else {
-                    mode
-                };
-                fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, bytes)
-                    .map_err(io::Error::from)?;
+                execute(&range, offset, bytes)?;
             }
         }
         Ok(0)
+    }
+
+    /// Sectors that may be deallocated are, if the disk can: they read as zeroes then, too.
+    fn write_zeroes(&self, flags: u32, offset: u64, bytes: u64) -> Result<(), Failure> {
+        let zero = || self.allocate(FallocateFlags::ZERO_RANGE, offset, bytes);
+        match flags {
+            0 => zero(),
+            Range::UNMAP => match self.allocate(FallocateFlags::PUNCH_HOLE, offset, bytes) {
+                Err(Failure::Status(Status::Unsupported)) => zero(),
+                result => result,
+            },
+            _ => Err(Failure::Status(Status::Unsupported)),
+        }
+    }
+
+    fn allocate(&self, mode: FallocateFlags, offset: u64, bytes: u64) -> Result<(), Failure> {
+        let done = fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, bytes);
+        Ok(done.map_err(io::Error::from)?)
     }
 
     fn refuse_if_read_only(&self) -> Result<(), Failure> {
@@ -216,7 +247,7 @@ fn transfer_all(
 
 impl VirtioDevice for Block {
     fn info(&self) -> DeviceInfo {
-        let mut features = feature::SEG_MAX | feature::FLUSH;
+        let mut features = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH;
         features |= match self.read_only {
             true => feature::READ_ONLY,
             false => feature::DISCARD | feature::WRITE_ZEROES,

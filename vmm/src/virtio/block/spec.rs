@@ -8,6 +8,8 @@ pub mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
     /// VIRTIO_BLK_F_RO
     pub const READ_ONLY: u64 = 1 << 5;
+    /// VIRTIO_BLK_F_BLK_SIZE
+    pub const BLK_SIZE: u64 = 1 << 6;
     /// VIRTIO_BLK_F_FLUSH
     pub const FLUSH: u64 = 1 << 9;
     /// VIRTIO_BLK_F_DISCARD
@@ -73,8 +75,12 @@ unsafe impl ByteValued for Header {}
 pub struct Range {
     pub sector: u64,
     pub num_sectors: u32,
-    /// Bit 0 of a WRITE_ZEROES: the sectors may be deallocated.
     pub flags: u32,
+}
+
+impl Range {
+    /// VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: the sectors may be deallocated.
+    pub const UNMAP: u32 = 1;
 }
 
 #[expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
@@ -91,9 +97,12 @@ pub struct Config {
     pub size_max: u32,
     /// The most data segments of a request.
     pub seg_max: u32,
-    /// Geometry, block size, topology, write cache, queues: features that the device does not
-    /// offer.
-    pub unused: [u8; 20],
+    /// Unused without VIRTIO_BLK_F_GEOMETRY.
+    pub geometry: u32,
+    /// The size of a logical block in bytes.
+    pub blk_size: u32,
+    /// Topology, write cache, queues: features that the device does not offer.
+    pub unused: [u8; 12],
     /// The most sectors of one DISCARD range.
     pub max_discard_sectors: u32,
     /// The most ranges of one DISCARD.
@@ -119,6 +128,7 @@ mod tests {
 
     #[test]
     fn the_configuration_has_the_fields_where_the_specification_puts_them() {
+        assert_eq!(std::mem::offset_of!(Config, blk_size), 20);
         assert_eq!(std::mem::offset_of!(Config, max_discard_sectors), 36);
         assert_eq!(std::mem::offset_of!(Config, write_zeroes_may_unmap), 56);
         assert_eq!(size_of::<Config>(), 60);

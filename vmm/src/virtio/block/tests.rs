@@ -1,15 +1,24 @@
 use super::*;
 use crate::virtio::fake_driver::FakeDriver;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt as _;
 
 const SECTORS: u64 = 64;
+
+fn config(read_only: bool, block_size: u32) -> DiskConfig {
+    DiskConfig {
+        read_only,
+        serial: "disk-0".to_owned(),
+        block_size,
+    }
+}
 
 fn disk(read_only: bool) -> (FakeDriver<Block>, File) {
     let mut file = tempfile::tempfile().unwrap();
     for sector in 0..SECTORS {
         file.write_all(&[sector as u8; 512]).unwrap();
     }
-    let block = Block::new(file.try_clone().unwrap(), read_only, "disk-0").unwrap();
+    let block = Block::new(file.try_clone().unwrap(), &config(read_only, 512)).unwrap();
     (FakeDriver::new(block), file)
 }
 
@@ -96,12 +105,16 @@ fn a_transfer_of_half_a_sector_is_refused() {
 
 #[test]
 fn discarded_and_zeroed_sectors_read_zero() {
-    for kind in [request::DISCARD, request::WRITE_ZEROES] {
+    for (kind, flags) in [
+        (request::DISCARD, 0),
+        (request::WRITE_ZEROES, 0),
+        (request::WRITE_ZEROES, Range::UNMAP),
+    ] {
         let (mut driver, _) = disk(false);
         let range = Range {
             sector: 8,
             num_sectors: 8,
-            flags: 0,
+            flags,
         };
         let request = [header(kind, 0), range.as_slice().to_vec()].concat();
         match ask(&mut driver, &request, 0).1 {
@@ -112,6 +125,39 @@ fn discarded_and_zeroed_sectors_read_zero() {
             // The file system below the test cannot.
             status => assert_eq!(status, Status::Unsupported as u8),
         }
+    }
+}
+
+#[test]
+fn flags_that_a_range_cannot_have_are_unsupported() {
+    for (kind, flags) in [(request::DISCARD, Range::UNMAP), (request::WRITE_ZEROES, 2)] {
+        let (mut driver, file) = disk(false);
+        let range = Range {
+            sector: 8,
+            num_sectors: 8,
+            flags,
+        };
+        let request = [header(kind, 0), range.as_slice().to_vec()].concat();
+        let status = ask(&mut driver, &request, 0).1;
+        assert_eq!(status, Status::Unsupported as u8);
+        let mut sector = [0; 512];
+        file.read_exact_at(&mut sector, 8 * 512).unwrap();
+        assert_eq!(sector, [8; 512]);
+    }
+}
+
+#[test]
+fn a_disk_has_whole_blocks_of_the_size_that_the_host_gave() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(3 * 4096 + 512).unwrap();
+    let block = Block::new(file.try_clone().unwrap(), &config(false, 4096)).unwrap();
+    let mut space = [0; 24];
+    block.read_config(0, &mut space);
+    assert_eq!(space[..8], 24_u64.to_le_bytes());
+    assert_eq!(space[20..], 4096_u32.to_le_bytes());
+    for size in [0, 1, 511, 1536, 8192, u32::MAX] {
+        let wrong = Block::new(file.try_clone().unwrap(), &config(false, size));
+        assert!(wrong.is_err(), "{size}");
     }
 }
 
@@ -154,7 +200,7 @@ fn a_write_that_the_file_refuses_is_an_io_error() {
     let named = tempfile::NamedTempFile::new().unwrap();
     named.as_file().set_len(SECTORS * 512).unwrap();
     let file = File::open(named.path()).unwrap();
-    let mut driver = FakeDriver::new(Block::new(file, false, "disk").unwrap());
+    let mut driver = FakeDriver::new(Block::new(file, &config(false, 512)).unwrap());
     let request = [header(request::OUT, 3), vec![0xaa; 512]].concat();
     assert_eq!(ask(&mut driver, &request, 0).1, Status::IoError as u8);
     let (data, status) = ask(&mut driver, &header(request::IN, 3), 512);
