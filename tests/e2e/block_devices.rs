@@ -1,8 +1,8 @@
 //! Block devices of the host in `linux.devices`.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
 
 use rvm_tests::disk::LoopDevice;
 use rvm_tests::{Bundle, Rvm};
@@ -11,49 +11,27 @@ use serde_json::json;
 const MIB: u64 = 1 << 20;
 const BLOCK: u32 = 4096;
 
-/// A loop device on an image of 8 MiB that begins with `before`.
-struct Device {
-    device: LoopDevice,
-    image: PathBuf,
-    _dir: tempfile::TempDir,
+fn device() -> Option<LoopDevice> {
+    LoopDevice::new("before", 8 * MIB, BLOCK)
 }
 
-impl Device {
-    fn new() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("image");
-        fs::write(&image, "before").unwrap();
-        File::options()
-            .write(true)
-            .open(&image)
-            .unwrap()
-            .set_len(8 * MIB)
-            .unwrap();
-        Some(Self {
-            device: LoopDevice::attach(&image, BLOCK)?,
-            image,
-            _dir: dir,
-        })
-    }
+/// A bundle with the device at /dev/xvda, which rules allow this access.
+fn with(device: &LoopDevice, bundle: Bundle, access: &str) -> Bundle {
+    let (major, minor) = device.number();
+    bundle.with(|config| {
+        config["linux"]["devices"] = json!([{
+            "path": "/dev/xvda", "type": "b", "major": major, "minor": minor,
+            "fileMode": 0o640, "uid": 0, "gid": 6,
+        }]);
+        config["linux"]["resources"]["devices"] = json!([
+            { "allow": false, "access": "rwm" },
+            { "allow": true, "type": "b", "major": major, "minor": minor, "access": access },
+        ]);
+    })
+}
 
-    /// A bundle with the device at /dev/xvda, which rules allow this access.
-    fn given_to(&self, bundle: Bundle, access: &str) -> Bundle {
-        let (major, minor) = self.device.number();
-        bundle.with(|config| {
-            config["linux"]["devices"] = json!([{
-                "path": "/dev/xvda", "type": "b", "major": major, "minor": minor,
-                "fileMode": 0o640, "uid": 0, "gid": 6,
-            }]);
-            config["linux"]["resources"]["devices"] = json!([
-                { "allow": false, "access": "rwm" },
-                { "allow": true, "type": "b", "major": major, "minor": minor, "access": access },
-            ]);
-        })
-    }
-
-    fn content(&self, range: std::ops::Range<usize>) -> Vec<u8> {
-        fs::read(&self.image).unwrap()[range].to_vec()
-    }
+fn content(device: &LoopDevice, range: Range<usize>) -> Vec<u8> {
+    fs::read(device.image()).unwrap()[range].to_vec()
 }
 
 fn is_kvm() -> bool {
@@ -66,7 +44,7 @@ fn is_kvm() -> bool {
 
 #[test]
 fn a_block_device_of_the_host_is_the_containers() {
-    let (true, Some(disk)) = (is_kvm(), Device::new()) else {
+    let (true, Some(disk)) = (is_kvm(), device()) else {
         return;
     };
     let script = "stat -c '%a %u %g %F' /dev/xvda; blockdev --getsize64 /dev/xvda; \
@@ -81,8 +59,8 @@ fn a_block_device_of_the_host_is_the_containers() {
                   cat /sys/block/vda/serial";
     let rvm = Rvm::new();
     for _ in 0..2 {
-        let bundle = disk.given_to(Bundle::shell(script), "rwm");
-        let image = File::options().write(true).open(&disk.image).unwrap();
+        let bundle = with(&disk, Bundle::shell(script), "rwm");
+        let image = File::options().write(true).open(disk.image()).unwrap();
         image.write_all_at(b"before", 0).unwrap();
         let finished = rvm.run(&bundle, "box");
         let expected = format!(
@@ -92,21 +70,21 @@ fn a_block_device_of_the_host_is_the_containers() {
         assert_eq!(finished.stdout.trim_end(), expected, "{}", finished.stderr);
         // What was not flushed was written when the device was closed.
         for (place, text) in [(0, "direct\n"), (4096, "cached\n"), (8192, "kept\n")] {
-            assert_eq!(disk.content(place..place + text.len()), text.as_bytes());
+            assert_eq!(content(&disk, place..place + text.len()), text.as_bytes());
         }
-        assert_eq!(disk.content(12288..16384), [0; 4096]);
+        assert_eq!(content(&disk, 12288..16384), [0; 4096]);
     }
 }
 
 #[test]
 fn a_block_device_without_the_right_to_write_stays_as_it_is() {
-    let (true, Some(disk)) = (is_kvm(), Device::new()) else {
+    let (true, Some(disk)) = (is_kvm(), device()) else {
         return;
     };
     // The device program refuses the container; the machine could not write either.
     let script = "head -c 6 /dev/xvda; echo; blockdev --getro /dev/xvda; echo x > /dev/xvda; \
                   mknod /dev/loop b 7 0; head -c 1 /dev/loop";
-    let bundle = disk.given_to(Bundle::shell(script), "r").with(|config| {
+    let bundle = with(&disk, Bundle::shell(script), "r").with(|config| {
         let capabilities = json!(["CAP_MKNOD"]);
         config["process"]["capabilities"] = json!({
             "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
@@ -116,21 +94,21 @@ fn a_block_device_without_the_right_to_write_stays_as_it_is() {
     assert_eq!(finished.stdout, "before\n1\n", "{}", finished.stderr);
     let refused = finished.stderr.matches("Operation not permitted").count();
     assert_eq!(refused, 2, "{}", finished.stderr);
-    assert_eq!(disk.content(0..6), b"before");
+    assert_eq!(content(&disk, 0..6), b"before");
 }
 
 #[test]
 fn limits_of_io_hold_for_a_block_device() {
-    let (true, Some(disk)) = (is_kvm(), Device::new()) else {
+    let (true, Some(disk)) = (is_kvm(), device()) else {
         return;
     };
-    let (major, minor) = disk.device.number();
+    let (major, minor) = disk.number();
     let script = "cut -d ' ' -f 2- /groups/io.max; start=$(cut -d . -f 1 /proc/uptime); \
                   dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct 2>/dev/null; \
                   [ $(($(cut -d . -f 1 /proc/uptime) - start)) -ge 3 ] && echo slow";
     let groups = json!({ "destination": "/groups", "type": "cgroup", "source": "cgroup" });
     let bundle = Bundle::shell(script).mount(groups);
-    let bundle = disk.given_to(bundle, "rwm").with(|config| {
+    let bundle = with(&disk, bundle, "rwm").with(|config| {
         config["linux"]["resources"]["blockIO"] = json!({
             "throttleWriteBpsDevice": [{ "major": major, "minor": minor, "rate": MIB }],
         });
@@ -143,14 +121,14 @@ fn limits_of_io_hold_for_a_block_device() {
 
 #[test]
 fn a_block_device_that_the_host_uses_cannot_be_written() {
-    let Some(disk) = Device::new() else { return };
+    let Some(disk) = device() else { return };
     // As a mount does.
     let mut options = File::options();
     let options = options.read(true).custom_flags(libc::O_EXCL);
-    let _user = options.open(disk.device.path()).unwrap();
+    let _user = options.open(disk.path()).unwrap();
     let rvm = Rvm::new();
-    let finished = rvm.run(&disk.given_to(Bundle::shell("true"), "rw"), "box");
-    let (major, minor) = disk.device.number();
+    let finished = rvm.run(&with(&disk, Bundle::shell("true"), "rw"), "box");
+    let (major, minor) = disk.number();
     let words = format!("cannot open the disk /dev/xvda of linux.devices ({major}:{minor})");
     assert_eq!(finished.code, 1);
     assert!(finished.stderr.contains(&words), "{}", finished.stderr);
@@ -164,13 +142,13 @@ fn a_block_device_that_the_host_uses_cannot_be_written() {
 
 #[test]
 fn an_engine_without_disks_refuses_a_block_device_by_name() {
-    let Some(disk) = Device::new() else { return };
+    let Some(disk) = device() else { return };
     if rvm_tests::engine() == "kvm" {
         return;
     }
     let rvm = Rvm::new();
-    let finished = rvm.run(&disk.given_to(Bundle::shell("true"), "r"), "box");
-    let (major, minor) = disk.device.number();
+    let finished = rvm.run(&with(&disk, Bundle::shell("true"), "r"), "box");
+    let (major, minor) = disk.number();
     let words =
         format!("the block device /dev/xvda of linux.devices ({major}:{minor}) cannot be used");
     assert_eq!(finished.code, 1);
@@ -181,10 +159,10 @@ fn an_engine_without_disks_refuses_a_block_device_by_name() {
 /// Engines list every device of the host for --privileged.
 #[test]
 fn devices_that_are_listed_for_a_privileged_container_stay_with_the_host() {
-    let Some(disk) = Device::new() else { return };
-    let path = disk.device.path().display().to_string();
+    let Some(disk) = device() else { return };
+    let path = disk.path().display().to_string();
     let bundle = Bundle::shell("ls -d /sys/block/vd*; blockdev --getsize64 $LOOP").with(|config| {
-        let (major, minor) = disk.device.number();
+        let (major, minor) = disk.number();
         config["linux"]["devices"] =
             json!([{ "path": path, "type": "b", "major": major, "minor": minor }]);
         config["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);

@@ -2,6 +2,8 @@
 
 #[path = "cri/death.rs"]
 mod death;
+#[path = "cri/devices.rs"]
+mod devices;
 #[path = "cri/images.rs"]
 mod images;
 #[path = "cri/limits.rs"]

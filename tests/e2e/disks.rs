@@ -163,6 +163,39 @@ fn a_damaged_image_is_an_error_of_its_container_alone() {
 }
 
 #[test]
+fn a_full_disk_says_so_and_df_is_true() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(image) = disk::image(dir.path(), "ext4", 16 * MIB, None) else {
+        return;
+    };
+    // Kilobytes: of the disk, used, and left.
+    let script = "df -k /data | tail -n 1 | awk '{ print $2, $3, $4 }'; \
+                  dd if=/dev/zero of=/data/file bs=64k 2>&1 | grep -o 'No space left on device'; \
+                  df -k /data | tail -n 1 | awk '{ print $2, $3, $4 }'; stat -c %s /data/file; \
+                  rm /data/file; echo again > /data/file && cat /data/file";
+    let bundle = Bundle::shell(script).mount(mount("ext4", &image, &[]));
+    let finished = Rvm::new().run(&bundle, "box");
+    let lines: Vec<&str> = finished.stdout.lines().collect();
+    let [empty, reason, full, bytes, again] = lines[..] else {
+        panic!("{finished:?}");
+    };
+    let numbers = |line: &str| -> Vec<u64> {
+        let numbers = line.split_whitespace().map(|number| number.parse());
+        numbers.collect::<Result<_, _>>().unwrap()
+    };
+    assert_eq!(reason, "No space left on device");
+    let (empty, full, bytes) = (numbers(empty), numbers(full), numbers(bytes)[0]);
+    assert!((12 << 10..16 << 10).contains(&empty[0]), "{finished:?}");
+    assert_eq!((full[0], full[2]), (empty[0], 0), "{finished:?}");
+    // What is used beside the file are the blocks that say where the file's are.
+    let grown = (full[1] - empty[1]) << 10;
+    assert!((bytes..bytes + (64 << 10)).contains(&grown), "{finished:?}");
+    // Root may use what is reserved, too.
+    assert!(bytes >= empty[2] << 10, "{finished:?}");
+    assert_eq!(again, "again");
+}
+
+#[test]
 fn what_is_no_disk_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = Bundle::shell("true").mount(mount("ext4", dir.path(), &[]));

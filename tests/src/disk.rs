@@ -2,9 +2,11 @@
 //! xfsprogs; a test without its tool is skipped.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
 
 /// An image of `size` bytes in `dir` with a file system that holds the files of `content`, if it
 /// is given. None if the program that makes it is missing, which is printed.
@@ -27,32 +29,42 @@ pub fn image(dir: &Path, kind: &str, size: u64, content: Option<&Path>) -> Optio
     Some(path)
 }
 
-/// A loop device of the host. Dropping it detaches it.
+/// A loop device of the host on an image of its own. Dropping it detaches it.
 pub struct LoopDevice {
     path: PathBuf,
+    dir: TempDir,
 }
 
 impl LoopDevice {
-    /// A device on an image, with logical blocks of this size. None if the host has none, which is
-    /// printed.
-    pub fn attach(image: &Path, block_size: u32) -> Option<Self> {
+    /// A device of `size` bytes, whose content begins so, with logical blocks of this size. None if
+    /// the host has none, which is printed.
+    pub fn new(content: &str, size: u64, block_size: u32) -> Option<Self> {
         // It may be built in or loaded already.
         let _ = Command::new("modprobe").arg("loop").output();
+        let dir = tempfile::tempdir().unwrap();
+        let mut this = Self {
+            path: PathBuf::new(),
+            dir,
+        };
+        let image = File::create(this.image()).unwrap();
+        image.set_len(size).unwrap();
+        image.write_all_at(content.as_bytes(), 0).unwrap();
         let mut losetup = Command::new("losetup");
         losetup.args(["--find", "--show", "--sector-size", &block_size.to_string()]);
-        let output = losetup.arg(image).output();
-        let Ok(output) = output.map_err(|error| eprintln!("{error}; the test was skipped")) else {
-            return None;
-        };
+        let output = losetup.arg(this.image()).output().unwrap();
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             eprintln!("{}; the test was skipped", said.trim());
             return None;
         }
         let path = String::from_utf8(output.stdout).unwrap();
-        Some(Self {
-            path: path.trim().into(),
-        })
+        this.path = path.trim().into();
+        Some(this)
+    }
+
+    /// The image file.
+    pub fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
     }
 
     /// Its path on the host.
@@ -69,8 +81,10 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let mut losetup = Command::new("losetup");
-        let _ = losetup.arg("--detach").arg(&self.path).status();
+        if self.path.exists() {
+            let mut losetup = Command::new("losetup");
+            let _ = losetup.arg("--detach").arg(&self.path).status();
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::engine;
 use rvm_tests::command::Finished;
+use rvm_tests::disk::LoopDevice;
 use rvm_tests::engine::{Runtime, runtime};
 
 /// Prints what the options below change, each line with a name.
@@ -97,6 +98,23 @@ fn said(name: &str) -> &'static str {
     said.unwrap_or_else(|| panic!("no {name} in {finished:#?}"))
         .1
         .trim()
+}
+
+#[test]
+fn a_block_device_of_the_host_is_the_containers() {
+    let Some(device) = LoopDevice::new("on the host\n", 1 << 20, 512) else {
+        return;
+    };
+    let option = format!("{}:/dev/xvda:r", device.path().display());
+    let script = "blockdev --getsize64 /dev/xvda; head -n 1 /dev/xvda; echo x > /dev/xvda";
+    let finished = engine().run(&["--device", &option], &["sh", "-c", script]);
+    if runtime() == Runtime::Rvm && rvm_tests::engine() == "qemu" {
+        let words = "the block device /dev/xvda of linux.devices";
+        assert!(finished.stderr.contains(words), "{finished:?}");
+        return;
+    }
+    assert_eq!(finished.stdout, "1048576\non the host\n", "{finished:?}");
+    assert!(finished.stderr.contains("not permitted"), "{finished:?}");
 }
 
 #[test]
