@@ -201,6 +201,30 @@ fn a_user_namespace_maps_the_owners_of_shared_files() {
 }
 
 #[test]
+fn root_of_a_user_namespace_makes_files_where_other_users_of_it_may() {
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    let command = "cd /tmp && mkdir own && chown 7:7 . && chmod 555 . own && \
+                   touch file own/file && mkdir dir && ln -s file link && busybox mkfifo fifo && \
+                   ln file hard && stat -c '%n %u %g' *";
+    let bundle = Bundle::shell(command).with(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({ "type": "user" }));
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+        let capabilities = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]);
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = capabilities.clone();
+        }
+    });
+    for path in [bundle.rootfs(""), bundle.rootfs("tmp")] {
+        chown(path, Some(100_000), Some(100_000)).unwrap();
+    }
+    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let expected = "dir 0 0\nfifo 0 0\nfile 0 0\nhard 0 0\nlink 0 0\nown 0 0\n";
+    assert_eq!(output(Rvm::new().run(&bundle, "box")), expected);
+}
+
+#[test]
 fn the_ids_of_a_volume_can_be_mapped() {
     let rvm = Rvm::new();
     let volume = rvm.path("volume");

@@ -1,7 +1,8 @@
 //! The capabilities that a jailed process keeps, which hold only within its user namespace.
 
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, remove_capability_from_bounding_set,
+    set_capabilities, set_capabilities_secure_bits,
 };
 
 use super::{JailError, step};
@@ -32,9 +33,17 @@ impl Caps {
         }
     }
 
-    /// Drops all other capabilities for good.
+    /// Drops all other capabilities for good, and keeps these when a thread changes its user.
+    ///
+    /// A file server takes on the user of the guest's process while it creates a file, so that the
+    /// file belongs to that user. Whether the process may create it is for the guest's kernel to
+    /// say: root of a user namespace may do so in directories of every user there. The host's
+    /// kernel sees only the user, and would refuse.
     pub(super) fn keep(self) -> Result<(), JailError> {
         let kept = self.set();
+        let bits = CapabilitiesSecureBits::NO_SETUID_FIXUP
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
+        set_capabilities_secure_bits(bits).map_err(step("keep capabilities"))?;
         // CAP_SETPCAP is needed to drop the others.
         for capability in CapabilitySet::all() - kept - CapabilitySet::SETPCAP {
             drop_from_bounding_set(capability)?;

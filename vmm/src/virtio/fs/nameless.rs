@@ -104,10 +104,8 @@ impl Nameless {
         let flags = (flags & GUESTS_FLAGS) | excl | OFlags::TMPFILE | OFlags::CLOEXEC;
         let file = {
             let (uid, gid) = (context.uid.into_inner(), context.gid.into_inner());
-            // The guest's kernel has checked its process's groups, which are not known here.
-            let _identity = UnixCredentials::new(uid.into(), gid.into())
-                .supplementary_gid(false, Vec::new())
-                .set()?;
+            // The capabilities remain (`jail/caps.rs`).
+            let _identity = UnixCredentials::new(uid.into(), gid.into()).set()?;
             let _umask = ScopedUmask::new(request.umask & 0o777);
             let mode = Mode::from_raw_mode(request.mode & 0o7777);
             File::from(rustix::fs::openat(dir, c".", flags, mode)?)
