@@ -120,6 +120,31 @@ fn limits_of_io_hold_for_a_block_device() {
 }
 
 #[test]
+fn limits_of_io_change_with_an_update() {
+    let (true, Some(disk)) = (is_kvm(), device()) else {
+        return;
+    };
+    let (major, minor) = disk.number();
+    let groups = json!({ "destination": "/groups", "type": "cgroup", "source": "cgroup" });
+    let bundle = with(&disk, Bundle::shell("sleep 1000").mount(groups), "rwm");
+    let rvm = Rvm::new();
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let limits = || rvm.call(&["exec", "box", "cat", "/groups/io.max"]).stdout;
+    assert_eq!(limits(), "");
+    let file = rvm.path("resources.json");
+    for rate in [5000, 0] {
+        let limit = json!([{ "major": major, "minor": minor, "rate": rate }]);
+        let resources = json!({ "blockIO": { "throttleReadIOPSDevice": limit } });
+        fs::write(&file, resources.to_string()).unwrap();
+        rvm.ok(&["update", "--resources", file.to_str().unwrap(), "box"]);
+        let limits = limits();
+        assert_eq!(limits.contains("riops=5000"), rate > 0, "{limits}");
+    }
+    rvm.ok(&["delete", "--force", "box"]);
+}
+
+#[test]
 fn a_block_device_that_the_host_uses_cannot_be_written() {
     let Some(disk) = device() else { return };
     // As a mount does.

@@ -192,6 +192,32 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_is_opened_by_its_number_cannot_be_opened_again_at_all() {
+        let devices = std::fs::read_dir("/sys/dev/block").unwrap();
+        let opened = devices.flatten().find_map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            let (major, minor) = name.split_once(':').unwrap();
+            let number = (major.parse().unwrap(), minor.parse().unwrap());
+            let place = Place::Device {
+                number,
+                inside: "/dev/xvda".into(),
+            };
+            let read_only = true;
+            let opened = open(&Disk { place, read_only }).ok()?;
+            assert_eq!(opened.number, Some(number));
+            assert!(opened.block_size >= SECTOR);
+            Some(opened.file)
+        });
+        let Some(file) = opened else {
+            println!("skipped: this host has no block device");
+            return;
+        };
+        let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let error = File::open(&again).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
     fn many_read_a_disk_or_one_writes_to_it() {
         let image = image();
         let reader = open(&disk(image.path(), true)).unwrap();
