@@ -14,14 +14,17 @@ use rustix::fs::{Gid, Mode, Uid};
 use super::ContainerError;
 use super::control::LaunchError;
 use super::spec::SpecError;
-use crate::disks::{DeviceMap, LOOP};
-use crate::init::plan::{ContainerPlan, DevicePlan};
+use crate::disks::{DeviceMap, LOOP, MappedDevice, parse_number};
+use crate::init::plan::{ContainerPlan, DevicePlan, MountPlan, MountSource};
 use crate::sys::{Doing as _, OsError};
 
 /// The minor numbers of miscellaneous devices that are assigned statically; see
 /// `<linux/miscdevice.h>`.
 const FIRST_STATIC_MISC: u32 = 128;
 const FIRST_DYNAMIC_MISC: u32 = 255;
+
+/// Where sysfs has block devices by their numbers; a bind mount of a device has such a source.
+const BLOCK_DEVICES: &str = "/sys/dev/block/";
 
 const MEMORY: u32 = 1;
 const TERMINALS: u32 = 5;
@@ -49,6 +52,33 @@ pub fn prepare(
     }
     check(plan, resources)?;
     plan.devices.extend(given);
+    Ok(bind_disks(&mut plan.mounts, disks)?)
+}
+
+/// Puts the guest's numbers into bind mounts of block devices, and refuses those that the guest
+/// does not have.
+fn bind_disks(mounts: &mut [MountPlan], disks: &DeviceMap) -> Result<(), SpecError> {
+    for mount in mounts {
+        let MountSource::Bind { path, .. } = &mut mount.source else {
+            continue;
+        };
+        let Some(number) = path.strip_prefix(BLOCK_DEVICES) else {
+            continue;
+        };
+        let host = parse_number(number);
+        match host.and_then(|host| disks.find(host)) {
+            Some(MappedDevice { guest, .. }) => {
+                *path = format!("{BLOCK_DEVICES}{}:{}", guest.0, guest.1);
+            }
+            None if host.is_some_and(|(major, _)| major == LOOP) => {}
+            None => {
+                return Err(SpecError::Invalid {
+                    field: format!("mounts: {}", mount.destination),
+                    problem: format!("is block device {number}, which the guest does not have"),
+                });
+            }
+        }
+    }
     Ok(())
 }
 
@@ -164,6 +194,52 @@ mod tests {
             message.contains("linux.devices: /dev/sda is block device 8:0"),
             "{message}"
         );
+    }
+
+    fn bound(path: &str) -> Result<String, String> {
+        let source = MountSource::Bind {
+            path: path.to_owned(),
+            recursive: false,
+            prepared: None,
+            may_be_missing: false,
+        };
+        let mut mounts = [MountPlan {
+            destination: "/dev/xvda".to_owned(),
+            source,
+            ..MountPlan::default()
+        }];
+        let disks = DeviceMap::of([((8, 16), (254, 0))]);
+        bind_disks(&mut mounts, &disks).map_err(|error| error.to_string())?;
+        match &mounts[0].source {
+            MountSource::Bind { path, .. } => Ok(path.clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_bind_mount_of_a_disk_has_the_guests_number() {
+        assert_eq!(
+            bound("/sys/dev/block/8:16").unwrap(),
+            "/sys/dev/block/254:0"
+        );
+        for same in [
+            "/sys/dev/block/7:3",
+            "/sys/dev/char/8:16",
+            "/run/rvm/shared/x",
+        ] {
+            assert_eq!(bound(same).unwrap(), same);
+        }
+        for other in [
+            "/sys/dev/block/254:0",
+            "/sys/dev/block/8:17",
+            "/sys/dev/block/x",
+        ] {
+            let message = bound(other).unwrap_err();
+            assert!(
+                message.contains("mounts: /dev/xvda is block device"),
+                "{message}"
+            );
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::device_map::{self, MappedDevice, Number};
+use super::device_map::{MappedDevice, Number, parse_number};
 use super::request::Disk;
 use crate::slots;
 use crate::sys::loop_device::LoopDevice;
@@ -107,7 +107,7 @@ fn find(slot: usize) -> io::Result<(Number, String)> {
         if blocks.is_dir() {
             let block = fs::read_dir(blocks)?.next().ok_or_else(none)??;
             let number = fs::read_to_string(block.path().join("dev"))?;
-            let number = device_map::parse(&number).ok_or_else(none)?;
+            let number = parse_number(&number).ok_or_else(none)?;
             return Ok((number, format!("/dev/{}", block.file_name().display())));
         }
     }

@@ -33,6 +33,17 @@ impl DeviceMap {
         Self(devices.collect())
     }
 
+    /// Devices of these numbers, of the host and of the guest.
+    #[cfg(test)]
+    pub fn of<const COUNT: usize>(numbers: [(Number, Number); COUNT]) -> Self {
+        let device = |(host, guest)| MappedDevice {
+            host,
+            guest,
+            node: String::new(),
+        };
+        Self::new(numbers.into_iter().map(device))
+    }
+
     /// The disk that is this device of the host.
     pub fn find(&self, host: Number) -> Option<&MappedDevice> {
         self.0.iter().find(|device| device.host == host)
@@ -108,7 +119,7 @@ impl DeviceMap {
         let Some((number, limits)) = line.trim_start().split_once(' ') else {
             return Vec::new();
         };
-        let Some((major, minor)) = parse(number) else {
+        let Some((major, minor)) = parse_number(number) else {
             return Vec::new();
         };
         let guests = self.guests(major.into(), minor.into());
@@ -127,7 +138,7 @@ impl DeviceMap {
 }
 
 /// Reads `major:minor`.
-pub(super) fn parse(number: &str) -> Option<Number> {
+pub fn parse_number(number: &str) -> Option<Number> {
     let (major, minor) = number.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -138,14 +149,9 @@ mod tests {
     use serde_json::{Value, json};
 
     fn translated(resources: Value) -> Value {
-        let device = |host, guest| MappedDevice {
-            host,
-            guest,
-            node: String::new(),
-        };
-        let map = [device((8, 16), (254, 0)), device((7, 3), (254, 16))];
         let mut resources = serde_json::from_value(resources).unwrap();
-        DeviceMap::new(map.into_iter()).translate(&mut resources);
+        let map = DeviceMap::of([((8, 16), (254, 0)), ((7, 3), (254, 16))]);
+        map.translate(&mut resources);
         serde_json::to_value(resources).unwrap()
     }
 

@@ -25,7 +25,7 @@ use rvm_protocol::{ContainerId, DISKS_DIR};
 
 use crate::sys::{Doing as _, OsError};
 use device::Device;
-pub use device_map::{DeviceMap, LOOP};
+pub use device_map::{DeviceMap, LOOP, MappedDevice, parse_number};
 pub use request::InvalidDisks;
 use request::{FileSystem, Plan};
 
