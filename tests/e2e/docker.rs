@@ -10,6 +10,8 @@ mod init;
 mod life;
 #[path = "engine/limits.rs"]
 mod limits;
+#[path = "engine/nested.rs"]
+mod nested;
 #[path = "engine/network.rs"]
 mod network;
 #[path = "engine/options.rs"]
