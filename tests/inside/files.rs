@@ -2,6 +2,7 @@
 //!   rvm-inside files DIR      prints `ok NAME`, or `failed NAME: why`, for each claim
 //!   rvm-inside user OP PATH   does one thing, as whoever called it made it, and prints the error
 
+pub mod overlay;
 pub mod rights;
 
 use std::fs::{self, File, FileTimes, OpenOptions};
@@ -69,6 +70,11 @@ const CLAIMS: &[Claim] = &[
     ("a name is given once", existing_names),
     ("a file with no name can be written", nameless),
     ("a file with no name can be given one", named_later),
+    (
+        "an overlay's upper directory hides what is below",
+        overlay::whiteouts,
+    ),
+    ("an overlay copies files of every kind", overlay::copies_up),
 ];
 
 /// Tries every claim in a directory of its own.
