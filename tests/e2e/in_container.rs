@@ -1,9 +1,8 @@
 //! What builds and installs in a container: a Docker daemon with containers of its own, and package
-//! managers. The programs are the system's, or those of `$RVM_TEST_ENGINE_ROOT`, whose /usr the
-//! container has as a volume.
+//! managers. The programs are the host's, whose /usr the container has as a volume.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rvm_tests::{Bundle, Rvm, bind, disk};
 use serde_json::{Value, json};
@@ -37,10 +36,8 @@ const OF_A_DAEMON: &[&str] = &[
     "CAP_SYS_RESOURCE",
 ];
 
-/// A bundle that runs a script with the programs of a Debian.
+/// A bundle that runs a script with the host's programs.
 fn system(script: &str, arguments: &[&str], capabilities: &[&str]) -> Bundle {
-    let root = std::env::var_os("RVM_TEST_ENGINE_ROOT").filter(|root| !root.is_empty());
-    let root = root.map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let bundle = Bundle::new(&[&["sh", "/script"], arguments].concat()).with(|config| {
         for set in ["bounding", "effective", "permitted"] {
             config["process"]["capabilities"][set] = json!(capabilities);
@@ -59,11 +56,8 @@ fn system(script: &str, arguments: &[&str], capabilities: &[&str]) -> Bundle {
     let users = "root:x:0:0::/root:/bin/sh\ndaemon:x:1:1::/:/bin/sh\n_apt:x:42:65534::/:/bin/sh\n";
     fs::write(bundle.rootfs("etc/passwd"), users).unwrap();
     fs::write(bundle.rootfs("etc/group"), "root:x:0:\ndaemon:x:1:\n").unwrap();
-    let shared = |bundle: Bundle, dir: &str| {
-        let source = root.join(dir.trim_start_matches('/'));
-        bundle.mount(bind(&source, dir, &["rbind", "ro"]))
-    };
-    shared(shared(bundle, "/usr"), "/etc/alternatives")
+    let shared = |dir| bind(Path::new(dir), dir, &["rbind", "ro"]);
+    (bundle.mount(shared("/usr"))).mount(shared("/etc/alternatives"))
 }
 
 /// A bundle in which a Docker daemon can run. `ending` is the script's argument.
