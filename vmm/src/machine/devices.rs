@@ -126,8 +126,11 @@ impl Slots<'_> {
     }
 
     /// Adds empty slots for disks, whose requests are executed on one thread: a thread cannot be
-    /// made when a disk comes, and most machines have none.
+    /// made when a disk comes. Most machines have neither.
     fn add_disk_slots(&mut self, count: usize) -> Result<(), MachineError> {
+        if count == 0 {
+            return Ok(());
+        }
         let empty = || Box::new(Empty(block::QUEUE_SIZES)) as Box<dyn VirtioDevice>;
         let devices = std::iter::repeat_with(empty).take(count).collect();
         self.add_worker_with("disks", ThreadKind::Disk, devices)
