@@ -98,6 +98,18 @@ fn a_block_device_without_the_right_to_write_stays_as_it_is() {
 }
 
 #[test]
+fn a_bind_mount_of_a_block_device_is_the_containers_disk() {
+    let (true, Some(disk)) = (is_kvm(), device()) else {
+        return;
+    };
+    let script = "head -c 6 /dev/bound; stat -c ' %a %g' /dev/bound";
+    let mount = rvm_tests::bind(disk.path(), "/dev/bound", &["bind"]);
+    let bundle = with(&disk, Bundle::shell(script).mount(mount), "r");
+    let finished = Rvm::new().run(&bundle, "box");
+    assert_eq!(finished.stdout, "before 640 6\n", "{}", finished.stderr);
+}
+
+#[test]
 fn limits_of_io_hold_for_a_block_device() {
     let (true, Some(disk)) = (is_kvm(), device()) else {
         return;
