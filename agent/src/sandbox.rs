@@ -87,6 +87,7 @@ impl Sandbox {
         if created.is_err() {
             self.volumes.remove(id).await;
             self.disks.remove(id).await;
+            self.note_removed(id);
         }
         let mut containers = self.lock();
         match &created {
@@ -106,6 +107,7 @@ impl Sandbox {
         container: &ContainerId,
         request: &UpdateVolumeRequest,
     ) -> Result<(), SandboxError> {
+        self.wait_for_cache_of(container).await;
         let updated = self.volumes.update(container, request).await;
         updated.map_err(SandboxError::CopyVolume)
     }
@@ -120,7 +122,12 @@ impl Sandbox {
         if self.lock().contains_key(container) {
             return Err(SandboxError::ContainerExists(container.clone()));
         }
-        Ok(self.disks.mount(container, request).await?)
+        self.wait_for_cache_of(container).await;
+        let mounted = self.disks.mount(container, request).await;
+        if mounted.is_err() {
+            self.note_removed(container);
+        }
+        Ok(mounted?)
     }
 
     /// Waits until the disks have the data that ended processes wrote; shared files have it
@@ -157,15 +164,21 @@ impl Sandbox {
         if let Err(SandboxError::NoSuchContainer(_)) = container {
             // It may never have been made.
             self.disks.remove(id).await;
+            self.note_removed(id);
         }
         container?.remove().await?;
         self.volumes.remove(id).await;
         self.disks.remove(id).await;
         self.lock().remove(id);
+        self.note_removed(id);
+        Ok(())
+    }
+
+    /// Notes when the files of a container were last looked up.
+    fn note_removed(&self, id: &ContainerId) {
         let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
         removed.retain(|_, at| at.elapsed() < SHARED_CACHE_TIMEOUT);
         removed.insert(id.clone(), Instant::now());
-        Ok(())
     }
 
     /// Waits until the kernel no longer trusts what it has cached of the files of an earlier

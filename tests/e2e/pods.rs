@@ -4,52 +4,12 @@ use std::path::Path;
 
 use rvm_tests::command::{eventually, signal};
 use rvm_tests::network::Network;
+use rvm_tests::pod::{KIND, POD, SANDBOX, member, sandbox, sandbox_with};
 use rvm_tests::{Bundle, Rvm, bind};
 use serde_json::{Value, json};
 
-const KIND: &str = "io.kubernetes.cri.container-type";
-const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
-
 /// The program of tests/inside.
 const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
-
-/// The first container of a pod.
-fn sandbox(rvm: &Rvm) -> Bundle {
-    sandbox_with(rvm, &[])
-}
-
-/// The same, with more annotations.
-fn sandbox_with(rvm: &Rvm, annotations: &[(&str, &str)]) -> Bundle {
-    let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
-        config["hostname"] = json!("pod");
-        config["annotations"] = json!({ KIND: "sandbox", SANDBOX: "pod" });
-        for (name, value) in annotations {
-            config["annotations"][name] = json!(value);
-        }
-    });
-    rvm.create(&bundle, "pod");
-    rvm.ok(&["start", "pod"]);
-    bundle
-}
-
-/// A container that shares these namespaces with the pod.
-fn member(rvm: &Rvm, script: &str, shared: &[&str]) -> Bundle {
-    let pid = rvm.state("pod")["pid"].as_i64().unwrap();
-    Bundle::shell(script).with(|config| {
-        config["annotations"] = json!({ KIND: "container", SANDBOX: "pod" });
-        config.as_object_mut().unwrap().remove("hostname");
-        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
-            let kind = namespace["type"].as_str().unwrap().to_owned();
-            let file = if kind == "network" { "net" } else { &kind };
-            if shared.contains(&file) {
-                namespace["path"] = json!(format!("/proc/{pid}/ns/{file}"));
-            }
-        }
-    })
-}
-
-/// As engines do for pods.
-const POD: &[&str] = &["net", "ipc", "uts"];
 
 #[test]
 fn a_member_joins_the_machine_and_its_namespaces() {
@@ -111,6 +71,26 @@ fn members_come_and_go_and_leave_nothing_in_the_machine() {
     rvm.ok(&["delete", "killed"]);
     let left = rvm.run(&member(&rvm, "ps", &["net", "pid"]), "look");
     assert_eq!(left.stdout.matches("sleep").count(), 1, "{}", left.stdout);
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
+#[test]
+fn a_member_that_was_refused_can_be_made_again_at_once() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let empty = rvm.path("empty.img");
+    std::fs::File::create(&empty)
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
+    for _ in 0..2 {
+        let disk = json!({ "destination": "/data", "type": "ext4", "source": empty });
+        let refused = rvm.run(&member(&rvm, "true", POD).mount(disk), "member");
+        let reason = "cannot mount the file system";
+        assert!(refused.stderr.contains(reason), "{}", refused.stderr);
+    }
+    let made = rvm.run(&member(&rvm, "echo made", POD), "member");
+    assert_eq!(made.stdout, "made\n", "{}", made.stderr);
     rvm.ok(&["delete", "--force", "pod"]);
 }
 

@@ -9,11 +9,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rvm_tests::command::{eventually, signal};
+use rvm_tests::pod::{self, KIND, SANDBOX, member};
 use rvm_tests::{Bundle, Rvm, leaks};
-use serde_json::json;
-
-const KIND: &str = "io.kubernetes.cri.container-type";
-const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
 /// No engine waits longer for the end of a container that it has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -129,36 +126,16 @@ fn a_container_whose_guest_is_silent_is_never_called_not_running() {
 
 /// The first container of a pod that runs, and a member of it.
 fn pod(rvm: &Rvm) -> [Bundle; 2] {
-    let first = Bundle::new(&["sleep", "1000"]).with(|config| {
-        config["annotations"] = json!({ KIND: "sandbox", SANDBOX: "pod" });
-    });
-    rvm.create(&first, "pod");
-    rvm.ok(&["start", "pod"]);
-    let member = member(rvm, "sleep 2000");
+    let first = pod::sandbox(rvm);
+    let member = member(rvm, "sleep 2000", &["net", "pid"]);
     rvm.create(&member, "member");
     rvm.ok(&["start", "member"]);
     [first, member]
 }
 
-/// A container that shares the pod's network and processes.
-fn member(rvm: &Rvm, script: &str) -> Bundle {
-    let pid = rvm.state("pod")["pid"].as_i64().unwrap();
-    Bundle::shell(script).with(|config| {
-        config["annotations"] = json!({ KIND: "container", SANDBOX: "pod" });
-        config.as_object_mut().unwrap().remove("hostname");
-        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
-            match namespace["type"].as_str() {
-                Some("network") => namespace["path"] = json!(format!("/proc/{pid}/ns/net")),
-                Some("pid") => namespace["path"] = json!(format!("/proc/{pid}/ns/pid")),
-                _ => {}
-            }
-        }
-    })
-}
-
 /// The processes that a container of the pod sees.
 fn look(rvm: &Rvm) -> String {
-    rvm.run(&member(rvm, "ps"), "look").stdout
+    rvm.run(&member(rvm, "ps", &["net", "pid"]), "look").stdout
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod leaks;
 pub mod leftovers;
 pub mod memory;
 pub mod network;
+pub mod pod;
 pub mod shim;
 pub mod terminal;
 pub mod upgrade;
@@ -37,4 +38,10 @@ pub fn dist() -> PathBuf {
 /// The engine under test.
 pub fn engine() -> String {
     std::env::var("RVM_TEST_ENGINE").unwrap_or_else(|_| "qemu".to_owned())
+}
+
+/// Whether `$RVM_TEST_LONG` asks for all of what is long, as `scripts/test files` does. Without it
+/// a slice of it runs.
+pub fn long() -> bool {
+    std::env::var_os("RVM_TEST_LONG").is_some()
 }
