@@ -35,7 +35,7 @@ INIT = """#!/bin/busybox sh
 /bin/busybox mount -t ext4 /dev/vda /data
 /inside file-costs /data >/dev/hvc0 2>&1
 /bin/busybox umount /data
-/bin/busybox poweroff -f
+/bin/busybox reboot -f
 """
 
 
