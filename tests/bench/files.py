@@ -48,7 +48,6 @@ def nanoseconds(sandbox, kernel, program, engine_options, kernel_arguments):
         SHARED: lambda image: on_the_host(sandbox, sandbox.command, program, image),
         DISK: lambda image: in_container(sandbox, sandbox.command, program, image, "ext4"),
     }
-    subprocess.run(["modprobe", "--all", "loop", "ext4"], check=True)
     figures = {}
     for name, measure in peers.items():
         with ext4(sandbox.work) as image:
@@ -92,8 +91,8 @@ def in_container(sandbox, runtime, program, source, kind):
 
 
 def on_virtio_blk(kernel, program, image, work, engine_options, kernel_arguments):
-    return output(["qemu-system-x86_64", *engine_options, "-m", "584", "-smp", "1", "-nodefaults",
-                   "-no-user-config", "-display", "none", "-no-reboot", "-kernel", kernel,
+    return output(["qemu-system-x86_64", *engine_options, "-nodefaults", "-no-user-config",
+                   "-display", "none", "-no-reboot", "-kernel", kernel,
                    "-initrd", network.initramfs(program, work, INIT),
                    "-append", f"console=hvc0 {kernel_arguments}",
                    "-chardev", "stdio,id=console", "-device", "virtio-serial-device",
