@@ -23,7 +23,7 @@ fn a_docker_daemon_runs_in_a_privileged_container() {
     let mut options = vec!["--privileged", "--memory", "1g"];
     options.extend(volumes.iter().flat_map(|volume| ["--volume", volume]));
     let start = "for name in lib lib64; do ln -s usr/$name /$name; done; \
-                 export PATH=/usr/sbin:/usr/bin:/bin; exec sh /script stop";
+                 export PATH=/usr/bin:/usr/sbin:/bin; exec /usr/bin/sh /script stop";
     let shown = engine().shell(&options, start);
     let expected = "/content/second\nremoved\n67108864\npage\nbeyond\npublished page\n\
                     stopped with 0 mounts and 0 groups\n";
