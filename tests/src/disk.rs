@@ -11,9 +11,21 @@ use tempfile::TempDir;
 /// An image of `size` bytes in `dir` with a file system that holds the files of `content`, if it
 /// is given. None if the program that makes it is missing, which is printed.
 pub fn image(dir: &Path, kind: &str, size: u64, content: Option<&Path>) -> Option<PathBuf> {
+    image_with(dir, kind, size, content, &[])
+}
+
+/// The same, with options of the program that makes it.
+pub fn image_with(
+    dir: &Path,
+    kind: &str,
+    size: u64,
+    content: Option<&Path>,
+    options: &[&str],
+) -> Option<PathBuf> {
     let path = dir.join(format!("{kind}.img"));
     File::create(&path).unwrap().set_len(size).unwrap();
     let mut make = Command::new(format!("mkfs.{kind}"));
+    make.args(options);
     match (kind, content) {
         ("erofs", _) => make.arg(&path).arg(content.unwrap()),
         (_, None) => make.arg("-q").arg(&path),
