@@ -7,6 +7,7 @@
 //! in neither mtime nor size. Here the answer depends on the file, as with libfuse's `auto_cache`;
 //! `versions.rs` decides.
 
+use std::cell::LazyCell;
 use std::ffi::CStr;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,12 +81,12 @@ impl CloseToOpen {
         let (handle, mut options) = self.inner.open(context, inode, kill_priv, flags)?;
         // Read after the file was opened, so that what the guest reads is not older.
         let attributes = self.inner.getattr(context, inode, handle).ok();
-        let is_local = || self.is_local(inode, handle);
-        let may_keep =
-            (attributes.as_ref()).is_some_and(|(known, _)| self.may_keep(inode, known, is_local));
+        let is_local = LazyCell::new(|| self.is_local(inode, handle));
+        let may_keep = (attributes.as_ref())
+            .is_some_and(|(known, _)| self.may_keep(inode, known, || *is_local));
         options.set(OpenOptions::KEEP_CACHE, may_keep);
         let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
-        options.set(OpenOptions::NOFLUSH, reads || is_local());
+        options.set(OpenOptions::NOFLUSH, reads || *is_local);
         Ok(Opened {
             handle,
             options,
