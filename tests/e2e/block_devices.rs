@@ -84,12 +84,7 @@ fn a_block_device_without_the_right_to_write_stays_as_it_is() {
     // The device program refuses the container; the machine could not write either.
     let script = "head -c 6 /dev/xvda; echo; blockdev --getro /dev/xvda; echo x > /dev/xvda; \
                   mknod /dev/loop b 7 0; head -c 1 /dev/loop";
-    let bundle = with(&disk, Bundle::shell(script), "r").with(|config| {
-        let capabilities = json!(["CAP_MKNOD"]);
-        config["process"]["capabilities"] = json!({
-            "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
-        });
-    });
+    let bundle = with(&disk, Bundle::shell(script), "r").capabilities(&["CAP_MKNOD"]);
     let finished = Rvm::new().run(&bundle, "box");
     assert_eq!(finished.stdout, "before\n1\n", "{}", finished.stderr);
     let refused = finished.stderr.matches("Operation not permitted").count();

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 use rvm_tests::{Bundle, Rvm, command};
-use serde_json::json;
 
 const INSIDE: &str = env!("CARGO_BIN_EXE_rvm-inside");
 
@@ -54,12 +53,8 @@ impl Clock {
     /// Starts the container. Its program sets the clock this many milliseconds ahead after its
     /// first look.
     fn start(rvm: &Rvm, id: &str, offset: i64) -> Self {
-        let bundle = Bundle::new(&["inside", "clock", &offset.to_string()]).with(|config| {
-            let capabilities = &mut config["process"]["capabilities"];
-            for set in ["bounding", "effective", "permitted"] {
-                capabilities[set] = json!(["CAP_SYS_TIME"]);
-            }
-        });
+        let bundle = Bundle::new(&["inside", "clock", &offset.to_string()]);
+        let bundle = bundle.capabilities(&["CAP_SYS_TIME"]);
         fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
         let mut child = rvm.spawn_piped(&bundle, id);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());

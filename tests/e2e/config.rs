@@ -206,15 +206,13 @@ fn root_of_a_user_namespace_makes_files_where_other_users_of_it_may() {
     let command = "cd /tmp && mkdir own && chown 7:7 . && chmod 555 . own && \
                    touch file own/file && mkdir dir && ln -s file link && busybox mkfifo fifo && \
                    ln file hard && stat -c '%n %u %g' *";
-    let bundle = Bundle::shell(command).with(|config| {
+    let capabilities = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"];
+    let bundle = Bundle::shell(command).capabilities(&capabilities);
+    let bundle = bundle.with(|config| {
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.push(json!({ "type": "user" }));
         config["linux"]["uidMappings"] = map.clone();
         config["linux"]["gidMappings"] = map;
-        let capabilities = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]);
-        for set in ["bounding", "effective", "permitted"] {
-            config["process"]["capabilities"][set] = capabilities.clone();
-        }
     });
     for path in [bundle.rootfs(""), bundle.rootfs("tmp")] {
         chown(path, Some(100_000), Some(100_000)).unwrap();

@@ -176,22 +176,20 @@ impl World {
 
     /// A container with what Docker gives, and with 512 MiB.
     fn bundle(&self, script: &str) -> Bundle {
-        let mut bundle = Bundle::shell(script).with(|config| {
-            let capabilities = json!([
-                "CAP_CHOWN",
-                "CAP_DAC_OVERRIDE",
-                "CAP_FOWNER",
-                "CAP_FSETID",
-                "CAP_KILL",
-                "CAP_MKNOD",
-                "CAP_SETFCAP",
-                "CAP_SETGID",
-                "CAP_SETPCAP",
-                "CAP_SETUID",
-            ]);
-            for set in ["bounding", "effective", "permitted"] {
-                config["process"]["capabilities"][set] = capabilities.clone();
-            }
+        let capabilities = [
+            "CAP_CHOWN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_FOWNER",
+            "CAP_FSETID",
+            "CAP_KILL",
+            "CAP_MKNOD",
+            "CAP_SETFCAP",
+            "CAP_SETGID",
+            "CAP_SETPCAP",
+            "CAP_SETUID",
+        ];
+        let bundle = Bundle::shell(script).capabilities(&capabilities);
+        let mut bundle = bundle.with(|config| {
             config["linux"]["resources"]["memory"] = json!({ "limit": 512 << 20 });
         });
         for name in ["lib", "lib64", "usr"] {

@@ -48,21 +48,19 @@ fn broken(host: &Findings, guest: &Findings) -> Vec<String> {
 
 /// A container that may do what a privileged one of runc may.
 fn bundle(dir: &str) -> Bundle {
-    let bundle = Bundle::new(&["inside", "files", dir]).with(|config| {
-        let capabilities = json!([
-            "CAP_CHOWN",
-            "CAP_DAC_OVERRIDE",
-            "CAP_FOWNER",
-            "CAP_FSETID",
-            "CAP_MKNOD",
-            "CAP_SETFCAP",
-            "CAP_SETGID",
-            "CAP_SETUID",
-            "CAP_SYS_ADMIN",
-        ]);
-        for set in ["bounding", "effective", "permitted"] {
-            config["process"]["capabilities"][set] = capabilities.clone();
-        }
+    let capabilities = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_MKNOD",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SYS_ADMIN",
+    ];
+    let bundle = Bundle::new(&["inside", "files", dir]).capabilities(&capabilities);
+    let bundle = bundle.with(|config| {
         config["process"]["noNewPrivileges"] = false.into();
         config["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);
     });

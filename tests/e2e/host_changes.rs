@@ -162,11 +162,7 @@ fn what_the_host_writes_is_read_in_every_mount_namespace() {
     let command = format!("cd /d; unshare -m sh -c '{other}' >said; true");
     let bundle = Bundle::shell(&command)
         .mount(bind(dir.path(), "/d", &["rbind"]))
-        .with(|config| {
-            for set in ["bounding", "permitted", "effective"] {
-                config["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
-            }
-        });
+        .capabilities(&["CAP_SYS_ADMIN"]);
     std::thread::sleep(SETTLED);
     rvm.create(&bundle, "box");
     rvm.ok(&["start", "box"]);

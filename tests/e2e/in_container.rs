@@ -38,10 +38,8 @@ const OF_A_DAEMON: &[&str] = &[
 
 /// A bundle that runs a script with the host's programs.
 fn system(script: &str, arguments: &[&str], capabilities: &[&str]) -> Bundle {
-    let bundle = Bundle::new(&[&["sh", "/script"], arguments].concat()).with(|config| {
-        for set in ["bounding", "effective", "permitted"] {
-            config["process"]["capabilities"][set] = json!(capabilities);
-        }
+    let bundle = Bundle::new(&[&["sh", "/script"], arguments].concat());
+    let bundle = bundle.capabilities(capabilities).with(|config| {
         config["process"]["noNewPrivileges"] = false.into();
         config["process"]["env"] = json!(["PATH=/usr/sbin:/usr/bin:/bin", "HOME=/root"]);
         config["linux"]["resources"]["memory"] = json!({ "limit": 1024 * MIB });

@@ -16,17 +16,15 @@ const WATCH: &str = "while :; do for what in addr route neigh; do \
 
 /// A bundle with this network namespace or a new one, whose program may send any packet.
 fn bundle(script: &str, network: Option<&Network>) -> Bundle {
-    Bundle::shell(script).with(|config| {
+    let capabilities = ["CAP_NET_RAW", "CAP_NET_BIND_SERVICE", "CAP_KILL"];
+    let bundle = Bundle::shell(script).capabilities(&capabilities);
+    bundle.with(|config| {
         if let Some(network) = network {
             for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
                 if namespace["type"] == "network" {
                     namespace["path"] = json!(network.path());
                 }
             }
-        }
-        let caps = json!(["CAP_NET_RAW", "CAP_NET_BIND_SERVICE", "CAP_KILL"]);
-        for set in ["bounding", "effective", "permitted"] {
-            config["process"]["capabilities"][set] = caps.clone();
         }
     })
 }

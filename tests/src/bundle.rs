@@ -53,6 +53,15 @@ impl Bundle {
         self
     }
 
+    /// Gives the process these capabilities and no others.
+    pub fn capabilities(self, capabilities: &[&str]) -> Self {
+        self.with(|config| {
+            for set in ["bounding", "effective", "permitted"] {
+                config["process"]["capabilities"][set] = json!(capabilities);
+            }
+        })
+    }
+
     /// Adds a mount.
     pub fn mount(self, mount: Value) -> Self {
         self.with(|config| config["mounts"].as_array_mut().unwrap().push(mount))
