@@ -99,8 +99,19 @@ impl Client {
 
     /// Sends a request that may be the end of the device.
     pub fn try_send(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Result<(), DeviceError> {
+        self.try_send_with_room(opcode, nodeid, body, ROOM)
+    }
+
+    /// Sends a request whose answer may have `room` bytes.
+    pub fn try_send_with_room(
+        &mut self,
+        opcode: u32,
+        nodeid: u64,
+        body: &[u8],
+        room: usize,
+    ) -> Result<(), DeviceError> {
         let message = self.message(opcode, nodeid, body);
-        self.driver.post(REQUEST_QUEUE, &message, ROOM);
+        self.driver.post(REQUEST_QUEUE, &message, room);
         self.driver.notify(REQUEST_QUEUE)
     }
 

@@ -18,6 +18,7 @@ pub mod opcode {
     pub const GETATTR: u32 = 3;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
     pub const FLUSH: u32 = 25;
@@ -62,6 +63,28 @@ pub fn may_change(header: &InHeader) -> bool {
             | opcode::BATCH_FORGET
             | opcode::READDIRPLUS
     )
+}
+
+/// The error of a request that virtiofsd would panic on: it takes for granted that the answer's
+/// header has room, and that a file's offsets are below 2^63 as Linux has them (pread(2): EINVAL).
+pub fn check(header: &InHeader, chain: &Chain<'_>) -> Result<(), Errno> {
+    match header.opcode {
+        opcode::READ | opcode::WRITE => {
+            // fuse_read_in and fuse_write_in begin with `u64 fh; u64 offset;`.
+            let mut start = [[0; 8]; (size_of::<InHeader>() + 16) / 8];
+            chain.readable.peek(start.as_flattened_mut());
+            let offset = start[start.len() - 1];
+            if i64::try_from(u64::from_ne_bytes(offset)).is_err() {
+                return Err(Errno::INVAL);
+            }
+        }
+        opcode::READDIR | opcode::READDIRPLUS => {}
+        _ => return Ok(()),
+    }
+    match chain.writable.len() < size_of::<OutHeader>() {
+        true => Err(Errno::INVAL),
+        false => Ok(()),
+    }
 }
 
 /// Takes a structure off a message's front; EINVAL if the message is too short for it.

@@ -181,6 +181,16 @@ impl Fs {
         io: &mut DeviceIo<'_>,
     ) -> Result<Option<u32>, DeviceError> {
         let header = message::peek_header(&chain);
+        if let Some(header) = header
+            && let Err(error) = message::check(&header, &chain)
+        {
+            let mut room = chain.writable;
+            return Ok(Some(message::write_reply(
+                &mut room,
+                header.unique,
+                &Err(error),
+            )));
+        }
         if let Some(header) = header.filter(|header| self.front.handles(header)) {
             if header.opcode == message::opcode::INTERRUPT && index == HIPRIO_QUEUE {
                 // The driver made the interrupted request available before.

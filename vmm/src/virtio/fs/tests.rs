@@ -251,6 +251,41 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+#[test]
+fn an_offset_that_no_file_has_is_an_error() {
+    let mut guest = Client::new();
+    std::fs::write(guest.path("file"), "text").unwrap();
+    let inode = guest.lookup("file").unwrap().nodeid;
+    let handle = guest.open(inode, libc::O_RDWR);
+    for operation in [message::opcode::READ, message::opcode::WRITE] {
+        for offset in [i64::MAX as u64, 1 << 63, u64::MAX] {
+            let numbers = [handle, offset, 4, 0, 0];
+            let body = numbers.map(u64::to_ne_bytes).concat();
+            let answer = guest.call(operation, inode, &[&body[..], b"more"].concat());
+            assert_eq!(answer, Err(libc::EINVAL), "{operation} at {offset}");
+        }
+    }
+    assert_eq!(std::fs::read(guest.path("file")).unwrap(), b"text");
+}
+
+#[test]
+fn an_answer_without_room_for_its_header_is_not_written() {
+    let mut guest = Client::new();
+    for operation in 1..60 {
+        for room in [0, 1, 15] {
+            if guest
+                .try_send_with_room(operation, 1, &[0; 80], room)
+                .is_err()
+            {
+                guest.driver.call(|fs, io| fs.reset(io.host));
+            }
+            while let Some(answer) = guest.driver.response(REQUEST_QUEUE) {
+                assert_eq!(answer, b"", "{operation} with room for {room}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
