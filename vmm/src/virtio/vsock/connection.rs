@@ -67,6 +67,9 @@ pub struct Connection {
     announced: Wrapping<u32>,
     /// Bytes from the guest that the host's socket had no room for.
     backlog: VecDeque<u8>,
+    /// The host program has been told that nothing more comes. To tell it again would be an event on
+    /// the socket, and so another round of the device's thread, without end.
+    output_is_shut_down: bool,
 }
 
 impl Connection {
@@ -90,6 +93,7 @@ impl Connection {
             forwarded: Wrapping(0),
             announced: Wrapping(0),
             backlog: VecDeque::new(),
+            output_is_shut_down: false,
         }
     }
 
@@ -269,8 +273,10 @@ impl Connection {
     }
 
     fn shut_down_if_flushed(&mut self) -> Result<(), Broken> {
-        if self.peer_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
+        let has_ended = self.peer_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty();
+        if has_ended && !self.output_is_shut_down {
             shut_down(&self.stream, Shutdown::Write)?;
+            self.output_is_shut_down = true;
         }
         Ok(())
     }

@@ -193,6 +193,30 @@ fn the_guests_shutdown_is_passed_on_after_its_data() {
     assert_eq!(guest.receive().unwrap().1, b"still open");
 }
 
+/// A shutdown is an event on both ends of a socket, so each further one would wake the device again.
+#[test]
+fn the_guests_shutdown_is_passed_on_once() {
+    use rustix::event::{Timespec, epoll};
+    let (mut guest, stream, host_port) = Guest::connected();
+    let events = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let (data, flags) = (epoll::EventData::new_u64(0), epoll::EventFlags::IN);
+    epoll::add(&events, &stream, data, flags | epoll::EventFlags::ET).unwrap();
+    let count = || {
+        let mut list = Vec::with_capacity(1);
+        let now = Timespec::default();
+        epoll::wait(
+            &events,
+            rustix::buffer::spare_capacity(&mut list),
+            Some(&now),
+        )
+        .unwrap()
+    };
+    guest.send(host_port, PORT, op::SHUTDOWN, SHUTDOWN_SEND, &[]);
+    assert_eq!(count(), 1);
+    guest.wake();
+    assert_eq!(count(), 0);
+}
+
 #[test]
 fn a_stream_closed_by_the_guest_is_reset_and_removed() {
     let (mut guest, mut stream, host_port) = Guest::connected();
