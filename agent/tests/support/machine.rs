@@ -15,7 +15,8 @@ use rvm_protocol::{AGENT_PORT, STREAM_PORT};
 
 /// As rvm starts its guests on QEMU.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t tsc=reliable \
-    no_timer_check noreplace-smp cryptomgr.notests random.trust_cpu=on swiotlb=4096,1,force";
+    no_timer_check noreplace-smp cryptomgr.notests random.trust_cpu=on swiotlb=4096,1,force \
+    rootfstype=ramfs";
 
 /// A running guest.
 pub struct Machine {

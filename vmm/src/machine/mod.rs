@@ -100,7 +100,8 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         ConsoleLog::new(fds.take(config.console)?.into()).map_err(devices::failed("console"))?;
     let console = Arc::new(Mutex::new(console));
     let devices = Devices::create(config, &mut fds, &current, &console, proc_self_fd)?;
-    let cmdline = config::cmdline(config, devices.slots.len());
+    let slots = devices.slots.len();
+    let cmdline = config::cmdline(config, slots);
     let bus = Bus::new(&vm, &devices.slots, console)?;
     let machine_ns = stopwatch.lap();
 
@@ -109,7 +110,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         fds.take(config.initramfs)?.into(),
     );
     let entry = boot::load(&memory, &mut kernel, &mut initramfs, &cmdline)?;
-    mptable::write(&memory, config.max_vcpus).map_err(RegisterError::Memory)?;
+    mptable::write(&memory, config.max_vcpus, slots).map_err(RegisterError::Memory)?;
     registers::write_tables(&memory)?;
     let kernel_ns = stopwatch.lap();
 

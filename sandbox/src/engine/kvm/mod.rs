@@ -22,7 +22,7 @@ use machine::KvmMachine;
 /// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
      tsc=reliable no_timer_check noreplace-smp swiotlb=noforce \
-     ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
+     rootfstype=ramfs ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// How many network cards can be plugged in while the machine runs. Each costs every start a few
 /// thousand instructions.

@@ -65,7 +65,7 @@ impl Fd {
 /// The machine adds its virtio-mmio devices itself.
 const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboot=t \
      tsc=reliable no_timer_check noreplace-smp lapic_timer_khz=1000000 \
-     ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
+     rootfstype=ramfs ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
 /// The most network cards. microvm has eight slots, and three carry devices that every guest needs.
 pub const MAX_NETS: usize = 5;

@@ -3,11 +3,11 @@
 
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
-use super::layout;
+use super::{DEVICE_INTERRUPTS, layout};
 use crate::memory::GuestMemory;
 
-/// The number of pins of KVM's I/O APIC.
-const IO_APIC_PINS: u8 = 24;
+/// The pin of the timer's interrupt, without which a kernel complains.
+const TIMER_PIN: u8 = 0;
 /// An integrated APIC, as in every CPU since the Pentium.
 const APIC_VERSION: u8 = 0x14;
 
@@ -27,12 +27,13 @@ mod interrupt {
     pub const EXT_INT: u8 = 3;
 }
 
-/// Writes the table for `vcpus` CPUs to the address at which the guest looks for it.
-pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
+/// Writes the table for `vcpus` CPUs and `slots` devices to the address at which the guest looks for
+/// it.
+pub fn write(memory: &GuestMemory, vcpus: u8, slots: usize) -> Result<(), GuestMemoryError> {
     let pointer = GuestAddress(layout::MP_TABLE);
     let table = GuestAddress(layout::MP_TABLE + 16);
     memory.write_slice(&floating_pointer(table.0 as u32), pointer)?;
-    memory.write_slice(&configuration(vcpus), table)
+    memory.write_slice(&configuration(vcpus, slots), table)
 }
 
 /// The MP floating pointer structure, section 4.1.
@@ -45,8 +46,9 @@ fn floating_pointer(table: u32) -> Vec<u8> {
     bytes
 }
 
-/// The MP configuration table, sections 4.2 and 4.3.
-fn configuration(vcpus: u8) -> Vec<u8> {
+/// The MP configuration table, sections 4.2 and 4.3. It has no pin that nothing uses: a kernel sets
+/// up each one, by four exits and more.
+fn configuration(vcpus: u8, slots: usize) -> Vec<u8> {
     let io_apic_id = vcpus;
     let mut entries: Vec<u8> = Vec::new();
     let mut count: u16 = 0;
@@ -69,7 +71,8 @@ fn configuration(vcpus: u8) -> Vec<u8> {
         layout::IO_APIC.as_slice(),
     ]
     .concat());
-    for pin in 0..IO_APIC_PINS {
+    let devices = DEVICE_INTERRUPTS.map(|pin| pin as u8).take(slots);
+    for pin in std::iter::once(TIMER_PIN).chain(devices) {
         add(&[
             entry::IO_INTERRUPT,
             interrupt::INT,
@@ -111,26 +114,27 @@ mod tests {
     #[test]
     fn both_structures_sum_to_zero() {
         assert_eq!(checksum(&floating_pointer(0x9fc10)), 0);
-        assert_eq!(checksum(&configuration(3)), 0);
+        assert_eq!(checksum(&configuration(3, 5)), 0);
     }
 
     #[test]
     fn the_header_has_the_length_and_the_number_of_entries() {
-        let table = configuration(2);
+        let table = configuration(2, 7);
         assert_eq!(
             u16::from_le_bytes([table[4], table[5]]) as usize,
             table.len()
         );
         assert_eq!(
             u16::from_le_bytes([table[34], table[35]]),
-            2 + 1 + 1 + 24 + 2
+            2 + 1 + 1 + (1 + 7) + 2
         );
-        assert_eq!(table.len(), 44 + 2 * 20 + 28 * 8);
+        assert_eq!(table.len(), 44 + 2 * 20 + 12 * 8);
     }
 
     #[test]
     fn the_largest_table_ends_below_the_kernel() {
-        let end = layout::MP_TABLE + 16 + configuration(super::super::MAX_VCPUS).len() as u64;
+        let largest = configuration(super::super::MAX_VCPUS, DEVICE_INTERRUPTS.count());
+        let end = layout::MP_TABLE + 16 + largest.len() as u64;
         assert!(end <= layout::HIGH_MEMORY);
     }
 }
