@@ -158,16 +158,24 @@ impl Slots<'_> {
 }
 
 impl WorkerThread {
-    /// Starts the thread, which applies its filter first.
-    pub(super) fn spawn(self) -> Result<(), MachineError> {
+    /// Starts the thread, which applies its filter first. `ended` receives the reason if it ends:
+    /// no other thread can serve its devices.
+    pub(super) fn spawn(
+        self,
+        ended: impl FnOnce(String) + Send + 'static,
+    ) -> Result<(), MachineError> {
         let Self {
             name,
             kind,
             devices,
         } = self;
-        let run = move || match kind.apply() {
-            Ok(()) => log::error!("cannot wait for events: {}", devices.run()),
-            Err(error) => log::error!("{}", error_chain(&error)),
+        let title = name.clone();
+        let run = move || {
+            let reason = match kind.apply() {
+                Ok(()) => format!("cannot wait for events: {}", devices.run()),
+                Err(error) => error_chain(&error),
+            };
+            ended(format!("the thread {title} has ended: {reason}"));
         };
         threads::spawn(name, run).map_err(MachineError::Thread)
     }
@@ -184,4 +192,27 @@ fn vsock(config: &MachineConfig, fds: &mut PassedFds) -> Result<Vsock, MachineEr
 fn files(proc_self_fd: File) -> Result<Fs, MachineError> {
     let resources = ServerResources::new(proc_self_fd);
     Fs::new(resources, SHARED_TAG).map_err(failed("fs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_thread_that_ends_says_why() {
+        let worker = WorkerThread {
+            name: "fs".to_owned(),
+            kind: ThreadKind::Files,
+            devices: DeviceThread::broken().unwrap(),
+        };
+        let (ended, reason) = mpsc::channel();
+        worker
+            .spawn(move |reason| ended.send(reason).unwrap())
+            .unwrap();
+        let reason = reason.recv_timeout(Duration::from_secs(10)).unwrap();
+        let words = "the thread fs has ended: cannot wait for events: Invalid argument";
+        assert!(reason.starts_with(words), "{reason}");
+    }
 }

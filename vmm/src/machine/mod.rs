@@ -116,7 +116,8 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 
     let state = RunState::new(bus).map_err(MachineError::Thread)?;
     for worker in devices.workers {
-        worker.spawn()?;
+        let state = Arc::clone(&state);
+        worker.spawn(move |reason| state.fail(reason))?;
     }
     let counts = (config.boot_vcpus, config.max_vcpus);
     let vcpus = Vcpus::start(&vm, state, counts, entry)?;

@@ -14,6 +14,7 @@ use rvm_protocol::vmm::StopReason;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::kick::VcpuThread;
+use super::vcpu::failed;
 use crate::bus::Bus;
 
 pub struct RunState {
@@ -66,6 +67,11 @@ impl RunState {
         self.lock().stop.get_or_insert(reason);
         // A write fails only when the counter is full, and then the eventfd is readable already.
         let _ = self.ended.write(1);
+    }
+
+    /// Ends the machine because a part of it has failed.
+    pub fn fail(&self, message: String) {
+        self.end(failed(message));
     }
 
     /// Pauses the vCPUs on `threads` and returns when they have stopped.

@@ -137,6 +137,6 @@ impl Vcpu {
     }
 }
 
-fn failed(message: String) -> StopReason {
+pub(super) fn failed(message: String) -> StopReason {
     StopReason::Failed(Failure::new(Code::Internal, message))
 }

@@ -31,6 +31,15 @@ impl DeviceThread {
         })
     }
 
+    /// A thread that cannot wait.
+    #[cfg(test)]
+    pub fn broken() -> io::Result<Self> {
+        Ok(Self {
+            epoll: Arc::new(std::fs::File::open("/dev/null")?.into()),
+            slots: Vec::new(),
+        })
+    }
+
     /// Adds a device.
     pub fn add(
         &mut self,
