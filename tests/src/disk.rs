@@ -1,11 +1,13 @@
 //! Image files with file systems, made without mounting them. They need e2fsprogs, erofs-utils and
 //! xfsprogs; a test without its tool is skipped.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 /// An image of `size` bytes in `dir` with a file system that holds the files of `content`, if it
@@ -41,42 +43,52 @@ pub fn image_with(
     Some(path)
 }
 
-/// A loop device of the host on an image of its own. Dropping it detaches it.
+/// A loop device of the host on an image. Dropping it detaches it.
 pub struct LoopDevice {
     path: PathBuf,
-    dir: TempDir,
+    image: PathBuf,
+    _dir: Option<TempDir>,
 }
 
 impl LoopDevice {
-    /// A device of `size` bytes, whose content begins so, with logical blocks of this size. None if
-    /// the host has none, which is printed.
+    /// A device of `size` bytes on an image of its own, whose content begins so, with logical
+    /// blocks of this size. None if the host has none, which is printed.
     pub fn new(content: &str, size: u64, block_size: u32) -> Option<Self> {
-        // It may be built in or loaded already.
-        let _ = Command::new("modprobe").arg("loop").output();
         let dir = tempfile::tempdir().unwrap();
-        let mut this = Self {
-            path: PathBuf::new(),
-            dir,
-        };
-        let image = File::create(this.image()).unwrap();
+        let path = dir.path().join("image");
+        let image = File::create(&path).unwrap();
         image.set_len(size).unwrap();
         image.write_all_at(content.as_bytes(), 0).unwrap();
+        Self::attach(&path, block_size, Some(dir))
+    }
+
+    /// A device on this image, with blocks of 512 bytes.
+    pub fn on(image: &Path) -> Option<Self> {
+        Self::attach(image, 512, None)
+    }
+
+    fn attach(image: &Path, block_size: u32, dir: Option<TempDir>) -> Option<Self> {
+        // It may be built in or loaded already.
+        let _ = Command::new("modprobe").arg("loop").output();
         let mut losetup = Command::new("losetup");
         losetup.args(["--find", "--show", "--sector-size", &block_size.to_string()]);
-        let output = losetup.arg(this.image()).output().unwrap();
+        let output = losetup.arg(image).output().unwrap();
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             eprintln!("{}; the test was skipped", said.trim());
             return None;
         }
         let path = String::from_utf8(output.stdout).unwrap();
-        this.path = path.trim().into();
-        Some(this)
+        Some(Self {
+            path: path.trim().into(),
+            image: image.to_owned(),
+            _dir: dir,
+        })
     }
 
     /// The image file.
-    pub fn image(&self) -> PathBuf {
-        self.dir.path().join("image")
+    pub fn image(&self) -> &Path {
+        &self.image
     }
 
     /// Its path on the host.
@@ -96,6 +108,104 @@ impl Drop for LoopDevice {
         if self.path.exists() {
             let mut losetup = Command::new("losetup");
             let _ = losetup.arg("--detach").arg(&self.path).status();
+        }
+    }
+}
+
+/// A tmpfs of the host that can get full. Dropping it unmounts it.
+pub struct SmallTmpfs(TempDir);
+
+impl SmallTmpfs {
+    /// One of this many bytes.
+    pub fn new(bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = CString::new(format!("size={bytes}")).unwrap();
+        mount(
+            "rvm-test",
+            dir.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            &*options,
+        )
+        .unwrap();
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallTmpfs {
+    fn drop(&mut self) {
+        let _ = unmount(self.path(), UnmountFlags::DETACH);
+    }
+}
+
+/// A device of the host's device mapper over a loop device, which can be made to fail. Dropping it
+/// removes it.
+pub struct MappedDevice {
+    name: String,
+    sectors: u64,
+    under: LoopDevice,
+}
+
+impl MappedDevice {
+    /// A device over this image. None if the host has none, which is printed.
+    pub fn new(image: &Path) -> Option<Self> {
+        let _ = Command::new("modprobe").arg("dm-mod").output();
+        let under = LoopDevice::on(image)?;
+        let name = format!("rvm-test-{}-{}", std::process::id(), under.number().1);
+        let sectors = image.metadata().unwrap().len() / 512;
+        let this = Self {
+            name,
+            sectors,
+            under,
+        };
+        let table = format!("0 {sectors} linear {} 0", this.under.path().display());
+        let made = this.dmsetup(&["create", "--table", &table]);
+        if !made.status.success() {
+            let said = String::from_utf8_lossy(&made.stderr);
+            eprintln!("{}; the test was skipped", said.trim());
+            return None;
+        }
+        Some(this)
+    }
+
+    /// Its path on the host.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(&self.name)
+    }
+
+    /// Everything that is asked of it is an error from now on.
+    pub fn fail(&self) {
+        let table = format!("0 {} error", self.sectors);
+        for args in [
+            &["suspend", "--noflush", "--nolockfs"][..],
+            &["load", "--table", &table],
+            &["resume"],
+        ] {
+            let output = self.dmsetup(args);
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+
+    /// The device's name follows the arguments. No udev makes the node.
+    fn dmsetup(&self, args: &[&str]) -> Output {
+        let mut dmsetup = Command::new("dmsetup");
+        dmsetup.args(["--noudevrules", "--noudevsync"]);
+        let (verb, options) = args.split_first().unwrap();
+        dmsetup.arg(verb).args(options).arg(&self.name);
+        dmsetup
+            .output()
+            .expect("scripts/setup test installs dmsetup")
+    }
+}
+
+impl Drop for MappedDevice {
+    fn drop(&mut self) {
+        if self.path().exists() {
+            self.dmsetup(&["remove", "--force", "--retry"]);
         }
     }
 }

@@ -9,6 +9,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rvm_sys::beneath;
 
 use super::device::Device;
+use super::faults;
 use super::request::{Directory, FileSystem, NewDirectory, Source};
 use crate::init;
 use crate::sys::{Doing as _, OsError};
@@ -36,8 +37,11 @@ pub(super) fn mount(
             let nodes = || indices.iter().filter_map(|index| devices.get(*index));
             let mut nodes = nodes().map(Device::node);
             let first = nodes.next().unwrap_or_default().to_owned();
+            options.splice(..0, faults::options(kind));
             options.extend(nodes.map(|node| ("device".to_owned(), Some(node.to_owned()))));
-            init::filesystem(kind, &first, &options, *read_only)
+            let mount = init::filesystem(kind, &first, &options, *read_only)?;
+            faults::limit_retries(kind, &first)?;
+            Ok(mount)
         }
         Source::Bind(directory) => {
             let opened = open(directory, dir)?;

@@ -9,6 +9,7 @@
 
 mod device;
 mod device_map;
+mod faults;
 mod layers;
 mod request;
 
