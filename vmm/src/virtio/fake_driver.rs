@@ -15,9 +15,9 @@ use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use crate::memory::{self, GuestMemory};
 
 const QUEUE_SIZE: u16 = 16;
-const QUEUES_START: u64 = 0x10_0000;
+pub const QUEUES_START: u64 = 0x10_0000;
 const QUEUE_BYTES: u64 = 0x1_0000;
-const BUFFERS_START: u64 = 0x80_0000;
+pub const BUFFERS_START: u64 = 0x80_0000;
 
 /// The watches of a device, by descriptor.
 #[derive(Default)]
@@ -72,6 +72,18 @@ impl<D: VirtioDevice> FakeDriver<D> {
             taken: vec![0; count],
             last_response: GuestAddress(0),
         }
+    }
+
+    /// Resets the device and starts it again, with fresh queues, as a driver does that gives up.
+    pub fn restart(&mut self) {
+        self.device.reset(&mut self.watches);
+        let count = self.queues.len();
+        self.queues = (0..count).map(|index| Rings::of(index).queue()).collect();
+        self.available = vec![0; count];
+        self.taken = vec![0; count];
+        let features = self.device.info().features;
+        // A device that cannot start stays as it is, without watches.
+        let _ = self.call(|device, io| device.start(features, io));
     }
 
     pub fn memory(&self) -> &GuestMemory {

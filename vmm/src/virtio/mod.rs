@@ -16,6 +16,8 @@ mod epoll;
 #[cfg(test)]
 pub mod fake_driver;
 pub mod fs;
+#[cfg(test)]
+mod hostile;
 pub mod mem;
 pub mod mmio;
 pub mod net;
