@@ -8,6 +8,7 @@ mod syscall;
 
 pub mod accounts;
 pub mod beneath;
+pub mod clone;
 pub mod cpu_list;
 pub mod error_chain;
 pub mod inherited_fds;

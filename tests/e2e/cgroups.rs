@@ -105,6 +105,27 @@ fn what_runs_a_container_is_in_its_group_and_held_to_its_limits() {
 }
 
 #[test]
+fn a_command_in_the_foreground_is_outside_of_the_group_that_it_removes() {
+    let rvm = Rvm::new();
+    let bundle = with_resources(json!({ "memory": { "limit": 64 << 20 } })).with(|config| {
+        config["process"]["args"] = json!(["sh", "-c", "read line; tail /dev/zero"]);
+    });
+    let mut run = rvm.spawn_piped(&bundle, "box");
+    rvm.wait_for_status("box", "running");
+    let text = fs::read_to_string(bundle.path().join("config.json")).unwrap();
+    let wanted: Value = serde_json::from_str(&text).unwrap();
+    let command = run.id().cast_signed();
+    let key = if is_version_two() { "" } else { "memory" };
+    for pid in rvm.processes() {
+        let is_inside = wanted["linux"]["cgroupsPath"] == groups_of(pid)[key];
+        assert_eq!(is_inside, pid != command, "process {pid}");
+    }
+    drop(run.stdin.take());
+    run.wait().unwrap();
+    rvm.assert_nothing_left();
+}
+
+#[test]
 fn the_group_is_gone_when_the_container_is() {
     let rvm = Rvm::new();
     let bundle = Bundle::shell("exit 3");

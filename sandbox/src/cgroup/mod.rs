@@ -20,9 +20,11 @@ mod v2;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rvm_protocol::agent::StatsResponse;
 use serde::{Deserialize, Serialize};
@@ -162,7 +164,8 @@ impl Cgroup {
     }
 
     /// Creates the groups and moves processes into them; the processes' children inherit the
-    /// groups. The limits of CPUs and memory nodes apply at once; [`Self::limit`] applies the rest.
+    /// groups. Without processes the groups are empty, which those of systemd cannot be. The limits
+    /// of CPUs and memory nodes apply at once; [`Self::limit`] applies the rest.
     pub fn create(
         &self,
         processes: &[i32],
@@ -195,6 +198,19 @@ impl Cgroup {
                 .map_err(failed("enter", &dir.path))?;
         }
         Ok(())
+    }
+
+    /// The group's directory, in which a process can start; see clone3(2). None with version 1,
+    /// whose groups a process can only be moved into.
+    pub fn directory(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        let dir = match (self.version, self.dirs.first()) {
+            (Version::Two, Some(dir)) => &dir.path,
+            _ => return Ok(None),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(dir, flags, Mode::empty());
+        let opened = opened.map_err(|errno| failed("open", dir)(errno.into()))?;
+        Ok(Some(opened))
     }
 
     /// Moves a process into the groups.
@@ -253,8 +269,8 @@ impl Cgroup {
         remove::remove(self)
     }
 
-    /// Has the host's kernel count an OOM kill in the groups, for engines that watch them. This
-    /// process must be in them, and the machine must have ended. Not in groups that are shared: it
+    /// Has the host's kernel count an OOM kill in the groups, for engines that watch them. The
+    /// machine must have ended. Not in groups that are shared: it
     /// could hit another machine.
     pub fn count_oom_kill(&self) -> Result<(), CgroupError> {
         match self.dir("memory").filter(|_| !shared::is_marked(self)) {

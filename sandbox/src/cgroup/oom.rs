@@ -34,7 +34,7 @@ const APPETITE: usize = 64 << 20;
 /// How long the kernel may take to kill the process.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Has the host's kernel count an OOM kill in the group `dir`, in which this process is.
+/// Has the host's kernel count an OOM kill in the group `dir`.
 pub fn count(version: Version, dir: &Path) -> Result<(), CgroupError> {
     let not_killed = |reason| CgroupError::NoOomKill {
         path: dir.to_owned(),
@@ -58,7 +58,7 @@ pub fn count(version: Version, dir: &Path) -> Result<(), CgroupError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         alone => alone.map_err(failed("keep together the processes of", dir))?,
     };
-    match is_victim_killed().map_err(failed("start a process in", dir))? {
+    match is_victim_killed(dir).map_err(failed("start a process in", dir))? {
         true => Ok(()),
         false => Err(not_killed("a process got the memory that it asked for")),
     }
@@ -118,8 +118,8 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 
 /// Runs a process that wants more memory than there is. False if it got it, or if the kernel did
 /// not decide in time.
-fn is_victim_killed() -> io::Result<bool> {
-    let pid = fork_victim()?;
+fn is_victim_killed(dir: &Path) -> io::Result<bool> {
+    let pid = fork_victim(&File::options().write(true).open(dir.join("cgroup.procs"))?)?;
     let id = ProcessId::of(pid.as_raw_nonzero().get());
     let in_time = match id.map(ProcessId::open) {
         Ok(Some(process)) => process.wait(KILL_TIMEOUT).unwrap_or(false),
@@ -135,14 +135,16 @@ fn is_victim_killed() -> io::Result<bool> {
     Ok(in_time && signal == Some(libc::SIGKILL))
 }
 
-/// Forks a process that fills [`APPETITE`] bytes of memory and exits. It inherits this process's
-/// groups.
+/// Forks a process that enters the group of this cgroup.procs, fills [`APPETITE`] bytes of memory
+/// and exits.
 #[expect(unsafe_code, reason = "fork")]
-fn fork_victim() -> io::Result<Pid> {
+fn fork_victim(group: &File) -> io::Result<Pid> {
     // SAFETY: the child makes system calls alone, and ends in this function.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
+            // The process that writes.
+            let entered = rustix::io::write(group, b"0").is_ok();
             let score = b"1000";
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let filled = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
@@ -150,7 +152,7 @@ fn fork_victim() -> io::Result<Pid> {
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
-                if libc::write(file, score.as_ptr().cast(), score.len()) > 0 {
+                if entered && libc::write(file, score.as_ptr().cast(), score.len()) > 0 {
                     // Locked, so that it is not swapped out, where this is allowed.
                     for flags in [filled | libc::MAP_LOCKED, filled] {
                         libc::mmap(ptr::null_mut(), APPETITE, protection, flags, -1, 0);

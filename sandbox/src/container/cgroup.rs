@@ -20,13 +20,13 @@ pub enum ContainerCgroupError {
     State(#[from] StateError),
 }
 
-/// Makes a container's groups, writes them down, and puts processes into them.
+/// Makes a container's groups, writes them down, and puts processes into them. Returns them.
 pub fn enter(
     container: &Container,
     bundle: &Bundle,
     driver: Driver,
     processes: &[i32],
-) -> Result<(), ContainerCgroupError> {
+) -> Result<Cgroup, ContainerCgroupError> {
     let linux = bundle.spec.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let resources = resources(bundle);
@@ -36,7 +36,8 @@ pub fn enter(
     let cgroup = Cgroup::find(driver, path, container.id().as_str())?;
     // Before anything is made, so that whoever deletes the container finds it.
     container.lock()?.remember_cgroup(&cgroup)?;
-    Ok(cgroup.create(processes, resources)?)
+    cgroup.create(processes, resources)?;
+    Ok(cgroup)
 }
 
 /// Holds the machine to the container's limits, once its guest is up.

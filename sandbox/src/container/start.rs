@@ -17,14 +17,13 @@ use super::cgroup::{self, ContainerCgroupError};
 use crate::anchor::PidAnchor;
 use crate::anchor::rootfs_view::RootfsView;
 use crate::anchor::synthetic_proc;
-use crate::cgroup::Driver;
+use crate::cgroup::{Cgroup, Driver};
 use crate::config::Config;
 use crate::dir::SandboxDir;
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::hooks::{self, HookError, HookPoint};
 use crate::host::memory_policy::MemoryPolicy;
-use crate::host::process::ProcessId;
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::disks::{self, DiskError};
@@ -158,6 +157,8 @@ pub struct Start<'a> {
     pub outside: &'a Namespace,
     /// What has the container's pid.
     pub anchor: &'a PidAnchor,
+    /// Whether this process is in the container's control groups, and so what it starts.
+    pub is_in_groups: bool,
 }
 
 /// Opens or makes the network namespace that a container is to be in, and says where the container
@@ -186,6 +187,7 @@ impl Start<'_> {
         host: HostStdio,
         timings: &mut Timings,
     ) -> Result<(Place, Relay), StartError> {
+        let group = self.make_groups()?;
         self.run_create_hooks(timings).await?;
         let (dir, translation) = self.share_files(timings)?;
         let max_disks = match self.bundle.role {
@@ -193,7 +195,9 @@ impl Start<'_> {
             // Its members come later, with theirs.
             Role::Sandbox | Role::Member(_) => usize::MAX,
         };
-        let place = self.place(placement, dir, max_disks, timings).await?;
+        let group = group.as_ref();
+        let place = self.place(placement, dir, max_disks, group, timings);
+        let place = place.await?;
         let guest = place.guest();
         cgroup::limit(self.container, self.bundle, guest.record().engine)?;
         if let Some(sandbox) = place.sandbox() {
@@ -259,22 +263,20 @@ impl Start<'_> {
         Ok((dir, translation))
     }
 
-    /// Starts the sandbox that the container is to have, for at most `max_disks`, or finds it.
+    /// Starts the sandbox that the container is to have, for at most `max_disks` and in these
+    /// control groups, or finds it.
     async fn place(
         &self,
         placement: Placement,
         dir: SandboxDir,
         max_disks: usize,
+        group: Option<&Cgroup>,
         timings: &mut Timings,
     ) -> Result<Place, StartError> {
         let network = match placement {
             Placement::New(network) => network,
-            Placement::Owned(sandbox) => {
-                self.enter_groups(&[])?;
-                return Ok(Place::Owned(sandbox));
-            }
+            Placement::Owned(sandbox) => return Ok(Place::Owned(sandbox)),
             Placement::Joined => {
-                self.enter_groups(&[])?;
                 return Ok(Place::Joined(Arc::new(Guest::join(dir, self.config)?)));
             }
         };
@@ -283,12 +285,11 @@ impl Start<'_> {
         let wanted = Requirements {
             size,
             memory_policy: policy.as_ref(),
+            group,
             network,
             max_disks,
         };
         let sandbox = Sandbox::start(dir, wanted, self.config, timings).await?;
-        // Before the guest boots: what a process has used is never moved with it.
-        self.enter_groups(&sandbox.guest().record().machine)?;
         sandbox.boot(timings).await?;
         self.set_oom_score(sandbox.guest());
         Ok(Place::Owned(Arc::new(sandbox)))
@@ -325,15 +326,17 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Puts the process that has the container's pid into the container's groups, and `machine`,
-    /// the processes that run it, where this program is not in them itself.
-    fn enter_groups(&self, machine: &[ProcessId]) -> Result<(), StartError> {
-        if self.anchor.is_process() {
-            let mut processes = vec![self.anchor.pid()];
-            processes.extend(machine.iter().map(|id| id.pid));
-            cgroup::enter(self.container, self.bundle, self.driver, &processes)?;
+    /// Makes the container's groups, unless this process is in them, and moves the process into
+    /// them that has the container's pid and nothing else to do. The machine's processes start in
+    /// them.
+    fn make_groups(&self) -> Result<Option<Cgroup>, StartError> {
+        if self.is_in_groups {
+            return Ok(None);
         }
-        Ok(())
+        let anchor = self.anchor.is_process().then(|| self.anchor.pid());
+        let processes = anchor.as_slice();
+        let group = cgroup::enter(self.container, self.bundle, self.driver, processes)?;
+        Ok(Some(group))
     }
 
     /// Has the host's OOM killer treat the machine as it would treat the container.

@@ -3,6 +3,7 @@
 //! Everything that rvm knows of an engine stands in its descriptor, [`Engine`], which is the only
 //! thing of it that the rest of rvm looks at. Each engine is a folder here.
 
+mod child;
 pub mod choice;
 mod exit;
 mod fds;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use rvm_protocol::failure::Failure;
 use rvm_protocol::vmm::ChannelError;
 
-use crate::cgroup::Overhead;
+use crate::cgroup::{Cgroup, Overhead};
 use crate::config::{Config, EngineKind};
 use crate::host::memory_policy::MemoryPolicy;
 use crate::network::{NicBackend, NicLimits};
@@ -96,6 +97,8 @@ pub struct Plan<'a> {
     pub max: Size,
     /// The memory nodes of the host that its memory comes from.
     pub memory_policy: Option<&'a MemoryPolicy>,
+    /// The control groups of its processes, where the calling process is in others.
+    pub group: Option<&'a Cgroup>,
     /// The guest's kernel and initramfs, more kernel parameters, and the programs that run
     /// machines.
     pub config: &'a Config,

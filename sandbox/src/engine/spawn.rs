@@ -2,21 +2,23 @@
 //! input and its standard error in our log.
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rvm_protocol::vmm::{Channel, ChannelError};
-use rvm_sys::namespaces::unshare;
 use serde::Serialize;
 
+use super::child::{Child, Program};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::host::process::ProcessId;
 use crate::host::untrusted_text::clean;
 
@@ -32,6 +34,9 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// The container's control groups could not be opened or entered.
+    #[error("cannot start rvm-vmm in the container's cgroup")]
+    Group(#[from] CgroupError),
     /// The configuration could not be sent.
     #[error("cannot configure rvm-vmm")]
     Configure(#[from] ChannelError),
@@ -60,7 +65,6 @@ const TAIL_LINES: usize = 5;
 /// A running rvm-vmm, or what it became.
 pub struct Vmm {
     child: Child,
-    pidfd: OwnedFd,
     channel: Channel,
     /// Nothing is ever sent; it closes at the end of the log.
     log: Receiver<()>,
@@ -70,11 +74,13 @@ pub struct Vmm {
 type Tail = Arc<Mutex<VecDeque<String>>>;
 
 impl Vmm {
-    /// Starts `program` in the given mode and sends it its configuration. It is killed when the
-    /// calling thread ends, so that must be one that lives as long as the machine.
+    /// Starts `program` in the given mode and control groups, which are else the caller's, and
+    /// sends it its configuration. It is killed when the calling thread ends, so that must be one
+    /// that lives as long as the machine.
     pub fn start<T: Serialize>(
         program: &Path,
-        mode: &'static str,
+        mode: &'static CStr,
+        group: Option<&Cgroup>,
         config: &T,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Self, SpawnError> {
@@ -83,37 +89,44 @@ impl Vmm {
             source,
         };
         let (channel, theirs) = Channel::pair().map_err(failed)?;
-        let mut command = Command::new(program);
-        command
-            .arg(mode)
-            .stdin(Stdio::from(theirs.into_fd()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .env_clear();
-        if tracing::enabled!(tracing::Level::DEBUG) {
-            command.env("RVM_DEBUG", "1");
+        let theirs = theirs.into_fd();
+        let output = File::options().write(true).open("/dev/null");
+        let output = output.map_err(failed)?;
+        let (input, errors) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let debug: &[&CStr] = match tracing::enabled!(tracing::Level::DEBUG) {
+            true => &[c"RVM_DEBUG=1"],
+            false => &[],
+        };
+        let started = Program {
+            path: program,
+            arguments: &[mode],
+            environment: debug,
+            streams: [theirs.as_fd(), output.as_fd(), errors.as_fd()],
+        };
+        let directory = group.map(Cgroup::directory).transpose()?.flatten();
+        let child = Child::start(&started, directory.as_ref().map(AsFd::as_fd)).map_err(failed)?;
+        // These close with the child.
+        drop((theirs, errors));
+        if let Some(group) = group.filter(|_| directory.is_none()) {
+            // Before it does any work: what a process has used is never moved with it.
+            group.add(child.pid())?;
         }
-        let mut child = spawn_first_in_pid_namespace(&mut command).map_err(failed)?;
-        // The command holds the other end of the control socket, which must close with the child.
-        drop(command);
         let tail = Tail::default();
         let (logging, log) = mpsc::channel();
-        if let Some(stderr) = child.stderr.take() {
+        let source = mode.to_str().unwrap_or_default();
+        let work = {
             let tail = Arc::clone(&tail);
-            let work = move || {
-                log_lines(mode, stderr, &tail);
+            move || {
+                log_lines(source, File::from(input), &tail);
                 drop(logging);
-            };
-            let builder = thread::Builder::new().name("log".to_owned());
-            let thread = builder.stack_size(64 * 1024).spawn(work);
-            thread.map_err(failed)?;
-        }
-        let pid = Pid::from_child(&child);
-        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+            }
+        };
+        let builder = thread::Builder::new().name("log".to_owned());
+        let thread = builder.stack_size(64 * 1024).spawn(work);
+        thread.map_err(failed)?;
         channel.send(config, fds)?;
         Ok(Self {
             child,
-            pidfd,
             channel,
             log,
             tail,
@@ -127,12 +140,12 @@ impl Vmm {
 
     /// Becomes readable when the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.pidfd()
     }
 
     /// The process, for whoever must find it later.
     pub fn id(&self) -> io::Result<ProcessId> {
-        ProcessId::of(self.child.id().cast_signed())
+        ProcessId::of(self.child.pid())
     }
 
     /// How the process ended, if it has.
@@ -150,32 +163,8 @@ impl Vmm {
 
     /// Ends the process, and with it all of its pid namespace, and waits until it is gone.
     pub fn kill(&mut self) -> io::Result<()> {
-        // Fails only when the process was waited for already.
-        self.child
-            .kill()
-            .and_then(|()| self.child.wait())
-            .map(|_| ())
+        self.child.kill().and_then(|()| self.child.wait())
     }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
-}
-
-/// Spawns a child that is process 1 of a pid namespace of its own. Killing it kills all others.
-fn spawn_first_in_pid_namespace(command: &mut Command) -> io::Result<Child> {
-    let ours = rustix::fs::open(
-        "/proc/thread-self/ns/pid",
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    unshare(UnshareFlags::NEWPID)?;
-    let child = command.spawn();
-    // The namespace is for one child only.
-    move_into_link_name_space(ours.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
-    child
 }
 
 /// Logs what a process says, line by line, until it closes its end.
@@ -277,25 +266,28 @@ fn log_line(source: &str, line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_child_is_process_one_and_the_next_child_is_not() {
-        let mut show = Command::new("sh");
-        show.args(["-c", "echo $$"]).stdout(Stdio::piped());
-        let output = spawn_first_in_pid_namespace(&mut show)
-            .unwrap()
-            .wait_with_output()
-            .unwrap();
-        assert_eq!(output.stdout, b"1\n");
-        assert_ne!(show.output().unwrap().stdout, b"1\n");
-    }
+    use crate::cgroup::Driver;
+    use std::collections::BTreeSet;
 
     #[test]
     fn a_program_that_is_not_there_is_named() {
-        let error = Vmm::start(Path::new("/nonexistent/vmm"), "machine", &1, &[])
+        let error = Vmm::start(Path::new("/nonexistent/vmm"), c"machine", None, &1, &[])
             .err()
             .unwrap();
         assert!(error.to_string().contains("/nonexistent/vmm"));
+    }
+
+    #[test]
+    fn a_process_is_in_its_groups_and_ends_when_it_is_dropped() {
+        let path = format!("/rvm-unit-spawn-{}", std::process::id());
+        let group = Cgroup::find(Driver::Cgroupfs, Some(Path::new(&path)), "unused").unwrap();
+        group.create(&[], None).unwrap();
+        let vmm = Vmm::start(Path::new("/bin/sleep"), c"1000", Some(&group), &1, &[]).unwrap();
+        let pid = vmm.id().unwrap().pid;
+        assert_eq!(group.processes().unwrap(), BTreeSet::from([pid]));
+        drop(vmm);
+        assert!(group.processes().unwrap().is_empty());
+        group.remove().unwrap();
     }
 
     #[test]

@@ -107,18 +107,39 @@ pub struct Order<'a> {
 /// Runs a container to its end; returns its exit code.
 pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
     let signals = Signals::block().map_err(process_failed("block signals"))?;
-    let home = Cgroup::own()?;
     claim(order.container)?;
-    let result = live(&mut order, &signals, timings).await;
+    let groups = Groups::of(&order)?;
+    let result = live(&mut order, &groups, &signals, timings).await;
     let torn_down = tear_down(order.container, result.as_ref().ok()).await;
-    if let Mode::Foreground = order.caller.mode {
-        // This process is about to delete the container, and its groups with it.
+    if let Groups::EnterAndLeave(home) = groups {
         home.rejoin()?;
     }
     timings.lap("tear down");
     let end = result?;
     torn_down?;
     Ok(end.status)
+}
+
+/// How a monitor is in its container's control groups.
+enum Groups {
+    /// As long as it lives. Another process removes them.
+    Enter,
+    /// Until the container has ended, since it removes them itself. A group of systemd's needs a
+    /// process to come into being.
+    EnterAndLeave(Cgroup),
+    /// Not at all, for the same reason: each move costs the kernel a grace period of RCU. The
+    /// machine starts in them.
+    StayOut,
+}
+
+impl Groups {
+    fn of(order: &Order<'_>) -> Result<Self, CgroupError> {
+        Ok(match (&order.caller.mode, order.driver) {
+            (Mode::Detached(_), _) => Self::Enter,
+            (Mode::Foreground, Driver::Systemd) => Self::EnterAndLeave(Cgroup::own()?),
+            (Mode::Foreground, Driver::Cgroupfs) => Self::StayOut,
+        })
+    }
 }
 
 /// How a container ended.
@@ -138,11 +159,15 @@ fn claim(container: &Container) -> Result<(), MonitorError> {
 /// The container's life, from its cgroups to its end.
 async fn live(
     order: &mut Order<'_>,
+    groups: &Groups,
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<End, MonitorError> {
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    cgroup::enter(order.container, order.bundle, order.driver, &[own])?;
+    let is_in_groups = !matches!(groups, Groups::StayOut);
+    if is_in_groups {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        cgroup::enter(order.container, order.bundle, order.driver, &[own])?;
+    }
     let program = order.bundle.spec.process().as_ref();
     let has_terminal = program.and_then(|program| program.terminal()) == Some(true);
     let (host, terminal) = order.caller.take_streams(has_terminal)?;
@@ -152,7 +177,7 @@ async fn live(
     let entered = entered.and_then(|()| order.anchor.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;
     let (place, mut relay) = tokio::select! {
-        started = start(order, &outside, placement, host, timings) => started?,
+        started = start(order, is_in_groups, &outside, placement, host, timings) => started?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = order.caller.gone() => return Err(MonitorError::Abandoned),
     };
@@ -173,6 +198,7 @@ async fn live(
 /// Everything up to a container that runs, or that another process starts.
 async fn start(
     order: &Order<'_>,
+    is_in_groups: bool,
     outside: &Namespace,
     placement: Placement,
     host: HostStdio,
@@ -185,6 +211,7 @@ async fn start(
         driver: order.driver,
         outside,
         anchor: order.anchor,
+        is_in_groups,
     };
     let (place, relay) = start.create(placement, host, timings).await?;
     if let Mode::Foreground = order.caller.mode {

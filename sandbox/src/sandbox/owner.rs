@@ -14,6 +14,7 @@ use super::failure::GuestFailure;
 use super::guest::Guest;
 use super::live_network::LiveNetwork;
 use super::resize::LiveSize;
+use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
 use crate::engine::choice::{self, Choice};
@@ -50,6 +51,8 @@ pub struct Requirements<'a> {
     pub size: Size,
     /// The memory nodes of the host that its memory comes from.
     pub memory_policy: Option<&'a MemoryPolicy>,
+    /// The control groups of its processes, where this process is in others.
+    pub group: Option<&'a Cgroup>,
     /// Its network.
     pub network: Network,
     /// The most disks that its containers can ask for. Each takes a slot, at which the guest's
@@ -78,6 +81,7 @@ impl Sandbox {
             size: running.now,
             max: running.max,
             memory_policy: wanted.memory_policy,
+            group: wanted.group,
             config,
             dir: dir.path(),
             shared: &dir.shared(),

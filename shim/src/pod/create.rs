@@ -153,6 +153,7 @@ impl Pod {
             driver: driver(bundle),
             outside: &outside,
             anchor: &anchor,
+            is_in_groups: false,
         };
         let placement = match (placement, self.machine.get()) {
             (Placement::Joined, Some(sandbox)) => Placement::Owned(sandbox),

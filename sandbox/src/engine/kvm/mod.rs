@@ -81,7 +81,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         spare_nets: spare_nets(plan.nets.len()),
         nets: fds.add_nets(plan.nets),
     };
-    let vmm = Vmm::start(&config.vmm, "machine", &machine, &fds.borrow())?;
+    let vmm = Vmm::start(&config.vmm, c"machine", plan.group, &machine, &fds.borrow())?;
     Ok(Box::new(KvmMachine::new(vmm)?))
 }
 

@@ -110,7 +110,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         console: fds.add(create_console(plan.console)?),
         shared_dir: plan.shared.to_owned(),
     };
-    let backend = Vmm::start(&config.vmm, "backend", &backend, &fds.borrow())?;
+    let backend = Vmm::start(&config.vmm, c"backend", plan.group, &backend, &fds.borrow())?;
 
     let mut fds = Fds::default();
     for fd in Fd::ALL {
@@ -137,7 +137,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         ),
         stage_dir: plan.dir.join(STAGE),
     };
-    let qemu = Vmm::start(&config.vmm, "qemu", &qemu, &fds.borrow())?;
+    let qemu = Vmm::start(&config.vmm, c"qemu", plan.group, &qemu, &fds.borrow())?;
     let machine = QemuMachine::new(qemu, backend, monitor, memory_mib)?;
     Ok(Box::new(machine))
 }
