@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -108,10 +109,10 @@ fn what_runs_a_container_is_in_its_group_and_held_to_its_limits() {
 fn a_command_in_the_foreground_is_outside_of_the_group_that_it_removes() {
     let rvm = Rvm::new();
     let bundle = with_resources(json!({ "memory": { "limit": 64 << 20 } })).with(|config| {
-        config["process"]["args"] = json!(["sh", "-c", "read line; tail /dev/zero"]);
+        config["process"]["args"] = json!(["sh", "-c", "echo; read line; tail /dev/zero"]);
     });
     let mut run = rvm.spawn_piped(&bundle, "box");
-    rvm.wait_for_status("box", "running");
+    run.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let text = fs::read_to_string(bundle.path().join("config.json")).unwrap();
     let wanted: Value = serde_json::from_str(&text).unwrap();
     let command = run.id().cast_signed();
