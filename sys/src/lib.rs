@@ -18,6 +18,7 @@ pub mod mempolicy;
 pub mod mount;
 pub mod namespaces;
 pub mod ofd_locks;
+pub mod seccomp;
 
 pub mod bpf;
 #[cfg(feature = "tokio")]

@@ -3,10 +3,10 @@
 use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
 use rustix::thread::CpuSet;
-use rvm_sys::check;
+use rvm_sys::{check, seccomp};
 
 use super::plan::ProcessPlan;
-use crate::sys::{Doing as _, OsError, caps, sched, seccomp};
+use crate::sys::{Doing as _, OsError, caps, sched};
 
 /// The hard limit of open files where config.json has none: what engines ask for at most, in
 /// practice.

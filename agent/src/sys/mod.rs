@@ -12,7 +12,6 @@ pub mod loop_device;
 pub mod netlink;
 pub mod port;
 pub mod sched;
-pub mod seccomp;
 pub mod signal;
 pub mod vsock;
 

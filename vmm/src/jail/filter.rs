@@ -4,12 +4,9 @@
 //! call is for. A thread applies its filter after its setup, so the calls of the setup (creating
 //! threads, entering the jail, creating the machine) are not in them.
 
-use std::collections::BTreeMap;
+use std::io;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use rvm_sys::seccomp::{Architecture, Comparison, Condition, Program, X86_64, install};
 
 use super::JailError;
 
@@ -142,13 +139,7 @@ const CPU_HOTPLUG: Rules = &[
     (libc::SYS_rseq, Always),
     (libc::SYS_gettid, Always),
     (libc::SYS_sched_getaffinity, Always),
-    (
-        libc::SYS_prctl,
-        OneOf(
-            0,
-            &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64],
-        ),
-    ),
+    (libc::SYS_prctl, OneOf(0, &[libc::PR_SET_NAME as u64])),
     (libc::SYS_seccomp, Always),
 ];
 
@@ -342,44 +333,66 @@ impl ThreadKind {
         }
     }
 
-    /// Applies the filter to the calling thread, and to the threads that it creates later.
+    /// Applies the filter to the calling thread, and to the threads that it creates later. The
+    /// thread has no_new_privs, as all do in the jail.
     pub fn apply(self) -> Result<(), JailError> {
-        let program = self.compile().map_err(|e| JailError::Filter(e.into()))?;
-        seccompiler::apply_filter(&program).map_err(JailError::Filter)
+        load(&self.program())
     }
 
-    fn compile(self) -> Result<BpfProgram, seccompiler::BackendError> {
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    fn program(self) -> Program {
+        let mut calls = Architecture {
+            audit: X86_64,
+            ..Architecture::default()
+        };
         for &(call, when) in self.rules().into_iter().flatten() {
-            rules.entry(call).or_default().extend(when.rules()?);
+            let rules = calls.calls.entry(call as u32).or_default();
+            match when.conditions() {
+                None => rules.always = Some(libc::SECCOMP_RET_ALLOW),
+                Some(allowed) => {
+                    let allowed = allowed.into_iter();
+                    let allowed = allowed.map(|one| (vec![one], libc::SECCOMP_RET_ALLOW));
+                    rules.conditional.extend(allowed);
+                }
+            }
         }
-        SeccompFilter::new(
-            rules,
-            SeccompAction::KillProcess,
-            SeccompAction::Allow,
-            TargetArch::x86_64,
-        )?
-        .try_into()
+        Program {
+            default: libc::SECCOMP_RET_KILL_PROCESS,
+            newer: libc::SECCOMP_RET_KILL_PROCESS,
+            unknown_architecture: libc::SECCOMP_RET_KILL_PROCESS,
+            architectures: vec![calls],
+        }
     }
 }
 
+/// Applies a filter to the calling thread, and to what it creates and executes.
+pub(super) fn load(program: &Program) -> Result<(), JailError> {
+    let too_large = || io::Error::from(io::ErrorKind::InvalidInput);
+    let instructions = program.assemble().ok_or_else(too_large);
+    let installed = instructions.and_then(|code| Ok(install(&code, 0)?));
+    installed.map_err(JailError::Filter)
+}
+
 impl When {
-    /// The rules of a call. A call without rules is always allowed.
-    fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-        let condition = |argument, operator, value| {
-            let condition =
-                SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-            SeccompRule::new(vec![condition])
+    /// The conditions of which one must hold; None if there are none. Only the low 32 bits of an
+    /// argument are compared with a value: the kernel, too, ignores the others.
+    fn conditions(self) -> Option<Vec<Condition>> {
+        let condition = |argument, mask, value| Condition {
+            argument,
+            comparison: Comparison::MaskedEqual(mask),
+            value,
         };
         match self {
-            Always => Ok(Vec::new()),
-            OneOf(argument, values) => values
-                .iter()
-                .map(|&value| condition(argument, SeccompCmpOp::Eq, value))
-                .collect(),
-            Without(argument, bits) => {
-                Ok(vec![condition(argument, SeccompCmpOp::MaskedEq(bits), 0)?])
+            Always => None,
+            OneOf(argument, values) => {
+                let low = u64::from(u32::MAX);
+                let values = values.iter();
+                Some(
+                    values
+                        .map(|&value| condition(argument, low, value))
+                        .collect(),
+                )
             }
+            Without(argument, bits) => Some(vec![condition(argument, bits, 0)]),
         }
     }
 }
@@ -387,6 +400,8 @@ impl When {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{WaitOptions, waitpid};
+    use rvm_sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
 
     #[test]
     fn every_kind_of_thread_has_a_filter_that_the_kernel_accepts() {
@@ -406,6 +421,70 @@ mod tests {
                 .join()
                 .unwrap();
         }
+    }
+
+    /// The signal that ends a process in which a thread of this kind makes a call.
+    #[expect(unsafe_code, reason = "a process of its own, and any system call")]
+    fn signal_after(kind: ThreadKind, call: libc::c_long, arguments: [u64; 3]) -> Option<i32> {
+        let code = kind.program().assemble().unwrap();
+        let [first, second, third] = arguments;
+        // SAFETY: the child makes system calls alone and ends in its arm.
+        match unsafe { clone_process(&CloneRequest::default()) }.unwrap() {
+            // SAFETY: without a descriptor or with a length of 0 no call of the test has an effect.
+            Cloned::Child => unsafe {
+                let installed = install(&code, 0);
+                libc::syscall(call, first, second, third);
+                exit_now(i32::from(installed.is_err()))
+            },
+            Cloned::Parent { pid, .. } => {
+                let ended = waitpid(Some(pid), WaitOptions::empty()).unwrap();
+                let status = ended.unwrap().1;
+                assert_ne!(status.exit_status(), Some(1), "the kernel takes the filter");
+                status.terminating_signal()
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_not_listed_or_has_other_arguments_kills_the_process() {
+        const NO_FD: u64 = u64::MAX;
+        let executable = libc::PROT_EXEC as u64;
+        let readable = libc::PROT_READ as u64;
+        let (getfd, setfl) = (libc::F_GETFD as u64, libc::F_SETFL as u64);
+        for kind in [
+            ThreadKind::Vcpu,
+            ThreadKind::Main,
+            ThreadKind::MainWithCpuHotplug,
+        ] {
+            let signal = |call, arguments| signal_after(kind, call, arguments);
+            for arguments in [[0, 0, readable], [0, 0, 0]] {
+                assert_eq!(signal(libc::SYS_mprotect, arguments), None);
+            }
+            for bits in [executable, executable | readable] {
+                assert_eq!(signal(libc::SYS_mprotect, [0, 0, bits]), Some(libc::SIGSYS));
+            }
+            assert_eq!(signal(libc::SYS_fcntl, [NO_FD, getfd, 0]), None);
+            assert_eq!(
+                signal(libc::SYS_fcntl, [NO_FD, setfl, 0]),
+                Some(libc::SIGSYS)
+            );
+            for (call, ends) in [
+                (libc::SYS_read, None),
+                (libc::SYS_read | 0x4000_0000, Some(libc::SIGSYS)),
+                (libc::SYS_ptrace, Some(libc::SIGSYS)),
+                (10_000, Some(libc::SIGSYS)),
+            ] {
+                assert_eq!(signal(call, [NO_FD, 0, 0]), ends, "{kind:?} {call}");
+            }
+        }
+        let run = |request| signal_after(ThreadKind::Vcpu, libc::SYS_ioctl, [NO_FD, request, 0]);
+        assert_eq!(run(KVM_RUN), None);
+        assert_eq!(
+            run(KVM_RUN | 1 << 32),
+            None,
+            "the kernel ignores the high half"
+        );
+        assert_eq!(run(KVM_IRQFD), Some(libc::SIGSYS));
     }
 
     #[test]

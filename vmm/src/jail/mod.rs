@@ -60,7 +60,7 @@ pub enum JailError {
     #[error("the process that started this one has ended")]
     ParentEnded,
     #[error("cannot filter system calls")]
-    Filter(#[source] seccompiler::Error),
+    Filter(#[source] io::Error),
 }
 
 /// What to do about a user namespace that cannot be made; see user_namespaces(7), unshare(2).

@@ -3,14 +3,10 @@
 //! The calls that other versions of QEMU need are not known, so this is a deny list, and a listed
 //! call fails with EPERM instead of killing the process.
 
-use std::collections::BTreeMap;
-
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use rvm_sys::seccomp::{Architecture, Comparison, Condition, Program, X32_BIT, X86_64};
 
 use super::JailError;
+use super::filter::load;
 
 const FORBIDDEN: &[libc::c_long] = &[
     // Other processes.
@@ -108,41 +104,41 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_setdomainname,
 ];
 
-/// The bit that selects the x32 variant of a call (__X32_SYSCALL_BIT).
-const X32: libc::c_long = 0x4000_0000;
-
-/// Applies the filter to the calling thread, and to what it executes.
+/// Applies the filter to the calling thread, and to what it executes. The thread has no_new_privs,
+/// as all do in the jail.
 pub fn apply() -> Result<(), JailError> {
-    let program = compile().map_err(|e| JailError::Filter(e.into()))?;
-    seccompiler::apply_filter(&program).map_err(JailError::Filter)
+    let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut calls = Architecture {
+        audit: X86_64,
+        ..Architecture::default()
+    };
+    for number in FORBIDDEN.iter().flat_map(variants) {
+        calls.calls.entry(number).or_default().always = Some(refused);
+    }
+    for number in variants(&libc::SYS_socket) {
+        let rules = calls.calls.entry(number).or_default();
+        rules.conditional.push((vec![OTHER_THAN_UNIX], refused));
+    }
+    load(&Program {
+        default: libc::SECCOMP_RET_ALLOW,
+        newer: libc::SECCOMP_RET_ALLOW,
+        unknown_architecture: libc::SECCOMP_RET_KILL_PROCESS,
+        architectures: vec![calls],
+    })
 }
 
-fn compile() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in FORBIDDEN {
-        // A call without rules is always refused.
-        rules.insert(*call, Vec::new());
-        rules.insert(*call | X32, Vec::new());
-    }
-    for call in [libc::SYS_socket, libc::SYS_socket | X32] {
-        rules.insert(call, vec![other_than_unix()?]);
-    }
-    SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-        TargetArch::x86_64,
-    )?
-    .try_into()
+/// A call's numbers: the usual one and that of x32.
+fn variants(call: &libc::c_long) -> [u32; 2] {
+    [*call as u32, *call as u32 | X32_BIT]
 }
 
 /// Matches every socket family but AF_UNIX. AF_VSOCK, which may lead to the hypervisor below the
 /// host, is in no network namespace, and QEMU needs none of the others.
-fn other_than_unix() -> Result<SeccompRule, seccompiler::BackendError> {
-    let unix = libc::AF_UNIX as u64;
-    let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix)?;
-    SeccompRule::new(vec![family])
-}
+const OTHER_THAN_UNIX: Condition = Condition {
+    argument: 0,
+    comparison: Comparison::NotEqual,
+    value: libc::AF_UNIX as u64,
+};
 
 #[cfg(test)]
 mod tests {

@@ -2,11 +2,9 @@
 //!
 //! The agent compiles the filter once per container, so that a bad filter fails CreateContainer and
 //! an exec costs nothing; processes only load the result. libseccomp contributes its tables of
-//! system calls.
+//! system calls, and [`rvm_sys::seccomp`] the program.
 
-mod condition;
 mod multiplexed;
-mod program;
 
 use libseccomp::{ScmpArch, ScmpSyscall};
 use oci_spec::runtime::{
@@ -14,8 +12,7 @@ use oci_spec::runtime::{
     LinuxSeccompOperator, LinuxSyscall,
 };
 
-use condition::{Comparison, Condition};
-use program::{Action, Architecture, Call, Program};
+use rvm_sys::seccomp::{Action, Architecture, Call, Comparison, Condition, Program, X86_64};
 
 /// A filter for seccomp(2).
 #[derive(Debug)]
@@ -48,7 +45,6 @@ struct Runnable {
     audit: u32,
 }
 
-const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 
 /// The native one first. Some profiles list every architecture; the kernel never runs the others.

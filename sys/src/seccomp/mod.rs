@@ -1,15 +1,25 @@
-//! Installing a compiled seccomp filter.
-#![allow(unsafe_code)]
+//! Filters of system calls: rules, the program that they become, and its installation.
+#![allow(unsafe_code, reason = "seccomp(2)")]
+
+mod condition;
+mod program;
 
 use rustix::io;
 
-use super::check;
+use crate::syscall::check;
+
+pub use condition::{Comparison, Condition};
+pub use program::{Action, Architecture, Call, Program, X32_BIT};
+
+/// `AUDIT_ARCH_X86_64` of `<linux/audit.h>`.
+pub const X86_64: u32 = 0xc000_003e;
 
 /// The size of `struct sock_filter`, an instruction of classic BPF.
 pub const INSTRUCTION_SIZE: usize = 8;
 
+/// `struct sock_fprog`
 #[repr(C)]
-struct Program {
+struct Installed {
     length: libc::c_ushort,
     instructions: *const u8,
 }
@@ -20,7 +30,7 @@ struct Program {
 pub fn install(instructions: &[u8], flags: u64) -> io::Result<()> {
     let count = instructions.len() / INSTRUCTION_SIZE;
     let length = libc::c_ushort::try_from(count).map_err(|_| io::Errno::TOOBIG)?;
-    let program = Program {
+    let program = Installed {
         length,
         instructions: instructions.as_ptr(),
     };

@@ -1,8 +1,9 @@
 //! A filter as the kernel runs it: classic BPF over `struct seccomp_data`.
 //!
 //! For each architecture the program looks the system call's number up in a binary tree of ranges,
-//! whose leaves are actions, or conditions on arguments that lead to them. libseccomp builds a list
-//! instead: for a profile of the usual size that takes 33 million instructions, as many as the
+//! whose leaves are actions, or conditions on arguments that lead to them. libseccomp and
+//! seccompiler build a list instead. The kernel runs a program for every number when it is
+//! installed: for a profile of the usual size that takes 33 million instructions, as many as the
 //! kernel's boot, and every system call of the container walks half of the list.
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub struct Call {
     pub conditional: Vec<(Vec<Condition>, Action)>,
 }
 
+/// The rules of all architectures.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
     /// For calls without a rule.

@@ -8,11 +8,17 @@ use super::program::{
 /// How an argument compares to the value; unsigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
+    /// `!=`
     NotEqual,
+    /// `<`
     Less,
+    /// `<=`
     LessOrEqual,
+    /// `==`
     Equal,
+    /// `>=`
     GreaterOrEqual,
+    /// `>`
     Greater,
     /// The argument's bits of this mask are equal.
     MaskedEqual(u64),
@@ -23,7 +29,9 @@ pub enum Comparison {
 pub struct Condition {
     /// 0 to 5.
     pub argument: u8,
+    /// How it compares.
     pub comparison: Comparison,
+    /// To what.
     pub value: u64,
 }
 
