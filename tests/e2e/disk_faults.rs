@@ -104,6 +104,11 @@ impl World {
         }
     }
 
+    /// What the guest's kernel said, for a test that fails.
+    fn console(&self) -> String {
+        fs::read_to_string(self.rvm.root().join("pod/console.log")).unwrap_or_default()
+    }
+
     /// Kills and deletes the container; the pod goes on and takes another on a sound disk.
     fn remove(self) {
         let start = Instant::now();
@@ -120,6 +125,14 @@ impl World {
         assert_eq!(finished.stdout, "next\n", "{}", finished.stderr);
         self.rvm.ok(&["delete", "--force", "neighbour"]);
         self.rvm.ok(&["delete", "--force", "pod"]);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the guest's console:\n{}", self.console());
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::process::{Command, Output, Stdio};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
+use crate::Finished;
+
 /// An image of `size` bytes in `dir` with a file system that holds the files of `content`, if it
 /// is given. None if the program that makes it is missing, which is printed.
 pub fn image(dir: &Path, kind: &str, size: u64, content: Option<&Path>) -> Option<PathBuf> {
@@ -172,9 +174,11 @@ impl MappedDevice {
         Some(this)
     }
 
-    /// Its path on the host.
+    /// Its path on the host, by its number: no udev makes one with its name.
     pub fn path(&self) -> PathBuf {
-        Path::new("/dev/mapper").join(&self.name)
+        let columns = ["info", "--columns", "--noheadings", "-o", "minor"];
+        let minor = String::from_utf8(self.dmsetup(&columns).stdout).unwrap();
+        format!("/dev/dm-{}", minor.trim()).into()
     }
 
     /// Everything that is asked of it is an error from now on.
@@ -190,7 +194,7 @@ impl MappedDevice {
         }
     }
 
-    /// The device's name follows the arguments. No udev makes the node.
+    /// The device's name follows the arguments.
     fn dmsetup(&self, args: &[&str]) -> Output {
         let mut dmsetup = Command::new("dmsetup");
         dmsetup.args(["--noudevrules", "--noudevsync"]);
@@ -204,8 +208,49 @@ impl MappedDevice {
 
 impl Drop for MappedDevice {
     fn drop(&mut self) {
-        if self.path().exists() {
-            self.dmsetup(&["remove", "--force", "--retry"]);
+        self.dmsetup(&["remove", "--force", "--retry"]);
+    }
+}
+
+/// A script that fills a directory until nothing more can be written, for [`Filled`].
+pub fn fill(dir: &str) -> String {
+    format!(
+        "df -k {dir} | tail -n 1 | awk '{{ print $2, $3, $4 }}'; \
+         dd if=/dev/zero of={dir}/file bs=64k 2>&1 | sed -n 's/.*: //p'; \
+         df -k {dir} | tail -n 1 | awk '{{ print $2, $3, $4 }}'; stat -c %s {dir}/file; \
+         rm {dir}/file; echo again > {dir}/file && cat {dir}/file"
+    )
+}
+
+/// What a container found that filled a directory.
+pub struct Filled {
+    /// Kilobytes as df shows them, before and after: in all, used, and left.
+    pub empty: [u64; 3],
+    pub full: [u64; 3],
+    /// What dd said.
+    pub reason: String,
+    /// The size of the file.
+    pub bytes: u64,
+}
+
+impl Filled {
+    /// Fails the test if the directory could not be written any more.
+    pub fn parse(finished: &Finished) -> Self {
+        let lines: Vec<&str> = finished.stdout.lines().collect();
+        let [empty, reason, full, bytes, "again"] = lines[..] else {
+            panic!("{finished:?}");
+        };
+        let numbers = |line: &str| -> [u64; 3] {
+            let numbers = line
+                .split_whitespace()
+                .map(|number| number.parse().unwrap());
+            numbers.collect::<Vec<_>>().try_into().unwrap()
+        };
+        Self {
+            empty: numbers(empty),
+            full: numbers(full),
+            reason: reason.to_owned(),
+            bytes: bytes.parse().unwrap(),
         }
     }
 }

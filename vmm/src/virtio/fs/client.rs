@@ -115,6 +115,12 @@ impl Client {
         self.driver.notify(REQUEST_QUEUE)
     }
 
+    /// Makes a FORGET of one reference available. No notification tells of it yet.
+    pub fn post_forget(&mut self, inode: u64) {
+        let message = self.message(2, inode, &1_u64.to_ne_bytes());
+        self.driver.post(HIPRIO_QUEUE, &message, 0);
+    }
+
     /// Interrupts a request.
     pub fn interrupt(&mut self, unique: u64) {
         let message = self.message(36, 0, &unique.to_ne_bytes());

@@ -233,8 +233,34 @@ impl Fs {
         let malformed = || DeviceError::queue(NAME, index);
         while let Some(chain) = io.pop(index).map_err(malformed())? {
             let head = chain.head;
+            if index != HIPRIO_QUEUE {
+                self.forget(io)?;
+            }
             if let Some(written) = self.serve(index, chain, io)? {
                 io.push(index, head, written).map_err(malformed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes what is next in the high priority queue as long as it is a FORGET. It was sent
+    /// before the request that has just been taken, and what a removed file took of the disk is
+    /// free when it is forgotten.
+    fn forget(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let malformed = || DeviceError::queue(NAME, HIPRIO_QUEUE);
+        while let Some(chain) = io.pop(HIPRIO_QUEUE).map_err(malformed())? {
+            if !message::peek_header(&chain).is_some_and(|header| {
+                matches!(
+                    header.opcode,
+                    message::opcode::FORGET | message::opcode::BATCH_FORGET
+                )
+            }) {
+                io.unpop(HIPRIO_QUEUE);
+                break;
+            }
+            let head = chain.head;
+            if let Some(written) = self.serve(HIPRIO_QUEUE, chain, io)? {
+                io.push(HIPRIO_QUEUE, head, written).map_err(malformed())?;
             }
         }
         Ok(())
