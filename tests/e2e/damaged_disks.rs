@@ -130,31 +130,22 @@ fn assert_allowed(what: &str, finished: &Finished) {
     assert!(finished.code == 0 || refused, "{what}: {finished:#?}");
 }
 
-/// Damages images of a kind in a row of ways; a machine gets a batch of them.
+/// Damages images of a kind in a row of ways; a machine gets a batch of them, and survives it.
 fn every_damage_is_an_error_of_its_container(kind: &'static str, options: &[&str], seeds: u64) {
     let dir = tempfile::tempdir().unwrap();
     let Some(sound) = Sound::new(dir.path(), kind, options) else {
         return;
     };
     let seeds: Vec<u64> = (0..seeds).collect();
-    let mut panics = 0;
     for batch in seeds.chunks(BATCH as usize) {
         let rvm = Rvm::new();
-        let mut pod = sandbox(&rvm);
+        let pod = sandbox(&rvm);
         for seed in batch {
             let damaged = dir.path().join("damaged");
             sound.damage(*seed, &damaged);
             let bundle = with_disk(member(&rvm, USE, POD), kind, &damaged);
             let finished = rvm.run(&bundle, &format!("box-{seed}"));
-            // Only the guest's kernel can end the machine, and the container says so.
-            if finished.stderr.contains("Kernel panic") {
-                eprintln!("{kind} {options:?}, seed {seed}: {}", finished.stderr);
-                panics += 1;
-                rvm.ok(&["delete", "--force", "pod"]);
-                pod = sandbox(&rvm);
-            } else {
-                assert_allowed(&format!("{kind} {options:?}, seed {seed}"), &finished);
-            }
+            assert_allowed(&format!("{kind} {options:?}, seed {seed}"), &finished);
         }
         let bundle = with_disk(member(&rvm, "cat /data/file", POD), kind, &sound.path);
         let finished = rvm.run(&bundle, "box");
@@ -162,10 +153,6 @@ fn every_damage_is_an_error_of_its_container(kind: &'static str, options: &[&str
         rvm.ok(&["delete", "--force", "pod"]);
         drop(pod);
     }
-    println!(
-        "{kind} {options:?}: {panics} of {} made the guest's kernel panic",
-        seeds.len()
-    );
 }
 
 /// Half of them have no checksums of metadata, so that damage gets further.
