@@ -421,14 +421,15 @@ fn mistakes_are_refused_with_a_line_that_says_why() {
     assert!(stderr.contains("process.cwd"), "{stderr}");
     let stderr = refused(&["--with-ns=ipc:/proc/1/ns/ipc"], "true");
     assert!(stderr.contains("/proc/1/ns/ipc"), "{stderr}");
-    let mut run = containerd.command(&["run", "--rm", "--snapshotter", "native"]);
-    run.args([
-        "--runtime",
-        "io.containerd.rvm.v2",
-        "--runtime-config-path",
-        "/nonexistent",
-    ])
-    .args([rvm_tests::image::NAME, "box", "true"]);
+    let mut run = containerd.command(&["run", "--rm", "--snapshotter"]);
+    run.arg(rvm_tests::containerd::snapshotter())
+        .args([
+            "--runtime",
+            "io.containerd.rvm.v2",
+            "--runtime-config-path",
+            "/nonexistent",
+        ])
+        .args([rvm_tests::image::NAME, "box", "true"]);
     let finished = command::finish(run);
     assert!(
         finished.stderr.contains("/nonexistent"),

@@ -167,16 +167,7 @@ fn a_snapshot_of_containerds_blockfile_snapshotter_is_the_root() {
         return;
     }
     let world = Rvm::new().configured(&format!("engine = \"{}\"", rvm_tests::engine()));
-    let Some(scratch) = disk::image(&world.path(""), "ext4", 64 * MIB, None) else {
-        return;
-    };
-    let lines = format!(
-        "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n\
-         scratch_file = \"{}\"\nfs_type = \"ext4\"\nmount_options = []\n",
-        scratch.display()
-    );
-    let namespace = world.cgroups_name().to_owned();
-    let containerd = Containerd::start_in(world, namespace, &lines);
+    let containerd = Containerd::with_snapshotter(world, "blockfile");
     containerd.import_for("blockfile", image::NAME, &json!({ "Cmd": ["sh"] }));
     let config = containerd.world().path("config.toml");
     let script = "grep -q ' / ext4 ' /proc/mounts && echo written > /new && cat /new";

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::command::{self, Finished, Rvm, eventually};
-use crate::{image, leftovers};
+use crate::{disk, image, leftovers};
 
 /// containerd's name for the runtime.
 pub const RUNTIME: &str = "io.containerd.rvm.v2";
@@ -59,19 +59,31 @@ impl Containerd {
 
     /// Adds these lines to containerd's configuration. Without any, CRI is off.
     pub fn start_in(world: Rvm, namespace: String, lines: &str) -> Self {
+        let snapshots = snapshotter_lines(&world, &snapshotter());
+        Self::start_with(world, namespace, lines, &snapshots)
+    }
+
+    /// The same with this snapshotter.
+    pub fn with_snapshotter(world: Rvm, name: &str) -> Self {
+        let namespace = world.cgroups_name().to_owned();
+        let snapshots = snapshotter_lines(&world, name);
+        Self::start_with(world, namespace, "", &snapshots)
+    }
+
+    fn start_with(world: Rvm, namespace: String, lines: &str, snapshots: &str) -> Self {
         let containerd = Self {
             world,
             namespace,
             daemon: Mutex::default(),
         };
-        containerd.write_config(lines);
+        containerd.write_config(lines, snapshots);
         containerd.start();
         containerd
     }
 
     /// Imports an image of busybox with this default command.
     pub fn import(&self, name: &str, program: &[&str]) {
-        self.import_for("native", name, &image::config(program));
+        self.import_for(&snapshotter(), name, &image::config(program));
     }
 
     /// The same for another snapshotter, with the image's configuration.
@@ -87,7 +99,7 @@ impl Containerd {
         self.ok(&args);
     }
 
-    fn write_config(&self, lines: &str) {
+    fn write_config(&self, lines: &str, snapshots: &str) {
         let path = |name| self.world.path(name).display().to_string();
         let (version, disabled) = match (major_version(), lines) {
             (1, "") => (2, "\"io.containerd.grpc.v1.cri\""),
@@ -102,7 +114,7 @@ impl Containerd {
         let config = format!(
             "version = {version}\nroot = \"{}\"\nstate = \"{}\"\n\
              disabled_plugins = [{disabled}]\n\
-             [grpc]\naddress = \"{}\"\n[debug]\nlevel = \"debug\"\n{lines}",
+             [grpc]\naddress = \"{}\"\n[debug]\nlevel = \"debug\"\n{lines}{snapshots}",
             path("root"),
             path("run"),
             path("sock")
@@ -206,8 +218,9 @@ impl Containerd {
 
     /// `ctr run` with these options and a shell command.
     pub fn run_command(&self, options: &[&str], id: &str, script: &str) -> Command {
-        let mut command = self.command(&["run", "--snapshotter", "native", "--runtime", RUNTIME]);
+        let mut command = self.command(&["run", "--runtime", RUNTIME]);
         command
+            .args(["--snapshotter", &snapshotter()])
             .arg("--runtime-config-path")
             .arg(self.world.path("config.toml"))
             .args(options)
@@ -338,6 +351,30 @@ pub fn program(name: &str) -> PathBuf {
     }
 }
 
+/// containerd's snapshotter for the tests' images: `$RVM_TEST_SNAPSHOTTER`, or `native`.
+pub fn snapshotter() -> String {
+    std::env::var("RVM_TEST_SNAPSHOTTER").unwrap_or_else(|_| "native".to_owned())
+}
+
+/// What a snapshotter needs in containerd's configuration.
+fn snapshotter_lines(world: &Rvm, name: &str) -> String {
+    match name {
+        "blockfile" => {
+            let scratch = disk::image(&world.path(""), "ext4", SCRATCH_BYTES, None);
+            let scratch = scratch.expect("the tests of this snapshotter need e2fsprogs");
+            format!(
+                "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n\
+                 scratch_file = \"{}\"\nfs_type = \"ext4\"\nmount_options = []\n",
+                scratch.display()
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+/// The size of a snapshot of the blockfile snapshotter.
+const SCRATCH_BYTES: u64 = 64 << 20;
+
 /// containerd's major version.
 pub fn major_version() -> u32 {
     static VERSION: OnceLock<u32> = OnceLock::new();
@@ -400,6 +437,9 @@ impl Drop for Containerd {
             let is_own = self.namespace.starts_with("rvm-test");
             assert!(left.is_empty() || !is_own, "left behind: {left:?}");
         }
+        // Layers that the daemon mounts once for all containers.
+        let snapshots = "root/io.containerd.snapshotter.v1.erofs";
+        crate::leaks::unmount_below(&self.world.path(snapshots));
         // The namespace of CRI is shared with others.
         let _ = fs::remove_dir(self.state());
     }

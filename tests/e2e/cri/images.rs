@@ -1,6 +1,6 @@
 //! What an image says of its containers, and images as volumes.
 
-use rvm_tests::containerd::major_version;
+use rvm_tests::containerd::{major_version, snapshotter};
 use rvm_tests::cri::{Cri, api};
 use rvm_tests::image;
 
@@ -11,7 +11,7 @@ fn a_container_is_stopped_by_its_images_signal() {
     for (signal, name) in [("SIGUSR1", "USR1"), ("SIGRTMIN+3", "37")] {
         let mut config = image::config(&["sh"]);
         config["StopSignal"] = signal.into();
-        cri.containerd().import_for("native", IMAGE, &config);
+        cri.containerd().import_for(&snapshotter(), IMAGE, &config);
         let pod = cri.pod("signals", |_| {});
         let script = format!(
             "trap 'echo told; exit 5' {name}; trap 'exit 6' TERM; echo ready; \

@@ -62,7 +62,7 @@ impl Cri {
 
     /// The same, with lines for rvm's configuration.
     pub fn configured(lines: &str) -> Self {
-        Self::with(lines, "native")
+        Self::with(lines, &containerd::snapshotter())
     }
 
     /// The same, with this snapshotter of containerd.
