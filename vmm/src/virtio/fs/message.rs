@@ -16,11 +16,17 @@ pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
+    pub const STATFS: u32 = 17;
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
+    pub const SETXATTR: u32 = 21;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const READDIR: u32 = 28;
@@ -28,6 +34,7 @@ pub mod opcode {
     pub const GETLK: u32 = 31;
     pub const SETLK: u32 = 32;
     pub const SETLKW: u32 = 33;
+    pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
@@ -62,6 +69,28 @@ pub fn may_change(header: &InHeader) -> bool {
             | opcode::READDIR
             | opcode::BATCH_FORGET
             | opcode::READDIRPLUS
+    )
+}
+
+pub fn is_forget(header: &InHeader) -> bool {
+    matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET)
+}
+
+/// Whether a request needs room on the disk, or asks how much there is.
+pub fn is_about_room(header: &InHeader) -> bool {
+    matches!(
+        header.opcode,
+        opcode::SETATTR
+            | opcode::SYMLINK
+            | opcode::MKNOD
+            | opcode::MKDIR
+            | opcode::WRITE
+            | opcode::STATFS
+            | opcode::SETXATTR
+            | opcode::CREATE
+            | opcode::FALLOCATE
+            | opcode::COPY_FILE_RANGE
+            | opcode::TMPFILE
     )
 }
 

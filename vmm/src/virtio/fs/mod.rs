@@ -191,6 +191,9 @@ impl Fs {
                 &Err(error),
             )));
         }
+        if index != HIPRIO_QUEUE && header.as_ref().is_some_and(message::is_about_room) {
+            self.forget(io)?;
+        }
         if let Some(header) = header.filter(|header| self.front.handles(header)) {
             if header.opcode == message::opcode::INTERRUPT && index == HIPRIO_QUEUE {
                 // The driver made the interrupted request available before.
@@ -233,9 +236,6 @@ impl Fs {
         let malformed = || DeviceError::queue(NAME, index);
         while let Some(chain) = io.pop(index).map_err(malformed())? {
             let head = chain.head;
-            if index != HIPRIO_QUEUE {
-                self.forget(io)?;
-            }
             if let Some(written) = self.serve(index, chain, io)? {
                 io.push(index, head, written).map_err(malformed())?;
             }
@@ -244,17 +244,12 @@ impl Fs {
     }
 
     /// Executes what is next in the high priority queue as long as it is a FORGET. It was sent
-    /// before the request that has just been taken, and what a removed file took of the disk is
+    /// before a request that needs room or asks for it, and what a removed file took of the disk is
     /// free when it is forgotten.
     fn forget(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         let malformed = || DeviceError::queue(NAME, HIPRIO_QUEUE);
         while let Some(chain) = io.pop(HIPRIO_QUEUE).map_err(malformed())? {
-            if !message::peek_header(&chain).is_some_and(|header| {
-                matches!(
-                    header.opcode,
-                    message::opcode::FORGET | message::opcode::BATCH_FORGET
-                )
-            }) {
+            if !message::peek_header(&chain).is_some_and(|header| message::is_forget(&header)) {
                 io.unpop(HIPRIO_QUEUE);
                 break;
             }

@@ -184,12 +184,13 @@ fn an_interrupt_and_a_reset_cancel_kept_requests() {
 }
 
 #[test]
-fn what_was_forgotten_before_a_request_is_gone_when_it_is_served() {
+fn what_was_forgotten_before_a_request_for_room_is_gone_when_it_is_served() {
     let mut client = Client::new();
     std::fs::write(client.path("file"), "").unwrap();
     let inode = client.lookup("file").unwrap().nodeid;
     assert!(client.call(FUSE_GETATTR, inode, &[0; 16]).is_ok());
     client.post_forget(inode);
+    client.call(message::opcode::STATFS, 1, &[]).unwrap();
     let answer = client.call(FUSE_GETATTR, inode, &[0; 16]);
     assert_eq!(answer, Err(libc::EBADF));
 }
