@@ -1,0 +1,114 @@
+use super::*;
+use rustix::process::{WaitOptions, waitpid};
+use rvm_sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
+
+#[test]
+fn every_kind_of_thread_has_a_filter_that_the_kernel_accepts() {
+    for kind in [
+        ThreadKind::Main,
+        ThreadKind::MainWithCpuHotplug,
+        ThreadKind::Vcpu,
+        ThreadKind::Files,
+        ThreadKind::Disk,
+        ThreadKind::Network,
+        ThreadKind::Vsock,
+        ThreadKind::Console,
+        ThreadKind::VhostUser,
+    ] {
+        // A thread of its own keeps the filter from the other tests.
+        std::thread::spawn(move || kind.apply().unwrap())
+            .join()
+            .unwrap();
+    }
+}
+
+/// The signal that ends a process in which a thread of this kind makes a call.
+#[expect(unsafe_code, reason = "a process of its own, and any system call")]
+fn signal_after(kind: ThreadKind, call: libc::c_long, arguments: [u64; 3]) -> Option<i32> {
+    let code = kind.program().assemble().unwrap();
+    let [first, second, third] = arguments;
+    // SAFETY: the child makes system calls alone and ends in its arm.
+    match unsafe { clone_process(&CloneRequest::default()) }.unwrap() {
+        // SAFETY: without a descriptor or with a length of 0 no call of the test has an effect.
+        Cloned::Child => unsafe {
+            let installed = install(&code, 0);
+            libc::syscall(call, first, second, third);
+            exit_now(i32::from(installed.is_err()))
+        },
+        Cloned::Parent { pid, .. } => {
+            let ended = waitpid(Some(pid), WaitOptions::empty()).unwrap();
+            let status = ended.unwrap().1;
+            assert_ne!(status.exit_status(), Some(1), "the kernel takes the filter");
+            status.terminating_signal()
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_not_listed_or_has_other_arguments_kills_the_process() {
+    const NO_FD: u64 = u64::MAX;
+    let executable = libc::PROT_EXEC as u64;
+    let readable = libc::PROT_READ as u64;
+    let (getfd, setfl) = (libc::F_GETFD as u64, libc::F_SETFL as u64);
+    for kind in [
+        ThreadKind::Vcpu,
+        ThreadKind::Main,
+        ThreadKind::MainWithCpuHotplug,
+    ] {
+        let signal = |call, arguments| signal_after(kind, call, arguments);
+        for arguments in [[0, 0, readable], [0, 0, 0]] {
+            assert_eq!(signal(libc::SYS_mprotect, arguments), None);
+        }
+        for bits in [executable, executable | readable] {
+            assert_eq!(signal(libc::SYS_mprotect, [0, 0, bits]), Some(libc::SIGSYS));
+        }
+        assert_eq!(signal(libc::SYS_fcntl, [NO_FD, getfd, 0]), None);
+        assert_eq!(
+            signal(libc::SYS_fcntl, [NO_FD, setfl, 0]),
+            Some(libc::SIGSYS)
+        );
+        for (call, ends) in [
+            (libc::SYS_read, None),
+            (libc::SYS_read | 0x4000_0000, Some(libc::SIGSYS)),
+            (libc::SYS_ptrace, Some(libc::SIGSYS)),
+            (10_000, Some(libc::SIGSYS)),
+        ] {
+            assert_eq!(signal(call, [NO_FD, 0, 0]), ends, "{kind:?} {call}");
+        }
+    }
+    let run = |request| signal_after(ThreadKind::Vcpu, libc::SYS_ioctl, [NO_FD, request, 0]);
+    assert_eq!(run(KVM_RUN), None);
+    assert_eq!(
+        run(KVM_RUN | 1 << 32),
+        None,
+        "the kernel ignores the high half"
+    );
+    assert_eq!(run(KVM_IRQFD), Some(libc::SIGSYS));
+}
+
+#[test]
+fn no_kind_of_thread_may_open_a_socket_or_run_a_program() {
+    for kind in [
+        ThreadKind::Main,
+        ThreadKind::MainWithCpuHotplug,
+        ThreadKind::Vcpu,
+        ThreadKind::Files,
+        ThreadKind::Vsock,
+        ThreadKind::Console,
+        ThreadKind::VhostUser,
+    ] {
+        for call in [
+            libc::SYS_socket,
+            libc::SYS_execve,
+            libc::SYS_ptrace,
+            libc::SYS_mount,
+        ] {
+            let listed = kind
+                .rules()
+                .into_iter()
+                .flatten()
+                .any(|(listed, _)| *listed == call);
+            assert!(!listed, "{kind:?} {call}");
+        }
+    }
+}
