@@ -27,8 +27,8 @@ mod interrupt {
     pub const EXT_INT: u8 = 3;
 }
 
-/// Writes the table for `vcpus` CPUs and `slots` devices to the address at which the guest looks for
-/// it.
+/// Writes the table for `vcpus` CPUs and `slots` devices to the address at which the guest looks
+/// for it.
 pub fn write(memory: &GuestMemory, vcpus: u8, slots: usize) -> Result<(), GuestMemoryError> {
     let pointer = GuestAddress(layout::MP_TABLE);
     let table = GuestAddress(layout::MP_TABLE + 16);

@@ -67,8 +67,8 @@ pub struct Connection {
     announced: Wrapping<u32>,
     /// Bytes from the guest that the host's socket had no room for.
     backlog: VecDeque<u8>,
-    /// The host program has been told that nothing more comes. To tell it again would be an event on
-    /// the socket, and so another round of the device's thread, without end.
+    /// The host program has been told that nothing more comes. To tell it again would be an event
+    /// on the socket, and so another round of the device's thread, without end.
     output_is_shut_down: bool,
 }
 

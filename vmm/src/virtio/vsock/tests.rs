@@ -193,7 +193,7 @@ fn the_guests_shutdown_is_passed_on_after_its_data() {
     assert_eq!(guest.receive().unwrap().1, b"still open");
 }
 
-/// A shutdown is an event on both ends of a socket, so each further one would wake the device again.
+/// A shutdown is an event on both ends of a socket: each further one would wake the device again.
 #[test]
 fn the_guests_shutdown_is_passed_on_once() {
     use rustix::event::{Timespec, epoll};
