@@ -1,5 +1,5 @@
-//! Disks that fail under a container of a pod: an error of that container alone. Its neighbours go
-//! on, it can be killed and deleted, and the pod takes another.
+//! Disks that fail under a container, of a pod mostly: an error of that container alone. Its
+//! neighbours go on, it can be killed and deleted, and the pod takes another.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rvm_tests::command::eventually;
-use rvm_tests::disk::{self, MappedDevice, SmallTmpfs};
+use rvm_tests::device_mapper::MappedDevice;
+use rvm_tests::disk::{self, SmallTmpfs};
 use rvm_tests::pod::{POD, member, sandbox};
 use rvm_tests::{Bundle, Rvm, bind};
 use serde_json::json;
@@ -64,36 +65,14 @@ impl World {
         Some(world)
     }
 
-    /// Starts `box` on a disk, and waits until it is ready for the fault. The script that runs then
-    /// ends with a line of what it found in `/out/said`.
+    /// Starts `box` in the pod; see [`start`].
     fn start(&self, shape: Shape, kind: &str, disk: &Path, script: &str) -> Bundle {
-        // The programs stay in the page cache, and the shell needs none to go on.
-        let script = format!(
-            "sleep 1000 & cat /bin/busybox >/dev/null; echo >/out/ready; \
-             until [ -e /out/go ]; do sleep 0.1; done; {script}; wait"
-        );
-        let mut bundle = member(&self.rvm, &script, POD);
-        bundle = match shape {
-            Root => bundle.with(|config| config["root"]["path"] = json!(disk)),
-            Volume => bundle.mount(volume(kind, disk)),
-        };
-        let bundle = bundle.mount(bind(&self.rvm.path("out"), "/out", &["bind"]));
-        self.rvm.create(&bundle, "box");
-        self.rvm.ok(&["start", "box"]);
-        eventually("the container is ready", || self.out("ready").exists());
-        bundle
+        let bundle = |script: &str| member(&self.rvm, script, POD);
+        start(&self.rvm, bundle, (shape, kind, disk), script)
     }
 
-    fn out(&self, name: &str) -> PathBuf {
-        self.rvm.path("out").join(name)
-    }
-
-    /// What the container says of the fault.
     fn said(&self) -> String {
-        File::create(self.out("go")).unwrap();
-        let said = || fs::read_to_string(self.out("said")).unwrap_or_default();
-        eventually("the container has found out", || said().ends_with("end\n"));
-        said()
+        said(&self.rvm)
     }
 
     fn assert_neighbour_goes_on(&self) {
@@ -111,11 +90,7 @@ impl World {
 
     /// Kills and deletes the container; the pod goes on and takes another on a sound disk.
     fn remove(self) {
-        let start = Instant::now();
-        self.rvm.ok(&["kill", "box", "KILL"]);
-        self.rvm.wait_for_status("box", "stopped");
-        self.rvm.ok(&["delete", "box"]);
-        assert!(start.elapsed() < REMOVAL, "it took {:?}", start.elapsed());
+        remove(&self.rvm);
         self.assert_neighbour_goes_on();
         fs::create_dir(self.rvm.path("next")).unwrap();
         let next = disk::image(&self.rvm.path("next"), "ext4", 16 * MIB, None).unwrap();
@@ -134,6 +109,48 @@ impl Drop for World {
             eprintln!("the guest's console:\n{}", self.console());
         }
     }
+}
+
+/// Starts `box` on a disk, and waits until it is ready for the fault. The script that runs then
+/// ends with a line of what it found in `/out/said`.
+fn start(
+    rvm: &Rvm,
+    bundle: impl FnOnce(&str) -> Bundle,
+    (shape, kind, disk): (Shape, &str, &Path),
+    script: &str,
+) -> Bundle {
+    // The programs stay in the page cache, and the shell needs none to go on.
+    let script = format!(
+        "sleep 1000 & cat /bin/busybox >/dev/null; echo >/out/ready; \
+         until [ -e /out/go ]; do sleep 0.1; done; {script}; wait"
+    );
+    let bundle = match shape {
+        Root => bundle(&script).with(|config| config["root"]["path"] = json!(disk)),
+        Volume => bundle(&script).mount(volume(kind, disk)),
+    };
+    let bundle = bundle.mount(bind(&rvm.path("out"), "/out", &["bind"]));
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    let ready = rvm.path("out/ready");
+    eventually("the container is ready", || ready.exists());
+    bundle
+}
+
+/// What the container says of the fault.
+fn said(rvm: &Rvm) -> String {
+    File::create(rvm.path("out/go")).unwrap();
+    let said = || fs::read_to_string(rvm.path("out/said")).unwrap_or_default();
+    eventually("the container has found out", || said().ends_with("end\n"));
+    said()
+}
+
+/// Kills and deletes the container.
+fn remove(rvm: &Rvm) {
+    let start = Instant::now();
+    rvm.ok(&["kill", "box", "KILL"]);
+    rvm.wait_for_status("box", "stopped");
+    rvm.ok(&["delete", "box"]);
+    assert!(start.elapsed() < REMOVAL, "it took {:?}", start.elapsed());
 }
 
 fn volume(kind: &str, source: &Path) -> serde_json::Value {
@@ -279,8 +296,9 @@ fn a_disk_whose_image_is_removed_stays_until_its_container_ends() {
     }
 }
 
+/// The disk of a machine's slot, which only a container in a machine of its own gets from the CLI.
 #[test]
-fn a_device_that_errs_is_an_error_of_its_container_alone() {
+fn a_device_that_errs_is_an_error_and_its_container_can_be_removed() {
     if rvm_tests::engine() != "kvm" {
         eprintln!("machines of this engine have no disks; the test was skipped");
         return;
@@ -294,11 +312,13 @@ fn a_device_that_errs_is_an_error_of_its_container_alone() {
         let Some(device) = image.and_then(|image| MappedDevice::new(&image)) else {
             return;
         };
-        let world = World::new().unwrap();
-        let _bundle = world.start(shape, kind, &device.path(), &read_and_write(shape, 4));
+        let rvm = Rvm::new();
+        fs::create_dir(rvm.path("out")).unwrap();
+        let script = read_and_write(shape, 4);
+        let _bundle = start(&rvm, Bundle::shell, (shape, kind, &device.path()), &script);
         device.fail();
-        let said = world.said();
+        let said = said(&rvm);
         assert!(said.contains(IO_ERROR), "{shape:?}, {kind}: {said}");
-        world.remove();
+        remove(&rvm);
     }
 }

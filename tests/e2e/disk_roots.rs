@@ -7,6 +7,7 @@ use std::path::Path;
 use containerd_shim_protos::api;
 use rvm_tests::command::Rvm;
 use rvm_tests::containerd::{self, Containerd, RUNTIME};
+use rvm_tests::device_mapper::ThinPool;
 use rvm_tests::shim::{Shim, limit};
 use rvm_tests::{Bundle, disk, image};
 use serde_json::json;
@@ -160,22 +161,17 @@ fn what_cannot_be_honoured_is_refused_before_anything_is_mounted() {
 
 /// containerd makes the snapshot, and mounts it while it unpacks the image; the container's own
 /// snapshot it hands to the shim.
-#[test]
-fn a_snapshot_of_containerds_blockfile_snapshotter_is_the_root() {
-    if containerd::major_version() < 2 {
-        eprintln!("needs containerd 2 in RVM_TEST_CONTAINERD; the test was skipped");
-        return;
-    }
+fn a_snapshot_is_the_root(snapshotter: &str, lines: &str) {
     let world = Rvm::new().configured(&format!("engine = \"{}\"", rvm_tests::engine()));
-    let containerd = Containerd::with_snapshotter(world, "blockfile");
-    containerd.import_for("blockfile", image::NAME, &json!({ "Cmd": ["sh"] }));
+    let containerd = Containerd::with_snapshotter(world, snapshotter, lines);
+    containerd.import_for(snapshotter, image::NAME, &json!({ "Cmd": ["sh"] }));
     let config = containerd.world().path("config.toml");
     let script = "grep -q ' / ext4 ' /proc/mounts && echo written > /new && cat /new";
     let run = containerd.ctr(&[
         "run",
         "--rm",
         "--snapshotter",
-        "blockfile",
+        snapshotter,
         "--runtime",
         RUNTIME,
         "--runtime-config-path",
@@ -192,4 +188,33 @@ fn a_snapshot_of_containerds_blockfile_snapshotter_is_the_root() {
         "{}",
         run.stderr
     );
+}
+
+#[test]
+fn a_snapshot_of_containerds_blockfile_snapshotter_is_the_root() {
+    if containerd::major_version() < 2 {
+        eprintln!("needs containerd 2 in RVM_TEST_CONTAINERD; the test was skipped");
+        return;
+    }
+    a_snapshot_is_the_root("blockfile", "");
+}
+
+#[test]
+fn a_snapshot_of_containerds_devmapper_snapshotter_is_the_root() {
+    if rvm_tests::engine() != "kvm" {
+        eprintln!("machines of this engine have no disks; the test was skipped");
+        return;
+    }
+    let Some(pool) = ThinPool::new(256 * MIB) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let lines = format!(
+        "[plugins.\"io.containerd.snapshotter.v1.devmapper\"]\n\
+         root_path = \"{}\"\npool_name = \"{}\"\nbase_image_size = \"64MB\"\n\
+         fs_type = \"ext4\"\n",
+        dir.path().display(),
+        pool.name()
+    );
+    a_snapshot_is_the_root("devmapper", &lines);
 }

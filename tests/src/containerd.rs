@@ -63,10 +63,10 @@ impl Containerd {
         Self::start_with(world, namespace, lines, &snapshots)
     }
 
-    /// The same with this snapshotter.
-    pub fn with_snapshotter(world: Rvm, name: &str) -> Self {
+    /// The same with this snapshotter, and lines of its configuration.
+    pub fn with_snapshotter(world: Rvm, name: &str, lines: &str) -> Self {
         let namespace = world.cgroups_name().to_owned();
-        let snapshots = snapshotter_lines(&world, name);
+        let snapshots = snapshotter_lines(&world, name) + lines;
         Self::start_with(world, namespace, "", &snapshots)
     }
 

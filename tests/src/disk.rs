@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
@@ -141,74 +141,6 @@ impl SmallTmpfs {
 impl Drop for SmallTmpfs {
     fn drop(&mut self) {
         let _ = unmount(self.path(), UnmountFlags::DETACH);
-    }
-}
-
-/// A device of the host's device mapper over a loop device, which can be made to fail. Dropping it
-/// removes it.
-pub struct MappedDevice {
-    name: String,
-    sectors: u64,
-    under: LoopDevice,
-}
-
-impl MappedDevice {
-    /// A device over this image. None if the host has none, which is printed.
-    pub fn new(image: &Path) -> Option<Self> {
-        let _ = Command::new("modprobe").arg("dm-mod").output();
-        let under = LoopDevice::on(image)?;
-        let name = format!("rvm-test-{}-{}", std::process::id(), under.number().1);
-        let sectors = image.metadata().unwrap().len() / 512;
-        let this = Self {
-            name,
-            sectors,
-            under,
-        };
-        let table = format!("0 {sectors} linear {} 0", this.under.path().display());
-        let made = this.dmsetup(&["create", "--table", &table]);
-        if !made.status.success() {
-            let said = String::from_utf8_lossy(&made.stderr);
-            eprintln!("{}; the test was skipped", said.trim());
-            return None;
-        }
-        Some(this)
-    }
-
-    /// Its path on the host, by its number: no udev makes one with its name.
-    pub fn path(&self) -> PathBuf {
-        let columns = ["info", "--columns", "--noheadings", "-o", "minor"];
-        let minor = String::from_utf8(self.dmsetup(&columns).stdout).unwrap();
-        format!("/dev/dm-{}", minor.trim()).into()
-    }
-
-    /// Everything that is asked of it is an error from now on.
-    pub fn fail(&self) {
-        let table = format!("0 {} error", self.sectors);
-        for args in [
-            &["suspend", "--noflush", "--nolockfs"][..],
-            &["load", "--table", &table],
-            &["resume"],
-        ] {
-            let output = self.dmsetup(args);
-            assert!(output.status.success(), "{output:?}");
-        }
-    }
-
-    /// The device's name follows the arguments.
-    fn dmsetup(&self, args: &[&str]) -> Output {
-        let mut dmsetup = Command::new("dmsetup");
-        dmsetup.args(["--noudevrules", "--noudevsync"]);
-        let (verb, options) = args.split_first().unwrap();
-        dmsetup.arg(verb).args(options).arg(&self.name);
-        dmsetup
-            .output()
-            .expect("scripts/setup test installs dmsetup")
-    }
-}
-
-impl Drop for MappedDevice {
-    fn drop(&mut self) {
-        self.dmsetup(&["remove", "--force", "--retry"]);
     }
 }
 

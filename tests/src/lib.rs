@@ -9,6 +9,7 @@ pub mod cgroups;
 pub mod command;
 pub mod containerd;
 pub mod cri;
+pub mod device_mapper;
 pub mod disk;
 pub mod engine;
 pub mod image;
