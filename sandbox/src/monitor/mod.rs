@@ -107,8 +107,8 @@ pub struct Order<'a> {
 /// Runs a container to its end; returns its exit code.
 pub async fn run(mut order: Order<'_>, timings: &mut Timings) -> Result<u8, MonitorError> {
     let signals = Signals::block().map_err(process_failed("block signals"))?;
-    claim(order.container)?;
     let groups = Groups::of(&order)?;
+    claim(order.container)?;
     let result = live(&mut order, &groups, &signals, timings).await;
     let torn_down = tear_down(order.container, result.as_ref().ok()).await;
     if let Groups::EnterAndLeave(home) = groups {
