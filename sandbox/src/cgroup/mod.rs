@@ -270,8 +270,7 @@ impl Cgroup {
     }
 
     /// Has the host's kernel count an OOM kill in the groups, for engines that watch them. The
-    /// machine must have ended. Not in groups that are shared: it
-    /// could hit another machine.
+    /// machine must have ended. Not in groups that are shared: it could hit another machine.
     pub fn count_oom_kill(&self) -> Result<(), CgroupError> {
         match self.dir("memory").filter(|_| !shared::is_marked(self)) {
             Some(dir) => oom::count(self.version, dir),

@@ -130,10 +130,11 @@ impl KvmMachine {
     /// Passes an event on. Returns the reason if it is the machine's end.
     fn take(&self, event: Event) -> Option<StopReason> {
         match event {
-            // What is said again is not believed.
             Event::Started(times) => {
-                _ = self.times.set(*times);
-                self.hold_network();
+                // What is said again is not believed.
+                if self.times.set(*times).is_ok() {
+                    self.hold_network();
+                }
             }
             Event::Done => self.answered(Ok(())),
             Event::Refused(failure) => self.answered(Err(failure)),
