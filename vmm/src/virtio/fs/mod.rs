@@ -233,30 +233,39 @@ impl Fs {
     }
 
     fn process_requests(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        let malformed = || DeviceError::queue(NAME, index);
-        while let Some(chain) = io.pop(index).map_err(malformed())? {
-            let head = chain.head;
-            if let Some(written) = self.serve(index, chain, io)? {
-                io.push(index, head, written).map_err(malformed())?;
-            }
+        while let Some(chain) = io.pop(index).map_err(DeviceError::queue(NAME, index))? {
+            self.execute(index, chain, io)?;
         }
         Ok(())
+    }
+
+    /// Serves one request, and returns it to the driver unless its answer comes later.
+    fn execute(
+        &mut self,
+        index: usize,
+        chain: Chain<'_>,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<(), DeviceError> {
+        let head = chain.head;
+        match self.serve(index, chain, io)? {
+            Some(written) => {
+                (io.push(index, head, written)).map_err(DeviceError::queue(NAME, index))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Executes what is next in the high priority queue as long as it is a FORGET. It was sent
     /// before a request that needs room or asks for it, and what a removed file took of the disk is
     /// free when it is forgotten.
     fn forget(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        let malformed = || DeviceError::queue(NAME, HIPRIO_QUEUE);
-        while let Some(chain) = io.pop(HIPRIO_QUEUE).map_err(malformed())? {
+        let index = HIPRIO_QUEUE;
+        while let Some(chain) = io.pop(index).map_err(DeviceError::queue(NAME, index))? {
             if !message::peek_header(&chain).is_some_and(|header| message::is_forget(&header)) {
-                io.unpop(HIPRIO_QUEUE);
+                io.unpop(index);
                 break;
             }
-            let head = chain.head;
-            if let Some(written) = self.serve(HIPRIO_QUEUE, chain, io)? {
-                io.push(HIPRIO_QUEUE, head, written).map_err(malformed())?;
-            }
+            self.execute(index, chain, io)?;
         }
         Ok(())
     }
