@@ -157,6 +157,16 @@ impl<D: VirtioDevice> FakeDriver<D> {
         self.call(|device, io| device.process_queue(queue, io))
     }
 
+    /// Reports every descriptor that the device watches as ready.
+    pub fn wake(&mut self) -> Result<(), DeviceError> {
+        let mut watches: Vec<_> = self.watches.0.values().copied().collect();
+        watches.sort_by_key(|(token, _)| *token);
+        for (token, wanted) in watches {
+            self.call(|device, io| device.process_host_event(token, wanted, io))?;
+        }
+        Ok(())
+    }
+
     /// The next response on a queue: as many bytes as the device says it wrote.
     pub fn response(&mut self, queue: usize) -> Option<Vec<u8>> {
         let rings = Rings::of(queue);

@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::balloon::Balloon;
 use super::block::Block;
 use super::console::{Console, ConsoleLog};
-use super::device::{Readiness, VirtioDevice};
+use super::device::VirtioDevice;
 use super::fake_driver::{BUFFERS_START, FakeDriver, QUEUES_START};
 use super::mem::{Mem, Sizes};
 use super::net::Net;
@@ -248,16 +248,4 @@ proptest! {
 fn cases() -> u32 {
     let cases = std::env::var("RVM_TEST_CASES").ok();
     cases.and_then(|cases| cases.parse().ok()).unwrap_or(64)
-}
-
-impl<D: VirtioDevice> FakeDriver<D> {
-    /// Tells the device that each descriptor which it watches is ready.
-    fn wake(&mut self) -> Result<(), super::device::DeviceError> {
-        let tokens: Vec<_> = self.watches.0.values().map(|(token, _)| *token).collect();
-        for token in tokens {
-            let ready = Readiness::BOTH;
-            self.call(|device, io| device.process_host_event(token, ready, io))?;
-        }
-        Ok(())
-    }
 }

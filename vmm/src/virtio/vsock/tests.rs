@@ -90,13 +90,7 @@ impl Guest {
 
     /// Reports every descriptor that the device watches as ready.
     fn wake(&mut self) {
-        let mut watches: Vec<_> = self.driver.watches.0.values().copied().collect();
-        watches.sort_by_key(|(token, _)| *token);
-        for (token, wanted) in watches {
-            self.driver
-                .call(|vsock, io| vsock.process_host_event(token, wanted, io))
-                .unwrap();
-        }
+        self.driver.wake().unwrap();
     }
 
     fn is_watching(&self, stream: &impl AsRawFd) -> bool {
