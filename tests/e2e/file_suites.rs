@@ -8,6 +8,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use rvm_tests::bundle::DOCKER_CAPABILITIES;
 use rvm_tests::{Bundle, Finished, Rvm, bind, disk, long};
 use serde_json::json;
 
@@ -177,19 +178,7 @@ impl World {
 
     /// A container with what Docker gives, and with 512 MiB.
     fn bundle(&self, script: &str) -> Bundle {
-        let capabilities = [
-            "CAP_CHOWN",
-            "CAP_DAC_OVERRIDE",
-            "CAP_FOWNER",
-            "CAP_FSETID",
-            "CAP_KILL",
-            "CAP_MKNOD",
-            "CAP_SETFCAP",
-            "CAP_SETGID",
-            "CAP_SETPCAP",
-            "CAP_SETUID",
-        ];
-        let bundle = Bundle::shell(script).capabilities(&capabilities);
+        let bundle = Bundle::shell(script).capabilities(DOCKER_CAPABILITIES);
         let mut bundle = bundle.with(|config| {
             config["linux"]["resources"]["memory"] = json!({ "limit": 512 << 20 });
         });

@@ -4,28 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use rvm_tests::bundle::DOCKER_CAPABILITIES;
 use rvm_tests::{Bundle, Rvm, bind, disk};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
-
-/// The capabilities that Docker gives by default.
-const DEFAULT: &[&str] = &[
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
 
 /// What a Docker daemon and its runtime need besides.
 const OF_A_DAEMON: &[&str] = &[
@@ -61,7 +44,7 @@ fn system(script: &str, arguments: &[&str], capabilities: &[&str]) -> Bundle {
 /// A bundle in which a Docker daemon can run. `ending` is the script's argument.
 fn daemon(ending: &str, data: Option<Value>) -> Bundle {
     let script = include_str!("in_container/docker.sh");
-    let capabilities = [DEFAULT, OF_A_DAEMON].concat();
+    let capabilities = [DOCKER_CAPABILITIES, OF_A_DAEMON].concat();
     let bundle = system(script, &[ending], &capabilities).with(|config| {
         config["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);
         for list in ["maskedPaths", "readonlyPaths"] {
@@ -128,7 +111,7 @@ fn a_disk_is_sound_when_a_container_ends_under_the_docker_daemon_that_uses_it() 
 #[test]
 fn dpkg_and_apt_install_upgrade_and_remove_with_the_capabilities_that_docker_gives() {
     let script = include_str!("in_container/packages.sh");
-    let finished = Rvm::new().run(&system(script, &[], DEFAULT), "box");
+    let finished = Rvm::new().run(&system(script, &[], DOCKER_CAPABILITIES), "box");
     assert_eq!(finished.code, 0, "{finished:?}");
     let files = |name: &str| {
         ["fifo", "link", "linked", name, "program"]

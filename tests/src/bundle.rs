@@ -8,6 +8,24 @@ use serde_json::{Value, json};
 
 use crate::command;
 
+/// The capabilities that Docker gives by default.
+pub const DOCKER_CAPABILITIES: &[&str] = &[
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
 /// A bundle in a directory of its own.
 pub struct Bundle {
     dir: tempfile::TempDir,
