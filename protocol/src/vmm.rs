@@ -1,8 +1,8 @@
 //! The messages between the host and `rvm-vmm`.
 //!
 //! `rvm-vmm` is started with one end of a seqpacket socket as its standard input. The first packet
-//! is a configuration ([`MachineConfig`], [`QemuConfig`] or [`BackendConfig`]) with every
-//! descriptor that it names; the VMM opens nothing by path after it has entered its jail. From then
+//! is a configuration ([`MachineConfig`], [`TemplateConfig`], [`QemuConfig`] or [`BackendConfig`])
+//! with every descriptor that it names; the VMM opens nothing by path after it has entered its jail. From then
 //! on the VMM sends [`Event`]s and answers [`Request`]s. It ends when the host closes the socket.
 //!
 //! Every packet begins with [`PROTOCOL_VERSION`], and [`Channel`] refuses a packet of another
@@ -22,7 +22,7 @@ pub use channel::{Channel, ChannelError, MAX_FDS, MAX_PACKET};
 
 /// The version of the messages in this module. Any change that a peer of the previous version would
 /// misread increments it.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The index of a descriptor among those that came with the configuration, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,32 @@ pub struct MachineConfig {
     pub spare_nets: usize,
     /// Empty slots for disks, from [`DISK_SLOT`] on.
     pub spare_disks: usize,
+    /// The template that the machine is restored from, open for reading. None boots the kernel, as
+    /// does a template that cannot be used ([`Event::TemplateRefused`]).
+    pub template: Option<TemplateFiles>,
+}
+
+/// The files of a template: a machine as it was when its agent was ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateFiles {
+    /// The state of CPUs, interrupt controllers and devices: a regular file.
+    pub state: FdIndex,
+    /// The memory: a regular file, at best on a tmpfs. Restored machines map it privately.
+    pub memory: FdIndex,
+}
+
+/// The configuration of `rvm-vmm template`, which boots a machine until its agent is ready, writes
+/// it to a template, sends [`Event::TemplateSaved`] and ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateConfig {
+    /// The machine. Those that are restored from the template agree with it in everything but
+    /// `parent`, `console`, `shared_dir`, `vsock` and `nets`; each of their `nets` takes the place
+    /// of one of its `spare_nets`. It has no `nets`, no `vsock` and no `template` itself.
+    pub machine: MachineConfig,
+    /// The files to write, empty and open for reading and writing.
+    pub files: TemplateFiles,
 }
 
 /// A guest port and the Unix socket through which host programs reach it.
@@ -209,6 +235,10 @@ pub enum Event {
         /// The machine's memory in MiB.
         memory_mib: u64,
     },
+    /// The machine's template cannot be used, for this reason; the machine boots its kernel instead.
+    TemplateRefused(Failure),
+    /// The template is written, and the VMM is about to exit.
+    TemplateSaved,
     /// The machine has ended, and the VMM is about to exit.
     Stopped(StopReason),
 }
@@ -221,10 +251,12 @@ pub struct StartTimes {
     pub jail_ns: u64,
     /// Creating the virtual machine, its memory and its devices.
     pub machine_ns: u64,
-    /// Loading the kernel and the initramfs.
+    /// Loading the kernel and the initramfs, or the template.
     pub kernel_ns: u64,
     /// Installing system call filters and starting the threads.
     pub threads_ns: u64,
+    /// Whether the machine was restored from its template.
+    pub restored: bool,
 }
 
 /// Why a machine ended.

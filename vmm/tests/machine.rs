@@ -61,6 +61,7 @@ impl Vmm {
             shared_dir: shared.path().to_owned(),
             vsock: Vec::new(),
             nets: Vec::new(),
+            template: None,
             spare_nets: 1,
             spare_disks: 1,
         };

@@ -134,6 +134,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
             machine_ns,
             kernel_ns,
             threads_ns: stopwatch.lap(),
+            restored: false,
         },
         vm,
     })

@@ -138,6 +138,11 @@ impl KvmMachine {
             }
             Event::Done => self.answered(Ok(())),
             Event::Refused(failure) => self.answered(Err(failure)),
+            Event::TemplateRefused(failure) => {
+                tracing::warn!("the guest boots, since its template cannot be used: {failure}");
+            }
+            // Only one that writes a template says so.
+            Event::TemplateSaved => {}
             Event::Resized { memory_mib } => _ = self.reached.send_replace(memory_mib),
             Event::Stopped(reason) => return Some(reason),
         }
@@ -192,6 +197,7 @@ impl KvmMachine {
 fn clean_event(event: Event) -> Event {
     match event {
         Event::Refused(failure) => Event::Refused(clean_failure(&failure)),
+        Event::TemplateRefused(failure) => Event::TemplateRefused(clean_failure(&failure)),
         Event::Stopped(StopReason::GuestReset { place }) => {
             let place = clean(&place);
             Event::Stopped(StopReason::GuestReset { place })
@@ -202,6 +208,7 @@ fn clean_event(event: Event) -> Event {
         other @ (Event::Started(_)
         | Event::Done
         | Event::Resized { .. }
+        | Event::TemplateSaved
         | Event::Stopped(StopReason::PowerOff)) => other,
     }
 }

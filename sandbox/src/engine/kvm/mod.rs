@@ -80,6 +80,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
         spare_disks: plan.disk_slots,
         spare_nets: spare_nets(plan.nets.len()),
         nets: fds.add_nets(plan.nets),
+        template: None,
     };
     let vmm = Vmm::start(&config.vmm, c"machine", plan.group, &machine, &fds.borrow())?;
     Ok(Box::new(KvmMachine::new(vmm)?))
