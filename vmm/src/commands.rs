@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use rvm_protocol::failure::{Code, Coded, Failure};
 use rvm_protocol::vmm::{
     BackendConfig, Channel, ChannelError, Event, MachineConfig, QemuConfig, StopReason,
+    TemplateConfig,
 };
 use serde::de::DeserializeOwned;
 
@@ -23,6 +24,21 @@ pub fn machine() -> anyhow::Result<()> {
     // This fails only if the host has closed its end.
     let _ = channel.send(&Event::Stopped(reason), &[]);
     // vCPU and device threads still run; the kernel frees what they hold with the process.
+    std::process::exit(0)
+}
+
+/// `rvm-vmm template`: boots a machine on KVM until its agent is ready, and writes a template.
+pub fn template() -> anyhow::Result<()> {
+    let (channel, config, fds) = receive_configuration::<TemplateConfig>()?;
+    let event = match machine::make(&config, fds) {
+        Ok(()) => Event::TemplateSaved,
+        Err(error) => {
+            let failure = Failure::new(error.code(), logging::error_chain(&error));
+            Event::Stopped(StopReason::Failed(failure))
+        }
+    };
+    channel.send(&event, &[])?;
+    // As in `machine`.
     std::process::exit(0)
 }
 
@@ -115,6 +131,6 @@ pub fn version() -> anyhow::Result<()> {
 pub fn usage() -> anyhow::Result<()> {
     logging::start(false);
     bail!(
-        "usage: rvm-vmm machine | qemu | backend | probe | namespace | --version (started by rvm)"
+        "usage: rvm-vmm machine | template | qemu | backend | probe | namespace | --version (started by rvm)"
     )
 }

@@ -16,6 +16,10 @@ use crate::vcpus::VcpuError;
 /// Serves the host until the machine ends, and returns why it ended. The error is
 /// [`ChannelError::Closed`] if the host closed the control socket.
 pub fn run(machine: &mut Machine, channel: &Channel) -> Result<StopReason, ChannelError> {
+    if let Some(refusal) = machine.refusal.take() {
+        let failure = Failure::new(Code::FailedPrecondition, error_chain(&refusal));
+        channel.send(&Event::TemplateRefused(failure), &[])?;
+    }
     channel.send(&Event::Started(Box::new(machine.times.clone())), &[])?;
     loop {
         let mut fds = [

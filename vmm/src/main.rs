@@ -8,6 +8,7 @@ fn main() -> ExitCode {
     let mode = std::env::args().nth(1);
     let result = match mode.as_deref() {
         Some("machine") => commands::machine(),
+        Some("template") => commands::template(),
         Some("qemu") => commands::qemu(),
         Some("backend") => commands::backend(),
         Some("probe") => commands::probe(),

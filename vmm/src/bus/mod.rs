@@ -16,6 +16,7 @@ use crate::virtio::mmio::MmioTransport;
 use crate::virtio::slot::Slot;
 use crate::virtio::spec::device_id;
 use crate::virtio::spec::mmio::QUEUE_NOTIFY;
+use crate::virtio::state::{StateError, TransportState};
 
 pub use slots::{FixedSlot, SlotAddress};
 
@@ -31,6 +32,15 @@ pub enum BusError {
     Queues(#[from] virtio_queue::Error),
     #[error(transparent)]
     Kvm(#[from] KvmError),
+}
+
+/// The state of a slot could not be saved or restored.
+#[derive(Debug, thiserror::Error)]
+#[error("device slot {number}")]
+pub struct SlotError {
+    number: usize,
+    #[source]
+    source: StateError,
 }
 
 pub struct Bus {
@@ -80,6 +90,30 @@ impl Bus {
     pub fn unplug(&self, number: usize, queue_sizes: &'static [u16]) -> Result<(), BusError> {
         let mut slot = self.slot(number)?;
         Ok(slot.transport.replace(Box::new(Empty(queue_sizes)))?)
+    }
+
+    /// The state of every slot, by number. The guest must not run.
+    pub fn save(&self) -> Result<Vec<TransportState>, SlotError> {
+        let states = self.slots.iter().enumerate();
+        let states = states.map(|(number, slot)| {
+            let saved = lock(slot).transport.save();
+            saved.map_err(|source| SlotError { number, source })
+        });
+        states.collect()
+    }
+
+    /// Gives every slot its state. The guest has not run yet.
+    pub fn restore(&self, states: &[TransportState]) -> Result<(), SlotError> {
+        for (number, (slot, state)) in self.slots.iter().zip(states).enumerate() {
+            let restored = lock(slot).transport.restore(state);
+            restored.map_err(|source| SlotError { number, source })?;
+        }
+        Ok(())
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     fn slot(&self, number: usize) -> Result<MutexGuard<'_, MmioSlot>, BusError> {

@@ -1,6 +1,7 @@
 //! KVM: a virtual machine, its memory slots, its interrupts, and vCPUs before they run.
 
 mod memory_slots;
+mod state;
 
 use std::ops::Range;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -16,6 +17,7 @@ use crate::arch::x86_64::{cpuid, layout};
 use crate::memory::{GuestMemory, Reservation};
 
 pub use memory_slots::MemorySlot;
+pub use state::{SavedVcpu, VmState, saveable_msrs};
 
 /// KVM could not do what a machine needs.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,8 @@ pub enum KvmError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    #[error("the time stamp counter ran at {then} kHz, and runs at {now} kHz now")]
+    Frequency { then: u32, now: u32 },
     #[error("the guest's memory has more regions than a machine boots with")]
     TooManyRegions,
     #[error(transparent)]
@@ -105,6 +109,21 @@ impl Vm {
             vm.set_memory_slot(slot, &mapping)?;
         }
         Ok(vm)
+    }
+
+    /// Creates the vCPUs of a machine that boots with `count` of at most `max`: the first starts at
+    /// the kernel's entry point, the others wait for it to start them.
+    pub fn create_vcpus(
+        &self,
+        (count, max): (u8, u8),
+        entry: GuestAddress,
+    ) -> Result<Vec<VcpuFd>, KvmError> {
+        (0..count)
+            .map(|id| match id {
+                0 => self.create_boot_vcpu(max, entry),
+                id => self.create_vcpu(id, max),
+            })
+            .collect()
     }
 
     /// Creates the vCPU that starts at the kernel's entry point, in a machine of at most `count`.

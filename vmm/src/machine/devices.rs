@@ -27,7 +27,7 @@ use crate::virtio::net::{self, Net};
 use crate::virtio::rng::Rng;
 use crate::virtio::slot::Slot;
 use crate::virtio::thread::DeviceThread;
-use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::{HeldRequest, Vsock};
 
 /// The devices of a machine and the threads that they work on.
 pub(super) struct Devices {
@@ -48,12 +48,13 @@ pub(super) struct WorkerThread {
 }
 
 impl Devices {
-    /// Creates the devices and takes their descriptors.
+    /// Creates the devices and takes their descriptors. In a machine that becomes a template, the
+    /// guest's word that it is ready is noted in `ready`.
     pub(super) fn create(
         config: &MachineConfig,
         fds: &mut PassedFds,
-        memory: &CurrentMemory,
-        console: &Arc<Mutex<ConsoleLog>>,
+        (memory, console): (&CurrentMemory, &Arc<Mutex<ConsoleLog>>),
+        ready: Option<&Arc<HeldRequest>>,
         proc_self_fd: File,
     ) -> Result<Self, MachineError> {
         let mut slots = Slots {
@@ -66,7 +67,7 @@ impl Devices {
         for slot in FixedSlot::ALL {
             slots.add(match slot {
                 FixedSlot::Console => Box::new(Console::new(Arc::clone(console))),
-                FixedSlot::Vsock => Box::new(vsock(config, fds)?),
+                FixedSlot::Vsock => Box::new(vsock(config, fds, ready)?),
                 FixedSlot::Rng => Box::new(Rng),
                 FixedSlot::Balloon => Box::new(Balloon::new(target.clone())),
                 FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
@@ -185,8 +186,16 @@ pub(super) fn failed(device: &'static str) -> impl FnOnce(io::Error) -> MachineE
     move |source| MachineError::Device { device, source }
 }
 
-fn vsock(config: &MachineConfig, fds: &mut PassedFds) -> Result<Vsock, MachineError> {
-    Vsock::new(fds.take_listeners(&config.vsock)?).map_err(failed("vsock"))
+fn vsock(
+    config: &MachineConfig,
+    fds: &mut PassedFds,
+    ready: Option<&Arc<HeldRequest>>,
+) -> Result<Vsock, MachineError> {
+    let vsock = match ready {
+        Some(ready) => Vsock::of_template(Arc::clone(ready)),
+        None => Vsock::new(fds.take_listeners(&config.vsock)?),
+    };
+    vsock.map_err(failed("vsock"))
 }
 
 fn files(proc_self_fd: File) -> Result<Fs, MachineError> {

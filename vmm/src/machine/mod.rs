@@ -3,12 +3,14 @@
 mod config;
 mod devices;
 mod stopwatch;
+mod template;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use kvm_ioctls::VcpuFd;
 use rvm_protocol::failure::{Code, Coded};
 use rvm_protocol::vmm::{MachineConfig, StartTimes};
 
@@ -21,13 +23,17 @@ use crate::hotplug::{DiskSlots, HotplugMemory, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, JailError};
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, CurrentMemory, MemoryError};
+use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::thread::DeviceThread;
+use crate::virtio::vsock::HeldRequest;
 
-use devices::Devices;
+use devices::{Devices, WorkerThread, failed};
 use stopwatch::Stopwatch;
+use template::{Shape, Template};
+
+pub use template::{TemplateError, make};
 
 /// A machine could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +64,8 @@ pub enum MachineError {
     Vcpus(#[from] VcpuError),
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
 }
 
 impl Coded for MachineError {
@@ -79,6 +87,8 @@ pub struct Machine {
     pub nets: NetSlots,
     pub disks: DiskSlots,
     pub times: StartTimes,
+    /// Why the machine was not restored from its template, if it has one and was not.
+    pub refusal: Option<TemplateError>,
     /// When this descriptor is closed KVM disconnects all interrupts, even if the vCPUs still run.
     pub vm: Vm,
 }
@@ -93,34 +103,26 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let proc_self_fd = enter_jail(config)?;
     let jail_ns = stopwatch.lap();
 
-    let memory = memory::map(config.memory_mib)?;
-    let vm = Vm::new(fds.take(config.kvm)?, Arc::clone(&memory))?;
+    let kernel = Kernel::take(config, &mut fds)?;
+    let Frame {
+        memory,
+        vm,
+        template,
+        refusal,
+    } = Frame::new(config, &kernel, &mut fds)?;
     let current = CurrentMemory::new(Arc::clone(&memory));
-    let console =
-        ConsoleLog::new(fds.take(config.console)?.into()).map_err(devices::failed("console"))?;
-    let console = Arc::new(Mutex::new(console));
-    let devices = Devices::create(config, &mut fds, &current, &console, proc_self_fd)?;
-    let slots = devices.slots.len();
-    let cmdline = config::cmdline(config, slots);
-    let bus = Bus::new(&vm, &devices.slots, console)?;
+    let (devices, bus) = connect(config, &mut fds, (&vm, &current), None, proc_self_fd)?;
     let machine_ns = stopwatch.lap();
 
-    let (mut kernel, mut initramfs) = (
-        fds.take(config.kernel)?.into(),
-        fds.take(config.initramfs)?.into(),
-    );
-    let entry = boot::load(&memory, &mut kernel, &mut initramfs, &cmdline)?;
-    mptable::write(&memory, config.max_vcpus, slots).map_err(RegisterError::Memory)?;
-    registers::write_tables(&memory)?;
+    let vcpus = match &template {
+        Some(template) => template.restore(&vm, &bus, config.max_vcpus)?,
+        None => kernel.load(config, &memory, &vm, bus.slots())?,
+    };
     let kernel_ns = stopwatch.lap();
 
     let state = RunState::new(bus).map_err(MachineError::Thread)?;
-    for worker in devices.workers {
-        let state = Arc::clone(&state);
-        worker.spawn(move |reason| state.fail(reason))?;
-    }
-    let counts = (config.boot_vcpus, config.max_vcpus);
-    let vcpus = Vcpus::start(&vm, state, counts, entry)?;
+    spawn_workers(devices.workers, &state)?;
+    let vcpus = Vcpus::start(vcpus, state, config.max_vcpus)?;
     main_thread_kind(config).apply()?;
     let hotplug = HotplugMemory::new(config.memory_mib, config.max_memory_mib, vm.address_bits());
     Ok(Machine {
@@ -134,10 +136,111 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
             machine_ns,
             kernel_ns,
             threads_ns: stopwatch.lap(),
-            restored: false,
+            restored: template.is_some(),
         },
+        refusal,
         vm,
     })
+}
+
+/// A machine's memory and KVM's half of it, with the state that they are to take over.
+struct Frame {
+    memory: Arc<GuestMemory>,
+    vm: Vm,
+    template: Option<Template>,
+    refusal: Option<TemplateError>,
+}
+
+impl Frame {
+    /// Those of the machine's template, if it has one that can be used, or else new ones.
+    fn new(
+        config: &MachineConfig,
+        kernel: &Kernel,
+        fds: &mut PassedFds,
+    ) -> Result<Self, MachineError> {
+        let kvm = fds.take(config.kvm)?;
+        let mut refusal = None;
+        if let Some(files) = &config.template {
+            let (state, memory) = (fds.take(files.state)?, fds.take(files.memory)?);
+            let shape = kernel.shape(config);
+            match Template::open((state.into(), memory.into()), &shape, &kvm) {
+                Ok((template, memory, vm)) => {
+                    return Ok(Self {
+                        memory,
+                        vm,
+                        template: Some(template),
+                        refusal,
+                    });
+                }
+                Err(error) => refusal = Some(error),
+            }
+        }
+        let memory = memory::map(config.memory_mib)?;
+        Ok(Self {
+            vm: Vm::new(kvm, Arc::clone(&memory))?,
+            memory,
+            template: None,
+            refusal,
+        })
+    }
+}
+
+/// The guest's kernel and its initramfs.
+struct Kernel {
+    kernel: File,
+    initramfs: File,
+}
+
+impl Kernel {
+    fn take(config: &MachineConfig, fds: &mut PassedFds) -> Result<Self, MachineError> {
+        Ok(Self {
+            kernel: fds.take(config.kernel)?.into(),
+            initramfs: fds.take(config.initramfs)?.into(),
+        })
+    }
+
+    /// Loads it, and creates the vCPUs that are to run it.
+    fn load(
+        mut self,
+        config: &MachineConfig,
+        memory: &GuestMemory,
+        vm: &Vm,
+        slots: usize,
+    ) -> Result<Vec<VcpuFd>, MachineError> {
+        let cmdline = config::cmdline(config, slots);
+        let entry = boot::load(memory, &mut self.kernel, &mut self.initramfs, &cmdline)?;
+        mptable::write(memory, config.max_vcpus, slots).map_err(RegisterError::Memory)?;
+        registers::write_tables(memory)?;
+        Ok(vm.create_vcpus((config.boot_vcpus, config.max_vcpus), entry)?)
+    }
+
+    /// What a template must agree with.
+    fn shape(&self, config: &MachineConfig) -> Shape {
+        Shape::of(config, [&self.kernel, &self.initramfs])
+    }
+}
+
+/// Creates the devices and connects them to the machine. For `ready` see [`Devices::create`].
+fn connect(
+    config: &MachineConfig,
+    fds: &mut PassedFds,
+    (vm, memory): (&Vm, &CurrentMemory),
+    ready: Option<&Arc<HeldRequest>>,
+    proc_self_fd: File,
+) -> Result<(Devices, Bus), MachineError> {
+    let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
+    let console = Arc::new(Mutex::new(console));
+    let devices = Devices::create(config, fds, (memory, &console), ready, proc_self_fd)?;
+    let bus = Bus::new(vm, &devices.slots, console)?;
+    Ok((devices, bus))
+}
+
+fn spawn_workers(workers: Vec<WorkerThread>, state: &Arc<RunState>) -> Result<(), MachineError> {
+    for worker in workers {
+        let state = Arc::clone(state);
+        worker.spawn(move |reason| state.fail(reason))?;
+    }
+    Ok(())
 }
 
 /// Enters the jail of a machine. Returns /proc/self/fd, which the file server needs and the jail

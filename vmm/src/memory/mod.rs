@@ -3,6 +3,7 @@
 //! The machine maps the memory of the boot once, and hotplug may add to it later. Devices see it
 //! only through [`GuestMemory`], whose accessors check every address.
 
+pub mod image;
 mod reservation;
 
 use std::io;

@@ -10,7 +10,7 @@ mod vcpu;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestAddress;
+use kvm_ioctls::VcpuFd;
 
 use crate::jail::filter::ThreadKind;
 use crate::kvm::{KvmError, Vm};
@@ -41,20 +41,10 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Creates `count` vCPUs of at most `max` and runs them: the first from the kernel's entry
-    /// point, the others when the guest wakes them.
-    pub fn start(
-        vm: &Vm,
-        state: Arc<RunState>,
-        (count, max): (u8, u8),
-        entry: GuestAddress,
-    ) -> Result<Self, VcpuError> {
-        // All are created before one runs: if one cannot be created, the guest must not start.
-        let fds = (0..count).map(|id| match id {
-            0 => vm.create_boot_vcpu(max, entry),
-            id => vm.create_vcpu(id, max),
-        });
-        let fds: Vec<_> = fds.collect::<Result<_, _>>()?;
+    /// Runs the vCPUs that a machine starts with, in the order of their ids. There may be `max`
+    /// later. All must have been created before one runs: if one cannot be, the guest must not
+    /// start.
+    pub fn start(fds: Vec<VcpuFd>, state: Arc<RunState>, max: u8) -> Result<Self, VcpuError> {
         let threads = (0..).zip(fds).map(|(id, fd)| {
             let vcpu = Vcpu::new(id, fd, Arc::clone(&state));
             spawn(vcpu).map_err(VcpuError::Thread)
@@ -94,13 +84,19 @@ impl Vcpus {
         self.state.pause(&self.threads);
     }
 
+    /// Stops all vCPUs for good, between two instructions, and takes them from their threads. `None`
+    /// if one does not stop.
+    pub fn collect(&self) -> Option<Vec<(u8, VcpuFd)>> {
+        self.state.collect(&self.threads)
+    }
+
     /// Lets the vCPUs run again after a [`Self::pause`].
     pub fn resume(&self) {
         self.state.resume();
     }
 }
 
-fn spawn(mut vcpu: Vcpu) -> io::Result<VcpuThread> {
+fn spawn(vcpu: Vcpu) -> io::Result<VcpuThread> {
     let (report, started) = std::sync::mpsc::sync_channel(1);
     let name = format!("vcpu{}", vcpu.id());
     let run = move || {

@@ -3,13 +3,15 @@
 //! ```text
 //!             start             pause                    anything that ends the machine
 //!   waiting ─────────> running ───────> paused    running ──────────────────────────────> ended
-//!                         ^               │
-//!                         └─── resume ────┘
+//!                         ^               │              │
+//!                         └─── resume ────┘              └──collect──> collected
 //! ```
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use kvm_ioctls::VcpuFd;
 use rvm_protocol::vmm::StopReason;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,7 +22,7 @@ use crate::bus::Bus;
 pub struct RunState {
     bus: Bus,
     state: Mutex<State>,
-    /// Notified when `paused` or `parked` changes.
+    /// Notified when anything of `state` changes that a thread waits for.
     changed: Condvar,
     /// Readable once the machine has ended.
     ended: EventFd,
@@ -30,8 +32,13 @@ struct State {
     paused: bool,
     /// The number of vCPUs that have stopped because `paused` is set.
     parked: usize,
+    /// The vCPUs are to leave their threads, and those that have.
+    collected: Option<Vec<(u8, VcpuFd)>>,
     stop: Option<StopReason>,
 }
+
+/// How long vCPUs may take to leave their threads: each has one exit to finish.
+const COLLECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl RunState {
     /// The state of vCPUs whose I/O goes to `bus`.
@@ -41,6 +48,7 @@ impl RunState {
             state: Mutex::new(State {
                 paused: false,
                 parked: 0,
+                collected: None,
                 stop: None,
             }),
             changed: Condvar::new(),
@@ -91,6 +99,39 @@ impl RunState {
 
     pub(super) fn resume(&self) {
         self.lock().paused = false;
+        self.changed.notify_all();
+    }
+
+    /// Takes the vCPUs from these threads, which end. `None` if one does not come in time.
+    pub(super) fn collect(&self, threads: &[VcpuThread]) -> Option<Vec<(u8, VcpuFd)>> {
+        let mut state = self.lock();
+        state.collected = Some(Vec::new());
+        for thread in threads {
+            thread.kick();
+        }
+        let is_incomplete = |state: &mut State| {
+            let collected = state.collected.as_ref().map_or(0, Vec::len);
+            collected < threads.len() && state.stop.is_none()
+        };
+        let waited = self
+            .changed
+            .wait_timeout_while(state, COLLECT_TIMEOUT, is_incomplete);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut vcpus = state.collected.take()?;
+        vcpus.sort_by_key(|(id, _)| *id);
+        (vcpus.len() == threads.len()).then_some(vcpus)
+    }
+
+    /// Whether the calling vCPU is to leave its thread.
+    pub(super) fn is_collecting(&self) -> bool {
+        self.lock().collected.is_some()
+    }
+
+    /// Hands over a vCPU that has left its thread.
+    pub(super) fn hand_over(&self, id: u8, vcpu: VcpuFd) {
+        if let Some(collected) = &mut self.lock().collected {
+            collected.push((id, vcpu));
+        }
         self.changed.notify_all();
     }
 

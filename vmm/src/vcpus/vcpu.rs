@@ -31,10 +31,16 @@ impl Vcpu {
         VcpuThread::adopt_current(&self.fd)
     }
 
-    /// Runs the guest until the machine ends.
-    pub(super) fn run(&mut self) {
+    /// Runs the guest until the machine ends, or until the vCPU is collected.
+    pub(super) fn run(mut self) {
         let reason = loop {
             self.state.wait_while_paused();
+            if self.state.is_collecting() {
+                match self.complete_exit() {
+                    Ok(()) => return self.state.hand_over(self.id, self.fd),
+                    Err(error) => break failed(format!("KVM_RUN: {error}")),
+                }
+            }
             match self.step() {
                 Ok(None) => {}
                 Ok(Some(reason)) => break reason,
@@ -74,6 +80,18 @@ impl Vcpu {
             }
         }
         Ok(None)
+    }
+
+    /// Has KVM take the answer to the last exit, for example what was read from a device. It does so
+    /// at the begin of KVM_RUN, and returns without running the guest if `immediate_exit` is set.
+    fn complete_exit(&mut self) -> Result<(), kvm_ioctls::Error> {
+        self.fd.set_kvm_immediate_exit(1);
+        let result = self.fd.run().map(drop);
+        self.fd.set_kvm_immediate_exit(0);
+        match result {
+            Err(error) if error.errno() != libc::EINTR => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Describes a reset. A kernel that panicked has printed more to its console; after a triple

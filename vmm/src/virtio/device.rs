@@ -5,6 +5,8 @@
 //! time, and at last `reset`, after which `start` may follow again. An error from any of these
 //! means that the driver violated the protocol: the transport sets DEVICE_NEEDS_RESET and does not
 //! call the device again until the driver resets it.
+//!
+//! A device whose driver lives on in a machine that is restored gets `start` and then `restore`.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -216,6 +218,17 @@ pub trait VirtioDevice: Send {
 
     /// Returns to the state before `start` and ends all watches.
     fn reset(&mut self, _host: &mut dyn HostFds) {}
+
+    /// What of a started device cannot be derived from its features and queues, as bytes that only
+    /// [`Self::restore`] reads; `None` if it is in the middle of something and cannot be saved.
+    fn save(&self) -> Option<Vec<u8>> {
+        Some(Vec::new())
+    }
+
+    /// Takes over a saved state, which may be damaged, right after `start`.
+    fn restore(&mut self, _state: &[u8], _io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 /// Copies the bytes at `offset` of a configuration space to `data`.

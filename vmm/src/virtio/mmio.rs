@@ -11,6 +11,7 @@ use virtio_queue::{Queue, QueueT};
 use super::device::{DeviceInfo, VirtioDevice};
 use super::slot::Slot;
 use super::spec::{device_id, feature, mmio as reg, status};
+use super::state::{StateError, TransportState};
 
 /// The size of a device's register window, in bytes.
 pub const WINDOW: u64 = 0x1000;
@@ -58,6 +59,45 @@ impl MmioTransport {
         self.slot.replace(device);
         (self.info, self.queues) = (info, queues);
         Ok(())
+    }
+
+    /// The state of the slot. Fails if the device or its driver is in the middle of something.
+    pub fn save(&self) -> Result<TransportState, StateError> {
+        let is_ready = self.status & status::DRIVER_OK != 0;
+        if self.status & status::FEATURES_OK != 0 && !is_ready {
+            return Err(StateError::Busy);
+        }
+        Ok(TransportState {
+            device: self.info.id,
+            status: self.status,
+            driver_features: self.driver_features,
+            slot: is_ready.then(|| self.slot.save()).transpose()?,
+        })
+    }
+
+    /// Gives a slot that the guest has not used yet a state, if the guest used it then. A slot that
+    /// was empty may hold a device now: the guest will find it there.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), StateError> {
+        if state.device == device_id::NONE {
+            return Ok(());
+        }
+        if state.device != self.info.id {
+            return Err(StateError::OtherDevice {
+                then: state.device,
+                now: self.info.id,
+            });
+        }
+        let unknown = state.driver_features & !self.offered();
+        if unknown != 0 {
+            return Err(StateError::Features(unknown));
+        }
+        self.status = state.status;
+        self.driver_features = state.driver_features;
+        match &state.slot {
+            Some(slot) if !slot.fits(self.info.queue_sizes) => Err(StateError::Queues),
+            Some(slot) => self.slot.restore(state.driver_features, slot),
+            None => Ok(()),
+        }
     }
 
     /// The guest reads `data.len()` bytes at `offset` of the window.

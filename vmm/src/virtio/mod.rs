@@ -24,6 +24,7 @@ pub mod net;
 pub mod rng;
 pub mod slot;
 pub mod spec;
+pub mod state;
 pub mod thread;
 pub mod vhost_user;
 pub mod vsock;

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::{DeviceError, DeviceIo, VirtioDevice};
 use super::epoll::{Source, Watches, readiness};
 use super::spec::{mmio, status};
+use super::state::{SlotState, StateError};
 use crate::fds::borrow_eventfd;
 use crate::logging::{RateLimited, error_chain};
 use crate::memory::CurrentMemory;
@@ -121,6 +122,32 @@ impl Slot {
             }
             device.start(features, io)
         });
+    }
+
+    /// The state of a device that was started. Fails if it is in the middle of something, or waits
+    /// for its driver to reset it.
+    pub(super) fn save(&self) -> Result<SlotState, StateError> {
+        let running = self.lock();
+        if self.interrupt.status() & status::NEEDS_RESET != 0 {
+            return Err(StateError::Device);
+        }
+        let device = running.device.save().ok_or(StateError::Busy)?;
+        let cause = self.interrupt.cause();
+        Ok(SlotState::new(&running.queues, cause, device))
+    }
+
+    /// Starts the device with a state that was saved. Fails if the device cannot go on from it.
+    pub(super) fn restore(&self, features: u64, state: &SlotState) -> Result<(), StateError> {
+        self.start(features, state.queues()?);
+        self.lock_and_call(|device, io| device.restore(&state.device, io));
+        if self.interrupt.status() & status::NEEDS_RESET != 0 {
+            return Err(StateError::Device);
+        }
+        // Whether the guest had received the interrupt is not known.
+        if state.cause != 0 {
+            self.interrupt.raise(state.cause);
+        }
+        Ok(())
     }
 
     /// Resets the device to its state before [`Self::start`].

@@ -3,6 +3,7 @@
 pub mod cpuid;
 pub mod mptable;
 pub mod registers;
+pub mod state;
 
 /// The guest-physical address map: the first MiB, and the fixed addresses above it.
 pub mod layout {

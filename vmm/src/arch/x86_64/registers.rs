@@ -2,11 +2,11 @@
 //! memory, as the kernel's 64-bit boot protocol demands (Documentation/arch/x86/boot.rst). The
 //! other CPUs wait for INIT and SIPI and need only their model-specific registers.
 
-use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::layout;
+use super::{layout, state};
 use crate::memory::GuestMemory;
 
 /// A vCPU could not be set up.
@@ -25,7 +25,7 @@ pub enum RegisterError {
     Memory(#[from] GuestMemoryError),
 }
 
-fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegisterError {
+pub(super) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegisterError {
     move |source| RegisterError::Kvm { what, source }
 }
 
@@ -120,13 +120,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegisterError> {
         data,
         ..Default::default()
     });
-    let msrs = Msrs::from_entries(&entries).map_err(|_| RegisterError::Msr(IA32_MISC_ENABLE))?;
-    let set = vcpu
-        .set_msrs(&msrs)
-        .map_err(refused("model-specific registers"))?;
-    entries
-        .get(set)
-        .map_or(Ok(()), |refused| Err(RegisterError::Msr(refused.index)))
+    state::set_msrs(vcpu, &entries)
 }
 
 /// Sets the pins as firmware leaves them: LINT0 for the 8259 PIC, LINT1 for NMI.

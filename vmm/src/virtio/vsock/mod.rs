@@ -4,7 +4,8 @@
 //! Each guest port that host programs can connect to has a listening Unix socket on the host; a
 //! connection to the socket becomes a connection to the port. The guest cannot connect to the host.
 //! Its one request, to [`READY_PORT`], means that its listeners are ready; before it, host
-//! connections wait in their socket's backlog.
+//! connections wait in their socket's backlog. A machine that becomes a template gets no answer to
+//! it: the machines that are restored from the template do.
 
 mod connection;
 mod spec;
@@ -14,6 +15,8 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rvm_protocol::{GUEST_CID, READY_PORT};
 
@@ -44,6 +47,8 @@ pub struct Vsock {
     listeners: Vec<(u32, UnixListener)>,
     /// The guest's listeners are ready.
     ready: bool,
+    /// Where the guest's request to [`READY_PORT`] is only noted.
+    hold: Option<Arc<HeldRequest>>,
     /// By host port.
     connections: HashMap<u32, Connection>,
     next_host_port: u32,
@@ -63,11 +68,31 @@ impl Vsock {
             config: u64::from(GUEST_CID).to_le_bytes(),
             listeners,
             ready: false,
+            hold: None,
             connections: HashMap::new(),
             next_host_port: FIRST_HOST_PORT,
             send_queue: VecDeque::new(),
             resets: VecDeque::new(),
         })
+    }
+
+    /// A device without listeners, which notes the guest's request to [`READY_PORT`] in `request`.
+    pub fn of_template(request: Arc<HeldRequest>) -> std::io::Result<Self> {
+        let device = Self::new(Vec::new())?;
+        Ok(Self {
+            hold: Some(request),
+            ..device
+        })
+    }
+
+    /// Answers the request to [`READY_PORT`] that came from this port of the guest.
+    fn answer_ready(&mut self, guest_port: u32, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if let Some(request) = &self.hold {
+            request.note(guest_port);
+            return Ok(());
+        }
+        self.send_reset(READY_PORT, guest_port);
+        self.set_ready(io)
     }
 
     /// Starts to accept connections: the guest's listeners are ready.
@@ -194,8 +219,7 @@ impl Vsock {
             return Ok(());
         }
         if { header.op } == op::REQUEST && host_port == READY_PORT {
-            self.send_reset(host_port, guest_port);
-            return self.set_ready(io);
+            return self.answer_ready(guest_port, io);
         }
         let connection = self
             .connections
@@ -286,6 +310,41 @@ impl VirtioDevice for Vsock {
         self.connections.clear();
         self.send_queue.clear();
         self.resets.clear();
+    }
+
+    fn save(&self) -> Option<Vec<u8>> {
+        let guest_port = self.hold.as_ref()?.guest_port()?;
+        let is_idle = self.connections.is_empty() && self.resets.is_empty();
+        is_idle.then(|| guest_port.to_le_bytes().to_vec())
+    }
+
+    fn restore(&mut self, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let guest_port = state.try_into().map_err(|_| DeviceError::Protocol {
+            device: NAME,
+            reason: "the state is damaged",
+        })?;
+        self.answer_ready(u32::from_le_bytes(guest_port), io)?;
+        self.send(io).map_err(DeviceError::queue(NAME, queue::RX))
+    }
+}
+
+/// The guest's request to [`READY_PORT`], if it has come.
+#[derive(Debug, Default)]
+pub struct HeldRequest(AtomicU64);
+
+impl HeldRequest {
+    /// Above every port.
+    const CAME: u64 = 1 << 32;
+
+    fn note(&self, guest_port: u32) {
+        self.0
+            .store(Self::CAME | u64::from(guest_port), Ordering::Release);
+    }
+
+    /// The port of the guest that it came from.
+    pub fn guest_port(&self) -> Option<u32> {
+        let value = self.0.load(Ordering::Acquire);
+        (value & Self::CAME != 0).then_some(value as u32)
     }
 }
 

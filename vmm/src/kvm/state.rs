@@ -1,0 +1,138 @@
+//! The state of a virtual machine that KVM keeps, beside that of its devices' connections, which
+//! are made anew.
+
+use std::os::fd::OwnedFd;
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
+    kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+use super::{KvmError, Vm, refused, take_kvm};
+use crate::arch::x86_64::cpuid;
+use crate::arch::x86_64::state::{self, VcpuState};
+
+/// The interrupt controllers outside the vCPUs.
+const CHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
+/// What a virtual machine has beside its vCPUs and its memory.
+#[derive(Serialize, Deserialize)]
+pub struct VmState {
+    chips: [kvm_irqchip; CHIPS.len()],
+    /// The paravirtual clock.
+    clock: kvm_clock_data,
+    /// The CPUID of its first vCPU, which tells the host's CPU and KVM.
+    cpuid: Vec<kvm_cpuid_entry2>,
+}
+
+/// A vCPU by its number, with its state.
+#[derive(Serialize, Deserialize)]
+pub struct SavedVcpu {
+    /// Its APIC id.
+    pub id: u8,
+    pub state: VcpuState,
+}
+
+/// The model-specific registers that KVM can save, some of which a vCPU may lack.
+pub fn saveable_msrs(kvm: OwnedFd) -> Result<Vec<u32>, KvmError> {
+    let list = take_kvm(kvm).get_msr_index_list();
+    let list = list.map_err(refused("list model-specific registers"))?;
+    Ok(list.as_slice().to_vec())
+}
+
+impl Vm {
+    /// Reads the state of a machine of at most `count` vCPUs, which are stopped.
+    pub fn save(&self, count: u8) -> Result<VmState, KvmError> {
+        let mut chips = [kvm_irqchip::default(); CHIPS.len()];
+        for (chip, id) in chips.iter_mut().zip(CHIPS) {
+            chip.chip_id = id;
+            self.fd
+                .get_irqchip(chip)
+                .map_err(refused("read an interrupt controller"))?;
+        }
+        Ok(VmState {
+            chips,
+            clock: self.fd.get_clock().map_err(refused("read the clock"))?,
+            cpuid: self.cpuid_of_first(count),
+        })
+    }
+
+    /// The model-specific registers of a vCPU that has not run, which is created for this with an
+    /// id that no vCPU of a machine of at most `count` has.
+    pub fn new_msrs(&self, indices: &[u32], count: u8) -> Result<Vec<kvm_msr_entry>, KvmError> {
+        let vcpu = self.create_vcpu(count, count)?;
+        Ok(state::read_msrs(&vcpu, indices)?)
+    }
+
+    /// Gives the machine a state. Its vCPUs have theirs already.
+    pub fn restore(&self, state: &VmState) -> Result<(), KvmError> {
+        for chip in &state.chips {
+            self.fd
+                .set_irqchip(chip)
+                .map_err(refused("set an interrupt controller"))?;
+        }
+        let clock = kvm_clock_data {
+            clock: state.clock.clock,
+            ..Default::default()
+        };
+        self.fd.set_clock(&clock).map_err(refused("set the clock"))
+    }
+
+    /// Creates a vCPU, in a machine of at most `count`, with the state of one that ran.
+    pub fn restore_vcpu(&self, saved: &SavedVcpu, count: u8) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.create_vcpu(saved.id, count)?;
+        let khz = vcpu
+            .get_tsc_khz()
+            .map_err(refused("read the frequency of the time stamp counter"))?;
+        if khz != saved.state.tsc_khz() {
+            return Err(KvmError::Frequency {
+                then: saved.state.tsc_khz(),
+                now: khz,
+            });
+        }
+        saved.state.restore(&vcpu)?;
+        Ok(vcpu)
+    }
+
+    /// In what the host's CPU or its KVM differ from those of a state, of a machine of at most
+    /// `count` vCPUs: the first leaf of CPUID that is not the same.
+    pub fn difference(&self, state: &VmState, count: u8) -> Option<String> {
+        let here = self.cpuid_of_first(count);
+        let differs = |(then, now): &(&kvm_cpuid_entry2, &kvm_cpuid_entry2)| then != now;
+        let found = state.cpuid.iter().zip(&here).find(differs);
+        match found {
+            Some((then, now)) => Some(format!(
+                "leaf {:#x}.{:#x} of CPUID was {}, and is {} now",
+                now.function,
+                now.index,
+                registers(then),
+                registers(now)
+            )),
+            None if state.cpuid.len() != here.len() => Some(format!(
+                "CPUID had {} leaves, and has {} now",
+                state.cpuid.len(),
+                here.len()
+            )),
+            None => None,
+        }
+    }
+
+    fn cpuid_of_first(&self, count: u8) -> Vec<kvm_cpuid_entry2> {
+        cpuid::for_vcpu(&self.supported_cpuid, 0, count)
+            .as_slice()
+            .to_vec()
+    }
+}
+
+fn registers(leaf: &kvm_cpuid_entry2) -> String {
+    let kvm_cpuid_entry2 {
+        eax, ebx, ecx, edx, ..
+    } = leaf;
+    format!("{eax:x}:{ebx:x}:{ecx:x}:{edx:x}")
+}

@@ -1,0 +1,223 @@
+//! The memory of a machine in a file: those of its blocks in which a byte is not zero, one after the
+//! other.
+//!
+//! A machine that is restored maps the blocks privately: it reads the file's pages, which it shares
+//! with all others that were restored from it, and gets a copy of those that it writes. The rest of
+//! its memory is its own from the start, as that of a machine that boots. A block is as large as a
+//! huge page, so that this rest can still be made of huge pages.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::sync::Arc;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryRegion};
+
+use super::reservation::HUGE_PAGE;
+use super::{GuestMemory, GuestSlice, MemoryError};
+
+/// The size of a block, to which the addresses of blocks are aligned. The last block of a region
+/// may be shorter in the guest; in the file all have this size.
+const BLOCK: u64 = HUGE_PAGE as u64;
+
+const PAGE: usize = 4096;
+
+/// A machine's memory could not be written to a file, or not be mapped from one.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("cannot write the guest's memory")]
+    Write(#[source] GuestMemoryError),
+    #[error("cannot find out which memory the guest has touched")]
+    Resident(#[source] io::Error),
+    #[error("cannot find or set the size of the memory's file")]
+    Size(#[source] io::Error),
+    #[error("the memory's file has {found} bytes in place of {expected}")]
+    Cut { expected: u64, found: u64 },
+    #[error(
+        "block {0:#x} of the memory's file lies outside the guest's memory, or is out of order"
+    )]
+    Block(u64),
+    #[error("cannot map the memory's file")]
+    Map(#[source] io::Error),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Writes the blocks that hold something to an empty file. Returns their guest addresses, in their
+/// order in the file.
+pub fn write(memory: &GuestMemory, file: &mut File) -> Result<Vec<u64>, ImageError> {
+    let mut blocks = Vec::new();
+    for region in memory.iter() {
+        let (start, bytes) = (region.start_addr().0, region.len());
+        for offset in (0..bytes).step_by(HUGE_PAGE) {
+            let (address, length) = (start + offset, BLOCK.min(bytes - offset) as usize);
+            let slice = memory
+                .get_slice(GuestAddress(address), length)
+                .map_err(ImageError::Write)?;
+            if !holds_something(&slice).map_err(ImageError::Resident)? {
+                continue;
+            }
+            file.seek(SeekFrom::Start(blocks.len() as u64 * BLOCK))
+                .map_err(ImageError::Size)?;
+            memory
+                .write_all_volatile_to(GuestAddress(address), file, length)
+                .map_err(ImageError::Write)?;
+            blocks.push(address);
+        }
+    }
+    file.set_len(blocks.len() as u64 * BLOCK)
+        .map_err(ImageError::Size)?;
+    Ok(blocks)
+}
+
+/// Whether a byte of the slice is not zero. Memory that the guest has never touched is not read:
+/// that would allocate it.
+fn holds_something(slice: &GuestSlice<'_>) -> io::Result<bool> {
+    let resident = resident_pages(slice)?;
+    let mut page = [0; PAGE];
+    Ok(resident.iter().enumerate().any(|(index, resident)| {
+        resident & 1 != 0
+            && slice.read(&mut page, index * PAGE).is_ok()
+            && page.iter().any(|byte| *byte != 0)
+    }))
+}
+
+/// Of each page of the slice, a byte whose lowest bit says whether it has memory, see mincore(2).
+#[expect(unsafe_code, reason = "mincore takes a pointer")]
+fn resident_pages(slice: &GuestSlice<'_>) -> io::Result<Vec<u8>> {
+    let mut resident = vec![0; slice.len().div_ceil(PAGE)];
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the range is mapped, and the vector has a byte for each of its pages.
+    let result =
+        unsafe { libc::mincore(guard.as_ptr().cast(), slice.len(), resident.as_mut_ptr()) };
+    match result {
+        0 => Ok(resident),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Maps the memory of a machine of `mib` MiB whose blocks at these addresses come from `file`.
+pub fn map(mib: u64, file: &File, blocks: &[u64]) -> Result<Arc<GuestMemory>, ImageError> {
+    check(file, blocks)?;
+    let memory = super::map(mib)?;
+    for (offset, &address) in (0..).step_by(HUGE_PAGE).zip(blocks) {
+        let end = region_end(&memory, address).ok_or(ImageError::Block(address))?;
+        let length = BLOCK.min(end - address) as usize;
+        let slice = memory
+            .get_slice(GuestAddress(address), length)
+            .map_err(|_| ImageError::Block(address))?;
+        map_block(&slice, file, offset).map_err(ImageError::Map)?;
+    }
+    Ok(memory)
+}
+
+/// Checks that the file has all blocks, and that these are in order.
+fn check(file: &File, blocks: &[u64]) -> Result<(), ImageError> {
+    let expected = blocks.len() as u64 * BLOCK;
+    let found = file.metadata().map_err(ImageError::Size)?.len();
+    if found != expected {
+        return Err(ImageError::Cut { expected, found });
+    }
+    let mut next = 0;
+    for &address in blocks {
+        if address < next || address % BLOCK != 0 {
+            return Err(ImageError::Block(address));
+        }
+        next = address.saturating_add(BLOCK);
+    }
+    Ok(())
+}
+
+/// The end of the region that an address lies in.
+fn region_end(memory: &GuestMemory, address: u64) -> Option<u64> {
+    let region = memory.find_region(GuestAddress(address))?;
+    Some(region.start_addr().0 + region.len())
+}
+
+/// Maps the file's block at `offset` in place of the memory of `slice`.
+#[expect(unsafe_code, reason = "mmap over a mapping")]
+fn map_block(slice: &GuestSlice<'_>, file: &File, offset: u64) -> io::Result<()> {
+    let guard = slice.ptr_guard_mut();
+    let start: *mut c_void = guard.as_ptr().cast();
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the range is guest memory that nobody has used yet, of which no Rust reference
+    // exists, and stays accessible. The file has bytes for all of it.
+    unsafe {
+        mmap(start, slice.len(), access, flags, file, offset)?;
+        // As the rest of the guest's memory.
+        madvise(start, slice.len(), Advice::LinuxDontDump)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 7;
+
+    fn written() -> (File, Vec<u64>) {
+        let memory = super::super::map(MIB).unwrap();
+        memory.write_obj(1_u8, GuestAddress(5)).unwrap();
+        memory.write_obj(0_u8, GuestAddress(BLOCK)).unwrap();
+        let last = GuestAddress((MIB << 20) - 1);
+        memory.write_obj(9_u8, last).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let blocks = write(&memory, &mut file).unwrap();
+        (file, blocks)
+    }
+
+    fn byte(memory: &GuestMemory, address: u64) -> u8 {
+        memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    #[test]
+    fn blocks_that_hold_something_come_back_and_the_others_are_zero() {
+        let (file, blocks) = written();
+        assert_eq!(blocks, [0, 6 << 20], "a block of zeroes holds nothing");
+        assert_eq!(file.metadata().unwrap().len(), 2 * BLOCK);
+        let memory = map(MIB, &file, &blocks).unwrap();
+        let found = [5, 6, BLOCK, (MIB << 20) - 1].map(|address| byte(&memory, address));
+        assert_eq!(found, [1, 0, 0, 9]);
+    }
+
+    #[test]
+    fn what_one_machine_writes_no_other_sees() {
+        let (file, blocks) = written();
+        let machines = [(); 2].map(|()| map(MIB, &file, &blocks).unwrap());
+        machines[0].write_obj(7_u8, GuestAddress(5)).unwrap();
+        machines[0].write_obj(7_u8, GuestAddress(BLOCK)).unwrap();
+        assert_eq!((byte(&machines[1], 5), byte(&machines[1], BLOCK)), (1, 0));
+        assert_eq!(byte(&map(MIB, &file, &blocks).unwrap(), 5), 1);
+    }
+
+    #[test]
+    fn the_file_need_not_be_writable() {
+        let (file, blocks) = written();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let memory = map(MIB, &File::open(path).unwrap(), &blocks).unwrap();
+        memory.write_obj(7_u8, GuestAddress(5)).unwrap();
+        assert_eq!(byte(&memory, 5), 7);
+    }
+
+    #[test]
+    fn a_cut_file_and_blocks_that_do_not_fit_are_refused() {
+        let (file, _) = written();
+        for blocks in [
+            vec![0],
+            vec![2 << 20, 0],
+            vec![0, 0],
+            vec![0, 1 << 20],
+            vec![0, 8 << 20],
+            vec![0, u64::MAX - BLOCK + 1],
+        ] {
+            let result = map(MIB, &file, &blocks);
+            assert!(
+                matches!(result, Err(ImageError::Cut { .. } | ImageError::Block(_))),
+                "{blocks:x?}"
+            );
+        }
+    }
+}
