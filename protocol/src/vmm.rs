@@ -2,8 +2,9 @@
 //!
 //! `rvm-vmm` is started with one end of a seqpacket socket as its standard input. The first packet
 //! is a configuration ([`MachineConfig`], [`TemplateConfig`], [`QemuConfig`] or [`BackendConfig`])
-//! with every descriptor that it names; the VMM opens nothing by path after it has entered its jail. From then
-//! on the VMM sends [`Event`]s and answers [`Request`]s. It ends when the host closes the socket.
+//! with every descriptor that it names; the VMM opens nothing by path after it has entered its
+//! jail. From then on the VMM sends [`Event`]s and answers [`Request`]s. It ends when the host
+//! closes the socket.
 //!
 //! Every packet begins with [`PROTOCOL_VERSION`], and [`Channel`] refuses a packet of another
 //! version: rvm and rvm-vmm come from one build, and an upgrade that replaced only one of them must
@@ -235,7 +236,7 @@ pub enum Event {
         /// The machine's memory in MiB.
         memory_mib: u64,
     },
-    /// The machine's template cannot be used, for this reason; the machine boots its kernel instead.
+    /// The machine's template cannot be used, for this reason; the machine boots its kernel.
     TemplateRefused(Failure),
     /// The template is written, and the VMM is about to exit.
     TemplateSaved,

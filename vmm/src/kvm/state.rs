@@ -108,7 +108,7 @@ impl Vm {
         let found = state.cpuid.iter().zip(&here).find(differs);
         match found {
             Some((then, now)) => Some(format!(
-                "leaf {:#x}.{:#x} of CPUID was {}, and is {} now",
+                "leaf {:#x}:{} of CPUID was {}, and is {} now",
                 now.function,
                 now.index,
                 registers(then),
@@ -135,4 +135,89 @@ fn registers(leaf: &kvm_cpuid_entry2) -> String {
         eax, ebx, ecx, edx, ..
     } = leaf;
     format!("{eax:x}:{ebx:x}:{ecx:x}:{edx:x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use kvm_ioctls::VcpuExit;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::arch::x86_64::registers;
+    use crate::memory::{self, GuestMemory};
+
+    const CODE: GuestAddress = GuestAddress(0x10_0000);
+
+    /// `inc eax; out 0x10, al; jmp -5`: writes 1, 2, 3, … to a port.
+    const COUNT: &[u8] = &[0xff, 0xc0, 0xe6, 0x10, 0xeb, 0xfa];
+
+    fn kvm() -> Option<OwnedFd> {
+        let file = File::options().read(true).write(true).open("/dev/kvm");
+        file.ok().map(OwnedFd::from)
+    }
+
+    fn new_vm() -> Option<(Vm, Arc<GuestMemory>)> {
+        let memory = memory::map(4).unwrap();
+        memory.write_slice(COUNT, CODE).unwrap();
+        registers::write_tables(&memory).unwrap();
+        Some((Vm::new(kvm()?, Arc::clone(&memory)).unwrap(), memory))
+    }
+
+    /// The next number that the guest writes.
+    fn next(vcpu: &mut VcpuFd) -> u8 {
+        match vcpu.run().unwrap() {
+            VcpuExit::IoOut(0x10, &[number]) => number,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Has KVM finish the exit, as a vCPU's thread does before its state is read.
+    fn complete(vcpu: &mut VcpuFd) {
+        vcpu.set_kvm_immediate_exit(1);
+        assert_eq!(vcpu.run().unwrap_err().errno(), libc::EINTR);
+        vcpu.set_kvm_immediate_exit(0);
+    }
+
+    #[test]
+    fn a_vcpu_goes_on_where_it_was_saved_in_any_number_of_machines() {
+        let Some((vm, _memory)) = new_vm() else {
+            return;
+        };
+        let mut vcpu = vm.create_boot_vcpu(1, CODE).unwrap();
+        assert_eq!([next(&mut vcpu), next(&mut vcpu)], [1, 2]);
+        complete(&mut vcpu);
+        let msrs = saveable_msrs(kvm().unwrap()).unwrap();
+        let new = vm.new_msrs(&msrs, 1).unwrap();
+        let state = VcpuState::save(&vcpu, &new).unwrap();
+        let saved = (SavedVcpu { id: 0, state }, vm.save(1).unwrap());
+        let file = postcard::to_stdvec(&saved).unwrap();
+        for _ in 0..2 {
+            let (restored, _memory) = new_vm().unwrap();
+            let (saved, state): (SavedVcpu, VmState) = postcard::from_bytes(&file).unwrap();
+            assert_eq!(restored.difference(&state, 1), None);
+            let mut vcpu = restored.restore_vcpu(&saved, 1).unwrap();
+            restored.restore(&state).unwrap();
+            assert_eq!([next(&mut vcpu), next(&mut vcpu)], [3, 4]);
+        }
+        assert_eq!(next(&mut vcpu), 3, "the first goes on, too");
+    }
+
+    #[test]
+    fn another_cpu_is_named_by_what_differs() {
+        let Some((vm, _memory)) = new_vm() else {
+            return;
+        };
+        let mut state = vm.save(1).unwrap();
+        let leaf = state.cpuid.iter().position(|leaf| leaf.function == 1);
+        state.cpuid[leaf.unwrap()].edx ^= 1;
+        let difference = vm.difference(&state, 1).unwrap();
+        assert!(
+            difference.starts_with("leaf 0x1:0 of CPUID was"),
+            "{difference}"
+        );
+        assert!(vm.difference(&vm.save(2).unwrap(), 1).is_some());
+    }
 }

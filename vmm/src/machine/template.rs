@@ -158,11 +158,16 @@ pub(super) struct Template {
 impl Template {
     /// Reads the state of a machine of this shape, and maps its memory.
     pub(super) fn open(
-        (mut state, memory): (File, File),
+        (state, memory): (File, File),
         shape: &Shape,
         kvm: &OwnedFd,
     ) -> Result<(Self, Arc<GuestMemory>, Vm), TemplateError> {
-        let template: Self = postcard::from_bytes(&read(&mut state)?)?;
+        let mut contents = Vec::new();
+        state
+            .take(MAX_STATE)
+            .read_to_end(&mut contents)
+            .map_err(TemplateError::File)?;
+        let template: Self = postcard::from_bytes(unsealed(&contents)?)?;
         if let Some(difference) = shape.difference(&template.shape) {
             return Err(TemplateError::Shape(difference));
         }
@@ -180,8 +185,8 @@ impl Template {
         }
     }
 
-    /// Gives a new machine of at most `max` vCPUs the state, and creates the vCPUs that are to go on
-    /// from it.
+    /// Gives a new machine of at most `max` vCPUs the state, and creates the vCPUs that are to go
+    /// on from it.
     pub(super) fn restore(
         &self,
         vm: &Vm,
@@ -251,7 +256,10 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
         slots: state.bus().save().map_err(TemplateError::Devices)?,
         blocks: image::write(&memory, &mut memory_file.into()).map_err(TemplateError::Memory)?,
     };
-    Ok(write(&template, state_file.into())?)
+    let state = postcard::to_stdvec(&template).map_err(TemplateError::Encoding)?;
+    let mut state_file: File = state_file.into();
+    let written = state_file.write_all(&sealed(&state));
+    Ok(written.map_err(TemplateError::File)?)
 }
 
 /// Serves the devices of the main thread until the guest says that it is ready.
@@ -281,24 +289,20 @@ fn run_until_ready(
     Ok(())
 }
 
-fn write(template: &Template, mut file: File) -> Result<(), TemplateError> {
-    let state = postcard::to_stdvec(template)?;
+/// The contents of a file with this state.
+fn sealed(state: &[u8]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(env!("CARGO_PKG_VERSION").as_bytes());
     bytes.push(b'\n');
     bytes.extend((state.len() as u64).to_le_bytes());
-    bytes.extend(crc32fast::hash(&state).to_le_bytes());
-    bytes.extend(&state);
-    file.write_all(&bytes).map_err(TemplateError::File)
+    bytes.extend(crc32fast::hash(state).to_le_bytes());
+    bytes.extend(state);
+    bytes
 }
 
-/// The state in a file, if it is whole.
-fn read(file: &mut File) -> Result<Vec<u8>, TemplateError> {
-    let mut bytes = Vec::new();
-    file.take(MAX_STATE)
-        .read_to_end(&mut bytes)
-        .map_err(TemplateError::File)?;
-    let rest = bytes.strip_prefix(MAGIC).ok_or(TemplateError::Damaged)?;
+/// The state in a file of these contents, if they are whole.
+fn unsealed(contents: &[u8]) -> Result<&[u8], TemplateError> {
+    let rest = contents.strip_prefix(MAGIC).ok_or(TemplateError::Damaged)?;
     let line = rest.iter().position(|byte| *byte == b'\n');
     let (version, rest) = rest.split_at(line.ok_or(TemplateError::Damaged)?);
     if version != env!("CARGO_PKG_VERSION").as_bytes() {
@@ -311,7 +315,65 @@ fn read(file: &mut File) -> Result<Vec<u8>, TemplateError> {
     let (checksum, state) = rest.split_first_chunk().ok_or(TemplateError::Damaged)?;
     let is_whole = u64::from_le_bytes(*length) == state.len() as u64
         && u32::from_le_bytes(*checksum) == crc32fast::hash(state);
-    is_whole
-        .then(|| state.to_vec())
-        .ok_or(TemplateError::Damaged)
+    is_whole.then_some(state).ok_or(TemplateError::Damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_file_is_read_and_any_other_refused() {
+        let whole = sealed(b"some state");
+        assert_eq!(unsealed(&whole).unwrap(), b"some state");
+        for end in 0..whole.len() {
+            assert!(unsealed(&whole[..end]).is_err(), "cut at {end}");
+        }
+        for index in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[index] ^= 0x20;
+            assert!(unsealed(&damaged).is_err(), "damaged at {index}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let other = [MAGIC, b"9.8.7\nrest"].concat();
+        let error = unsealed(&other).unwrap_err().to_string();
+        assert!(error.contains("9.8.7"), "{error}");
+    }
+
+    #[test]
+    fn what_differs_from_the_template_is_named() {
+        let file = tempfile::tempfile().unwrap();
+        let shape = || Shape {
+            vcpus: (1, 4),
+            memory_mib: (512, 1024),
+            slots: (0, 5),
+            cmdline: "quiet".to_owned(),
+            kernel: FileId::of(&file),
+            initramfs: FileId::of(&file),
+        };
+        assert_eq!(shape().difference(&shape()), None);
+        let other = tempfile::tempfile().unwrap();
+        for (change, word) in [
+            (
+                (|shape, _| shape.vcpus.0 = 2) as fn(&mut Shape, &File),
+                "2 of 4 vCPUs",
+            ),
+            (|shape, _| shape.memory_mib.1 = 512, "512 of 512 MiB"),
+            (|shape, _| shape.slots.0 = 3, "3 disks"),
+            (|shape, _| shape.cmdline.clear(), "parameters \"\""),
+            (|shape, other| shape.kernel = FileId::of(other), "kernel"),
+            (
+                |shape, other| shape.initramfs = FileId::of(other),
+                "initramfs",
+            ),
+        ] {
+            let mut template = shape();
+            change(&mut template, &other);
+            let difference = shape().difference(&template).unwrap();
+            assert!(difference.contains(word), "{difference}");
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! The memory of a machine in a file: those of its blocks in which a byte is not zero, one after the
-//! other.
+//! The memory of a machine in a file: those of its blocks in which a byte is not zero, one after
+//! the other.
 //!
 //! A machine that is restored maps the blocks privately: it reads the file's pages, which it shares
 //! with all others that were restored from it, and gets a copy of those that it writes. The rest of

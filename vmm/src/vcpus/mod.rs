@@ -84,8 +84,8 @@ impl Vcpus {
         self.state.pause(&self.threads);
     }
 
-    /// Stops all vCPUs for good, between two instructions, and takes them from their threads. `None`
-    /// if one does not stop.
+    /// Stops all vCPUs for good, between two instructions, and takes them from their threads.
+    /// `None` if one does not stop.
     pub fn collect(&self) -> Option<Vec<(u8, VcpuFd)>> {
         self.state.collect(&self.threads)
     }

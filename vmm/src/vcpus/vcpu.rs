@@ -82,8 +82,8 @@ impl Vcpu {
         Ok(None)
     }
 
-    /// Has KVM take the answer to the last exit, for example what was read from a device. It does so
-    /// at the begin of KVM_RUN, and returns without running the guest if `immediate_exit` is set.
+    /// Has KVM take the answer to the last exit, for example what was read from a device. KVM_RUN
+    /// begins with that, and then returns without running the guest if `immediate_exit` is set.
     fn complete_exit(&mut self) -> Result<(), kvm_ioctls::Error> {
         self.fd.set_kvm_immediate_exit(1);
         let result = self.fd.run().map(drop);

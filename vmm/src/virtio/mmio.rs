@@ -271,6 +271,8 @@ fn set_half(target: &mut u64, shift: u32, value: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
     use crate::memory::CurrentMemory;
     use crate::virtio::empty::Empty;
     use crate::virtio::rng::Rng;
@@ -314,5 +316,101 @@ mod tests {
             0,
             "the driver's status is reset"
         );
+    }
+
+    fn write_register(transport: &mut MmioTransport, register: u64, value: u32) {
+        transport.write(register, &value.to_le_bytes());
+    }
+
+    /// A slot whose driver has started the device with a queue at 0x1000.
+    fn started() -> (DeviceThread, MmioTransport) {
+        let (thread, mut transport) = empty();
+        transport.replace(Box::new(Rng)).unwrap();
+        let mut write = |register, value| write_register(&mut transport, register, value);
+        write(reg::DRIVER_FEATURES_SEL, 1);
+        write(reg::DRIVER_FEATURES, 1);
+        write(reg::STATUS, status::FEATURES_OK);
+        write(reg::QUEUE_NUM, 16);
+        write(reg::QUEUE_DESC_LOW, 0x1000);
+        write(reg::QUEUE_DRIVER_LOW, 0x2000);
+        write(reg::QUEUE_DEVICE_LOW, 0x3000);
+        write(reg::QUEUE_READY, 1);
+        write(reg::STATUS, status::FEATURES_OK | status::DRIVER_OK);
+        (thread, transport)
+    }
+
+    #[test]
+    fn a_started_device_goes_on_from_its_state() {
+        let (_thread, saved) = started();
+        let state = postcard::to_stdvec(&saved.save().unwrap()).unwrap();
+        let (_other, mut transport) = empty();
+        transport.replace(Box::new(Rng)).unwrap();
+        let restored = transport.restore(&postcard::from_bytes(&state).unwrap());
+        restored.unwrap();
+        let again = postcard::to_stdvec(&transport.save().unwrap()).unwrap();
+        assert_eq!(again, state);
+        let ready = status::FEATURES_OK | status::DRIVER_OK;
+        assert_eq!(read(&transport, reg::STATUS), ready);
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_the_slot_is_refused() {
+        let (_thread, saved) = started();
+        let state = || saved.save().unwrap();
+        let (_other, mut transport) = empty();
+        let refused = transport.restore(&state()).unwrap_err();
+        assert!(matches!(refused, StateError::OtherDevice { now: 0, .. }));
+        transport.replace(Box::new(Rng)).unwrap();
+        let mut unknown = state();
+        unknown.driver_features |= 1 << 20;
+        let refused = transport.restore(&unknown).unwrap_err();
+        assert!(matches!(refused, StateError::Features(_)), "{refused}");
+    }
+
+    #[test]
+    fn a_queue_outside_memory_is_refused_when_it_is_restored() {
+        let (_thread, saved) = started();
+        let mut bytes = postcard::to_stdvec(&saved.save().unwrap()).unwrap();
+        // The address of the descriptors, 0x1000, in postcard's variable length.
+        let at = bytes.windows(2).position(|pair| pair == [0x80, 0x20]);
+        bytes.splice(at.unwrap()..at.unwrap() + 2, [0x80, 0x80, 0x80, 0x80, 0x10]);
+        let state = postcard::from_bytes(&bytes).unwrap();
+        let (_other, mut transport) = empty();
+        transport.replace(Box::new(Rng)).unwrap();
+        let refused = transport.restore(&state).unwrap_err();
+        assert!(matches!(refused, StateError::Device), "{refused}");
+    }
+
+    #[test]
+    fn a_driver_that_is_still_negotiating_cannot_be_saved() {
+        let (_thread, mut transport) = empty();
+        transport.replace(Box::new(Rng)).unwrap();
+        write_register(&mut transport, reg::DRIVER_FEATURES_SEL, 1);
+        write_register(&mut transport, reg::DRIVER_FEATURES, 1);
+        write_register(&mut transport, reg::STATUS, status::FEATURES_OK);
+        assert!(matches!(transport.save(), Err(StateError::Busy)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_state_starts_nothing_that_a_guest_could_not(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let (_thread, saved) = started();
+            let mut bytes = postcard::to_stdvec(&saved.save().unwrap()).unwrap();
+            for (place, value) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = value;
+            }
+            if let Ok(state) = postcard::from_bytes::<TransportState>(&bytes) {
+                let (thread, mut transport) = empty();
+                transport.replace(Box::new(Rng)).unwrap();
+                // Refused or not, it answers whatever comes.
+                let _ = transport.restore(&state);
+                let _ = transport.slot().notify(0);
+                thread.handle_pending().unwrap();
+                let _ = transport.save();
+            }
+        }
     }
 }

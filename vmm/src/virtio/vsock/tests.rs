@@ -398,3 +398,51 @@ fn a_reset_device_closes_its_streams_and_waits_for_the_guest_again() {
     assert!(!guest.is_watching(&guest.driver.device.listeners[0].1));
     assert!(!guest.driver.device.ready);
 }
+
+/// A device of a machine that becomes a template, whose guest has said that it is ready.
+fn held() -> (Guest, Arc<HeldRequest>) {
+    let request = Arc::new(HeldRequest::default());
+    let mut guest = Guest::new();
+    guest.driver.device = Vsock::of_template(Arc::clone(&request)).unwrap();
+    assert_eq!(
+        guest.driver.device.save(),
+        None,
+        "the guest is not ready yet"
+    );
+    guest.send(READY_PORT, 5000, op::REQUEST, 0, &[]);
+    assert_eq!(request.guest_port(), Some(5000));
+    (guest, request)
+}
+
+#[test]
+fn a_template_s_guest_gets_its_answer_when_it_is_restored() {
+    let (mut template, _) = held();
+    assert!(template.receive().is_none(), "the request is only noted");
+    let state = template.driver.device.save().unwrap();
+
+    let mut guest = Guest::new();
+    guest
+        .driver
+        .call(|device, io| device.restore(&state, io))
+        .unwrap();
+    let refusal = guest.receive().unwrap().0;
+    assert_eq!((refusal.op(), refusal.dst()), (op::RST, 5000));
+    let _stream = guest.connect();
+    guest.wake();
+    assert_eq!(guest.receive().unwrap().0.op(), op::REQUEST);
+}
+
+#[test]
+fn a_damaged_state_is_an_error() {
+    let mut guest = Guest::new();
+    for state in [b"".as_slice(), &[1, 2, 3], &[0; 5]] {
+        let restored = guest.driver.call(|device, io| device.restore(state, io));
+        assert!(restored.is_err(), "{state:?}");
+    }
+}
+
+#[test]
+fn a_device_with_streams_cannot_be_saved() {
+    let (guest, _stream, _) = Guest::connected();
+    assert_eq!(guest.driver.device.save(), None);
+}
