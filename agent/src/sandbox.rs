@@ -28,6 +28,8 @@ pub enum SandboxError {
     Container(#[from] ContainerError),
     #[error(transparent)]
     Disks(#[from] DiskError),
+    #[error("mount the host's directory")]
+    Share(#[source] OsError),
     #[error("copy a volume")]
     CopyVolume(#[source] std::io::Error),
 }
@@ -46,6 +48,8 @@ pub struct Sandbox {
     pub names: Names,
     volumes: Copies,
     disks: Disks,
+    /// Whether the host's directory is mounted.
+    is_sharing: Arc<Mutex<bool>>,
     containers: Arc<Mutex<HashMap<ContainerId, Slot>>>,
     /// When containers were removed whose files the kernel may still cache by their names.
     removed: Arc<Mutex<HashMap<ContainerId, Instant>>>,
@@ -62,9 +66,20 @@ impl Sandbox {
             names: Names::default(),
             volumes: Copies::default(),
             disks: Disks::default(),
+            is_sharing: Arc::default(),
             containers: Arc::default(),
             removed: Arc::default(),
         })
+    }
+
+    /// Mounts the host's directory, unless it is mounted.
+    pub fn share(&self) -> Result<(), SandboxError> {
+        let mut is_sharing = self.lock_sharing();
+        if !*is_sharing {
+            boot::mount_shared().map_err(SandboxError::Share)?;
+            *is_sharing = true;
+        }
+        Ok(())
     }
 
     /// Makes a container, whose init process then waits for StartContainer.
@@ -201,7 +216,15 @@ impl Sandbox {
                 log::warn!("container {id}: {}", chain(&error));
             }
         }
-        boot::unmount_shared();
+        if std::mem::take(&mut *self.lock_sharing()) {
+            boot::unmount_shared();
+        }
+    }
+
+    fn lock_sharing(&self) -> MutexGuard<'_, bool> {
+        self.is_sharing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Slot>> {

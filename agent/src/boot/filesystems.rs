@@ -61,12 +61,11 @@ pub fn mount_kernel_interfaces() -> Result<(), OsError> {
     KERNEL_INTERFACES.iter().try_for_each(Mount::make)
 }
 
-/// Mounts the rest: devpts, /run, /tmp, the cgroup tree and the shared directory.
+/// Mounts the rest: devpts, /run, /tmp and the cgroup tree.
 pub fn mount_rest() -> Result<(), OsError> {
     REST.iter().try_for_each(Mount::make)?;
     make_directory("/run/rvm")?;
-    make_directory(STAGING)?;
-    mount_shared()
+    make_directory(STAGING)
 }
 
 impl Mount {
@@ -85,7 +84,7 @@ fn make_directory(path: &str) -> Result<(), OsError> {
 }
 
 /// Mounts the host's directory.
-fn mount_shared() -> Result<(), OsError> {
+pub fn mount_shared() -> Result<(), OsError> {
     make_directory(SHARED_DIR)?;
     let kind = "virtiofs";
     mount(SHARED_TAG, SHARED_DIR, kind, MountFlags::empty(), None)

@@ -2,6 +2,10 @@
 //!
 //! Runs once, as the first code of pid 1, in the initial root file system. Its cost is part of
 //! every start of a container, so it does no more than a container needs.
+//!
+//! A template of machines may be made at its end, from which any number of guests go on. So it uses
+//! nothing of the host's, such as the shared directory, and draws no random number that must be
+//! secret or a guest's own.
 
 mod console;
 mod filesystems;
@@ -11,7 +15,7 @@ mod params;
 use rustix::process::DumpableBehavior;
 use rvm_sys::loopback;
 
-pub use filesystems::unmount_shared;
+pub use filesystems::{mount_shared, unmount_shared};
 
 use crate::sys::{Doing as _, OsError, signal};
 

@@ -53,7 +53,9 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::NoSuchContainer(_) => Code::NOT_FOUND,
         SandboxError::Container(error) => container_code(error),
         SandboxError::Disks(DiskError::Request(_)) => Code::INVALID_ARGUMENT,
-        SandboxError::Disks(_) | SandboxError::CopyVolume(_) => Code::UNKNOWN,
+        SandboxError::Share(_) | SandboxError::Disks(_) | SandboxError::CopyVolume(_) => {
+            Code::UNKNOWN
+        }
     }
 }
 

@@ -105,6 +105,7 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         _: api::CheckRequest,
     ) -> ttrpc::Result<api::CheckResponse> {
+        self.sandbox.share().map_err(RequestError::from)?;
         Ok(api::CheckResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: rustix::system::uname()

@@ -30,13 +30,14 @@ pub struct Machine {
 ///
 /// It belongs to a thread that never ends: the kernel kills the processes with their parent
 /// thread, and so exactly when the test binary ends, however it does.
-pub fn shared() -> Option<&'static Machine> {
+pub fn shared(tag: &str) -> Option<&'static Machine> {
     static MACHINE: OnceLock<Option<Machine>> = OnceLock::new();
     MACHINE
         .get_or_init(|| {
             let (sender, receiver) = std::sync::mpsc::channel();
+            let tag = tag.to_owned();
             std::thread::spawn(move || {
-                let started = start();
+                let started = start(&tag);
                 sender.send(started.map(|(machine, _)| machine)).unwrap();
                 loop {
                     std::thread::park();
@@ -47,7 +48,7 @@ pub fn shared() -> Option<&'static Machine> {
         .as_ref()
 }
 
-fn start() -> Option<(Machine, Child)> {
+fn start(tag: &str) -> Option<(Machine, Child)> {
     let kernel = kernel()?;
     let vmm = program("RVM_VMM", "rvm-vmm")?;
     let qemu = program("RVM_QEMU", "qemu-system-x86_64")?;
@@ -72,7 +73,10 @@ fn start() -> Option<(Machine, Child)> {
     let agent = agent.unwrap_or(env!("CARGO_BIN_EXE_rvm-agent").to_owned());
     std::fs::write(&initramfs, archive(Path::new(&agent))).unwrap();
     let backend = start_backend(&machine, &vmm);
-    let process = spawn(&mut qemu_command(&machine, &qemu, &kernel, &initramfs));
+    let mut qemu = qemu_command(&machine, &qemu, &kernel, &initramfs);
+    let files =
+        format!("vhost-user-fs-device,chardev=files,tag={tag},queue-size=1024,iommu_platform=on");
+    let process = spawn(qemu.arg("-device").arg(files));
     *machine.process.lock().unwrap() = Some(process);
     Some((machine, backend))
 }
@@ -138,7 +142,7 @@ fn start_backend(machine: &Machine, vmm: &Path) -> Child {
 }
 
 /// The machine's devices, but for those that need a path.
-const QEMU_OPTIONS: [(&str, &str); 14] = [
+const QEMU_OPTIONS: [(&str, &str); 13] = [
     ("-M", "microvm,acpi=off,memory-backend=mem,rtc=on"),
     ("-accel", "tcg"),
     ("-cpu", "max,-erms,-fsrm"),
@@ -152,10 +156,6 @@ const QEMU_OPTIONS: [(&str, &str); 14] = [
     ("-device", "virtconsole,chardev=console"),
     ("-device", "vhost-user-vsock-device,chardev=vsock"),
     ("-global", "virtio-mmio.force-legacy=false"),
-    (
-        "-device",
-        "vhost-user-fs-device,chardev=files,tag=rvm,queue-size=1024,iommu_platform=on",
-    ),
 ];
 
 fn qemu_command(machine: &Machine, qemu: &Path, kernel: &Path, initramfs: &Path) -> Command {

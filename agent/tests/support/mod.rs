@@ -28,7 +28,18 @@ pub struct Guest {
 
 /// Connects to the guest that all tests of a binary share; `None` if this machine cannot have one.
 pub async fn guest() -> Option<Guest> {
-    let machine = machine::shared()?;
+    let guest = unshared_guest(rvm_protocol::SHARED_TAG).await?;
+    guest
+        .agent
+        .check(context(), &Default::default())
+        .await
+        .unwrap();
+    Some(guest)
+}
+
+/// The same before Check; a device offers the host's files by this tag.
+pub async fn unshared_guest(tag: &str) -> Option<Guest> {
+    let machine = machine::shared(tag)?;
     let socket = machine.connect(rvm_protocol::AGENT_PORT).await;
     let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(socket));
     Some(Guest {
