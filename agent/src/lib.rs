@@ -21,6 +21,7 @@ mod names;
 mod ports;
 mod size;
 mod clock;
+mod entropy;
 mod meminfo;
 mod container;
 mod sandbox;

@@ -47,6 +47,25 @@ async fn the_agent_tells_its_version_and_kernel() {
 }
 
 #[tokio::test]
+async fn check_takes_a_seed_of_at_most_256_bytes_any_number_of_times() {
+    let guest = guest_or_skip!();
+    let check = async |length| {
+        let request = rvm_protocol::agent::CheckRequest {
+            seed: vec![7; length],
+            ..Default::default()
+        };
+        guest.agent.check(support::context(), &request).await
+    };
+    for length in [0, 32, 256, 32] {
+        check(length).await.unwrap();
+    }
+    assert_eq!(
+        message(check(257).await),
+        "a seed of 257 bytes is too long: at most 256 are taken"
+    );
+}
+
+#[tokio::test]
 async fn a_container_runs_and_its_output_and_status_arrive() {
     let guest = guest_or_skip!();
     let bundle = Bundle::shell(guest.machine, "hello", "echo hello; echo oops >&2; exit 7");

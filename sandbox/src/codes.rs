@@ -65,7 +65,7 @@ impl Coded for AgentError {
             Self::TimedOut { .. } => Code::DeadlineExceeded,
             Self::Refused(failure) => failure.code(),
             Self::Version(_) => Code::Unimplemented,
-            Self::Encode(_) => Code::Internal,
+            Self::Seed(_) | Self::Encode(_) => Code::Internal,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::cgroup::CgroupError;
 use crate::clock::ClockError;
 use crate::container::{ContainerError, StateError};
 use crate::disks::DiskError;
+use crate::entropy::SeedError;
 use crate::network::NetworkError;
 use crate::process::ProcessError;
 use crate::sandbox::SandboxError;
@@ -31,6 +32,8 @@ pub enum RequestError {
     Resize(#[from] SizeError),
     #[error(transparent)]
     Clock(#[from] ClockError),
+    #[error(transparent)]
+    Seed(#[from] SeedError),
     /// The task of the request panicked or was cancelled.
     #[error("the agent dropped the request")]
     Dropped,
@@ -39,9 +42,13 @@ pub enum RequestError {
 impl RequestError {
     fn code(&self) -> Code {
         match self {
-            Self::Id(_) => Code::INVALID_ARGUMENT,
+            Self::Id(_) | Self::Seed(SeedError::TooLong(_)) => Code::INVALID_ARGUMENT,
             Self::Sandbox(error) => sandbox_code(error),
-            Self::Network(_) | Self::Forward(_) | Self::Resize(_) | Self::Clock(_) => Code::UNKNOWN,
+            Self::Network(_)
+            | Self::Forward(_)
+            | Self::Resize(_)
+            | Self::Clock(_)
+            | Self::Seed(SeedError::Os(_)) => Code::UNKNOWN,
             Self::RelayNames(_) | Self::Dropped => Code::INTERNAL,
         }
     }

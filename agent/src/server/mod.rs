@@ -18,7 +18,7 @@ use crate::events::Event;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
 use crate::streams::StreamIds;
-use crate::{clock, ports, power, size};
+use crate::{clock, entropy, ports, power, size};
 use error::RequestError;
 use rvm_sys::error_chain::chain;
 
@@ -103,8 +103,10 @@ impl api::Agent for Service {
     async fn check(
         &self,
         _: &TtrpcContext,
-        _: api::CheckRequest,
+        request: api::CheckRequest,
     ) -> ttrpc::Result<api::CheckResponse> {
+        // The mount draws random numbers.
+        entropy::credit(&request.seed).map_err(RequestError::from)?;
         self.sandbox.share().map_err(RequestError::from)?;
         Ok(api::CheckResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -11,6 +11,7 @@ mod error;
 pub mod loop_device;
 pub mod netlink;
 pub mod port;
+pub mod random;
 pub mod sched;
 pub mod signal;
 pub mod vsock;

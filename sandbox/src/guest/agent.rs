@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::rand::GetRandomFlags;
 use rvm_protocol::agent::{
     AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, StartContainerRequest, Stdio,
 };
@@ -47,6 +48,8 @@ pub enum AgentError {
     /// The machine has ended, most likely.
     #[error("cannot reach the sandbox")]
     Connect(#[source] io::Error),
+    #[error("cannot draw random bytes for the guest")]
+    Seed(#[source] io::Error),
     #[error("cannot encode the configuration for the guest")]
     Encode(#[from] serde_json::Error),
     /// The container or process does not exist in the guest.
@@ -96,9 +99,13 @@ impl Agent {
     }
 
     /// Waits until the guest is up, for at most `limit`. Returns the versions of its agent and
-    /// kernel, and boot times; refuses an agent of another protocol version.
+    /// kernel, and boot times; refuses an agent of another protocol version. Seeds the guest's
+    /// random number generator, whose state may be a template's, and so that of other guests.
     pub async fn check(&self, limit: Duration) -> Result<CheckResponse, AgentError> {
-        let request = CheckRequest::new();
+        let request = CheckRequest {
+            seed: seed().map_err(AgentError::Seed)?,
+            ..Default::default()
+        };
         let call = self.client.check(unlimited(), &request);
         let answer = within(limit, "check", call).await?;
         match answer.protocol_version {
@@ -143,6 +150,14 @@ impl Agent {
         let call = self.client.start_container(unlimited(), &request);
         within(limit, "start container", call).await.map(|_| ())
     }
+}
+
+/// Random bytes for the guest's generator, as many as its key has.
+fn seed() -> io::Result<Vec<u8>> {
+    let mut seed = vec![0; 32];
+    // Up to 256 bytes come whole, see getrandom(2).
+    rustix::rand::getrandom(&mut seed, GetRandomFlags::empty())?;
+    Ok(seed)
 }
 
 /// For calls that the agent carries out to the end, however long the host waits.

@@ -5,8 +5,8 @@ use std::thread;
 
 use protobuf::Message;
 use rvm_protocol::agent::{Event, ListProcessesResponse, ProcessInfo};
-use ttrpc::Response;
 use ttrpc::proto::MessageHeader;
+use ttrpc::{Request, Response};
 
 use super::*;
 
@@ -21,14 +21,20 @@ impl Peer {
         Agent::over(own).unwrap()
     }
 
-    /// Waits for a call; returns the id of its stream.
-    fn called(&mut self) -> u32 {
+    /// Waits for a call; returns the id of its stream and the request.
+    fn request(&mut self) -> (u32, Request) {
         let mut header = [0; 10];
         self.0.read_exact(&mut header).unwrap();
         let header = MessageHeader::from(header);
         let mut message = vec![0; header.length as usize];
         self.0.read_exact(&mut message).unwrap();
-        header.stream_id
+        let request = Request::parse_from_bytes(&message).unwrap();
+        (header.stream_id, request)
+    }
+
+    /// Waits for a call; returns the id of its stream.
+    fn called(&mut self) -> u32 {
+        self.request().0
     }
 
     /// Fails once the client has hung up.
@@ -38,13 +44,15 @@ impl Peer {
         self.0.write_all(&frame)
     }
 
-    fn answer(&mut self, payload: Vec<u8>) {
-        let stream = self.called();
+    /// Answers the next call; returns its message.
+    fn answer(&mut self, payload: Vec<u8>) -> Vec<u8> {
+        let (stream, request) = self.request();
         let mut answer = Response::new();
         answer.set_payload(payload);
         let answer = answer.write_to_bytes().unwrap();
         let header = MessageHeader::new_response(stream, answer.len() as u32);
         self.send(header, &answer).unwrap();
+        request.payload
     }
 }
 
@@ -79,6 +87,24 @@ async fn a_silent_agent_is_late_and_a_closed_one_is_lost() {
     drop(silent);
     let error = agent.check(CALL_TIMEOUT).await.unwrap_err();
     assert!(matches!(error, AgentError::Lost { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn every_check_has_a_seed_of_its_own() {
+    let (sender, seeds) = std::sync::mpsc::channel();
+    let agent = Peer::with_client(move |mut peer| {
+        for _ in 0..2 {
+            let message = peer.answer(Vec::new());
+            let request = CheckRequest::parse_from_bytes(&message).unwrap();
+            sender.send(request.seed).unwrap();
+        }
+    });
+    agent.check(CALL_TIMEOUT).await.unwrap();
+    agent.check(CALL_TIMEOUT).await.unwrap();
+    let seeds: Vec<_> = seeds.iter().collect();
+    assert_eq!(seeds.iter().map(Vec::len).collect::<Vec<_>>(), [32, 32]);
+    assert_ne!(seeds[0], seeds[1]);
+    assert!(seeds.iter().all(|seed| *seed != [0; 32]));
 }
 
 #[tokio::test]
