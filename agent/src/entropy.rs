@@ -5,8 +5,8 @@
 //! before it does anything else for the host. What the agent itself drew before stays alike in all
 //! of them: its stack canary, its addresses, the keys of its hash maps, and the order in which
 //! tokio polls. None of it reaches a container. The processes of containers execute a program after
-//! that, twice: the agent's binary (see [`crate::init`]), then their own, and execve(2) draws canary,
-//! addresses and AT_RANDOM anew.
+//! that, twice: the agent's binary (see [`crate::init`]), then their own, and execve(2) draws
+//! canary, addresses and AT_RANDOM anew.
 
 use std::os::fd::AsFd as _;
 

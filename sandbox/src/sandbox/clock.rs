@@ -85,7 +85,8 @@ impl Reading {
 }
 
 impl Sandbox {
-    /// Sets the clock of a guest that has just booted.
+    /// Sets the clock of a guest that has just booted, or has the time at which its template was
+    /// made.
     pub(super) async fn set_clock(&self, timings: &mut Timings) -> Result<(), SandboxError> {
         let agent = self.guest().agent();
         let stage = "the set-up of its clock";
@@ -275,10 +276,20 @@ mod tests {
                 Correction::Step(offset)
             );
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_hours_or_years_behind_is_right_at_once() {
+        // A guest from a template has the time at which the template was made.
         let hour = 3600 * 1000 * MS;
-        assert_eq!(
-            reading(-hour).correction(Occasion::Drift),
-            Correction::Step(-hour)
-        );
+        for offset in [hour, -hour, 24 * 365 * hour, -24 * 365 * hour] {
+            let reading = Reading {
+                offset,
+                error: 2 * MS,
+            };
+            for occasion in [Occasion::Jump, Occasion::Drift] {
+                assert_eq!(reading.correction(occasion), Correction::Step(offset));
+            }
+        }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use rvm_protocol::agent::CheckResponse;
+use rvm_protocol::vmm::StartTimes;
 use tokio::sync::Mutex;
 
 use super::SandboxError;
@@ -129,15 +131,9 @@ impl Sandbox {
     pub async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
         let check = self.guest.check(BOOT, timings).await?;
         timings.lap("boot the guest");
-        if let Some(times) = self.machine.start_times() {
-            timings.part("enter the jail", times.jail_ns);
-            timings.part("make the machine", times.machine_ns);
-            timings.part("load the kernel", times.kernel_ns);
-            timings.part("start the threads", times.threads_ns);
+        for (part, nanoseconds) in boot_parts(self.machine.start_times(), &check) {
+            timings.part(part, nanoseconds);
         }
-        timings.part("guest kernel", check.init_started_ns);
-        let agent_ns = check.ready_ns.saturating_sub(check.init_started_ns);
-        timings.part("guest agent", agent_ns);
         self.set_clock(timings).await?;
         self.set_network_up(timings).await
     }
@@ -181,6 +177,31 @@ impl Sandbox {
     }
 }
 
+/// What the time until the agent answered was spent on, in nanoseconds. The guest's own figures are
+/// those of its boot, which a template's guests had long before.
+fn boot_parts(vmm: Option<StartTimes>, guest: &CheckResponse) -> Vec<(&'static str, u64)> {
+    let mut parts = Vec::new();
+    let restored = vmm.as_ref().is_some_and(|times| times.restored);
+    if let Some(times) = vmm {
+        let load = match restored {
+            true => "restore the template",
+            false => "load the kernel",
+        };
+        parts.extend([
+            ("enter the jail", times.jail_ns),
+            ("make the machine", times.machine_ns),
+            (load, times.kernel_ns),
+            ("start the threads", times.threads_ns),
+        ]);
+    }
+    if !restored {
+        let agent_ns = guest.ready_ns.saturating_sub(guest.init_started_ns);
+        parts.push(("guest kernel", guest.init_started_ns));
+        parts.push(("guest agent", agent_ns));
+    }
+    parts
+}
+
 /// What a machine that starts with this size can become.
 fn running(engine: &Engine, size: Size, config: &Config) -> Running {
     let memory_mib = match engine.memory_hotplug {
@@ -207,4 +228,39 @@ fn record_processes(
     let record = Record::new(ids, machine.engine().kind, start_timeout);
     dir.write_record(&record).map_err(SandboxError::Processes)?;
     Ok((record, processes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_of_a_template_is_no_part_of_a_start() {
+        let guest = CheckResponse {
+            init_started_ns: 50,
+            ready_ns: 60,
+            ..Default::default()
+        };
+        let names = |vmm| -> Vec<_> {
+            let parts = boot_parts(vmm, &guest).into_iter();
+            parts.map(|(name, _)| name).collect()
+        };
+        let times = |restored| {
+            Some(StartTimes {
+                jail_ns: 1,
+                machine_ns: 2,
+                kernel_ns: 3,
+                threads_ns: 4,
+                restored,
+            })
+        };
+        let jail = ["enter the jail", "make the machine"];
+        let threads = "start the threads";
+        let own = ["guest kernel", "guest agent"];
+        assert_eq!(names(None), own);
+        let cold = [&jail[..], &["load the kernel", threads], &own].concat();
+        assert_eq!(names(times(false)), cold);
+        let restored = [&jail[..], &["restore the template", threads]].concat();
+        assert_eq!(names(times(true)), restored);
+    }
 }
