@@ -103,6 +103,26 @@ impl TryFrom<String> for EngineChoice {
     }
 }
 
+/// Whether machines are restored from templates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateUse {
+    /// A machine is restored from the template of its kind, which the first one makes.
+    Auto,
+    /// Every machine boots.
+    #[default]
+    Off,
+}
+
+impl fmt::Display for TemplateUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// The configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -117,6 +137,9 @@ struct File {
     max_vcpus: Option<u64>,
     memory_mib: Option<u64>,
     start_timeout_seconds: Option<u64>,
+    templates: TemplateUse,
+    template_dir: Option<PathBuf>,
+    max_templates: Option<u64>,
 }
 
 /// The configuration with its defaults filled in.
@@ -143,6 +166,12 @@ pub struct Config {
     /// The time limit from the machine's start to the container's creation. None uses the engine's
     /// default.
     pub start_timeout: Option<Duration>,
+    /// Whether machines are restored from templates.
+    pub templates: TemplateUse,
+    /// The directory that holds the templates.
+    pub template_dir: PathBuf,
+    /// The most templates that are kept.
+    pub max_templates: u64,
 }
 
 /// In MiB. The host only spends what the guest touches.
@@ -150,6 +179,12 @@ const DEFAULT_MEMORY_MIB: u64 = 512;
 
 /// The most vCPUs for a container without a limit; each costs start-up time.
 const DEFAULT_VCPUS: u64 = 4;
+
+/// Not below /run/rvm, whose directories are containers.
+const DEFAULT_TEMPLATE_DIR: &str = "/run/rvm-templates";
+
+/// Each takes as much of the host's memory as its guest has touched, some 50 MiB.
+const DEFAULT_MAX_TEMPLATES: u64 = 4;
 
 impl Config {
     /// Reads `path`, which must exist, or [`DEFAULT_PATH`], which need not.
@@ -203,6 +238,11 @@ impl Config {
                     1,
                 )?)),
             },
+            templates: file.templates,
+            template_dir: file
+                .template_dir
+                .unwrap_or_else(|| DEFAULT_TEMPLATE_DIR.into()),
+            max_templates: positive("max_templates", file.max_templates, DEFAULT_MAX_TEMPLATES)?,
         })
     }
 }
@@ -254,17 +294,21 @@ mod tests {
         assert_eq!(config.vmm, Path::new("/opt/rvm/libexec/rvm/rvm-vmm"));
         assert_eq!(config.kernel, Path::new("/opt/rvm/share/rvm/vmlinux"));
         assert_eq!(config.memory_mib, DEFAULT_MEMORY_MIB);
+        assert_eq!(config.template_dir, Path::new(DEFAULT_TEMPLATE_DIR));
     }
 
     #[test]
     fn the_files_values_override_the_defaults() {
-        let config =
-            read("engine = \"qemu\"\nvcpus = 3\nkernel = \"/k\"\nstart_timeout_seconds = 7")
-                .unwrap();
+        let config = read(
+            "engine = \"qemu\"\nvcpus = 3\nkernel = \"/k\"\nstart_timeout_seconds = 7\n\
+                 templates = \"auto\"",
+        )
+        .unwrap();
         assert_eq!(config.engine, EngineChoice::Only(EngineKind::Qemu));
         assert_eq!(config.vcpus, 3);
         assert_eq!(config.kernel, Path::new("/k"));
         assert_eq!(config.start_timeout, Some(Duration::from_secs(7)));
+        assert_eq!(config.templates, TemplateUse::Auto);
     }
 
     #[test]
@@ -273,6 +317,8 @@ mod tests {
             ("vcpu = 1", "vcpu"),
             ("engine = \"xen\"", "engine"),
             ("memory_mib = 0", "memory_mib"),
+            ("max_templates = 0", "max_templates"),
+            ("templates = \"on\"", "templates"),
             ("\n\nvcpus = \"two\"", "line 3: vcpus: "),
             ("vcpus = 1\nvcpus", "line 2"),
         ] {

@@ -27,9 +27,11 @@ use crate::host::memory_policy::MemoryPolicy;
 use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::disks::{self, DiskError};
-use crate::sandbox::{Guest, Requirements, Sandbox, SandboxError, VolumeError, Volumes};
+use crate::sandbox::{
+    Guest, MachinePlan, PlanError, Requirements, Sandbox, SandboxError, VolumeError, Volumes,
+};
 use crate::share::{self, StorageError};
-use crate::sizing::{Size, SizeError};
+use crate::sizing::SizeError;
 use crate::spec::pod::Role;
 use crate::spec::translate::{Translation, translate};
 use crate::spec::validate::FieldError;
@@ -97,6 +99,15 @@ impl From<AgentError> for StartError {
     }
 }
 
+impl From<PlanError> for StartError {
+    fn from(error: PlanError) -> Self {
+        match error {
+            PlanError::Size(error) => Self::Size(error),
+            PlanError::Sandbox(error) => Self::Sandbox(error),
+        }
+    }
+}
+
 impl From<DiskError> for StartError {
     fn from(error: DiskError) -> Self {
         match error {
@@ -108,8 +119,8 @@ impl From<DiskError> for StartError {
 
 /// Where a container is to run.
 pub enum Placement {
-    /// In a sandbox of its own, with this network.
-    New(Network),
+    /// In a sandbox of its own: such a machine, with this network.
+    New(Box<MachinePlan>, Network),
     /// In a sandbox that this process owns.
     Owned(Arc<Sandbox>),
     /// In a sandbox that another process owns.
@@ -161,22 +172,43 @@ pub struct Start<'a> {
     pub is_in_groups: bool,
 }
 
+/// Finds out what machine a container is to have of its own, and makes the machine's template if it
+/// is to have one; none for a member of a pod. Called before this process enters the container's
+/// control groups.
+pub async fn plan_machine(
+    bundle: &Bundle,
+    config: &Config,
+    timings: &mut Timings,
+) -> Result<Option<Box<MachinePlan>>, StartError> {
+    let max_disks = match bundle.role {
+        Role::Alone => bundle.disk_count(),
+        // Its members come later, with theirs.
+        Role::Sandbox => usize::MAX,
+        Role::Member(_) => return Ok(None),
+    };
+    let plan = MachinePlan::new(&bundle.spec, bundle.hardware, max_disks, config, timings);
+    Ok(Some(Box::new(plan.await?)))
+}
+
 /// Opens or makes the network namespace that a container is to be in, and says where the container
-/// is to run; a member of a pod is [`Placement::Joined`]. The thread whose number is the
-/// container's pid must enter the namespace before anything else happens: engines look for it
+/// is to run: on the machine that was planned, or [`Placement::Joined`]. The thread whose number is
+/// the container's pid must enter the namespace before anything else happens: engines look for it
 /// there.
-pub fn take_network(bundle: &Bundle) -> Result<(Namespace, Placement), NetworkError> {
+pub fn take_network(
+    bundle: &Bundle,
+    plan: Option<Box<MachinePlan>>,
+) -> Result<(Namespace, Placement), NetworkError> {
     // Reading the bundle has made sure that it asks for one.
     let wanted = NamespaceSource::of(&bundle.spec).unwrap_or(NamespaceSource::New);
-    if let Role::Member(_) = bundle.role {
+    let Some(plan) = plan else {
         return Ok((Namespace::create_or_open(&wanted)?, Placement::Joined));
-    }
+    };
     let mut network = Network::open(&wanted)?;
     let linux = bundle.spec.linux().as_ref();
     if let Some(devices) = linux.and_then(|linux| linux.net_devices().as_ref()) {
         network.take_devices(devices)?;
     }
-    Ok((network.namespace()?, Placement::New(network)))
+    Ok((network.namespace()?, Placement::New(plan, network)))
 }
 
 impl Start<'_> {
@@ -190,13 +222,7 @@ impl Start<'_> {
         let group = self.make_groups()?;
         self.run_create_hooks(timings).await?;
         let (dir, translation) = self.share_files(timings)?;
-        let max_disks = match self.bundle.role {
-            Role::Alone => translation.disks.disks().len(),
-            // Its members come later, with theirs.
-            Role::Sandbox | Role::Member(_) => usize::MAX,
-        };
-        let group = group.as_ref();
-        let place = self.place(placement, dir, max_disks, group, timings);
+        let place = self.place(placement, dir, group.as_ref(), timings);
         let place = place.await?;
         let guest = place.guest();
         cgroup::limit(self.container, self.bundle, guest.record().engine)?;
@@ -263,33 +289,29 @@ impl Start<'_> {
         Ok((dir, translation))
     }
 
-    /// Starts the sandbox that the container is to have, for at most `max_disks` and in these
-    /// control groups, or finds it.
+    /// Starts the sandbox that the container is to have, in these control groups, or finds it.
     async fn place(
         &self,
         placement: Placement,
         dir: SandboxDir,
-        max_disks: usize,
         group: Option<&Cgroup>,
         timings: &mut Timings,
     ) -> Result<Place, StartError> {
-        let network = match placement {
-            Placement::New(network) => network,
+        let (plan, network) = match placement {
+            Placement::New(plan, network) => (*plan, network),
             Placement::Owned(sandbox) => return Ok(Place::Owned(sandbox)),
             Placement::Joined => {
                 return Ok(Place::Joined(Arc::new(Guest::join(dir, self.config)?)));
             }
         };
-        let size = Size::for_bundle(&self.bundle.spec, self.bundle.hardware, self.config)?;
         let policy = self.memory_policy()?;
         let wanted = Requirements {
-            size,
+            plan,
             memory_policy: policy.as_ref(),
             group,
             network,
-            max_disks,
         };
-        let sandbox = Sandbox::start(dir, wanted, self.config, timings).await?;
+        let mut sandbox = Sandbox::start(dir, wanted, self.config, timings).await?;
         sandbox.boot(timings).await?;
         self.set_oom_score(sandbox.guest());
         Ok(Place::Owned(Arc::new(sandbox)))

@@ -5,6 +5,7 @@
 
 mod child;
 pub mod choice;
+mod console;
 mod exit;
 mod fds;
 mod files;
@@ -17,6 +18,7 @@ mod spawn;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rvm_protocol::failure::Failure;
@@ -28,7 +30,9 @@ use crate::host::memory_policy::MemoryPolicy;
 use crate::network::{NicBackend, NicLimits};
 use crate::sizing::Size;
 
+pub(crate) use console::console_tail;
 pub use files::check_host_memory;
+pub use kvm::template::{Created, Template, TemplateError, TemplateInfo, Templates};
 pub use machine::{Machine, MachineEnd, MachineEnded, Plug, Unplug, Vm};
 pub use spawn::SpawnError;
 
@@ -52,6 +56,8 @@ pub struct Engine {
     pub disk_slots: fn(usize) -> usize,
     /// Whether a running machine can be given more memory than it started with.
     pub memory_hotplug: bool,
+    /// Whether machines can be restored from templates.
+    templates: Support,
     /// Looks whether the engine works here. Cheap: every start does it where the configuration says
     /// `auto`.
     probe: fn(&Config) -> Verdict,
@@ -78,6 +84,12 @@ impl Engine {
                 .map_err(io_failed("set the memory policy of its processes"))??,
         };
         Ok(Machine::drive(self, vm))
+    }
+
+    /// The templates of its machines, if it can have any.
+    pub fn templates<'a>(&self, config: &'a Config) -> Result<Templates<'a>, EngineError> {
+        self.templates.map_err(EngineError::Unsupported)?;
+        Ok(Templates::new(config))
     }
 }
 
@@ -114,6 +126,8 @@ pub struct Plan<'a> {
     pub nets: Vec<NicBackend>,
     /// Empty slots for disks; as many as [`Engine::disk_slots`] allows.
     pub disk_slots: usize,
+    /// A template of such a machine with at most one network card.
+    pub template: Option<Arc<Template>>,
 }
 
 /// A machine could not be started or changed.

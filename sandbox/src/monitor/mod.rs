@@ -22,7 +22,7 @@ use crate::cgroup::{Cgroup, CgroupError, Driver};
 use crate::config::Config;
 use crate::container::cgroup::{self, ContainerCgroupError};
 use crate::container::ending::leave;
-use crate::container::start::{Place, Placement, Start, StartError, take_network};
+use crate::container::start::{Place, Placement, Start, StartError, plan_machine, take_network};
 use crate::control::Server;
 use crate::engine::MachineEnd;
 use crate::guest::agent::Exit;
@@ -163,6 +163,11 @@ async fn live(
     signals: &Signals,
     timings: &mut Timings,
 ) -> Result<End, MonitorError> {
+    let plan = tokio::select! {
+        planned = plan_machine(order.bundle, order.config, timings) => planned?,
+        signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
+        () = order.caller.gone() => return Err(MonitorError::Abandoned),
+    };
     let is_in_groups = !matches!(groups, Groups::StayOut);
     if is_in_groups {
         let own = rustix::process::getpid().as_raw_nonzero().get();
@@ -172,7 +177,7 @@ async fn live(
     let has_terminal = program.and_then(|program| program.terminal()) == Some(true);
     let (host, terminal) = order.caller.take_streams(has_terminal)?;
     let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
-    let (namespace, placement) = take_network(order.bundle).map_err(StartError::from)?;
+    let (namespace, placement) = take_network(order.bundle, plan).map_err(StartError::from)?;
     let entered = namespace.enter();
     let entered = entered.and_then(|()| order.anchor.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;

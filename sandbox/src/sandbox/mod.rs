@@ -11,6 +11,7 @@ mod failure;
 mod guest;
 mod live_network;
 mod owner;
+mod plan;
 mod port_forward;
 mod resize;
 mod silence;
@@ -30,6 +31,8 @@ pub use failure::GuestFailure;
 pub use guest::Guest;
 pub(crate) use guest::HANGUP_TIMEOUT;
 pub use owner::{Requirements, Sandbox};
+pub(crate) use plan::PlanError;
+pub use plan::{CreateTemplateError, MachinePlan, create_template};
 pub use resize::{MemoryResult, ResizeError};
 pub use volumes::{VolumeError, Volumes};
 

@@ -15,19 +15,17 @@ use super::disks::Slots;
 use super::failure::GuestFailure;
 use super::guest::Guest;
 use super::live_network::LiveNetwork;
+use super::plan::MachinePlan;
 use super::resize::LiveSize;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
-use crate::engine::choice::{self, Choice};
-use crate::engine::{Engine, Machine, Plan};
+use crate::engine::{Machine, Plan, Template};
 use crate::guest::agent::Agent;
-use crate::host::memory::total_memory_mib;
 use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::{KILL_TIMEOUT, Process};
 use crate::host::timings::Timings;
 use crate::network::Network;
-use crate::sizing::{Bounds, Running, Size};
 
 /// How long a machine whose sockets have closed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,22 +42,21 @@ pub struct Sandbox {
     disks: Mutex<Slots>,
     machine: Machine,
     processes: Vec<Process>,
+    /// What the machine may have been restored from, until its agent has answered.
+    template: Option<Arc<Template>>,
     control: UnixListener,
 }
 
 /// What a machine is to have.
 pub struct Requirements<'a> {
-    /// The size that it starts with.
-    pub size: Size,
+    /// What it is.
+    pub plan: MachinePlan,
     /// The memory nodes of the host that its memory comes from.
     pub memory_policy: Option<&'a MemoryPolicy>,
     /// The control groups of its processes, where this process is in others.
     pub group: Option<&'a Cgroup>,
     /// Its network.
     pub network: Network,
-    /// The most disks that its containers can ask for. Each takes a slot, at which the guest's
-    /// kernel looks when it boots.
-    pub max_disks: usize,
 }
 
 impl Sandbox {
@@ -71,14 +68,11 @@ impl Sandbox {
         config: &Config,
         timings: &mut Timings,
     ) -> Result<Self, SandboxError> {
-        let Choice { engine, reason } = choice::choose(config)?;
-        tracing::info!("engine {}: {reason}", engine.kind);
-        let size = wanted.size;
-        tracing::debug!("{} vCPUs and {} MiB", size.vcpus, size.memory_mib);
+        let planned = wanted.plan;
+        let (engine, running) = (planned.engine, planned.running);
         let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits)?;
         timings.lap("prepare the network");
-        let running = running(engine, size, config);
-        let disk_slots = (engine.disk_slots)(nets.len()).min(wanted.max_disks);
+        let disk_slots = planned.disk_slots(nets.len());
         let plan = Plan {
             size: running.now,
             max: running.max,
@@ -91,6 +85,7 @@ impl Sandbox {
             ports: dir.listen().map_err(SandboxError::Sockets)?,
             nets,
             disk_slots,
+            template: planned.template.clone(),
         };
         let machine = engine.start(plan).map_err(|source| SandboxError::Engine {
             engine: engine.kind,
@@ -109,6 +104,7 @@ impl Sandbox {
                 let Ok(end) = tokio::time::timeout(END_TIMEOUT, ended.wait()).await else {
                     return Err(error.into());
                 };
+                blame(planned.template.as_deref(), &machine);
                 let (after, console) = (timings.elapsed(), dir.console());
                 let failure =
                     GuestFailure::new(BOOT, after, engine.kind, end.to_string(), &console);
@@ -119,17 +115,23 @@ impl Sandbox {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
             network: Mutex::new(network),
             disks: Slots::new(disk_slots),
-            size: Mutex::new(LiveSize::new(running, Bounds::of(config))),
+            size: Mutex::new(LiveSize::new(running, planned.bounds)),
             guest: Arc::new(Guest::new(dir, record, agent, machine.ended(), limit)),
             machine,
             processes,
+            template: planned.template,
         })
     }
 
     /// Waits until the agent of the machine that was started answers, and gives the guest its
     /// time and its network.
-    pub async fn boot(&self, timings: &mut Timings) -> Result<(), SandboxError> {
-        let check = self.guest.check(BOOT, timings).await?;
+    pub async fn boot(&mut self, timings: &mut Timings) -> Result<(), SandboxError> {
+        let check = self.guest.check(BOOT, timings).await;
+        let template = self.template.take();
+        if check.is_err() {
+            blame(template.as_deref(), &self.machine);
+        }
+        let check = check?;
         timings.lap("boot the guest");
         for (part, nanoseconds) in boot_parts(self.machine.start_times(), &check) {
             timings.part(part, nanoseconds);
@@ -202,17 +204,15 @@ fn boot_parts(vmm: Option<StartTimes>, guest: &CheckResponse) -> Vec<(&'static s
     parts
 }
 
-/// What a machine that starts with this size can become.
-fn running(engine: &Engine, size: Size, config: &Config) -> Running {
-    let memory_mib = match engine.memory_hotplug {
-        true => total_memory_mib().unwrap_or(0),
-        false => 0,
-    };
-    Running {
-        engine: engine.kind,
-        start: size,
-        now: size,
-        max: size.with_room(&Bounds::of(config), memory_mib),
+/// Removes the template of a machine whose guest has not come up, unless the guest booted: others
+/// would not come up from it either.
+fn blame(template: Option<&Template>, machine: &Machine) {
+    let has_booted = machine.start_times().is_some_and(|times| !times.restored);
+    if let Some(template) = template
+        && !has_booted
+    {
+        tracing::warn!("the machine's template is removed, since no guest came up from it");
+        template.discard("no guest came up from the last ones");
     }
 }
 

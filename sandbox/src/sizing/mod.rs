@@ -82,7 +82,9 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Reads the host's CPUs and the configuration.
+    /// Reads the host's CPUs and the configuration. A process that enters a container's control
+    /// groups asks before it does: they may allow it fewer CPUs, which is the container's limit of
+    /// today and no bound of the machine.
     pub fn of(config: &Config) -> Self {
         Self {
             host_cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
@@ -143,14 +145,14 @@ impl Size {
 
     /// The size of the sandbox for a bundle: that of `hardware`, or else of a pod if annotations
     /// have the pod's limits, or of the container's limits.
-    pub fn for_bundle(spec: &Spec, hardware: Hardware, config: &Config) -> Result<Self, SizeError> {
+    pub fn for_bundle(spec: &Spec, hardware: Hardware, bounds: &Bounds) -> Result<Self, SizeError> {
         let linux = spec.linux().as_ref();
         let own = linux.and_then(|linux| linux.resources().as_ref());
         let pods = spec
             .annotations()
             .as_ref()
             .map_or(Ok(None), pod_limits::annotated)?;
-        let size = Self::of(pods.as_ref().or(own), &Bounds::of(config))?;
+        let size = Self::of(pods.as_ref().or(own), bounds)?;
         Ok(size.or_as(hardware))
     }
 

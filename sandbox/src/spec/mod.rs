@@ -156,6 +156,12 @@ impl Bundle {
         })
     }
 
+    /// How many disks the container asks for: those of its root, its devices and its mounts.
+    pub(crate) fn disk_count(&self) -> usize {
+        let is_disk = |source: &&Option<Source>| matches!(source, Some(Source::Disk(_)));
+        self.disks.disks().len() + self.sources.iter().filter(is_disk).count()
+    }
+
     /// An error in this bundle's config.json.
     pub(crate) fn field_error(&self, error: FieldError) -> SpecError {
         words::explain(error, &self.spec).in_file(self.dir.join(CONFIG_FILE))

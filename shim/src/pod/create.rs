@@ -11,12 +11,13 @@ use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
-use rvm_sandbox::container::start::{Placement, Start, take_network};
+use rvm_sandbox::container::start::{Placement, Start, plan_machine, take_network};
 use rvm_sandbox::disk::Stack;
 use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::host::process::ProcessId;
 use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::network::Namespace;
+use rvm_sandbox::sandbox::MachinePlan;
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::spec::pod::Role;
 use rvm_sandbox::state::{self, Store};
@@ -45,6 +46,8 @@ struct Plan<'a> {
     dir: &'a Path,
     uris: Uris,
     options: Options,
+    /// None for a container that joins a sandbox.
+    machine: Option<Box<MachinePlan>>,
 }
 
 impl Pod {
@@ -79,7 +82,7 @@ impl Pod {
         request: &CreateTaskRequest,
         kind: Kind,
     ) -> Result<(Container, Relay), CreateError> {
-        let plan = Plan {
+        let mut plan = Plan {
             id,
             kind,
             dir: Path::new(&request.bundle),
@@ -90,12 +93,13 @@ impl Pod {
                 terminal: request.terminal,
             },
             options: Options::parse(request.options.get_or_default())?,
+            machine: None,
         };
         let disks = rootfs::stack(&request.rootfs)?;
         if disks.is_empty() {
             rootfs::mount_all(plan.dir, &request.rootfs)?;
         }
-        let created = self.create_on_rootfs(&plan, disks).await;
+        let created = self.create_on_rootfs(&mut plan, disks).await;
         if created.is_err()
             && let Err(error) = rootfs::unmount_all(plan.dir)
         {
@@ -106,7 +110,7 @@ impl Pod {
 
     async fn create_on_rootfs(
         &self,
-        plan: &Plan<'_>,
+        plan: &mut Plan<'_>,
         disks: Stack,
     ) -> Result<(Container, Relay), CreateError> {
         let config = plan.options.config_file(plan.dir)?;
@@ -118,6 +122,8 @@ impl Pod {
             added.map_err(host("add the pod's files to the container's"))?;
         }
         let bundle = Bundle::load_with_root(plan.dir, disks)?;
+        // Before there is anything of the container that would be left behind.
+        plan.machine = plan_machine(&bundle, &config, &mut Timings::default()).await?;
         let root = plan.options.root.clone();
         let root = root.unwrap_or_else(|| PathBuf::from(STATE_ROOT));
         let store = Store::new(root.join(&self.namespace));
@@ -132,14 +138,14 @@ impl Pod {
     /// Creates a container whose state has been prepared.
     async fn start_sandbox(
         &self,
-        plan: &Plan<'_>,
+        plan: &mut Plan<'_>,
         config: &Config,
         bundle: &Bundle,
         record: &Arc<state::Container>,
     ) -> Result<(Container, Relay), CreateError> {
         bundle::remember_state(&bundle.dir, record).map_err(host("write into the bundle"))?;
         let outside = Namespace::own().map_err(host("find the host's network namespace"))?;
-        let (namespace, placement) = take_network(bundle)?;
+        let (namespace, placement) = take_network(bundle, plan.machine.take())?;
         let anchor =
             PidAnchor::stand_in(plan.id.as_str()).map_err(host("start the container's process"))?;
         let entered = anchor.enter(&namespace);

@@ -4,28 +4,26 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rvm_protocol::failure::{Code, Failure};
-use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StartTimes, StopReason};
+use rvm_protocol::vmm::{ChannelError, Event, Request, StartTimes, StopReason};
 use tokio::sync::{oneshot, watch};
 
+use super::control::{Control, machine_end};
+use super::template::Template;
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
-use crate::engine::{EngineError, MachineEnd, Plug, Unplug, Vm, io_failed};
+use crate::engine::{EngineError, MachineEnd, Plug, Unplug, Vm};
 use crate::host::process::ProcessId;
 use crate::host::rate::Rate;
-use crate::host::untrusted_text::{clean, clean_failure};
+use crate::host::untrusted_text::clean;
 use crate::sizing::Size;
 use rvm_sys::error_chain::chain;
-use rvm_sys::readiness::Readable;
 
 /// How long rvm-vmm may take to answer. It waits for nothing that the guest does.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long rvm-vmm may take to end after it has closed its end of the control socket.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The most events a second. rvm-vmm has a few in all its life; one that was taken over could keep
 /// root's process busy with a flood.
@@ -33,12 +31,10 @@ const MAX_EVENTS: u32 = 256;
 
 /// A machine that rvm-vmm runs.
 pub(super) struct KvmMachine {
-    /// The control socket, to wait on and to talk over.
-    control: Readable,
-    channel: Channel,
+    control: Control,
     vmm: Mutex<Vmm>,
-    /// Readable when rvm-vmm has ended.
-    ended: Readable,
+    /// What it was to be restored from, until it has started.
+    template: Mutex<Option<Arc<Template>>>,
     times: OnceLock<StartTimes>,
     /// The jail's network namespace, which outlives rvm-vmm by this. To remove one the kernel waits
     /// for callbacks of RCU, and so it does for a virtual machine, as a part of rvm-vmm's end: one
@@ -54,42 +50,18 @@ pub(super) struct KvmMachine {
 type Answer = oneshot::Sender<Result<(), Failure>>;
 
 impl KvmMachine {
-    pub(super) fn new(vmm: Vmm) -> Result<Self, EngineError> {
-        let fd = vmm.channel().as_fd();
-        rustix::io::ioctl_fionbio(fd, true)
-            .map_err(|e| io_failed("prepare the control socket")(e.into()))?;
-        let watch = io_failed("watch the control socket");
-        let own = fd.try_clone_to_owned().map_err(io_failed("dup"))?;
-        let ended = Readable::new(vmm.pidfd()).map_err(io_failed("watch rvm-vmm"))?;
+    /// A machine that is being started, from this template if there is one. Called within a tokio
+    /// runtime.
+    pub(super) fn new(vmm: Vmm, template: Option<Arc<Template>>) -> Result<Self, EngineError> {
         Ok(Self {
-            ended,
-            control: Readable::new(fd).map_err(watch)?,
-            channel: Channel::new(own),
+            control: Control::of(&vmm)?,
             vmm: Mutex::new(vmm),
+            template: Mutex::new(template),
             times: OnceLock::new(),
             network: OnceLock::new(),
             reached: watch::Sender::new(0),
             waiting: Mutex::default(),
         })
-    }
-
-    /// The next event of rvm-vmm. None once it has ended and all that it has said is known.
-    async fn event(&self) -> Result<Option<Event>, ChannelError> {
-        let received = self.control.read(|_| match self.channel.receive() {
-            Err(ChannelError::Socket(error)) => Err(error),
-            other => Ok(other),
-        });
-        let (event, _) = tokio::select! {
-            biased;
-            received = received => received.map_err(ChannelError::Socket)??,
-            // The control socket alone would not tell: rvm-vmm can send its end of it to the other
-            // end of a guest's stream, where it stays open.
-            _ = self.ended.read(|_| Ok(())) => match self.channel.receive() {
-                Err(ChannelError::Socket(_)) => return Ok(None),
-                other => other?,
-            },
-        };
-        Ok(Some(clean_event(event)))
     }
 
     /// Sends a request and waits for its answer.
@@ -103,7 +75,7 @@ impl KvmMachine {
         {
             // Held while sending, so that the answers queue in the order of the requests.
             let mut waiting = lock(&self.waiting);
-            self.channel
+            self.control
                 .send(request, fds)
                 .map_err(|source| EngineError::Channel { action, source })?;
             waiting.push_back(answer);
@@ -131,6 +103,7 @@ impl KvmMachine {
     fn take(&self, event: Event) -> Option<StopReason> {
         match event {
             Event::Started(times) => {
+                *lock(&self.template) = None;
                 // What is said again is not believed.
                 if self.times.set(*times).is_ok() {
                     self.hold_network();
@@ -139,7 +112,12 @@ impl KvmMachine {
             Event::Done => self.answered(Ok(())),
             Event::Refused(failure) => self.answered(Err(failure)),
             Event::TemplateRefused(failure) => {
-                tracing::warn!("the guest boots, since its template cannot be used: {failure}");
+                // What is said again, or without a template, is not believed.
+                if let Some(template) = lock(&self.template).take() {
+                    let reason = failure.to_string();
+                    tracing::warn!("the guest boots, since its template cannot be used: {reason}");
+                    template.discard(&reason);
+                }
             }
             // Only one that writes a template says so.
             Event::TemplateSaved => {}
@@ -168,11 +146,7 @@ impl KvmMachine {
     async fn post_mortem(&self, silence: Option<ChannelError>) -> MachineEnd {
         let by_itself = match &silence {
             None => true,
-            // A process that ends closes its sockets shortly before.
-            Some(ChannelError::Closed) => {
-                let ended = self.ended.read(|_| Ok(()));
-                tokio::time::timeout(END_TIMEOUT, ended).await.is_ok()
-            }
+            Some(ChannelError::Closed) => self.control.ends_soon().await,
             Some(_) => false,
         };
         self.end();
@@ -193,34 +167,6 @@ impl KvmMachine {
     }
 }
 
-/// Makes the texts of an event safe to show: a guest may have taken rvm-vmm over.
-fn clean_event(event: Event) -> Event {
-    match event {
-        Event::Refused(failure) => Event::Refused(clean_failure(&failure)),
-        Event::TemplateRefused(failure) => Event::TemplateRefused(clean_failure(&failure)),
-        Event::Stopped(StopReason::GuestReset { place }) => {
-            let place = clean(&place);
-            Event::Stopped(StopReason::GuestReset { place })
-        }
-        Event::Stopped(StopReason::Failed(failure)) => {
-            Event::Stopped(StopReason::Failed(clean_failure(&failure)))
-        }
-        other @ (Event::Started(_)
-        | Event::Done
-        | Event::Resized { .. }
-        | Event::TemplateSaved
-        | Event::Stopped(StopReason::PowerOff)) => other,
-    }
-}
-
-fn ended(reason: StopReason) -> MachineEnd {
-    match reason {
-        StopReason::PowerOff => MachineEnd::PowerOff,
-        StopReason::GuestReset { place } => MachineEnd::GuestReset(Some(place)),
-        StopReason::Failed(failure) => MachineEnd::Failed(failure.to_string()),
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -235,11 +181,11 @@ impl Vm for KvmMachine {
         let mut rate = Rate::new(MAX_EVENTS);
         let end = loop {
             rate.admit().await;
-            match self.event().await {
+            match self.control.event().await {
                 Ok(Some(event)) => {
                     if let Some(reason) = self.take(event) {
                         self.end();
-                        break ended(reason);
+                        break machine_end(reason);
                     }
                 }
                 Ok(None) => break self.post_mortem(None).await,
@@ -304,38 +250,5 @@ impl Vm for KvmMachine {
 
     fn kill(&self) -> io::Result<()> {
         lock(&self.vmm).kill()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::untrusted_text::MAX_TEXT;
-
-    #[test]
-    fn what_rvm_vmm_says_cannot_move_the_cursor_or_fill_the_log() {
-        let said = format!("\u{1b}[2Jno\nmemory {}", "x".repeat(20_000));
-        let failure = || Failure::new(Code::Unavailable, said.as_str());
-        let place = || StopReason::GuestReset {
-            place: said.clone(),
-        };
-        let (vmm, host) = Channel::pair().unwrap();
-        for event in [
-            Event::Refused(failure()),
-            Event::Stopped(StopReason::Failed(failure())),
-            Event::Stopped(place()),
-        ] {
-            vmm.send(&event, &[]).unwrap();
-            let shown = match clean_event(host.receive().unwrap().0) {
-                Event::Refused(failure) | Event::Stopped(StopReason::Failed(failure)) => {
-                    assert_eq!(failure.code(), Code::Unavailable);
-                    failure.to_string()
-                }
-                Event::Stopped(StopReason::GuestReset { place }) => place,
-                other => panic!("{other:?}"),
-            };
-            assert!(shown.starts_with(" [2Jno memory x"), "{shown}");
-            assert_eq!(shown.len(), MAX_TEXT);
-        }
     }
 }

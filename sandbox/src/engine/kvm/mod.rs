@@ -1,13 +1,15 @@
 //! The `kvm` engine: rvm-vmm.
 
+mod control;
 mod machine;
 mod probe;
+pub(crate) mod template;
 
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use rvm_protocol::vmm::{DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig};
+use rvm_protocol::vmm::{DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig, TemplateFiles};
 
 use super::fds::Fds;
 use super::files::{check_host_memory, create_console, open_failed, open_initramfs, open_kernel};
@@ -17,6 +19,7 @@ use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
 use crate::network::NicLimits;
 use machine::KvmMachine;
+use template::Shape;
 
 /// The parameters that a kernel on our machine needs; see guest-kernel/README.md for what each is
 /// worth. `quiet` comes before `earlyprintk`, which else prints all that was logged before it.
@@ -24,8 +27,8 @@ const KERNEL_PARAMS: &str = "console=hvc0 quiet earlyprintk=ttyS0 panic=-1 reboo
      tsc=reliable no_timer_check noreplace-smp swiotlb=noforce \
      rootfstype=ramfs ifb.numifbs=0 dummy.numdummies=0 zram.num_devices=0";
 
-/// How many network cards can be plugged in while the machine runs. Each costs every start a few
-/// thousand instructions.
+/// How many network cards can be plugged into a machine with one while it runs, and into one with
+/// more. Each costs every start a few thousand instructions.
 const SPARE_NETS: usize = 4;
 
 /// The engine.
@@ -46,6 +49,7 @@ pub(super) static ENGINE: Engine = Engine {
     disk_hotplug: Ok(()),
     disk_slots,
     memory_hotplug: true,
+    templates: Ok(()),
     probe,
     check,
     start,
@@ -64,35 +68,64 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     check_host_memory(plan.size.memory_mib)?;
     let config = plan.config;
     let mut fds = Fds::default();
-    let machine = MachineConfig {
-        parent: std::process::id(),
-        boot_vcpus: plan.size.vcpus,
-        max_vcpus: plan.max.vcpus,
-        memory_mib: plan.size.memory_mib,
-        max_memory_mib: plan.max.memory_mib,
-        cmdline: format!("{KERNEL_PARAMS} {}", config.kernel_params),
-        kernel: fds.add(open_kernel(&config.kernel)?),
-        initramfs: fds.add(open_initramfs(&config.initramfs)?),
-        console: fds.add(create_console(plan.console)?),
-        kvm: fds.add(open_kvm()?),
-        shared_dir: plan.shared.to_owned(),
-        vsock: fds.add_ports(plan.ports),
-        spare_disks: plan.disk_slots,
-        spare_nets: spare_nets(plan.nets.len()),
-        nets: fds.add_nets(plan.nets),
-        template: None,
-    };
+    let cards = plan.nets.len();
+    let shape = Shape::new(plan.size, plan.max, net_slots(cards), plan.disk_slots);
+    let mut machine = machine_config(config, shape, plan.shared, plan.console, &mut fds)?;
+    machine.vsock = fds.add_ports(plan.ports);
+    machine.nets = fds.add_nets(plan.nets);
+    machine.spare_nets -= cards;
+    let template = plan.template.filter(|template| template.has(shape));
+    if let Some([state, memory]) = template.as_ref().and_then(|template| template.files()) {
+        machine.template = Some(TemplateFiles {
+            state: fds.add(state),
+            memory: fds.add(memory),
+        });
+    }
     let vmm = Vmm::start(&config.vmm, c"machine", plan.group, &machine, &fds.borrow())?;
-    Ok(Box::new(KvmMachine::new(vmm)?))
+    Ok(Box::new(KvmMachine::new(vmm, template)?))
 }
 
-fn spare_nets(nets: usize) -> usize {
-    SPARE_NETS.min(MAX_NETS.saturating_sub(nets))
+/// A machine of this shape, with all slots empty and no ports.
+fn machine_config(
+    config: &Config,
+    shape: Shape,
+    shared: &Path,
+    console: &Path,
+    fds: &mut Fds,
+) -> Result<MachineConfig, EngineError> {
+    Ok(MachineConfig {
+        parent: std::process::id(),
+        boot_vcpus: shape.vcpus,
+        max_vcpus: shape.max_vcpus,
+        memory_mib: shape.memory_mib,
+        max_memory_mib: shape.max_memory_mib,
+        cmdline: cmdline(config),
+        kernel: fds.add(open_kernel(&config.kernel)?),
+        initramfs: fds.add(open_initramfs(&config.initramfs)?),
+        console: fds.add(create_console(console)?),
+        kvm: fds.add(open_kvm()?),
+        shared_dir: shared.to_owned(),
+        vsock: Vec::new(),
+        spare_disks: shape.disk_slots,
+        spare_nets: shape.net_slots,
+        nets: Vec::new(),
+        template: None,
+    })
+}
+
+fn cmdline(config: &Config) -> String {
+    format!("{KERNEL_PARAMS} {}", config.kernel_params)
+}
+
+/// How many slots for network cards a machine has that starts with so many. With none and with one
+/// it has the same, so that one template serves both.
+fn net_slots(cards: usize) -> usize {
+    MAX_NETS.min(cards.max(1) + SPARE_NETS)
 }
 
 /// How many slots are left for disks beside those of network cards.
 fn disk_slots(nets: usize) -> usize {
-    MAX_DISKS.min(MAX_SLOTS.saturating_sub(DISK_SLOT + nets + spare_nets(nets)))
+    MAX_DISKS.min(MAX_SLOTS.saturating_sub(DISK_SLOT + net_slots(nets)))
 }
 
 fn open_kvm() -> Result<File, EngineError> {
@@ -102,4 +135,22 @@ fn open_kvm() -> Result<File, EngineError> {
         .write(true)
         .open(path)
         .map_err(open_failed("KVM's device", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_with_no_card_and_with_one_have_the_same_slots() {
+        assert_eq!(net_slots(0), SPARE_NETS + 1);
+        assert_eq!(net_slots(1), net_slots(0));
+        assert_eq!(disk_slots(1), disk_slots(0));
+        assert_eq!(net_slots(3), 3 + SPARE_NETS);
+        assert_eq!(net_slots(MAX_NETS), MAX_NETS);
+        for cards in 0..=MAX_NETS {
+            assert!(net_slots(cards) >= cards);
+            assert!(DISK_SLOT + net_slots(cards) + disk_slots(cards) <= MAX_SLOTS);
+        }
+    }
 }

@@ -1,0 +1,295 @@
+//! Templates: machines as they were when their agents were ready, from which others are restored.
+//!
+//! ```text
+//!   prepare ──> find ──────────────────────────────> Template ──> kvm::start
+//!                 └─> lock ──> make ──> publish ───────┘ │
+//!                       └─> none: the machine boots <────┴── it is refused, or no guest comes up
+//! ```
+//!
+//! [`Templates::prepare`] is called before the calling process enters a container's control groups:
+//! the pages of a file on a tmpfs are charged to the groups of the process that writes them.
+
+mod key;
+mod make;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{ENGINE, cmdline, net_slots};
+use crate::config::Config;
+use crate::engine::EngineError;
+use crate::host::timings::Timings;
+use crate::sizing::Size;
+use key::{Key, Kind, is_id};
+use rvm_sys::error_chain::chain;
+use store::Store;
+
+pub(super) use key::Shape;
+pub use store::Template;
+
+/// A template could not be made, listed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The directory that the configuration names cannot be used.
+    #[error("cannot use {} (template_dir in rvm's configuration)", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// From a system call, or who can write it.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call on the template's files failed.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried, in the infinitive.
+        action: &'static str,
+        /// From the call.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system of the directory is too full.
+    #[error(
+        "the file system of template_dir has {free} MiB free, and a template needs up to {needed}"
+    )]
+    Room {
+        /// In MiB.
+        needed: u64,
+        /// In MiB.
+        free: u64,
+    },
+    /// The machine's files cannot be opened, its process not started, or the host has too little
+    /// memory for it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The machine did not come up, or could not be saved.
+    #[error("the machine to be saved failed after {after:.1?}: {how}{console}")]
+    Machine {
+        /// Since its start.
+        after: Duration,
+        /// What happened to it.
+        how: String,
+        /// The end of its console, with a heading.
+        console: String,
+    },
+    /// There is no template of this name.
+    #[error("there is no template {0}")]
+    NotFound(String),
+}
+
+/// A template, for a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateInfo {
+    /// The name of its directory.
+    pub id: String,
+    /// The size of its machines.
+    pub size: Size,
+    /// The most network cards and disks of its machines.
+    pub slots: (usize, usize),
+    /// What its files take of the host, in bytes.
+    pub bytes: u64,
+    /// When it was made.
+    pub made: SystemTime,
+    /// When a machine was last started from it.
+    pub used: SystemTime,
+    /// Whether machines can still be started from it: they boot from the files that it booted
+    /// from.
+    pub is_current: bool,
+}
+
+/// A template that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It was made.
+    Made(String),
+    /// It was there.
+    Existed(String),
+}
+
+/// The templates of a configuration.
+pub struct Templates<'a> {
+    config: &'a Config,
+}
+
+impl<'a> Templates<'a> {
+    pub(crate) fn new(config: &'a Config) -> Self {
+        Self { config }
+    }
+
+    /// The template for a machine of this size that can become `max` and has so many slots for
+    /// disks. Makes it if there is none, which takes as long as a guest's start may at most. None
+    /// if that fails, or while another process makes one.
+    ///
+    /// Called within a tokio runtime, on a thread that lives as long as this, outside of any
+    /// container's control groups.
+    pub async fn prepare(
+        &self,
+        size: Size,
+        max: Size,
+        disk_slots: usize,
+        timings: &mut Timings,
+    ) -> Option<Arc<Template>> {
+        let found = match self.kind(size, max, disk_slots) {
+            Ok(kind) => self.find_or_make(&kind, timings).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(template) => template.map(Arc::new),
+            Err(error) => {
+                tracing::debug!("the machine boots, without a template: {}", chain(&error));
+                None
+            }
+        }
+    }
+
+    async fn find_or_make(
+        &self,
+        kind: &Kind,
+        timings: &mut Timings,
+    ) -> Result<Option<Template>, TemplateError> {
+        let store = match self.find(self.create_store()?, kind) {
+            Ok(template) => return Ok(Some(template)),
+            Err(store) => store,
+        };
+        if let Some(reason) = store.given_up(kind) {
+            tracing::debug!("no template {} is made any more: {reason}", kind.id);
+            return Ok(None);
+        }
+        let Some(lock) = store.lock(false).map_err(io("lock its directory"))? else {
+            tracing::debug!("another process makes a template");
+            return Ok(None);
+        };
+        // It may have been made before the lock was taken.
+        let store = match self.find(store, kind) {
+            Ok(template) => return Ok(Some(template)),
+            Err(store) => store,
+        };
+        store.sweep(&lock).map_err(io("remove old ones"))?;
+        make::check_room(&store, kind)?;
+        let made = make::make(&store, kind, self.config, self.limit(), &lock).await;
+        timings.lap("make the template");
+        if let Err(error) = made {
+            let reason = chain(&error).to_string();
+            tracing::warn!(
+                "machines of this kind boot until the host does or rvm is upgraded, since no \
+                 template can be made: {reason}"
+            );
+            store.give_up(kind, &reason).map_err(io("note that"))?;
+            return Ok(None);
+        }
+        Ok(self.find(store, kind).ok())
+    }
+
+    /// Finds a template, or returns the store.
+    fn find(&self, store: Store, kind: &Kind) -> Result<Template, Store> {
+        match store.find(kind) {
+            Ok(template) => {
+                template.touch();
+                Ok(template)
+            }
+            Err((store, error)) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    let place = self.config.template_dir.join(&kind.id);
+                    tracing::debug!("{} is no template: {error}", place.display());
+                }
+                Err(store)
+            }
+        }
+    }
+
+    /// Makes the template for such a machine, unless there is one. Waits for another process that
+    /// makes one. Called as [`Self::prepare`].
+    pub async fn create(
+        &self,
+        size: Size,
+        max: Size,
+        disk_slots: usize,
+    ) -> Result<Created, TemplateError> {
+        let kind = self.kind(size, max, disk_slots)?;
+        let store = self.create_store()?;
+        let lock = store.lock(true).map_err(io("lock its directory"))?;
+        // None is only where nobody waits.
+        let Some(lock) = lock else {
+            return Err(io("lock its directory")(io::ErrorKind::WouldBlock.into()));
+        };
+        let store = match self.find(store, &kind) {
+            Ok(_) => return Ok(Created::Existed(kind.id)),
+            Err(store) => store,
+        };
+        store.sweep(&lock).map_err(io("remove old ones"))?;
+        make::check_room(&store, &kind)?;
+        make::make(&store, &kind, self.config, self.limit(), &lock).await?;
+        store.forgive(&kind).map_err(io("remove what was noted"))?;
+        Ok(Created::Made(kind.id))
+    }
+
+    /// The templates, those used last first.
+    pub fn list(&self) -> Result<Vec<TemplateInfo>, TemplateError> {
+        let Some(store) = self.store()? else {
+            return Ok(Vec::new());
+        };
+        let entries = store.entries().map_err(io("list the templates"))?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| TemplateInfo {
+                is_current: entry.key.is_current(),
+                size: entry.key.shape.size(),
+                slots: (entry.key.shape.net_slots, entry.key.shape.disk_slots),
+                id: entry.id,
+                bytes: entry.size,
+                made: entry.made,
+                used: entry.used,
+            })
+            .collect())
+    }
+
+    /// Removes a template. Machines that were started from it keep running.
+    pub fn remove(&self, id: &str) -> Result<(), TemplateError> {
+        let removed = match self.store()? {
+            Some(store) if is_id(id) => store.remove(id).map_err(io("remove it"))?,
+            _ => false,
+        };
+        match removed {
+            true => Ok(()),
+            false => Err(TemplateError::NotFound(id.to_owned())),
+        }
+    }
+
+    fn kind(&self, size: Size, max: Size, disk_slots: usize) -> Result<Kind, TemplateError> {
+        let shape = Shape::new(size, max, net_slots(0), disk_slots);
+        let kind = Key::of(self.config, cmdline(self.config), shape).and_then(Kind::new);
+        kind.map_err(io("find the files that the machine boots from"))
+    }
+
+    fn create_store(&self) -> Result<Store, TemplateError> {
+        Store::create(&self.config.template_dir).map_err(|source| self.unusable(source))
+    }
+
+    /// The store, if there is one.
+    fn store(&self) -> Result<Option<Store>, TemplateError> {
+        match Store::open(&self.config.template_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(|source| self.unusable(source)),
+        }
+    }
+
+    fn unusable(&self, source: io::Error) -> TemplateError {
+        TemplateError::Directory {
+            path: self.config.template_dir.clone(),
+            source,
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        self.config.start_timeout.unwrap_or(ENGINE.start_timeout)
+    }
+}
+
+fn io(action: &'static str) -> impl FnOnce(io::Error) -> TemplateError {
+    move |source| TemplateError::Io { action, source }
+}
