@@ -11,9 +11,11 @@
 //!                             wait, then `locked`, and waits for its input's end
 //!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
 //!   rvm-inside files DIR      tries claims about the files of a directory (files.rs)
+//!   rvm-inside identity -     prints what tells its machine and itself apart from all others
 
 mod file_costs;
 mod files;
+mod identity;
 
 use std::ffi::CStr;
 use std::io::{Read as _, Write as _};
@@ -47,6 +49,7 @@ fn main() {
         ("clock", offset) => clock(offset.parse().unwrap()),
         ("file-costs", dir) => file_costs::measure(Path::new(dir), FILE_MIB).unwrap(),
         ("files", dir) => files::run(dir),
+        ("identity", _) => identity::print().unwrap(),
         ("user", operation) => files::act(operation, &arguments[2]),
         ("give-away", path) => files::rights::give_away(path),
         ("pause", _) => drop(std::io::stdin().read(&mut [0])),
