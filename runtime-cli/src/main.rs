@@ -71,6 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::List(args) => verbs::list::run(global, &args),
         Verb::Check => verbs::check::run(global),
         Verb::Overhead(args) => verbs::overhead::run(global, &args),
+        Verb::Template(args) => verbs::template::run(global, &args.verb),
         Verb::Monitor(args) => verbs::monitor::run(global, args),
         Verb::ExecMonitor(args) => verbs::exec_monitor::run(global, args),
     }

@@ -26,6 +26,7 @@ fn every_verb_says_something_with_debug() {
         &["checkpoint", "box"],
         &["restore", "box"],
         &["overhead"],
+        &["template", "list"],
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_rvm"))
             .arg("--root")

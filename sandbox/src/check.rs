@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::config::{Config, EngineKind};
+use crate::config::{Config, EngineKind, TemplateUse};
 use crate::engine::{self, choice};
 use crate::host::memory::available_memory_mib;
+use rvm_sys::error_chain::chain;
 
 /// The results of the checks, printed with [`fmt::Display`].
 #[derive(Debug)]
@@ -66,6 +67,7 @@ pub fn run(config: &Config) -> Report {
         namespaces(&config.vmm),
         cgroups(),
         memory(),
+        templates(config),
     ]);
     if rustix::process::geteuid().as_raw() != 0 {
         lines.push(Line {
@@ -166,6 +168,27 @@ fn memory() -> Line {
     }
 }
 
+/// Of the engine that has them, whether or not it works here.
+fn templates(config: &Config) -> Line {
+    let place = config.template_dir.display();
+    let counted = engine::of(EngineKind::Kvm)
+        .templates(config)
+        .map_err(|error| chain(&error).to_string())
+        .and_then(|templates| templates.list().map_err(|error| chain(&error).to_string()))
+        .map(|list| list.len());
+    let fine = counted.is_ok() || config.templates == TemplateUse::Off;
+    let found = match (config.templates, counted) {
+        (TemplateUse::Off, _) => "off: every machine boots".to_owned(),
+        (TemplateUse::Auto, Ok(count)) => format!("on; {count} in {place}, for the kvm engine"),
+        (TemplateUse::Auto, Err(error)) => error,
+    };
+    Line {
+        what: "templates",
+        fine,
+        found,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,5 +199,27 @@ mod tests {
         assert!(namespaces(Path::new("/nonexistent")).fine);
         let line = namespaces(Path::new("/bin/echo"));
         assert_eq!((line.fine, line.found.as_str()), (false, "namespace"));
+    }
+
+    #[test]
+    fn templates_are_fine_unless_they_are_wanted_and_their_place_is_anybodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::load(None).unwrap();
+        config.template_dir = dir.path().join("templates");
+        config.templates = TemplateUse::Off;
+        assert_eq!(templates(&config).found, "off: every machine boots");
+        config.templates = TemplateUse::Auto;
+        let line = templates(&config);
+        assert!(line.fine && line.found.starts_with("on; 0 in "), "{line:?}");
+        fs::create_dir(&config.template_dir).unwrap();
+        let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(&config.template_dir, anybody).unwrap();
+        let line = templates(&config);
+        assert!(
+            !line.fine && line.found.contains("template_dir"),
+            "{line:?}"
+        );
+        config.templates = TemplateUse::Off;
+        assert!(templates(&config).fine);
     }
 }

@@ -4,6 +4,7 @@
 mod exec;
 mod monitor;
 mod running;
+mod template;
 mod texts;
 
 use std::ffi::OsString;
@@ -20,6 +21,9 @@ pub use exec::ExecArgs;
 pub use monitor::{ExecMonitorArgs, MonitorArgs};
 pub use running::{
     EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs,
+};
+pub use template::{
+    TemplateArgs, TemplateCreateArgs, TemplateListArgs, TemplateRemoveArgs, TemplateVerb,
 };
 
 /// What --version prints, in runc's form, which engines parse.
@@ -155,6 +159,9 @@ pub enum Verb {
     /// Print the overhead of a machine beyond its containers, for Kubernetes
     #[command(long_about = texts::OVERHEAD, after_long_help = texts::OVERHEAD_EXAMPLE)]
     Overhead(OverheadArgs),
+    /// List, make and remove the templates that machines are restored from
+    #[command(long_about = texts::TEMPLATE)]
+    Template(TemplateArgs),
     /// Not supported
     Checkpoint(UnsupportedArgs),
     /// Not supported
@@ -190,6 +197,7 @@ impl Verb {
             Self::Restore(_) => "restore",
             Self::Check => "check",
             Self::Overhead(_) => "overhead",
+            Self::Template(_) => "template",
             Self::Monitor(_) => "monitor",
             Self::ExecMonitor(_) => "exec-monitor",
         }

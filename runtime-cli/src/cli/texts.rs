@@ -116,6 +116,31 @@ EXAMPLE:
 
       # kubectl patch runtimeclass rvm --patch \"$(rvm overhead --memory 4g)\"";
 
+pub const TEMPLATE: &str = "\
+List, make and remove the templates that machines are restored from
+
+A template is a machine that has booted until its agent was ready. Where templates is \"auto\" in \
+rvm's configuration, the first start of each kind of machine makes one, and the others are restored \
+from it. Only the kvm engine has templates.";
+
+pub const TEMPLATE_LIST: &str = "\
+List the templates, those used last first
+
+A template is stale if the kernel, the initramfs or rvm-vmm that it was made of is no longer \
+installed. The next start that makes a template removes it.";
+
+pub const TEMPLATE_CREATE: &str = "\
+Make a template, unless there is one
+
+It is for containers of this size without disks. Where a start could not make it before, this tries \
+again.";
+
+pub const TEMPLATE_EXAMPLE: &str = "\
+EXAMPLE:
+   To make the template of containers with a limit of 256 MiB and one CPU:
+
+      # rvm template create --memory 256m --vcpus 1";
+
 pub const EVENTS: &str = "\
 Report what a container uses, and the processes killed for lack of memory
 

@@ -68,8 +68,13 @@ fn table(reports: &[Report<'_>]) -> String {
             report.owner.clone(),
         ]
     }));
+    columns(&rows)
+}
+
+/// Rows of cells as aligned lines.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..rows[0].len())
+    let widths: Vec<usize> = (0..N)
         .map(|column| (widest(column).unwrap_or(0) + SPACE).max(COLUMN))
         .collect();
     rows.iter()

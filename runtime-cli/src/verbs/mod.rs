@@ -18,6 +18,7 @@ pub mod spec;
 pub mod start;
 pub mod state;
 pub mod stats;
+pub mod template;
 pub mod unsupported;
 pub mod update;
 

@@ -93,6 +93,18 @@ fn machine_config(
     console: &Path,
     fds: &mut Fds,
 ) -> Result<MachineConfig, EngineError> {
+    machine_on(open_kvm()?, config, shape, shared, console, fds)
+}
+
+/// The same, on this device of KVM.
+fn machine_on(
+    kvm: File,
+    config: &Config,
+    shape: Shape,
+    shared: &Path,
+    console: &Path,
+    fds: &mut Fds,
+) -> Result<MachineConfig, EngineError> {
     Ok(MachineConfig {
         parent: std::process::id(),
         boot_vcpus: shape.vcpus,
@@ -103,7 +115,7 @@ fn machine_config(
         kernel: fds.add(open_kernel(&config.kernel)?),
         initramfs: fds.add(open_initramfs(&config.initramfs)?),
         console: fds.add(create_console(console)?),
-        kvm: fds.add(open_kvm()?),
+        kvm: fds.add(kvm),
         shared_dir: shared.to_owned(),
         vsock: Vec::new(),
         spare_disks: shape.disk_slots,

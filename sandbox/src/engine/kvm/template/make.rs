@@ -1,20 +1,20 @@
 //! Making a template: a machine boots until its agent is ready, and rvm-vmm saves it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rvm_protocol::vmm::{Event, TemplateConfig, TemplateFiles};
+use rvm_protocol::vmm::{Event, MachineConfig, TemplateConfig, TemplateFiles};
 
 use super::TemplateError;
-use super::key::Kind;
+use super::key::{Kind, Shape};
 use super::store::{CONSOLE, Draft, Lock, MEMORY, SHARED, STATE, Store};
 use crate::config::Config;
-use crate::engine::console_tail;
 use crate::engine::exit::describe_exit;
 use crate::engine::fds::Fds;
 use crate::engine::files::check_host_memory;
 use crate::engine::kvm::control::{Control, machine_end};
-use crate::engine::kvm::machine_config;
 use crate::engine::spawn::Vmm;
+use crate::engine::{EngineError, console_tail};
 
 /// The room that a template needs, in MiB: what a guest touches until its agent is ready, and half
 /// as much again.
@@ -41,56 +41,72 @@ pub(super) fn check_room(store: &Store, kind: &Kind) -> Result<(), TemplateError
     }
 }
 
-/// Makes the template of this kind, puts it into its place and removes those that exceed the
-/// configuration's bound. Called within a tokio runtime, on a thread that outlives this. When it is
-/// given up, nothing is left.
-pub(super) async fn make(
-    store: &Store,
-    kind: &Kind,
-    config: &Config,
-    limit: Duration,
-    lock: &Lock,
-) -> Result<(), TemplateError> {
-    let failed = |action| move |source| TemplateError::Io { action, source };
-    let draft = Draft::new(store, kind, lock).map_err(failed("make its directory"))?;
-    let mut fds = Fds::default();
-    let (shared, console) = (draft.path(SHARED), draft.path(CONSOLE));
-    let machine = machine_config(config, kind.key.shape, &shared, &console, &mut fds)?;
-    let mut create = |name| {
-        let file = draft.create_file(name).map_err(failed("make its files"));
-        file.map(|file| fds.add(file))
-    };
-    let files = TemplateFiles {
-        state: create(STATE)?,
-        memory: create(MEMORY)?,
-    };
-    let config_of_vmm = TemplateConfig { machine, files };
-    let vmm = Vmm::start(
-        &config.vmm,
-        c"template",
-        None,
-        &config_of_vmm,
-        &fds.borrow(),
-    );
-    let mut vmm = vmm.map_err(crate::engine::EngineError::from)?;
-    let begun = Instant::now();
-    let saved = tokio::time::timeout(limit, saved(&mut vmm)).await;
-    // It has nothing more to do, and holds the directory.
-    drop(vmm);
-    let how = match saved {
-        Ok(saved) => saved?,
-        Err(_) => Some(format!("it was not ready within {} s", limit.as_secs())),
-    };
-    if let Some(how) = how {
-        return Err(TemplateError::Machine {
-            after: begun.elapsed(),
-            how,
-            console: console_tail(&console),
-        });
+/// Describes a machine of a shape, with this shared directory and console.
+pub(super) type Describe =
+    fn(&Config, Shape, &Path, &Path, &mut Fds) -> Result<MachineConfig, EngineError>;
+
+/// What makes templates.
+pub(super) struct Maker<'a> {
+    pub(super) config: &'a Config,
+    pub(super) describe: Describe,
+    /// How long a machine may take until its agent is ready and it is saved.
+    pub(super) limit: Duration,
+}
+
+impl Maker<'_> {
+    /// Makes the template of this kind, puts it into its place and removes those that exceed the
+    /// configuration's bound. Called within a tokio runtime, on a thread that outlives this. When
+    /// it is given up, nothing is left.
+    pub(super) async fn make(
+        &self,
+        store: &Store,
+        kind: &Kind,
+        lock: &Lock,
+    ) -> Result<(), TemplateError> {
+        let failed = |action| move |source| TemplateError::Io { action, source };
+        let draft = Draft::new(store, kind, lock).map_err(failed("make its directory"))?;
+        let (shared, console) = (draft.path(SHARED), draft.path(CONSOLE));
+        let mut fds = Fds::default();
+        let machine = (self.describe)(self.config, kind.key.shape, &shared, &console, &mut fds)?;
+        let mut create = |name| {
+            let file = draft.create_file(name).map_err(failed("make its files"));
+            file.map(|file| fds.add(file))
+        };
+        let files = TemplateFiles {
+            state: create(STATE)?,
+            memory: create(MEMORY)?,
+        };
+        let begun = Instant::now();
+        let failure = self.save(&TemplateConfig { machine, files }, &fds).await?;
+        if let Some(how) = failure {
+            return Err(TemplateError::Machine {
+                after: begun.elapsed(),
+                how,
+                console: console_tail(&console),
+            });
+        }
+        draft.publish().map_err(failed("put it into its place"))?;
+        store.evict(lock, self.config.max_templates);
+        Ok(())
     }
-    draft.publish().map_err(failed("put it into its place"))?;
-    let evicted = store.evict(lock, config.max_templates);
-    evicted.map_err(failed("remove those that were not used for longest"))
+
+    /// Has rvm-vmm boot and save a machine, after which rvm-vmm has ended. Returns what happened
+    /// instead, if it has not.
+    async fn save(
+        &self,
+        config: &TemplateConfig,
+        fds: &Fds,
+    ) -> Result<Option<String>, TemplateError> {
+        let vmm = Vmm::start(&self.config.vmm, c"template", None, config, &fds.borrow());
+        let mut vmm = vmm.map_err(EngineError::from)?;
+        match tokio::time::timeout(self.limit, saved(&mut vmm)).await {
+            Ok(saved) => saved,
+            Err(_) => {
+                let limit = self.limit.as_secs();
+                Ok(Some(format!("it was not ready within {limit} s")))
+            }
+        }
+    }
 }
 
 /// Waits until rvm-vmm has saved the machine. Returns what happened instead, if it has not.

@@ -20,12 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{ENGINE, cmdline, net_slots};
+use super::{ENGINE, cmdline, machine_config, net_slots};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::host::timings::Timings;
 use crate::sizing::Size;
 use key::{Key, Kind, is_id};
+use make::{Describe, Maker};
 use rvm_sys::error_chain::chain;
 use store::Store;
 
@@ -89,8 +90,10 @@ pub struct TemplateInfo {
     pub id: String,
     /// The size of its machines.
     pub size: Size,
-    /// The most network cards and disks of its machines.
-    pub slots: (usize, usize),
+    /// The slots of its machines for network cards.
+    pub net_slots: usize,
+    /// The slots of its machines for disks.
+    pub disk_slots: usize,
     /// What its files take of the host, in bytes.
     pub bytes: u64,
     /// When it was made.
@@ -114,11 +117,16 @@ pub enum Created {
 /// The templates of a configuration.
 pub struct Templates<'a> {
     config: &'a Config,
+    /// Describes the machine of a template. A test has none for KVM.
+    describe: Describe,
 }
 
 impl<'a> Templates<'a> {
     pub(crate) fn new(config: &'a Config) -> Self {
-        Self { config }
+        Self {
+            config,
+            describe: machine_config,
+        }
     }
 
     /// The template for a machine of this size that can become `max` and has so many slots for
@@ -169,9 +177,9 @@ impl<'a> Templates<'a> {
             Ok(template) => return Ok(Some(template)),
             Err(store) => store,
         };
-        store.sweep(&lock).map_err(io("remove old ones"))?;
+        store.sweep(&lock);
         make::check_room(&store, kind)?;
-        let made = make::make(&store, kind, self.config, self.limit(), &lock).await;
+        let made = self.maker().make(&store, kind, &lock).await;
         timings.lap("make the template");
         if let Err(error) = made {
             let reason = chain(&error).to_string();
@@ -221,9 +229,9 @@ impl<'a> Templates<'a> {
             Ok(_) => return Ok(Created::Existed(kind.id)),
             Err(store) => store,
         };
-        store.sweep(&lock).map_err(io("remove old ones"))?;
+        store.sweep(&lock);
         make::check_room(&store, &kind)?;
-        make::make(&store, &kind, self.config, self.limit(), &lock).await?;
+        self.maker().make(&store, &kind, &lock).await?;
         store.forgive(&kind).map_err(io("remove what was noted"))?;
         Ok(Created::Made(kind.id))
     }
@@ -239,7 +247,8 @@ impl<'a> Templates<'a> {
             .map(|entry| TemplateInfo {
                 is_current: entry.key.is_current(),
                 size: entry.key.shape.size(),
-                slots: (entry.key.shape.net_slots, entry.key.shape.disk_slots),
+                net_slots: entry.key.shape.net_slots,
+                disk_slots: entry.key.shape.disk_slots,
                 id: entry.id,
                 bytes: entry.size,
                 made: entry.made,
@@ -257,6 +266,14 @@ impl<'a> Templates<'a> {
         match removed {
             true => Ok(()),
             false => Err(TemplateError::NotFound(id.to_owned())),
+        }
+    }
+
+    /// Removes all templates, and what was noted of those that failed.
+    pub fn remove_all(&self) -> Result<(), TemplateError> {
+        match self.store()? {
+            Some(store) => store.remove_all().map_err(io("remove them")),
+            None => Ok(()),
         }
     }
 
@@ -285,8 +302,12 @@ impl<'a> Templates<'a> {
         }
     }
 
-    fn limit(&self) -> Duration {
-        self.config.start_timeout.unwrap_or(ENGINE.start_timeout)
+    fn maker(&self) -> Maker<'a> {
+        Maker {
+            config: self.config,
+            describe: self.describe,
+            limit: self.config.start_timeout.unwrap_or(ENGINE.start_timeout),
+        }
     }
 }
 

@@ -195,7 +195,7 @@ impl Store {
     pub(super) fn entries(&self) -> io::Result<Vec<Entry>> {
         let names = self.names()?.into_iter().filter(|name| is_id(name));
         let mut entries: Vec<Entry> = names
-            .filter_map(|name| match self.entry(name.clone()) {
+            .filter_map(|name| match self.entry(&name) {
                 Ok(entry) => Some(entry),
                 Err(error) => {
                     let place = self.path.join(name);
@@ -208,13 +208,13 @@ impl Store {
         Ok(entries)
     }
 
-    fn entry(&self, id: String) -> io::Result<Entry> {
-        let dir = open_dir(self.dir.as_fd(), Path::new(&id))?;
+    fn entry(&self, id: &str) -> io::Result<Entry> {
+        let dir = open_dir(self.dir.as_fd(), Path::new(id))?;
         let key = serde_json::from_slice(&read_text(dir.as_fd(), KEY)?)?;
         let state = status(dir.as_fd(), STATE)?;
         let memory = status(dir.as_fd(), MEMORY)?;
         Ok(Entry {
-            id,
+            id: id.to_owned(),
             key,
             size: (state.blocks() + memory.blocks()) * 512,
             made: state.modified()?,
@@ -229,6 +229,18 @@ impl Store {
             Err(Errno::NOENT) => Ok(false),
             dir => self.remove_opened(id, dir?.as_fd()).map(|_| true),
         }
+    }
+
+    /// Removes all templates and notes.
+    pub(super) fn remove_all(&self) -> io::Result<()> {
+        for name in self.names()? {
+            if is_id(&name) {
+                self.remove(&name)?;
+            } else if name.strip_suffix(FAILED).is_some_and(is_id) {
+                missing_is_fine(self.unlink(&name))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the files in the directory of a template, and the directory unless another template
@@ -251,37 +263,39 @@ impl Store {
 
     /// Removes what no start needs any more: what killed makers have left, and what is said of
     /// files that are no longer installed.
-    pub(super) fn sweep(&self, _lock: &Lock) -> io::Result<()> {
-        for name in self.names()? {
-            if let Some(id) = name.strip_suffix(NEW)
-                && is_id(id)
-            {
-                self.remove_tree(&name)?;
-            } else if let Some(id) = name.strip_suffix(FAILED)
-                && is_id(id)
-            {
-                if !self.note(id).is_some_and(|note| note.key.is_current()) {
-                    missing_is_fine(self.unlink(&name))?;
-                }
-            } else if is_id(&name)
-                && !self
-                    .entry(name.clone())
-                    .is_ok_and(|entry| entry.key.is_current())
-            {
-                self.remove_tree(&name)?;
-            }
+    pub(super) fn sweep(&self, _lock: &Lock) {
+        let names = self.names().unwrap_or_default();
+        for name in names.iter().filter(|name| self.is_left(name)) {
+            self.report(name, self.remove_any(name));
         }
-        Ok(())
+    }
+
+    fn is_left(&self, name: &str) -> bool {
+        if let Some(id) = name.strip_suffix(FAILED) {
+            let is_current = |note: Note| note.key.is_current();
+            return is_id(id) && !self.note(id).is_some_and(is_current);
+        }
+        match name.strip_suffix(NEW) {
+            Some(id) => is_id(id),
+            None => is_id(name) && !self.entry(name).is_ok_and(|entry| entry.key.is_current()),
+        }
     }
 
     /// Removes the templates that were not used for longest, until there are `max`.
-    pub(super) fn evict(&self, _lock: &Lock, max: u64) -> io::Result<()> {
+    pub(super) fn evict(&self, _lock: &Lock, max: u64) {
         let max = usize::try_from(max).unwrap_or(usize::MAX);
-        for entry in self.entries()?.into_iter().skip(max) {
-            tracing::debug!("removing the template {}", entry.id);
-            self.remove(&entry.id)?;
+        for entry in self.entries().unwrap_or_default().iter().skip(max) {
+            self.report(&entry.id, self.remove(&entry.id).map(drop));
         }
-        Ok(())
+    }
+
+    /// Logs that something could not be removed, which concerns no start.
+    fn report(&self, name: &str, removed: io::Result<()>) {
+        let place = self.path.join(name);
+        match removed {
+            Ok(()) => tracing::debug!("removed {}", place.display()),
+            Err(error) => tracing::debug!("cannot remove {}: {error}", place.display()),
+        }
     }
 
     /// The room in the directory's file system, in MiB.
@@ -308,10 +322,15 @@ impl Store {
         Ok(unlinkat(&self.dir, name, AtFlags::empty())?)
     }
 
-    fn remove_tree(&self, name: &str) -> io::Result<()> {
-        // It removes a link and not what the link leads to.
-        let path = format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd());
-        missing_is_fine(fs::remove_dir_all(path))
+    /// Removes a directory with all in it, or a file or link.
+    fn remove_any(&self, name: &str) -> io::Result<()> {
+        match self.unlink(name) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                let path = format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd());
+                missing_is_fine(fs::remove_dir_all(path))
+            }
+            other => missing_is_fine(other),
+        }
     }
 }
 
@@ -405,7 +424,7 @@ impl<'a> Draft<'a> {
         missing_is_fine(unlinkat(&self.dir, CONSOLE, AtFlags::empty()).map_err(Into::into))?;
         unlinkat(&self.dir, SHARED, AtFlags::REMOVEDIR)?;
         // What is there was found to be none.
-        self.store.remove_tree(&self.kind.id)?;
+        self.store.remove_any(&self.kind.id)?;
         Ok(renameat(
             &self.store.dir,
             &self.name,
@@ -417,7 +436,7 @@ impl<'a> Draft<'a> {
 
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.store.remove_tree(&self.name) {
+        if let Err(error) = self.store.remove_any(&self.name) {
             tracing::debug!("the next maker removes {}: {error}", self.name);
         }
     }

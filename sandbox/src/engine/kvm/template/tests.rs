@@ -6,10 +6,12 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rvm_protocol::vmm::{Channel, Event};
+use rvm_protocol::vmm::{Channel, Event, MachineConfig};
 
+use super::super::machine_on;
 use super::key::tests::{config, kind};
 use super::*;
+use crate::engine::fds::Fds;
 
 const SIZE: u64 = 584;
 
@@ -35,12 +37,14 @@ impl Installation {
         Self::with_script(&format!("printf '%s' '{packet}' >&0; exec /bin/sleep 1000"))
     }
 
-    /// With an rvm-vmm that runs this script. It counts its starts.
+    /// With an rvm-vmm that runs this script once it has its configuration. It counts its starts.
     fn with_script(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
         let starts = dir.path().join("starts");
-        let script = format!("#!/bin/sh\necho $1 >>{}\n{script}\n", starts.display());
+        let receive = "/bin/dd bs=64k count=1 of=/dev/null 2>/dev/null";
+        let starts = starts.display();
+        let script = format!("#!/bin/sh\necho $1 >>{starts}\n{receive}\n{script}\n");
         let host = Self { dir, config };
         host.install(&script);
         host
@@ -67,7 +71,10 @@ impl Installation {
     }
 
     fn templates(&self) -> Templates<'_> {
-        Templates::new(&self.config)
+        Templates {
+            config: &self.config,
+            describe,
+        }
     }
 
     async fn prepare(&self, memory_mib: u64) -> Option<Arc<Template>> {
@@ -94,6 +101,18 @@ impl Installation {
         assert_eq!(names.len(), 1, "{names:?}");
         self.config.template_dir.join(&names[0])
     }
+}
+
+/// A machine that needs no KVM, which not every host has that builds rvm.
+fn describe(
+    config: &Config,
+    shape: Shape,
+    shared: &Path,
+    console: &Path,
+    fds: &mut Fds,
+) -> Result<MachineConfig, EngineError> {
+    let no_kvm = fs::File::open("/dev/null").unwrap();
+    machine_on(no_kvm, config, shape, shared, console, fds)
 }
 
 #[tokio::test]
@@ -364,6 +383,11 @@ async fn one_is_removed_by_its_id_and_by_nothing_else() {
     host.templates().remove(&id).unwrap();
     assert_eq!(host.names(), [""; 0]);
     assert!(host.templates().remove(&id).is_err());
+    host.prepare(SIZE).await.unwrap();
+    host.prepare(1).await.unwrap().discard("checksum");
+    assert_eq!(host.names().len(), 2);
+    host.templates().remove_all().unwrap();
+    assert_eq!(host.names(), [""; 0]);
 }
 
 #[tokio::test]
