@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
+use rvm_tests::command::finish;
 use rvm_tests::network::Network;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
@@ -28,6 +29,14 @@ const OF_A_PROGRAM: [&str; 8] = [
 /// What no two machines have in common.
 const OF_A_MACHINE: [&str; 3] = ["boot_id", "mac.eth0", "fsid"];
 
+/// The keyrings that the kernel makes for root when it boots: the user's, which is empty, the
+/// session's, with the user's in it, and one that names both. Their numbers are a template's.
+const KEYRINGS_OF_ROOT: [&str; 3] = [
+    "keyring .user_reg: 2",
+    "keyring _uid.0: empty",
+    "keyring _uid_ses.0: 1",
+];
+
 /// How far a guest's clock may be from the host's, and its clocks since the boot from one another.
 const EXACT: Duration = Duration::from_secs(1);
 
@@ -43,6 +52,13 @@ struct Clone {
     to: Duration,
 }
 
+/// rvm with templates of its own, where the engine has some.
+fn rvm() -> Rvm {
+    let rvm = Rvm::new();
+    let dir = rvm.path("templates");
+    rvm.configured(&format!("templates = \"auto\"\ntemplate_dir = {dir:?}"))
+}
+
 fn now() -> Duration {
     UNIX_EPOCH.elapsed().unwrap()
 }
@@ -50,8 +66,10 @@ fn now() -> Duration {
 impl Clone {
     /// Runs the container of this number to its end.
     fn new(rvm: &Rvm, number: u8) -> Self {
-        let network = Network::new();
-        network.ip("link add eth0 type veth peer name out0");
+        // Templates are of machines with one card.
+        let (network, peer) = (Network::new(), Network::new());
+        peer.ip("link add out0 type veth peer name in0");
+        peer.ip(&format!("link set in0 netns {} name eth0", network.path()));
         network.ip(&format!("link set eth0 address {} up", mac(number)));
         let script = "inside identity -; echo child; inside identity -; \
                       echo fsid $(stat -f -c %i /dev); echo hostname $(hostname)";
@@ -65,9 +83,18 @@ impl Clone {
         });
         std::fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
         let from = now();
-        let finished = rvm.run(&bundle, &format!("clone{number}"));
+        let mut command = rvm.command(&["run", "--timings", "--bundle"]);
+        command.arg(bundle.write()).arg(format!("clone{number}"));
+        let finished = finish(command);
         let to = now();
         assert_eq!(finished.code, 0, "{}", finished.stderr);
+        let restored = finished.stderr.contains("restore the template");
+        assert_eq!(
+            restored,
+            rvm_tests::engine() == "kvm",
+            "{}",
+            finished.stderr
+        );
         let (init, child) = finished.stdout.split_once("child\n").unwrap();
         let values = |text: &str| {
             let lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -83,14 +110,12 @@ impl Clone {
         }
     }
 
-    /// The serial numbers of the keys that it can see, each of which is a keyring.
-    fn keys(&self) -> BTreeSet<&str> {
-        let keys = self.programs[0].iter().filter_map(|(name, key)| {
-            let serial = name.strip_prefix("key.")?;
-            assert!(key.starts_with("keyring "), "{serial} {key}");
-            Some(serial)
-        });
-        keys.collect()
+    /// What it can see in /proc/keys: serial numbers by type and description.
+    fn keys(&self) -> BTreeMap<&str, &str> {
+        let values = self.programs[0].iter();
+        values
+            .filter_map(|(name, key)| Some((key.as_str(), name.strip_prefix("key.")?)))
+            .collect()
     }
 
     /// A clock of the guest, at its first program's start.
@@ -106,7 +131,7 @@ fn mac(number: u8) -> String {
 
 #[test]
 fn no_two_machines_have_anything_secret_or_identifying_in_common() {
-    let rvm = Rvm::new();
+    let rvm = rvm();
     let clones: Vec<_> = (1..=CLONES)
         .map(|number| Clone::new(&rvm, number))
         .collect();
@@ -122,25 +147,27 @@ fn no_two_machines_have_anything_secret_or_identifying_in_common() {
             .collect();
         assert_eq!(values.len(), clones.len(), "{name}: {values:?}");
     }
-    let keys: BTreeSet<_> = clones.iter().flat_map(Clone::keys).collect();
-    let count: usize = clones.iter().map(|clone| clone.keys().len()).sum();
-    assert!(count >= clones.len());
-    assert_eq!(
-        keys.len(),
-        count,
-        "a key of one machine has the number of another's"
-    );
+    let mut sessions = BTreeSet::new();
     for (clone, number) in clones.iter().zip(1..) {
+        let keys = clone.keys();
+        let session = format!("keyring _ses.clone{number}: empty");
+        sessions.insert(keys[session.as_str()].to_owned());
+        let names: Vec<_> = keys.into_keys().collect();
+        let mut expected = KEYRINGS_OF_ROOT.to_vec();
+        expected.push(&session);
+        expected.sort_unstable();
+        assert_eq!(names, expected);
         let [init, child] = &clone.programs;
         assert_eq!(init["boot_id"], child["boot_id"]);
         assert_eq!(init["mac.eth0"], mac(number));
         assert_eq!(child["hostname"], format!("clone{number}"));
     }
+    assert_eq!(sessions.len(), clones.len(), "{sessions:?}");
 }
 
 #[test]
 fn the_clocks_of_a_machine_are_right_when_its_container_starts() {
-    let rvm = Rvm::new();
+    let rvm = rvm();
     // A template is older than the start of the last machine takes: a clock that went on from the
     // template's would be behind the start.
     for number in 1..=CLONES {
