@@ -1,12 +1,13 @@
 //! The random number generator of the guest, which the host seeds.
 //!
 //! Guests that were restored from one template have one state of the kernel's generator, and who
-//! owns one of them knows it. The host's bytes are what tells them apart: the agent credits them
-//! before it does anything else for the host. What the agent itself drew before stays alike in all
-//! of them: its stack canary, its addresses, the keys of its hash maps, and the order in which
-//! tokio polls. None of it reaches a container. The processes of containers execute a program after
-//! that, twice: the agent's binary (see [`crate::init`]), then their own, and execve(2) draws
-//! canary, addresses and AT_RANDOM anew.
+//! owns one of them knows it. The host's bytes tell them apart at once, and not when the kernel
+//! next draws a key: the agent credits them before it does anything else for the host.
+//!
+//! What the agent itself drew before stays alike in all of them: its stack canary, its addresses,
+//! the keys of its hash maps, and the order in which tokio polls. None of it reaches a container.
+//! The processes of containers execute a program after that, twice: the agent's binary (see
+//! [`crate::init`]), then their own, and execve(2) draws canary, addresses and AT_RANDOM anew.
 
 use std::os::fd::AsFd as _;
 

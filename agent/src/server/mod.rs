@@ -25,7 +25,7 @@ use rvm_sys::error_chain::chain;
 /// How long the answer to Shutdown may take to leave the machine before the agent switches it off.
 const SHUTDOWN_ANSWER_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Nanoseconds of CLOCK_BOOTTIME, for the answer to Check.
+/// Nanoseconds of CLOCK_BOOTTIME, for the answer to Check. Guests of one template have the same.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
     /// At the agent's first instruction.
