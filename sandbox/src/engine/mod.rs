@@ -32,7 +32,7 @@ use crate::sizing::Size;
 
 pub(crate) use console::console_tail;
 pub use files::check_host_memory;
-pub use kvm::template::{Created, Template, TemplateError, TemplateInfo, Templates};
+pub use kvm::template::{Created, Prepared, Template, TemplateError, TemplateInfo, Templates};
 pub use machine::{Machine, MachineEnd, MachineEnded, Plug, Unplug, Vm};
 pub use spawn::SpawnError;
 

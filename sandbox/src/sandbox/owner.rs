@@ -20,7 +20,7 @@ use super::resize::LiveSize;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
-use crate::engine::{Machine, Plan, Template};
+use crate::engine::{Machine, Plan, Prepared, Template};
 use crate::guest::agent::Agent;
 use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::{KILL_TIMEOUT, Process};
@@ -43,7 +43,7 @@ pub struct Sandbox {
     machine: Machine,
     processes: Vec<Process>,
     /// What the machine may have been restored from, until its agent has answered.
-    template: Option<Arc<Template>>,
+    prepared: Prepared,
     control: UnixListener,
 }
 
@@ -85,7 +85,7 @@ impl Sandbox {
             ports: dir.listen().map_err(SandboxError::Sockets)?,
             nets,
             disk_slots,
-            template: planned.template.clone(),
+            template: planned.prepared.template.clone(),
         };
         let machine = engine.start(plan).map_err(|source| SandboxError::Engine {
             engine: engine.kind,
@@ -104,7 +104,7 @@ impl Sandbox {
                 let Ok(end) = tokio::time::timeout(END_TIMEOUT, ended.wait()).await else {
                     return Err(error.into());
                 };
-                blame(planned.template.as_deref(), &machine);
+                blame(planned.prepared.template.as_deref(), &machine);
                 let (after, console) = (timings.elapsed(), dir.console());
                 let failure =
                     GuestFailure::new(BOOT, after, engine.kind, end.to_string(), &console);
@@ -119,7 +119,7 @@ impl Sandbox {
             guest: Arc::new(Guest::new(dir, record, agent, machine.ended(), limit)),
             machine,
             processes,
-            template: planned.template,
+            prepared: planned.prepared,
         })
     }
 
@@ -127,11 +127,17 @@ impl Sandbox {
     /// time and its network.
     pub async fn boot(&mut self, timings: &mut Timings) -> Result<(), SandboxError> {
         let check = self.guest.check(BOOT, timings).await;
-        let template = self.template.take();
+        let Prepared { template, notice } = std::mem::take(&mut self.prepared);
         if check.is_err() {
             blame(template.as_deref(), &self.machine);
         }
         let check = check?;
+        if let Some(reason) = notice {
+            tracing::warn!(
+                "machines of this kind boot until the host does or rvm is upgraded, since no \
+                 template can be made: {reason}"
+            );
+        }
         timings.lap("boot the guest");
         for (part, nanoseconds) in boot_parts(self.machine.start_times(), &check) {
             timings.part(part, nanoseconds);

@@ -1,13 +1,11 @@
 //! What a machine is to be, found out before this process enters a container's control groups.
 
-use std::sync::Arc;
-
 use oci_spec::runtime::Spec;
 
 use super::SandboxError;
 use crate::config::{Config, TemplateUse};
 use crate::engine::choice::{self, Choice};
-use crate::engine::{Created, Engine, Template, TemplateError};
+use crate::engine::{Created, Engine, Prepared, TemplateError};
 use crate::host::memory::total_memory_mib;
 use crate::host::timings::Timings;
 use crate::sizing::{Bounds, Hardware, Running, Size, SizeError};
@@ -20,7 +18,7 @@ pub struct MachinePlan {
     /// The most disks that its containers can ask for. Each takes a slot, at which the guest's
     /// kernel looks when it boots.
     pub(super) max_disks: usize,
-    pub(super) template: Option<Arc<Template>>,
+    pub(super) prepared: Prepared,
 }
 
 impl MachinePlan {
@@ -48,7 +46,7 @@ impl MachinePlan {
         {
             let Running { now, max, .. } = plan.running;
             let slots = plan.disk_slots(0);
-            plan.template = templates.prepare(now, max, slots, timings).await;
+            plan.prepared = templates.prepare(now, max, slots, timings).await;
         }
         Ok(plan)
     }
@@ -77,7 +75,7 @@ impl MachinePlan {
             },
             bounds,
             max_disks,
-            template: None,
+            prepared: Prepared::default(),
         })
     }
 

@@ -114,11 +114,30 @@ pub enum Created {
     Existed(String),
 }
 
+/// What is known of a machine's template before the machine starts.
+#[derive(Default)]
+pub struct Prepared {
+    /// The template that it is to be restored from.
+    pub template: Option<Arc<Template>>,
+    /// Why none could be made, to be told if the machine then boots: one that does not boot says
+    /// the same better.
+    pub notice: Option<String>,
+}
+
 /// The templates of a configuration.
 pub struct Templates<'a> {
     config: &'a Config,
     /// Describes the machine of a template. A test has none for KVM.
     describe: Describe,
+}
+
+impl Prepared {
+    fn with(template: Template) -> Self {
+        Self {
+            template: Some(Arc::new(template)),
+            notice: None,
+        }
+    }
 }
 
 impl<'a> Templates<'a> {
@@ -130,8 +149,8 @@ impl<'a> Templates<'a> {
     }
 
     /// The template for a machine of this size that can become `max` and has so many slots for
-    /// disks. Makes it if there is none, which takes as long as a guest's start may at most. None
-    /// if that fails, or while another process makes one.
+    /// disks. Makes it if there is none, which takes as long as a guest's start may at most.
+    /// Nothing if that fails, or while another process makes one.
     ///
     /// Called within a tokio runtime, on a thread that lives as long as this, outside of any
     /// container's control groups.
@@ -141,16 +160,16 @@ impl<'a> Templates<'a> {
         max: Size,
         disk_slots: usize,
         timings: &mut Timings,
-    ) -> Option<Arc<Template>> {
+    ) -> Prepared {
         let found = match self.kind(size, max, disk_slots) {
             Ok(kind) => self.find_or_make(&kind, timings).await,
             Err(error) => Err(error),
         };
         match found {
-            Ok(template) => template.map(Arc::new),
+            Ok(prepared) => prepared,
             Err(error) => {
                 tracing::debug!("the machine boots, without a template: {}", chain(&error));
-                None
+                Prepared::default()
             }
         }
     }
@@ -159,38 +178,45 @@ impl<'a> Templates<'a> {
         &self,
         kind: &Kind,
         timings: &mut Timings,
-    ) -> Result<Option<Template>, TemplateError> {
+    ) -> Result<Prepared, TemplateError> {
         let store = match self.find(self.create_store()?, kind) {
-            Ok(template) => return Ok(Some(template)),
+            Ok(template) => return Ok(Prepared::with(template)),
             Err(store) => store,
         };
         if let Some(reason) = store.given_up(kind) {
             tracing::debug!("no template {} is made any more: {reason}", kind.id);
-            return Ok(None);
+            return Ok(Prepared::default());
         }
         let Some(lock) = store.lock(false).map_err(io("lock its directory"))? else {
             tracing::debug!("another process makes a template");
-            return Ok(None);
+            return Ok(Prepared::default());
         };
         // It may have been made before the lock was taken.
         let store = match self.find(store, kind) {
-            Ok(template) => return Ok(Some(template)),
+            Ok(template) => return Ok(Prepared::with(template)),
             Err(store) => store,
         };
         store.sweep(&lock);
         make::check_room(&store, kind)?;
         let made = self.maker().make(&store, kind, &lock).await;
         timings.lap("make the template");
-        if let Err(error) = made {
-            let reason = chain(&error).to_string();
-            tracing::warn!(
-                "machines of this kind boot until the host does or rvm is upgraded, since no \
-                 template can be made: {reason}"
-            );
-            store.give_up(kind, &reason).map_err(io("note that"))?;
-            return Ok(None);
+        match made {
+            Ok(()) => {}
+            Err(error @ TemplateError::Machine { .. }) => {
+                let reason = chain(&error).to_string();
+                store.give_up(kind, &reason).map_err(io("note that"))?;
+                return Ok(Prepared {
+                    template: None,
+                    notice: Some(reason),
+                });
+            }
+            // What the machine's own start will meet as well, or what may pass.
+            Err(error) => return Err(error),
         }
-        Ok(self.find(store, kind).ok())
+        Ok(self
+            .find(store, kind)
+            .map(Prepared::with)
+            .unwrap_or_default())
     }
 
     /// Finds a template, or returns the store.

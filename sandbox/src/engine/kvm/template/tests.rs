@@ -83,7 +83,10 @@ impl Installation {
             memory_mib,
         };
         let timings = &mut Timings::default();
-        self.templates().prepare(size, size, 0, timings).await
+        self.templates()
+            .prepare(size, size, 0, timings)
+            .await
+            .template
     }
 
     /// The names in the directory of templates, sorted, without the lock.
