@@ -86,6 +86,7 @@ impl Rvm {
     /// Takes the binaries of another installation than the one that is tested.
     pub fn installed_in(mut self, dist: &Path) -> Self {
         dist.clone_into(&mut self.dist);
+        self.write_config();
         self
     }
 
@@ -102,8 +103,14 @@ impl Rvm {
         self
     }
 
+    /// With `$RVM_TEST_TEMPLATES`, machines have templates where the test says nothing of them.
     fn write_config(&self) {
-        fs::write(self.dir.path().join("config.toml"), &self.config).unwrap();
+        let mut config = self.config.clone();
+        let is_tested = self.dist == crate::dist();
+        if is_tested && !config.contains("templates") && crate::templates() {
+            config += "templates = \"auto\"\n";
+        }
+        fs::write(self.dir.path().join("config.toml"), config).unwrap();
     }
 
     pub fn root(&self) -> PathBuf {

@@ -41,6 +41,12 @@ pub fn engine() -> String {
     std::env::var("RVM_TEST_ENGINE").unwrap_or_else(|_| "qemu".to_owned())
 }
 
+/// Whether `$RVM_TEST_TEMPLATES` asks for machines that are restored from templates, on an engine
+/// that has some.
+pub fn templates() -> bool {
+    std::env::var_os("RVM_TEST_TEMPLATES").is_some()
+}
+
 /// Whether `$RVM_TEST_LONG` asks for all of what is long, as `scripts/test files` does. Without it
 /// a slice of it runs.
 pub fn long() -> bool {
