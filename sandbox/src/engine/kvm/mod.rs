@@ -75,6 +75,9 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     machine.nets = fds.add_nets(plan.nets);
     machine.spare_nets -= cards;
     let template = plan.template.filter(|template| template.has(shape));
+    if cards > 1 {
+        tracing::debug!("a machine with {cards} network cards boots: no template has slots for it");
+    }
     if let Some([state, memory]) = template.as_ref().and_then(|template| template.files()) {
         machine.template = Some(TemplateFiles {
             state: fds.add(state),
