@@ -104,7 +104,7 @@ impl TryFrom<String> for EngineChoice {
 }
 
 /// Whether machines are restored from templates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TemplateUse {
     /// A machine is restored from the template of its kind, which the first one makes.
@@ -112,15 +112,6 @@ pub enum TemplateUse {
     /// Every machine boots.
     #[default]
     Off,
-}
-
-impl fmt::Display for TemplateUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Off => "off",
-        })
-    }
 }
 
 /// The configuration file.

@@ -28,7 +28,7 @@ use crate::sizing::Size;
 use key::{Key, Kind, is_id};
 use make::{Describe, Maker};
 use rvm_sys::error_chain::chain;
-use store::Store;
+use store::{Lock, Store};
 
 pub(super) use key::Shape;
 pub use store::Template;
@@ -78,6 +78,9 @@ pub enum TemplateError {
         /// The end of its console, with a heading.
         console: String,
     },
+    /// The template was made, and is none.
+    #[error("the template that was made cannot be used")]
+    Unusable(#[source] io::Error),
     /// There is no template of this name.
     #[error("there is no template {0}")]
     NotFound(String),
@@ -179,10 +182,10 @@ impl<'a> Templates<'a> {
         kind: &Kind,
         timings: &mut Timings,
     ) -> Result<Prepared, TemplateError> {
-        let store = match self.find(self.create_store()?, kind) {
-            Ok(template) => return Ok(Prepared::with(template)),
-            Err(store) => store,
-        };
+        let store = self.create_store()?;
+        if let Some(template) = self.find(&store, kind) {
+            return Ok(Prepared::with(template));
+        }
         if let Some(reason) = store.given_up(kind) {
             tracing::debug!("no template {} is made any more: {reason}", kind.id);
             return Ok(Prepared::default());
@@ -192,48 +195,55 @@ impl<'a> Templates<'a> {
             return Ok(Prepared::default());
         };
         // It may have been made before the lock was taken.
-        let store = match self.find(store, kind) {
-            Ok(template) => return Ok(Prepared::with(template)),
-            Err(store) => store,
-        };
+        if let Some(template) = self.find(&store, kind) {
+            return Ok(Prepared::with(template));
+        }
         store.sweep(&lock);
         make::check_room(&store, kind)?;
-        let made = self.maker().make(&store, kind, &lock).await;
+        let made = self.make(&store, kind, &lock).await;
         timings.lap("make the template");
         match made {
-            Ok(()) => {}
-            Err(error @ TemplateError::Machine { .. }) => {
+            Ok(template) => Ok(Prepared::with(template)),
+            Err(error @ (TemplateError::Machine { .. } | TemplateError::Unusable(_))) => {
                 let reason = chain(&error).to_string();
                 store.give_up(kind, &reason).map_err(io("note that"))?;
-                return Ok(Prepared {
+                Ok(Prepared {
                     template: None,
                     notice: Some(reason),
-                });
+                })
             }
             // What the machine's own start will meet as well, or what may pass.
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        Ok(self
-            .find(store, kind)
-            .map(Prepared::with)
-            .unwrap_or_default())
     }
 
-    /// Finds a template, or returns the store.
-    fn find(&self, store: Store, kind: &Kind) -> Result<Template, Store> {
+    /// Finds a template that is to be used.
+    fn find(&self, store: &Store, kind: &Kind) -> Option<Template> {
         match store.find(kind) {
             Ok(template) => {
                 template.touch();
-                Ok(template)
+                return Some(template);
             }
-            Err((store, error)) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    let place = self.config.template_dir.join(&kind.id);
-                    tracing::debug!("{} is no template: {error}", place.display());
-                }
-                Err(store)
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let place = self.config.template_dir.join(&kind.id);
+                tracing::debug!("{} is no template: {error}", place.display());
             }
         }
+        None
+    }
+
+    /// Makes a template, and opens it: before Linux 5.12 that fails.
+    async fn make(
+        &self,
+        store: &Store,
+        kind: &Kind,
+        lock: &Lock,
+    ) -> Result<Template, TemplateError> {
+        self.maker().make(store, kind, lock).await?;
+        store
+            .find(kind)
+            .map_err(io("open the template that was made"))
     }
 
     /// Makes the template for such a machine, unless there is one. Waits for another process that
@@ -251,13 +261,12 @@ impl<'a> Templates<'a> {
         let Some(lock) = lock else {
             return Err(io("lock its directory")(io::ErrorKind::WouldBlock.into()));
         };
-        let store = match self.find(store, &kind) {
-            Ok(_) => return Ok(Created::Existed(kind.id)),
-            Err(store) => store,
-        };
+        if self.find(&store, &kind).is_some() {
+            return Ok(Created::Existed(kind.id));
+        }
         store.sweep(&lock);
         make::check_room(&store, &kind)?;
-        self.maker().make(&store, &kind, &lock).await?;
+        self.make(&store, &kind, &lock).await?;
         store.forgive(&kind).map_err(io("remove what was noted"))?;
         Ok(Created::Made(kind.id))
     }

@@ -135,17 +135,18 @@ impl Store {
     }
 
     /// The template of this kind. The error says why what is there is none.
-    pub(super) fn find(self, kind: &Kind) -> Result<Template, (Self, io::Error)> {
-        match self.open_template(kind) {
-            Ok((dir, [state, memory])) => Ok(Template {
-                store: self,
-                kind: kind.clone(),
-                dir,
-                state,
-                memory,
-            }),
-            Err(error) => Err((self, error)),
-        }
+    pub(super) fn find(&self, kind: &Kind) -> io::Result<Template> {
+        let (dir, [state, memory]) = self.open_template(kind)?;
+        Ok(Template {
+            store: Self {
+                path: self.path.clone(),
+                dir: self.dir.try_clone()?,
+            },
+            kind: kind.clone(),
+            dir,
+            state,
+            memory,
+        })
     }
 
     fn open_template(&self, kind: &Kind) -> io::Result<(OwnedFd, [File; 2])> {
