@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
 use rvm_tests::command::{eventually, signal};
+use rvm_tests::network::Network;
 use rvm_tests::{Bundle, Finished, Rvm, dist};
 use serde_json::{Value, json};
 
@@ -282,6 +283,42 @@ fn a_start_that_is_interrupted_while_it_makes_one_ends_at_once() {
     assert_eq!(world.ids(), [""; 0]);
     let left = fs::read_dir(&world.dir).unwrap().count();
     assert_eq!(left, 1, "the lock alone");
+}
+
+/// A container in the network namespace with so many interfaces, which tells them.
+fn with_cards(network: &Network, peer: &Network, cards: usize) -> Bundle {
+    for card in 0..cards {
+        peer.ip(&format!("link add out{card} type veth peer name in{card}"));
+        let place = network.path();
+        peer.ip(&format!("link set in{card} netns {place} name eth{card}"));
+        network.ip(&format!("link set eth{card} up"));
+    }
+    let script = "ls /sys/class/net | grep -c eth >&2; echo hello";
+    Bundle::shell(script).with(|config| {
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!(network.path());
+            }
+        }
+    })
+}
+
+#[test]
+fn one_template_is_for_no_network_card_and_for_one_and_what_it_does_not_fit_boots() {
+    let Some(world) = World::new() else { return };
+    assert_stages(&world.run(&hello()), &[MADE, RESTORED]);
+    for (cards, stage) in [(1, RESTORED), (2, BOOTED)] {
+        let (network, peer) = (Network::new(), Network::new());
+        let told = world.run(&with_cards(&network, &peer, cards));
+        assert_stages(&told, &[stage]);
+        assert!(told.starts_with(&format!("{cards}\n")), "{told}");
+    }
+    let bundle = hello().with(|config| {
+        config["ociVersion"] = json!("1.3.0");
+        config["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_LOCAL" });
+    });
+    assert_stages(&world.run(&bundle), &[BOOTED]);
+    assert_eq!(world.ids().len(), 1);
 }
 
 #[test]
