@@ -96,6 +96,26 @@ fn cpus_come_and_go_with_the_quota_as_far_as_there_is_room() {
 }
 
 #[test]
+fn a_container_that_may_run_on_one_cpu_can_be_given_another() {
+    let count = std::thread::available_parallelism().unwrap().get();
+    if count < 2 {
+        return println!("skipped: the host has one CPU");
+    }
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
+        let cpu = (count - 1).to_string();
+        config["linux"]["resources"]["cpu"] = json!({ "cpus": cpu });
+    });
+    rvm.create(&bundle, "box");
+    rvm.ok(&["start", "box"]);
+    assert_eq!(shell(&rvm, "nproc"), "1\n");
+    let both = format!("{}-{}", count - 2, count - 1);
+    rvm.ok(&["update", "--cpuset-cpus", &both, "box"]);
+    assert_eq!(shell(&rvm, "nproc"), "2\n");
+    end(&rvm);
+}
+
+#[test]
 fn memory_shrinks_with_the_limit_and_comes_back() {
     let rvm = Rvm::new();
     let _bundle = running(&rvm, 256);
