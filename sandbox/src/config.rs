@@ -108,9 +108,9 @@ impl TryFrom<String> for EngineChoice {
 #[serde(rename_all = "kebab-case")]
 pub enum TemplateUse {
     /// A machine is restored from the template of its kind, which the first one makes.
+    #[default]
     Auto,
     /// Every machine boots.
-    #[default]
     Off,
 }
 

@@ -14,12 +14,15 @@ import time
 class Rvm:
     """An installation, with a state root and a bundle of its own."""
 
-    def __init__(self, dist, engine, work):
+    def __init__(self, dist, engine, work, templates="auto"):
         self.work = work
         self.bundle = os.path.join(work, "bundle")
+        config = os.path.join(work, "config.toml")
         self.command = [os.path.join(dist, "bin/rvm"), "--root", os.path.join(work, "state"),
-                        "--engine", engine]
+                        "--config", config, "--engine", engine]
         self.make_rootfs()
+        with open(config, "w") as file:
+            print(f'templates = "{templates}"', file=file)
 
     def make_rootfs(self):
         directory = os.path.join(self.bundle, "rootfs/bin")
@@ -69,6 +72,32 @@ class Rvm:
             yield json.loads(state.stdout)["pid"]
         finally:
             subprocess.run([*self.command, "delete", "--force", "bench"], check=True)
+
+
+def host_memory(sandbox, count):
+    """What the host has less of for each of `count` idle containers, in KiB: their processes, their
+    guests, and what its kernel keeps of them. A template that they share is there before."""
+    sandbox.configure("sleep", "1000000")
+    ids = [f"bench{number}" for number in range(count)]
+    null = subprocess.DEVNULL
+    before = available()
+    try:
+        for id in ids:
+            subprocess.run([*sandbox.command, "run", "--detach", "--bundle", sandbox.bundle, id],
+                           stdin=null, stdout=null, stderr=null, check=True)
+        time.sleep(SETTLE_SECONDS)
+        return (before - available()) / count
+    finally:
+        for id in ids:
+            subprocess.run([*sandbox.command, "delete", "--force", id], stderr=null)
+
+
+def available():
+    """MemAvailable in KiB, without what the kernel keeps of earlier work."""
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
+    with open("/proc/meminfo") as file:
+        return int(re.search(r"MemAvailable: +([0-9]+)", file.read()).group(1))
 
 
 @contextlib.contextmanager

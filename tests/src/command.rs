@@ -103,12 +103,16 @@ impl Rvm {
         self
     }
 
-    /// With `$RVM_TEST_TEMPLATES`, machines have templates where the test says nothing of them.
+    /// Writes the configuration, with what `$RVM_TEST_TEMPLATES` says where the test says nothing of
+    /// templates.
     fn write_config(&self) {
         let mut config = self.config.clone();
         let is_tested = self.dist == crate::dist();
-        if is_tested && !config.contains("templates") && crate::templates() {
-            config += "templates = \"auto\"\n";
+        if let Some(templates) = crate::templates()
+            && is_tested
+            && !config.contains("templates")
+        {
+            config += &format!("\ntemplates = {templates:?}\n");
         }
         fs::write(self.dir.path().join("config.toml"), config).unwrap();
     }

@@ -41,10 +41,9 @@ pub fn engine() -> String {
     std::env::var("RVM_TEST_ENGINE").unwrap_or_else(|_| "qemu".to_owned())
 }
 
-/// Whether `$RVM_TEST_TEMPLATES` asks for machines that are restored from templates, on an engine
-/// that has some.
-pub fn templates() -> bool {
-    std::env::var_os("RVM_TEST_TEMPLATES").is_some()
+/// What `$RVM_TEST_TEMPLATES` says of templates in place of the configuration's default.
+pub fn templates() -> Option<String> {
+    std::env::var("RVM_TEST_TEMPLATES").ok()
 }
 
 /// Whether `$RVM_TEST_LONG` asks for all of what is long, as `scripts/test files` does. Without it
