@@ -145,6 +145,7 @@ fn what_install_does_remove_undoes_to_the_last_byte() {
             node.write(config, text);
             fs::set_permissions(node.path(config), fs::Permissions::from_mode(0o600)).unwrap();
         }
+        fs::create_dir(node.path("node/run")).unwrap();
         let clean = node.tree();
         node.ok("install");
         let installed = node.tree();
@@ -156,6 +157,7 @@ fn what_install_does_remove_undoes_to_the_last_byte() {
         node.ok("install");
         assert_eq!(node.tree(), installed, "twice is once");
         assert_eq!(node.restarts(), 1, "and no reason for a restart");
+        node.write("node/run/rvm-templates/0123456789abcdef/key", "{}");
         node.ok("remove");
         assert_eq!(node.tree(), clean, "{before:?}");
         assert_eq!(node.restarts(), 2);
