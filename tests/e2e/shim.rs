@@ -192,10 +192,7 @@ fn the_sandbox_api_leads_a_pod_with_its_memory_through_its_life() {
     let told = metrics(&shim, "pod").unwrap().metrics.unwrap();
     assert_eq!(told.id, "pod");
     let cost = Metrics::parse_from_bytes(&told.data.value).unwrap();
-    assert!(
-        cost.memory.usage > 16 << 20,
-        "that of the machine: {cost:?}"
-    );
+    assert!(cost.memory.usage > 4 << 20, "that of the machine: {cost:?}");
     assert!(cost.cpu.usage_usec > 10_000, "{cost:?}");
     assert!(is_not_found(&ping(&shim, "other")) && is_not_found(&metrics(&shim, "other")));
 

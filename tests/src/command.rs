@@ -103,8 +103,8 @@ impl Rvm {
         self
     }
 
-    /// Writes the configuration, with what `$RVM_TEST_TEMPLATES` says where the test says nothing of
-    /// templates.
+    /// Writes the configuration, with what `$RVM_TEST_TEMPLATES` says where the test says nothing
+    /// of templates.
     fn write_config(&self) {
         let mut config = self.config.clone();
         let is_tested = self.dist == crate::dist();
