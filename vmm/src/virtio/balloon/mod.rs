@@ -18,6 +18,11 @@ use super::device::{DeviceError, DeviceInfo, DeviceIo, HostFds, VirtioDevice, re
 use super::spec::device_id;
 use crate::memory::{GuestMemory, GuestSlice, discard};
 
+/// The most pages of one request. Each is a system call, and a guest that lists all of its memory
+/// as page frame numbers would otherwise keep the thread, and with it the agent's channel, for
+/// hours; Linux lists 256 at a time.
+const MAX_PAGES: usize = 1024;
+
 /// The balloon's sizes, shared by the host side and the device, in pages.
 #[derive(Clone, Debug, Default)]
 pub struct Target(Arc<Shared>);
@@ -118,6 +123,9 @@ impl VirtioDevice for Balloon {
 
 /// Frees the pages that the chain lists by page frame number; returns how many.
 fn inflate(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError> {
+    if chain.readable.len() > MAX_PAGES * PFN_BYTES {
+        return Err(ChainError::Long("page frame numbers"));
+    }
     let mut pages = 0;
     let mut pfn = [0; PFN_BYTES];
     while chain.readable.read(&mut pfn) == pfn.len() {

@@ -28,6 +28,22 @@ fn a_page_outside_memory_is_an_error() {
 }
 
 #[test]
+fn a_request_lists_no_more_pages_than_a_thread_frees_at_once() {
+    let mut driver = FakeDriver::new(Balloon::default());
+    let pages = [0; MAX_PAGES * PFN_BYTES + 1];
+    let most = driver.request(queue::INFLATE, &pages[1..], 0);
+    assert!(most.is_ok(), "{most:?}");
+    let more = driver.request(queue::INFLATE, &pages, 0);
+    assert!(matches!(
+        more,
+        Err(DeviceError::Queue {
+            source: ChainError::Long(_),
+            ..
+        })
+    ));
+}
+
+#[test]
 fn the_balloon_has_its_size_when_all_pages_are_in_it_or_out() {
     let target = Target::default();
     let mut driver = FakeDriver::new(Balloon::new(target.clone()));

@@ -44,6 +44,9 @@ pub enum ChainError {
     /// Fewer bytes than the named structure has.
     #[error("the buffers are too short: {0}")]
     Short(&'static str),
+    /// More bytes than a device takes at once of the named structures.
+    #[error("the buffers are too long: {0}")]
+    Long(&'static str),
 }
 
 /// A request: buffers that the device reads, and buffers that it writes its response to.

@@ -16,6 +16,11 @@ pub use self::log::ConsoleLog;
 /// How many bytes are copied from the guest at a time.
 const CHUNK: usize = 4096;
 
+/// The most bytes of one request; what follows them is not printed. A guest whose request is all of
+/// its memory, some times over, would otherwise keep the thread, and with it the agent's channel;
+/// Linux sends a page at a time.
+const MAX_REQUEST: usize = 64 * 1024;
+
 #[derive(Debug)]
 pub struct Console {
     log: Arc<Mutex<ConsoleLog>>,
@@ -28,6 +33,7 @@ impl Console {
     }
 
     fn print(&self, mut text: Buffers<'_>) -> Result<u32, ChainError> {
+        let mut text = text.split_to(text.len().min(MAX_REQUEST))?;
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let mut chunk = [0; CHUNK];
         loop {

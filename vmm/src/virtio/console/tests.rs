@@ -40,3 +40,14 @@ fn the_log_never_grows_past_its_bound_and_keeps_the_end() {
     assert!(log.len() as u64 <= MAX_LOG);
     assert!(log.ends_with(b"the end"));
 }
+
+#[test]
+fn a_request_prints_no_more_than_a_thread_writes_at_once() {
+    let (mut driver, file) = console();
+    let text = [vec![b'x'; MAX_REQUEST], b"too much".to_vec()].concat();
+    driver.request(TRANSMIT_QUEUE, &text, 0).unwrap();
+    driver.request(TRANSMIT_QUEUE, b"next", 0).unwrap();
+    let log = contents(file);
+    assert_eq!(log.len(), MAX_REQUEST + 4);
+    assert!(log.ends_with(b"xnext"));
+}
