@@ -33,6 +33,8 @@ use devices::{Devices, WorkerThread, failed};
 use stopwatch::Stopwatch;
 use template::{Shape, Template};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use template::read_any as read_any_template;
 pub use template::{TemplateError, make};
 
 /// A machine could not be started.

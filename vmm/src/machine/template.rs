@@ -25,6 +25,8 @@ use crate::kvm::{self, KvmError, SavedVcpu, Vm, VmState};
 use crate::memory::image::{self, ImageError};
 use crate::memory::{self, CurrentMemory, GuestMemory};
 use crate::vcpus::{RunState, Vcpus};
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::virtio::hostile;
 use crate::virtio::state::TransportState;
 use crate::virtio::thread::DeviceThread;
 use crate::virtio::vsock::HeldRequest;
@@ -316,6 +318,19 @@ fn unsealed(contents: &[u8]) -> Result<&[u8], TemplateError> {
     let is_whole = u64::from_le_bytes(*length) == state.len() as u64
         && u32::from_le_bytes(*checksum) == crc32fast::hash(state);
     is_whole.then_some(state).ok_or(TemplateError::Damaged)
+}
+
+/// Reads bytes as a state file, and as the state in one, and restores what they hold where that
+/// needs no KVM.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn read_any(contents: &[u8]) {
+    let state = unsealed(contents).unwrap_or(contents);
+    if let Ok(slot) = postcard::from_bytes(state) {
+        hostile::restore(&slot);
+    }
+    if let Ok(template) = postcard::from_bytes::<Template>(state) {
+        template.slots.iter().for_each(hostile::restore);
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A fake driver for the tests of devices: it writes requests to memory as a guest's driver does
 //! and reads the responses from the used ring. It needs no machine, no thread and no interrupt.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
 
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use crate::memory::{self, GuestMemory};
@@ -18,6 +19,32 @@ const QUEUE_SIZE: u16 = 16;
 pub const QUEUES_START: u64 = 0x10_0000;
 const QUEUE_BYTES: u64 = 0x1_0000;
 pub const BUFFERS_START: u64 = 0x80_0000;
+
+thread_local! {
+    /// Guest memory is never unmapped, so it serves one driver after the other.
+    static MAPPED: RefCell<Vec<(u64, Arc<GuestMemory>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `mib` MiB of guest memory for which nobody else has a use.
+pub fn zeroed_memory(mib: u64) -> Arc<GuestMemory> {
+    MAPPED.with_borrow_mut(|mapped| {
+        let is_free = |(size, memory): &&(u64, Arc<GuestMemory>)| {
+            *size == mib && Arc::strong_count(memory) == 1
+        };
+        if let Some((_, memory)) = mapped.iter().find(is_free) {
+            for region in memory.iter() {
+                memory::discard(&region.as_volatile_slice().unwrap()).unwrap();
+            }
+            return Arc::clone(memory);
+        }
+        // A fuzzer starts anew some thousand times a second, and a huge page takes long to clear.
+        #[cfg(not(test))]
+        rustix::thread::disable_transparent_huge_pages(true).unwrap();
+        let memory = memory::map(mib).unwrap();
+        mapped.push((mib, Arc::clone(&memory)));
+        memory
+    })
+}
 
 /// The watches of a device, by descriptor.
 #[derive(Default)]
@@ -60,7 +87,7 @@ impl<D: VirtioDevice> FakeDriver<D> {
 
     /// A driver that does not call the device's `start`.
     pub fn without_start(device: D) -> Self {
-        let memory = memory::map(32).unwrap();
+        let memory = zeroed_memory(32);
         let count = device.info().queue_sizes.len();
         let queues = (0..count).map(|index| Rings::of(index).queue()).collect();
         Self {

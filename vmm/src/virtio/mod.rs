@@ -13,11 +13,21 @@ pub mod console;
 pub mod device;
 pub mod empty;
 mod epoll;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "serves tests alone"
+)]
+#[cfg_attr(not(test), allow(dead_code, reason = "a fuzzer needs a part of it"))]
 pub mod fake_driver;
 pub mod fs;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test, of random tests and of a fuzzer"
+)]
+pub(crate) mod hostile;
 pub mod mem;
 pub mod mmio;
 pub mod net;

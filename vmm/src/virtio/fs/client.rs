@@ -38,7 +38,11 @@ pub struct Client {
 impl Client {
     /// Mounts an empty directory with everything that the guest's kernel can.
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::serving(tempfile::tempdir().unwrap())
+    }
+
+    /// Mounts this directory.
+    pub fn serving(dir: tempfile::TempDir) -> Self {
         let resources = ServerResources {
             proc_self_fd: File::open("/proc/self/fd").unwrap(),
             max_fds: 1024,
@@ -77,7 +81,7 @@ impl Client {
         self.dir.path().join(name)
     }
 
-    fn message(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
+    pub fn message(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
         self.unique += 2;
         let header = InHeader {
             len: (size_of::<InHeader>() + body.len()) as u32,

@@ -353,7 +353,19 @@ fn unshare_fs() -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "serves tests alone"
+)]
+#[cfg_attr(not(test), allow(dead_code, reason = "a fuzzer needs a part of it"))]
 mod client;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test, of random tests and of a fuzzer"
+)]
+pub mod hostile;
 #[cfg(test)]
 mod tests;
