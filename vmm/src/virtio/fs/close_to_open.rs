@@ -312,6 +312,8 @@ impl FileSystem for CloseToOpen {
     plain_methods!(delegate, delegate);
 
     delegate! {
+        fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
+            extensions: Extensions) -> io::Result<Entry>;
         fn copyfilerange(&self, context: Context, from: Inode, from_handle: Handle, from_offset: u64,
             to: Inode, to_handle: Handle, to_offset: u64, length: u64, flags: u64)
             -> io::Result<usize>;

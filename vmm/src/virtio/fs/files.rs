@@ -41,11 +41,35 @@ impl Files {
     }
 }
 
+/// An argument of a method of virtiofsd's.
+trait Argument: Sized {
+    fn checked(self) -> io::Result<Self> {
+        Ok(self)
+    }
+}
+
+impl Argument for Context {}
+impl Argument for Extensions {}
+impl Argument for bool {}
+impl Argument for u32 {}
+impl Argument for u64 {}
+
+/// The name of an entry. virtiofsd takes for granted what Linux does: in a name with a slash it
+/// would have the host walk a path, up the tree and along symbolic links.
+impl Argument for &CStr {
+    fn checked(self) -> io::Result<Self> {
+        match self.to_bytes().contains(&b'/') {
+            true => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+            false => Ok(self),
+        }
+    }
+}
+
 /// Methods that call virtiofsd's: they take a directory, or a file that has a name.
 macro_rules! named {
     ($(fn $name:ident(&self $(, $argument:ident: $type:ty)* $(,)?) $(-> $answer:ty)?;)*) => {
         $(fn $name(&self $(, $argument: $type)*) $(-> $answer)? {
-            self.named.$name($($argument),*)
+            self.named.$name($($argument.checked()?),*)
         })*
     };
 }
@@ -73,8 +97,6 @@ macro_rules! plain_methods {
     ($named:ident, $every:ident) => {
         $named! {
             fn mkdir(&self, context: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
-                extensions: Extensions) -> io::Result<Entry>;
-            fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
                 extensions: Extensions) -> io::Result<Entry>;
             fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
             fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
@@ -157,6 +179,7 @@ impl FileSystem for Files {
         parent: Inode,
         name: &CStr,
     ) -> io::Result<Entry> {
+        let name = name.checked()?;
         if !Nameless::owns(inode) {
             return self.named.link(context, inode, parent, name);
         }
@@ -164,6 +187,19 @@ impl FileSystem for Files {
             self.nameless.give_name(inode, dir, name)
         })?;
         self.named.lookup(context, parent, name)
+    }
+
+    fn symlink(
+        &self,
+        context: Context,
+        target: &CStr,
+        parent: Inode,
+        name: &CStr,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        let name = name.checked()?;
+        self.named
+            .symlink(context, target, parent, name, extensions)
     }
 
     /// The guest copies between a file with a name and one without by itself.

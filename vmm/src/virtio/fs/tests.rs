@@ -321,3 +321,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_with_a_slash_is_refused_by_every_operation() {
+    let mut client = Client::new();
+    std::fs::create_dir(client.path("dir")).unwrap();
+    std::fs::write(client.path("file"), "kept").unwrap();
+    let dir = client.lookup("dir").unwrap().nodeid;
+    let file = client.lookup("file").unwrap().nodeid;
+    let name = b"../file\0".as_slice();
+    let new = b"../new\0".as_slice();
+    let node = file.to_ne_bytes();
+    let requests: [(u32, u64, Vec<u8>); 10] = [
+        (1, dir, name.to_vec()),               // LOOKUP
+        (6, dir, [new, b"target\0"].concat()), // SYMLINK
+        (8, dir, [&[0; 16], new].concat()),    // MKNOD
+        (9, dir, [&[0; 8], new].concat()),     // MKDIR
+        (10, dir, name.to_vec()),              // UNLINK
+        (11, dir, name.to_vec()),              // RMDIR
+        (
+            12,
+            1,
+            [&1_u64.to_ne_bytes(), b"dir/../file\0".as_slice(), b"n\0"].concat(),
+        ), // RENAME
+        (
+            12,
+            1,
+            [&1_u64.to_ne_bytes(), b"file\0".as_slice(), b"dir/n\0"].concat(),
+        ),
+        (13, dir, [&node, new].concat()),    // LINK
+        (35, dir, [&[0; 16], new].concat()), // CREATE
+    ];
+    for (opcode, inode, body) in requests {
+        let answer = client.call(opcode, inode, &body);
+        assert_eq!(answer, Err(libc::EINVAL), "operation {opcode}");
+    }
+    let kept = std::fs::read_to_string(client.path("file")).unwrap();
+    assert_eq!(kept, "kept");
+    assert!(!client.path("new").exists());
+}
