@@ -9,7 +9,6 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, unshare_unsafe,
 };
-use tempfile::TempDir;
 
 use super::client::Client;
 use super::message::opcode;
@@ -41,20 +40,23 @@ const OPERATIONS: [u32; 16] = [
 
 const NAMES: [&str; 8] = ["a", "b", "..", ".", "a/b", "../neighbour", "/etc", ""];
 
+/// Where this thread alone has a file system of its own, so that nothing of it is left.
+const PLACE: &str = "/mnt";
+
 thread_local! {
-    static PLACE: OnceCell<TempDir> = const { OnceCell::new() };
+    static IS_PREPARED: OnceCell<()> = const { OnceCell::new() };
 }
 
 /// Serves an empty directory and sends requests as the bytes decide. The caller is root; from its
 /// first call on, its thread has a mount namespace of its own, and few capabilities.
 pub fn requests(input: &[u8]) {
-    PLACE.with(|place| play(place.get_or_init(make_place).path(), input));
+    IS_PREPARED.with(|is_prepared| *is_prepared.get_or_init(prepare));
+    play(Path::new(PLACE), input);
 }
 
 /// A small file system for this thread alone: what a guest may write would fill a disk.
 #[allow(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn make_place() -> TempDir {
-    let place = tempfile::tempdir().unwrap();
+fn prepare() {
     // SAFETY: the mount namespace, the root and the working directory of this thread become its
     // own; none of the other threads is affected.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
@@ -65,8 +67,8 @@ fn make_place() -> TempDir {
     .unwrap();
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
     let size = Some(c"size=64m,nr_inodes=10000");
-    mount("tmpfs", place.path(), "tmpfs", flags, size).unwrap();
-    fs::write(place.path().join(NEIGHBOUR), SECRET).unwrap();
+    mount("tmpfs", PLACE, "tmpfs", flags, size).unwrap();
+    fs::write(Path::new(PLACE).join(NEIGHBOUR), SECRET).unwrap();
     // As the jail's, without device nodes, which it cannot make.
     let kept = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
@@ -82,7 +84,6 @@ fn make_place() -> TempDir {
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets).unwrap();
-    place
 }
 
 fn play(place: &Path, input: &[u8]) {
