@@ -1,7 +1,7 @@
 //! A guest that sends any FUSE request: it may make no request panic, and change nothing but the
 //! directory that it was given.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
@@ -44,19 +44,19 @@ const NAMES: [&str; 8] = ["a", "b", "..", ".", "a/b", "../neighbour", "/etc", ""
 const PLACE: &str = "/mnt";
 
 thread_local! {
-    static IS_PREPARED: OnceCell<()> = const { OnceCell::new() };
+    /// One for all inputs: the threads of a device end with its process.
+    static CLIENT: RefCell<Option<Client>> = const { RefCell::new(None) };
 }
 
 /// Serves an empty directory and sends requests as the bytes decide. The caller is root; from its
 /// first call on, its thread has a mount namespace of its own, and few capabilities.
 pub fn requests(input: &[u8]) {
-    IS_PREPARED.with(|is_prepared| *is_prepared.get_or_init(prepare));
-    play(Path::new(PLACE), input);
+    CLIENT.with_borrow_mut(|client| play(client.get_or_insert_with(prepare), input));
 }
 
 /// A small file system for this thread alone: what a guest may write would fill a disk.
 #[allow(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn prepare() {
+fn prepare() -> Client {
     // SAFETY: the mount namespace, the root and the working directory of this thread become its
     // own; none of the other threads is affected.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
@@ -84,23 +84,29 @@ fn prepare() {
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets).unwrap();
+    Client::serving(tempfile::tempdir_in(PLACE).unwrap())
 }
 
-fn play(place: &Path, input: &[u8]) {
-    let mut client = Client::serving(tempfile::tempdir_in(place).unwrap());
+fn play(client: &mut Client, input: &[u8]) {
+    client.driver.restart();
+    client.init();
     let mut decisions = Decisions(input);
     while !decisions.are_over() {
-        if send(&mut client, &mut decisions).is_err() {
+        if send(client, &mut decisions).is_err() {
             client.driver.restart();
         }
     }
-    let served = client.dir.path().to_owned();
     client.driver.restart();
-    drop(client);
-    assert!(!served.exists(), "the guest's directory stays");
-    let names: Vec<_> = fs::read_dir(place).unwrap().collect();
-    assert_eq!(names.len(), 1, "{names:?}");
-    let neighbour = fs::read_to_string(place.join(NEIGHBOUR)).unwrap();
+    for entry in fs::read_dir(client.dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => fs::remove_dir_all(entry.path()).unwrap(),
+            false => fs::remove_file(entry.path()).unwrap(),
+        }
+    }
+    let names: Vec<_> = fs::read_dir(PLACE).unwrap().collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let neighbour = fs::read_to_string(Path::new(PLACE).join(NEIGHBOUR)).unwrap();
     assert_eq!(neighbour, SECRET);
 }
 
@@ -149,11 +155,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn any_request_survives(input in proptest::collection::vec(any::<u8>(), 0..500)) {
-            // A thread of its own, for its capabilities and mounts.
-            std::thread::spawn(move || requests(&input)).join().unwrap();
-        }
+    #[test]
+    fn any_request_survives() {
+        // A thread of its own, for its capabilities and mounts.
+        let played = std::thread::spawn(|| {
+            proptest!(|(input in proptest::collection::vec(any::<u8>(), 0..500))| {
+                requests(&input);
+            });
+        });
+        played.join().unwrap();
     }
 }
