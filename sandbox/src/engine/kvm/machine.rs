@@ -36,10 +36,10 @@ pub(super) struct KvmMachine {
     /// What it was to be restored from, until it has started.
     template: Mutex<Option<Arc<Template>>>,
     times: OnceLock<StartTimes>,
-    /// The jail's network namespace, which outlives rvm-vmm by this. To remove one the kernel waits
-    /// for callbacks of RCU, and so it does for a virtual machine, as a part of rvm-vmm's end: one
+    /// The jail's network and IPC namespaces, which outlive rvm-vmm by this. To remove one the
+    /// kernel waits for RCU, and so it does for a virtual machine, as a part of rvm-vmm's end: one
     /// after the other.
-    network: OnceLock<File>,
+    namespaces: OnceLock<[File; 2]>,
     /// The memory that the guest last reported to have, in MiB; 0 while it changes.
     reached: watch::Sender<u64>,
     /// Where the answers to requests go, in the order of the requests.
@@ -58,7 +58,7 @@ impl KvmMachine {
             vmm: Mutex::new(vmm),
             template: Mutex::new(template),
             times: OnceLock::new(),
-            network: OnceLock::new(),
+            namespaces: OnceLock::new(),
             reached: watch::Sender::new(0),
             waiting: Mutex::default(),
         })
@@ -106,7 +106,7 @@ impl KvmMachine {
                 *lock(&self.template) = None;
                 // What is said again is not believed.
                 if self.times.set(*times).is_ok() {
-                    self.hold_network();
+                    self.hold_namespaces();
                 }
             }
             Event::Done => self.answered(Ok(())),
@@ -127,12 +127,15 @@ impl KvmMachine {
         None
     }
 
-    /// Holds the network namespace that rvm-vmm has entered by now. Without it the end takes some
-    /// milliseconds longer.
-    fn hold_network(&self) {
-        let id = lock(&self.vmm).id();
-        if let Ok(file) = id.and_then(|id| File::open(format!("/proc/{}/ns/net", id.pid))) {
-            _ = self.network.set(file);
+    /// Holds namespaces that rvm-vmm has entered by now. Without it the end takes some milliseconds
+    /// longer.
+    fn hold_namespaces(&self) {
+        let Ok(id) = lock(&self.vmm).id() else {
+            return;
+        };
+        let open = |name| File::open(format!("/proc/{}/ns/{name}", id.pid));
+        if let (Ok(network), Ok(ipc)) = (open("net"), open("ipc")) {
+            _ = self.namespaces.set([network, ipc]);
         }
     }
 
