@@ -198,10 +198,16 @@ impl Template {
         if self.slots.len() != bus.slots() {
             return Err(TemplateError::Damaged);
         }
+        let vcpus = self.restore_cpus(vm, max)?;
+        bus.restore(&self.slots)?;
+        Ok(vcpus)
+    }
+
+    /// The part of a restore that is KVM's.
+    fn restore_cpus(&self, vm: &Vm, max: u8) -> Result<Vec<VcpuFd>, TemplateError> {
         let vcpus = self.vcpus.iter().map(|saved| vm.restore_vcpu(saved, max));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
         vm.restore(&self.vm)?;
-        bus.restore(&self.slots)?;
         Ok(vcpus)
     }
 }
@@ -219,7 +225,8 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
     let kernel = Kernel::take(machine, &mut fds)?;
     let shape = kernel.shape(machine);
     let kvm = fds.take(machine.kvm)?;
-    let msrs = kvm::saveable_msrs(kvm.try_clone().map_err(TemplateError::File)?)?;
+    let kvm_again = || kvm.try_clone().map_err(TemplateError::File);
+    let (kvm_of_trial, msrs) = (kvm_again()?, kvm::saveable_msrs(kvm_again()?)?);
     let memory = memory::map(machine.memory_mib)?;
     let vm = Vm::new(kvm, Arc::clone(&memory))?;
     let ready = Arc::new(HeldRequest::default());
@@ -258,6 +265,9 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
         slots: state.bus().save().map_err(TemplateError::Devices)?,
         blocks: image::write(&memory, &mut memory_file.into()).map_err(TemplateError::Memory)?,
     };
+    // A KVM that does not take back what it has told makes no template, in place of one from which
+    // no machine starts.
+    template.restore_cpus(&Vm::new(kvm_of_trial, memory)?, max)?;
     let state = postcard::to_stdvec(&template).map_err(TemplateError::Encoding)?;
     let mut state_file: File = state_file.into();
     let written = state_file.write_all(&sealed(&state));
