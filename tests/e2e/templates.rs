@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rvm_tests::command::{eventually, signal};
 use rvm_tests::network::Network;
@@ -48,6 +49,15 @@ impl World {
         let list = self.list();
         let ids = list.iter().map(|it| it["id"].as_str().unwrap().to_owned());
         ids.collect()
+    }
+
+    /// Has all templates be last used an hour earlier.
+    fn age(&self) {
+        for id in self.ids() {
+            let dir = File::open(self.dir.join(id)).unwrap();
+            let used = dir.metadata().unwrap().modified().unwrap();
+            dir.set_modified(used - Duration::from_secs(3600)).unwrap();
+        }
     }
 
     /// A file of the only template.
@@ -238,8 +248,11 @@ fn each_size_has_its_own_and_those_not_used_for_longest_go() {
     assert_stages(&world.run(&size(64)), &[MADE, RESTORED]);
     assert_stages(&world.run(&size(96)), &[MADE, RESTORED]);
     assert_stages(&world.run(&size(64)), &[RESTORED]);
+    assert_stages(&world.run(&size(128)), &[BOOTED]);
+    world.age();
     assert_stages(&world.run(&size(128)), &[MADE, RESTORED]);
     assert_eq!(world.ids().len(), 2);
+    world.age();
     assert_stages(&world.run(&size(64)), &[RESTORED]);
     assert_stages(&world.run(&size(96)), &[MADE, RESTORED]);
 }

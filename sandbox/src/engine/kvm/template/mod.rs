@@ -33,6 +33,11 @@ use store::{Lock, Store};
 pub(super) use key::Shape;
 pub use store::Template;
 
+/// How long after its last use a template is not removed for the sake of another. Hosts with more
+/// kinds of machines than templates would else make one at each start, which costs more than a
+/// boot.
+const IN_USE: Duration = Duration::from_secs(300);
+
 /// A template could not be made, listed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -199,6 +204,10 @@ impl<'a> Templates<'a> {
             return Ok(Prepared::with(template));
         }
         store.sweep(&lock);
+        if self.is_crowded(&store) {
+            tracing::debug!("no template {} is made: all others are in use", kind.id);
+            return Ok(Prepared::default());
+        }
         make::check_room(&store, kind)?;
         let made = self.make(&store, kind, &lock).await;
         timings.lap("make the template");
@@ -215,6 +224,15 @@ impl<'a> Templates<'a> {
             // What the machine's own start will meet as well, or what may pass.
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether there are as many templates as there may be, all used lately.
+    fn is_crowded(&self, store: &Store) -> bool {
+        let max = usize::try_from(self.config.max_templates).unwrap_or(usize::MAX);
+        let entries = store.entries().unwrap_or_default();
+        let next = entries.get(max.saturating_sub(1));
+        // A time that is yet to come is that of a clock that was set back.
+        next.is_some_and(|entry| entry.used.elapsed().is_ok_and(|age| age < IN_USE))
     }
 
     /// Finds a template that is to be used.
