@@ -68,7 +68,9 @@ fn world(mode: &str) -> Option<Rvm> {
     let rvm = Rvm::new().on_engine("kvm");
     let program = rvm.path(&format!("hostile-{mode}"));
     symlink(env!("CARGO_BIN_EXE_rvm-hostile"), &program).unwrap();
-    Some(rvm.configured(&format!("engine = \"kvm\"\nvmm = {program:?}")))
+    // A machine that becomes a template has seen nothing hostile.
+    let config = format!("engine = \"kvm\"\ntemplates = \"off\"\nvmm = {program:?}");
+    Some(rvm.configured(&config))
 }
 
 /// Stops the program that plays the machine.
