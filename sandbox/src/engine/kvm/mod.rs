@@ -70,14 +70,18 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     let mut fds = Fds::default();
     let cards = plan.nets.len();
     let shape = Shape::new(plan.size, plan.max, net_slots(cards), plan.disk_slots);
-    let mut machine = machine_config(config, shape, plan.shared, plan.console, &mut fds)?;
+    let places = (plan.shared, plan.console);
+    let mut machine = machine_config(open_kvm()?, config, shape, places, &mut fds)?;
     machine.vsock = fds.add_ports(plan.ports);
     machine.nets = fds.add_nets(plan.nets);
     machine.spare_nets -= cards;
-    let template = plan.template.filter(|template| template.has(shape));
-    if cards > 1 {
-        tracing::debug!("a machine with {cards} network cards boots: no template has slots for it");
-    }
+    let template = plan.template.filter(|template| {
+        let fits = template.has(shape);
+        if !fits {
+            tracing::debug!("the machine boots: a template has no slots for {cards} network cards");
+        }
+        fits
+    });
     if let Some([state, memory]) = template.as_ref().and_then(|template| template.files()) {
         machine.template = Some(TemplateFiles {
             state: fds.add(state),
@@ -88,24 +92,12 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     Ok(Box::new(KvmMachine::new(vmm, template)?))
 }
 
-/// A machine of this shape, with all slots empty and no ports.
+/// A machine of this shape on this device of KVM, with all slots empty and no ports.
 fn machine_config(
-    config: &Config,
-    shape: Shape,
-    shared: &Path,
-    console: &Path,
-    fds: &mut Fds,
-) -> Result<MachineConfig, EngineError> {
-    machine_on(open_kvm()?, config, shape, shared, console, fds)
-}
-
-/// The same, on this device of KVM.
-fn machine_on(
     kvm: File,
     config: &Config,
     shape: Shape,
-    shared: &Path,
-    console: &Path,
+    (shared, console): (&Path, &Path),
     fds: &mut Fds,
 ) -> Result<MachineConfig, EngineError> {
     Ok(MachineConfig {

@@ -1,18 +1,19 @@
 //! Making a template: a machine boots until its agent is ready, and rvm-vmm saves it.
 
-use std::path::Path;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
-use rvm_protocol::vmm::{Event, MachineConfig, TemplateConfig, TemplateFiles};
+use rvm_protocol::vmm::{Event, TemplateConfig, TemplateFiles};
 
 use super::TemplateError;
-use super::key::{Kind, Shape};
+use super::key::Kind;
 use super::store::{CONSOLE, Draft, Lock, MEMORY, SHARED, STATE, Store};
 use crate::config::Config;
 use crate::engine::exit::describe_exit;
 use crate::engine::fds::Fds;
 use crate::engine::files::check_host_memory;
 use crate::engine::kvm::control::{Control, machine_end};
+use crate::engine::kvm::machine_config;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, console_tail};
 
@@ -41,14 +42,13 @@ pub(super) fn check_room(store: &Store, kind: &Kind) -> Result<(), TemplateError
     }
 }
 
-/// Describes a machine of a shape, with this shared directory and console.
-pub(super) type Describe =
-    fn(&Config, Shape, &Path, &Path, &mut Fds) -> Result<MachineConfig, EngineError>;
+/// Opens the device of KVM.
+pub(super) type OpenKvm = fn() -> Result<File, EngineError>;
 
 /// What makes templates.
 pub(super) struct Maker<'a> {
     pub(super) config: &'a Config,
-    pub(super) describe: Describe,
+    pub(super) open_kvm: OpenKvm,
     /// How long a machine may take until its agent is ready and it is saved.
     pub(super) limit: Duration,
 }
@@ -67,7 +67,9 @@ impl Maker<'_> {
         let draft = Draft::new(store, kind, lock).map_err(failed("make its directory"))?;
         let (shared, console) = (draft.path(SHARED), draft.path(CONSOLE));
         let mut fds = Fds::default();
-        let machine = (self.describe)(self.config, kind.key.shape, &shared, &console, &mut fds)?;
+        let (kvm, shape) = ((self.open_kvm)()?, kind.key.shape);
+        let places = (shared.as_path(), console.as_path());
+        let machine = machine_config(kvm, self.config, shape, places, &mut fds)?;
         let mut create = |name| {
             let file = draft.create_file(name).map_err(failed("make its files"));
             file.map(|file| fds.add(file))

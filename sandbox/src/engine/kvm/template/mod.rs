@@ -20,13 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{ENGINE, cmdline, machine_config, net_slots};
+use super::{ENGINE, cmdline, net_slots, open_kvm};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::host::timings::Timings;
 use crate::sizing::Size;
 use key::{Key, Kind, is_id};
-use make::{Describe, Maker};
+use make::{Maker, OpenKvm};
 use rvm_sys::error_chain::chain;
 use store::{Lock, Store};
 
@@ -135,8 +135,8 @@ pub struct Prepared {
 /// The templates of a configuration.
 pub struct Templates<'a> {
     config: &'a Config,
-    /// Describes the machine of a template. A test has none for KVM.
-    describe: Describe,
+    /// A test has none: not every host has KVM that builds rvm.
+    open_kvm: OpenKvm,
 }
 
 impl Prepared {
@@ -150,10 +150,7 @@ impl Prepared {
 
 impl<'a> Templates<'a> {
     pub(crate) fn new(config: &'a Config) -> Self {
-        Self {
-            config,
-            describe: machine_config,
-        }
+        Self { config, open_kvm }
     }
 
     /// The template for a machine of this size that can become `max` and has so many slots for
@@ -259,9 +256,7 @@ impl<'a> Templates<'a> {
         lock: &Lock,
     ) -> Result<Template, TemplateError> {
         self.maker().make(store, kind, lock).await?;
-        store
-            .find(kind)
-            .map_err(io("open the template that was made"))
+        store.find(kind).map_err(TemplateError::Unusable)
     }
 
     /// Makes the template for such a machine, unless there is one. Waits for another process that
@@ -358,7 +353,7 @@ impl<'a> Templates<'a> {
     fn maker(&self) -> Maker<'a> {
         Maker {
             config: self.config,
-            describe: self.describe,
+            open_kvm: self.open_kvm,
             limit: self.config.start_timeout.unwrap_or(ENGINE.start_timeout),
         }
     }

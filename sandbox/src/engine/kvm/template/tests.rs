@@ -6,12 +6,10 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rvm_protocol::vmm::{Channel, Event, MachineConfig};
+use rvm_protocol::vmm::{Channel, Event};
 
-use super::super::machine_on;
 use super::key::tests::{config, kind};
 use super::*;
-use crate::engine::fds::Fds;
 
 const SIZE: u64 = 584;
 
@@ -24,6 +22,11 @@ struct Installation {
 impl Installation {
     /// With an rvm-vmm that saves the machine.
     fn new() -> Self {
+        Self::that_saves_after("")
+    }
+
+    /// With an rvm-vmm that runs this script and then saves the machine.
+    fn that_saves_after(script: &str) -> Self {
         let (ours, theirs) = Channel::pair().unwrap();
         ours.send(&Event::TemplateSaved, &[]).unwrap();
         let mut packet = [0; 256];
@@ -34,7 +37,9 @@ impl Installation {
         )
         .unwrap();
         let packet = std::str::from_utf8(&packet[..length]).unwrap();
-        Self::with_script(&format!("printf '%s' '{packet}' >&0; exec /bin/sleep 1000"))
+        Self::with_script(&format!(
+            "{script}\nprintf '%s' '{packet}' >&0; exec /bin/sleep 1000"
+        ))
     }
 
     /// With an rvm-vmm that runs this script once it has its configuration. It counts its starts.
@@ -73,7 +78,7 @@ impl Installation {
     fn templates(&self) -> Templates<'_> {
         Templates {
             config: &self.config,
-            describe,
+            open_kvm: || Ok(fs::File::open("/dev/null").unwrap()),
         }
     }
 
@@ -113,18 +118,6 @@ impl Installation {
         assert_eq!(names.len(), 1, "{names:?}");
         self.config.template_dir.join(&names[0])
     }
-}
-
-/// A machine that needs no KVM, which not every host has that builds rvm.
-fn describe(
-    config: &Config,
-    shape: Shape,
-    shared: &Path,
-    console: &Path,
-    fds: &mut Fds,
-) -> Result<MachineConfig, EngineError> {
-    let no_kvm = fs::File::open("/dev/null").unwrap();
-    machine_on(no_kvm, config, shape, shared, console, fds)
 }
 
 #[tokio::test]
@@ -180,6 +173,15 @@ async fn a_template_that_cannot_be_made_is_tried_once() {
         1,
         "what was said of the old one is gone"
     );
+}
+
+#[tokio::test]
+async fn a_template_that_cannot_be_opened_once_it_is_made_is_tried_once() {
+    let spoil = "/bin/chmod 666 \"${0%/*}\"/templates/*.new/memory";
+    let host = Installation::that_saves_after(spoil);
+    assert!(host.prepare(SIZE).await.is_none());
+    assert!(host.prepare(SIZE).await.is_none());
+    assert_eq!(host.starts(), 1);
 }
 
 #[tokio::test]
