@@ -8,6 +8,7 @@
 //!
 //! A device whose driver lives on in a machine that is restored gets `start` and then `restore`.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -53,6 +54,11 @@ pub enum DeviceError {
         source: io::Error,
     },
 }
+
+/// A device cannot be saved now: why.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Busy(pub Cow<'static, str>);
 
 impl DeviceError {
     pub fn queue(device: &'static str, queue: usize) -> impl FnOnce(ChainError) -> Self {
@@ -220,9 +226,10 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self, _host: &mut dyn HostFds) {}
 
     /// What of a started device cannot be derived from its features and queues, as bytes that only
-    /// [`Self::restore`] reads; `None` if it is in the middle of something and cannot be saved.
-    fn save(&self) -> Option<Vec<u8>> {
-        Some(Vec::new())
+    /// [`Self::restore`] reads. The guest does not run; the device may finish requests, and goes on
+    /// afterwards if the guest does. What guest memory holds then belongs to the state.
+    fn save(&mut self, _io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+        Ok(Vec::new())
     }
 
     /// Takes over a saved state, which may be damaged, right after `start`.

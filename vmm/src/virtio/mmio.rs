@@ -65,7 +65,7 @@ impl MmioTransport {
     pub fn save(&self) -> Result<TransportState, StateError> {
         let is_ready = self.status & status::DRIVER_OK != 0;
         if self.status & status::FEATURES_OK != 0 && !is_ready {
-            return Err(StateError::Busy);
+            return Err(StateError::Driver);
         }
         Ok(TransportState {
             device: self.info.id,
@@ -388,7 +388,7 @@ mod tests {
         write_register(&mut transport, reg::DRIVER_FEATURES_SEL, 1);
         write_register(&mut transport, reg::DRIVER_FEATURES, 1);
         write_register(&mut transport, reg::STATUS, status::FEATURES_OK);
-        assert!(matches!(transport.save(), Err(StateError::Busy)));
+        assert!(matches!(transport.save(), Err(StateError::Driver)));
     }
 
     proptest! {

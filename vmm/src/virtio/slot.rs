@@ -127,11 +127,16 @@ impl Slot {
     /// The state of a device that was started. Fails if it is in the middle of something, or waits
     /// for its driver to reset it.
     pub(super) fn save(&self) -> Result<SlotState, StateError> {
-        let running = self.lock();
+        let mut running = self.lock();
         if self.interrupt.status() & status::NEEDS_RESET != 0 {
             return Err(StateError::Device);
         }
-        let device = running.device.save().ok_or(StateError::Busy)?;
+        let mut saved = Ok(Vec::new());
+        self.call(&mut running, |device, io| {
+            saved = device.save(io);
+            Ok(())
+        });
+        let device = saved?;
         let cause = self.interrupt.cause();
         Ok(SlotState::new(&running.queues, cause, device))
     }
@@ -139,7 +144,15 @@ impl Slot {
     /// Starts the device with a state that was saved. Fails if the device cannot go on from it.
     pub(super) fn restore(&self, features: u64, state: &SlotState) -> Result<(), StateError> {
         self.start(features, state.queues()?);
-        self.lock_and_call(|device, io| device.restore(&state.device, io));
+        let mut restored = Ok(());
+        self.lock_and_call(|device, io| {
+            restored = device.restore(&state.device, io);
+            Ok(())
+        });
+        if let Err(error) = restored {
+            self.interrupt.set_needs_reset();
+            return Err(StateError::Refused(error));
+        }
         if self.interrupt.status() & status::NEEDS_RESET != 0 {
             return Err(StateError::Device);
         }

@@ -3,13 +3,19 @@
 use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 
+use super::device::{Busy, DeviceError};
+
 /// The state of a slot could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    #[error("the device is in the middle of something")]
-    Busy,
+    #[error("the device cannot be saved now")]
+    Busy(#[from] Busy),
+    #[error("the driver is setting the device up")]
+    Driver,
     #[error("the device has failed")]
     Device,
+    #[error("the device does not take the state")]
+    Refused(#[source] DeviceError),
     #[error("the state is that of device {then}, and the slot has device {now}")]
     OtherDevice { then: u32, now: u32 },
     #[error("the driver has accepted features that are not offered: {0:#x}")]

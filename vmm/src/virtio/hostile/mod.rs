@@ -134,7 +134,8 @@ fn perform<D: VirtioDevice>(
         }
         Act::Restart => driver.restart(),
         Act::Restore(state) => {
-            if let Some(state) = state.or_else(|| driver.device.save()) {
+            let saved = || driver.call(|device, io| device.save(io)).ok();
+            if let Some(state) = state.or_else(saved) {
                 driver.restart();
                 driver.call(|device, io| device.restore(&state, io))?;
             }

@@ -24,7 +24,7 @@ use self::connection::{Broken, Connection};
 use self::spec::{HOST_CID, Header, QUEUE_SIZES, TYPE_STREAM, op, queue};
 use super::chain::{Buffers, ChainError};
 use super::device::{
-    DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
+    Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
 };
 use super::spec::device_id;
 
@@ -312,10 +312,13 @@ impl VirtioDevice for Vsock {
         self.resets.clear();
     }
 
-    fn save(&self) -> Option<Vec<u8>> {
-        let guest_port = self.hold.as_ref()?.guest_port()?;
+    fn save(&mut self, _io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+        let guest_port = self.hold.as_ref().and_then(|held| held.guest_port());
         let is_idle = self.connections.is_empty() && self.resets.is_empty();
-        is_idle.then(|| guest_port.to_le_bytes().to_vec())
+        match guest_port.filter(|_| is_idle) {
+            Some(port) => Ok(port.to_le_bytes().to_vec()),
+            None => Err(Busy("the guest is not ready, or has streams open".into())),
+        }
     }
 
     fn restore(&mut self, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {

@@ -399,16 +399,16 @@ fn a_reset_device_closes_its_streams_and_waits_for_the_guest_again() {
     assert!(!guest.driver.device.ready);
 }
 
+fn save(guest: &mut Guest) -> Result<Vec<u8>, Busy> {
+    guest.driver.call(|device, io| device.save(io))
+}
+
 /// A device of a machine that becomes a template, whose guest has said that it is ready.
 fn held() -> (Guest, Arc<HeldRequest>) {
     let request = Arc::new(HeldRequest::default());
     let mut guest = Guest::new();
     guest.driver.device = Vsock::of_template(Arc::clone(&request)).unwrap();
-    assert_eq!(
-        guest.driver.device.save(),
-        None,
-        "the guest is not ready yet"
-    );
+    assert!(save(&mut guest).is_err(), "the guest is not ready yet");
     guest.send(READY_PORT, 5000, op::REQUEST, 0, &[]);
     assert_eq!(request.guest_port(), Some(5000));
     (guest, request)
@@ -418,7 +418,7 @@ fn held() -> (Guest, Arc<HeldRequest>) {
 fn a_template_s_guest_gets_its_answer_when_it_is_restored() {
     let (mut template, _) = held();
     assert!(template.receive().is_none(), "the request is only noted");
-    let state = template.driver.device.save().unwrap();
+    let state = save(&mut template).unwrap();
 
     let mut guest = Guest::new();
     guest
@@ -443,6 +443,7 @@ fn a_damaged_state_is_an_error() {
 
 #[test]
 fn a_device_with_streams_cannot_be_saved() {
-    let (guest, _stream, _) = Guest::connected();
-    assert_eq!(guest.driver.device.save(), None);
+    let (mut guest, _stream, _) = Guest::connected();
+    let busy = save(&mut guest).unwrap_err();
+    assert!(busy.to_string().contains("streams"), "{busy}");
 }
