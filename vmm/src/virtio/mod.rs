@@ -13,6 +13,7 @@ pub mod console;
 pub mod device;
 pub mod empty;
 mod epoll;
+mod errand;
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(
     clippy::expect_used,

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{DeviceError, DeviceIo, VirtioDevice};
 use super::epoll::{Source, Watches, readiness};
+use super::errand::Errand;
 use super::spec::{mmio, status};
 use super::state::{SlotState, StateError};
 use crate::fds::borrow_eventfd;
@@ -26,6 +27,10 @@ use crate::memory::CurrentMemory;
 /// vCPU has other work meanwhile.
 const PATIENCE: Duration = Duration::from_micros(200);
 
+/// How long a device may take to be saved: virtio-fs finds the path of every file that the guest
+/// knows, and writes what deleted files hold.
+const SAVING_PATIENCE: Duration = Duration::from_secs(60);
+
 pub struct Slot {
     memory: CurrentMemory,
     running: Mutex<Running>,
@@ -35,6 +40,8 @@ pub struct Slot {
     interrupt: Interrupt,
     watches: Watches,
     warnings: RateLimited,
+    has_own_thread: AtomicBool,
+    saving: Errand<Result<SlotState, StateError>>,
 }
 
 struct Running {
@@ -76,6 +83,8 @@ impl Slot {
                 slot: number,
             },
             warnings: RateLimited::default(),
+            has_own_thread: AtomicBool::new(false),
+            saving: Errand::default(),
         })
     }
 
@@ -124,9 +133,26 @@ impl Slot {
         });
     }
 
-    /// The state of a device that was started. Fails if it is in the middle of something, or waits
-    /// for its driver to reset it.
+    /// Notes that another thread than that of the transport handles the slot's events.
+    pub(super) fn set_own_thread(&self) {
+        self.has_own_thread.store(true, Ordering::Release);
+    }
+
+    /// The state of a device that was started, made on its own thread. Fails if it cannot be saved
+    /// now, or waits for its driver to reset it.
     pub(super) fn save(&self) -> Result<SlotState, StateError> {
+        match self.doorbells.first() {
+            Some(doorbell) if self.has_own_thread.load(Ordering::Acquire) => {
+                // A write fails only when the counter is full, and then the thread wakes up anyway.
+                let ring = || drop(doorbell.write(1));
+                let saved = self.saving.ask(ring, SAVING_PATIENCE);
+                saved.unwrap_or(Err(StateError::Thread))
+            }
+            _ => self.save_here(),
+        }
+    }
+
+    fn save_here(&self) -> Result<SlotState, StateError> {
         let mut running = self.lock();
         if self.interrupt.status() & status::NEEDS_RESET != 0 {
             return Err(StateError::Device);
@@ -178,6 +204,7 @@ impl Slot {
 
     /// Handles an event of the slot's epoll.
     pub(super) fn handle(&self, source: Source, flags: EventFlags) {
+        self.saving.run(|| self.save_here());
         match source {
             Source::Doorbell(queue) => {
                 self.lock_and_call(|device, io| device.process_queue(queue, io));
@@ -358,7 +385,7 @@ impl Interrupt {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device::DeviceInfo;
+    use super::super::device::{Busy, DeviceInfo};
     use super::super::spec::device_id;
     use super::super::thread::DeviceThread;
     use super::*;
@@ -382,6 +409,12 @@ mod tests {
         fn process_queue(&mut self, _: usize, _: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
             Ok(())
         }
+
+        /// Tells the thread that calls.
+        fn save(&mut self, _: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+            let id = format!("{:?}", std::thread::current().id());
+            Err(Busy(id.into()))
+        }
     }
 
     fn slot() -> (DeviceThread, Arc<Slot>) {
@@ -399,6 +432,23 @@ mod tests {
         assert!(slot.notify(0).is_none());
         assert!(slot.notify(1).is_some());
         assert!(slot.notify(2).is_none(), "there is no such queue");
+    }
+
+    #[test]
+    fn a_device_is_saved_on_its_own_thread() {
+        let (thread, slot) = slot();
+        slot.start(0, vec![Queue::new(16).unwrap(), Queue::new(16).unwrap()]);
+        let saved_by = || match slot.save() {
+            Err(StateError::Busy(Busy(id))) => id.into_owned(),
+            _ => panic!("the device was not asked"),
+        };
+        let this = std::thread::current().id();
+        assert_eq!(saved_by(), format!("{this:?}"), "nothing else runs it");
+        let other = std::thread::spawn(move || thread.run());
+        while !slot.has_own_thread.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        assert_eq!(saved_by(), format!("{:?}", other.thread().id()));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::device::{Busy, DeviceError};
 pub enum StateError {
     #[error("the device cannot be saved now")]
     Busy(#[from] Busy),
+    #[error("the device's thread does not answer; it may wait for the host's disk")]
+    Thread,
     #[error("the driver is setting the device up")]
     Driver,
     #[error("the device has failed")]

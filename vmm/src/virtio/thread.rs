@@ -60,6 +60,7 @@ impl DeviceThread {
 
     /// Waits for events and handles them until waiting fails, and returns that error.
     pub fn run(&self) -> io::Error {
+        self.slots.iter().for_each(|slot| slot.set_own_thread());
         loop {
             if let Err(error) = self.handle_events(true) {
                 return error;
