@@ -196,6 +196,10 @@ const FILES: Rules = &[
     (libc::SYS_fanotify_init, Always),
     (libc::SYS_fanotify_mark, Always),
     (libc::SYS_dup, Always),
+    // Saving a machine: virtiofsd writes its state to a file, here one in memory, and has a hash
+    // map, which takes a random seed.
+    (libc::SYS_memfd_create, Always),
+    (libc::SYS_getrandom, Always),
     (libc::SYS_fcntl, OneOf(1, FILE_FCNTLS)),
     (libc::SYS_flock, Always),
     (libc::SYS_fstat, Always),

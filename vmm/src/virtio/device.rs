@@ -45,6 +45,12 @@ pub enum DeviceError {
         device: &'static str,
         reason: &'static str,
     },
+    /// A saved state cannot be taken over.
+    #[error("{device}: {reason}")]
+    State {
+        device: &'static str,
+        reason: String,
+    },
     /// The host refused something that the device cannot do without.
     #[error("{device}: {action}")]
     Host {

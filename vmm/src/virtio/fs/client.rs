@@ -1,7 +1,7 @@
 //! A guest's FUSE client for tests: it sends messages to the device by a fake driver.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use virtiofsd::filesystem::FsOptions;
@@ -9,8 +9,8 @@ use virtiofsd::fuse::{EntryOut, InHeader, InitInCompat, OpenIn, OpenOut, OutHead
 use vm_memory::ByteValued;
 
 use super::spec::{HIPRIO_QUEUE, REQUEST_QUEUE};
-use super::{DeviceError, Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
-use crate::virtio::fake_driver::FakeDriver;
+use super::{Busy, DeviceError, Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
+use crate::virtio::fake_driver::{FakeDriver, Watches};
 
 pub const LOOKUP: u32 = 1;
 pub const OPEN: u32 = 14;
@@ -25,6 +25,14 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What follows the header of an answer, or an errno.
 pub type Answer = Result<Vec<u8>, i32>;
+
+fn device(root: &Path) -> Fs {
+    let resources = ServerResources {
+        proc_self_fd: File::open("/proc/self/fd").unwrap(),
+        max_fds: 1024,
+    };
+    Fs::of_directory(root.to_str().unwrap(), resources, "tag").unwrap()
+}
 
 /// A directory of the host, served to a guest.
 pub struct Client {
@@ -43,13 +51,8 @@ impl Client {
 
     /// Mounts this directory.
     pub fn serving(dir: tempfile::TempDir) -> Self {
-        let resources = ServerResources {
-            proc_self_fd: File::open("/proc/self/fd").unwrap(),
-            max_fds: 1024,
-        };
-        let fs = Fs::of_directory(dir.path().to_str().unwrap(), resources, "tag").unwrap();
         let mut client = Self {
-            driver: FakeDriver::new(fs),
+            driver: FakeDriver::new(device(dir.path())),
             dir,
             options: FsOptions::empty(),
             unique: 0,
@@ -57,6 +60,23 @@ impl Client {
         };
         client.init();
         client
+    }
+
+    /// The state of the device.
+    pub fn save(&mut self) -> Result<Vec<u8>, Busy> {
+        self.driver.call(|device, io| device.save(io))
+    }
+
+    /// Goes on with another device, which serves this directory and has this state.
+    pub fn go_on(&mut self, root: &Path, state: &[u8]) -> Result<(), DeviceError> {
+        // Ends the threads that wait, as the end of a process does.
+        self.driver.device.reset(&mut self.driver.watches);
+        self.driver.watches = Watches::default();
+        self.driver.device = device(root);
+        self.driver.call(|device, io| {
+            device.start(0, io)?;
+            device.restore(state, io)
+        })
     }
 
     pub fn init(&mut self) {

@@ -94,6 +94,16 @@ impl CloseToOpen {
         })
     }
 
+    /// What is remembered of files, for a saved state.
+    pub fn saved(&self) -> Versions {
+        self.versions().clone()
+    }
+
+    /// Remembers what was saved of the files that are the same still.
+    pub fn restore(&self, saved: Versions, is_same: impl Fn(Inode) -> bool) {
+        *self.versions() = saved.restored((self.clock)(), is_same);
+    }
+
     /// Whether the guest may keep its cache of the file that it opens.
     fn may_keep(&self, inode: Inode, known: &Attr, is_local: impl FnOnce() -> bool) -> bool {
         let (version, now) = (Version::of(known), (self.clock)());

@@ -86,6 +86,16 @@ impl Deferred {
         })
     }
 
+    /// Where the requests that are kept came from, in the order in which they came.
+    pub fn kept(&self) -> impl Iterator<Item = Origin> {
+        self.kept.values().map(|kept| kept.origin)
+    }
+
+    /// Wakes the device up, as a reply does.
+    pub fn wake(&self) {
+        self.replies.wake();
+    }
+
     /// Has `cancel` called when the guest interrupts the request with this ticket's id, and when
     /// the device is reset.
     pub fn cancel_with(&mut self, id: u64, cancel: Cancel) {
@@ -139,6 +149,10 @@ impl Replies {
 
     fn send(&self, id: u64, reply: Reply) {
         self.lock().push((id, reply));
+        self.wake();
+    }
+
+    fn wake(&self) {
         // A write fails only when the counter is full, and then the event is pending.
         let _ = self.event.write(1);
     }

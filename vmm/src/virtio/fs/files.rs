@@ -2,6 +2,7 @@
 //! one, in one file system. The number of an inode says whose it is.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::time::Duration;
 
@@ -26,6 +27,19 @@ pub struct Files {
 impl Files {
     pub fn new(named: PassthroughFs, nameless: Nameless) -> Self {
         Self { named, nameless }
+    }
+
+    pub fn named(&self) -> &PassthroughFs {
+        &self.named
+    }
+
+    pub fn nameless(&self) -> &Nameless {
+        &self.nameless
+    }
+
+    /// /proc/self/fd
+    pub fn proc_self_fd(&self) -> &File {
+        self.nameless.proc_self_fd()
     }
 
     /// O_TMPFILE: makes a file in a directory's file system, without a name, and opens it.
@@ -82,7 +96,7 @@ macro_rules! either {
         $(fn $name$(<$stream: $bound>)?(
             &self, $context: Context, $inode: Inode $(, $argument: $type)*
         ) -> $answer {
-            if Nameless::owns($inode) {
+            if self.nameless.owns($inode) {
                 self.nameless.$name($context, $inode $(, $argument)*)
             } else {
                 self.named.$name($context, $inode $(, $argument)*)
@@ -157,7 +171,7 @@ impl FileSystem for Files {
     }
 
     fn forget(&self, context: Context, inode: Inode, count: u64) {
-        if Nameless::owns(inode) {
+        if self.nameless.owns(inode) {
             self.nameless.forget(context, inode, count);
         } else {
             self.named.forget(context, inode, count);
@@ -166,7 +180,7 @@ impl FileSystem for Files {
 
     fn batch_forget(&self, context: Context, requests: Vec<(Inode, u64)>) {
         let (nameless, named) =
-            (requests.into_iter()).partition(|(inode, _)| Nameless::owns(*inode));
+            (requests.into_iter()).partition(|(inode, _)| self.nameless.owns(*inode));
         self.nameless.batch_forget(context, nameless);
         self.named.batch_forget(context, named);
     }
@@ -180,7 +194,7 @@ impl FileSystem for Files {
         name: &CStr,
     ) -> io::Result<Entry> {
         let name = name.checked()?;
-        if !Nameless::owns(inode) {
+        if !self.nameless.owns(inode) {
             return self.named.link(context, inode, parent, name);
         }
         with_path(&self.named, parent, |dir| {
@@ -215,7 +229,7 @@ impl FileSystem for Files {
         length: u64,
         flags: u64,
     ) -> io::Result<usize> {
-        if Nameless::owns(from) || Nameless::owns(to) {
+        if self.nameless.owns(from) || self.nameless.owns(to) {
             return Err(io::Error::from_raw_os_error(libc::EXDEV));
         }
         let fs = &self.named;

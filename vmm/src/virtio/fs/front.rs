@@ -2,6 +2,7 @@
 //! it, are handled here. A handler answers at once, or keeps the request and answers later, or has
 //! virtiofsd answer after it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -13,11 +14,12 @@ use super::close_to_open::CloseToOpen;
 use super::deferred::{Deferred, Origin, Reply};
 use super::files::Files;
 use super::locks::Locks;
-use super::message::{errno, opcode, take};
+use super::message::{self, errno, opcode, take};
 use super::slow::{Slow, Work};
+use super::state::INIT_BYTES;
 use super::watches::Watches;
 use super::{ioctl, statx};
-use crate::virtio::chain::Buffers;
+use crate::virtio::chain::{Buffers, Chain};
 
 /// FUSE_OPEN_KILL_SUIDGID
 const OPEN_KILL_SUIDGID: u32 = 1;
@@ -33,11 +35,25 @@ pub enum Outcome {
     Passed,
 }
 
+/// What is left to do of a state that was restored.
+#[derive(Default)]
+pub struct Restored {
+    /// Inodes that the guest knows and that are no longer there.
+    pub lost: BTreeSet<u64>,
+    /// The queue and the first descriptor of requests that were kept, to be executed again.
+    pub kept: Vec<(usize, u16)>,
+    /// The queues may hold requests of which no notification comes any more.
+    pub is_new: bool,
+}
+
 pub struct Front {
     pub deferred: Deferred,
     pub locks: Locks,
     pub watches: Watches,
     pub slow: Slow,
+    /// What followed the header of the last INIT, if the file system is mounted.
+    pub init: Option<Vec<u8>>,
+    pub restored: Restored,
     fs: Arc<Files>,
     opens: CloseToOpen,
 }
@@ -49,6 +65,8 @@ impl Front {
             locks: Locks::new(Arc::clone(&fs))?,
             slow: Slow::new(Arc::clone(&fs)),
             watches: Watches::new(Arc::clone(&fs)),
+            init: None,
+            restored: Restored::default(),
             fs,
             opens,
         })
@@ -66,6 +84,16 @@ impl Front {
         }
     }
 
+    /// The error of a request that cannot be executed.
+    pub fn check(&self, header: &InHeader, chain: &Chain<'_>) -> Result<(), Errno> {
+        message::check(header, chain)?;
+        match self.restored.lost.contains(&header.nodeid) && !message::is_forget(header) {
+            // The guest's kernel looks the path up again.
+            true => Err(Errno::STALE),
+            false => Ok(()),
+        }
+    }
+
     /// Handles a request; `body` is what follows its header.
     pub fn handle(&mut self, origin: Origin, header: &InHeader, mut body: Buffers<'_>) -> Outcome {
         let inode = header.nodeid;
@@ -79,6 +107,7 @@ impl Front {
             // Another mount of the guest's, or none: the old one's requests are nobody's.
             opcode::INIT | opcode::DESTROY => {
                 self.reset();
+                self.init = (header.opcode == opcode::INIT).then(|| init_body(&body));
                 Outcome::Passed
             }
             opcode::FLUSH => {
@@ -167,6 +196,14 @@ impl Front {
         Ok(reply)
     }
 
+    pub fn files(&self) -> &Arc<Files> {
+        &self.fs
+    }
+
+    pub fn opens(&self) -> &CloseToOpen {
+        &self.opens
+    }
+
     fn create_nameless(&self, header: &InHeader, mut body: Buffers<'_>) -> Reply {
         let request = take(&mut body)?;
         let made = (self.fs).create_nameless((*header).into(), header.nodeid, &request);
@@ -181,8 +218,17 @@ impl Front {
     /// Cancels what waits, and forgets every lock and watch; virtiofsd closes the files at the next
     /// INIT.
     pub fn reset(&mut self) {
+        self.init = None;
+        self.restored = Restored::default();
         self.watches.reset();
         self.deferred.reset();
         self.locks.clear();
     }
+}
+
+fn init_body(body: &Buffers<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; INIT_BYTES];
+    let length = body.peek(&mut bytes);
+    bytes.truncate(length);
+    bytes
 }

@@ -11,7 +11,9 @@
 //!
 //! Two programs that wait for one another's locks are not told so (EDEADLK).
 
-use std::collections::BTreeMap;
+mod saved;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
@@ -32,11 +34,15 @@ use super::lend::{server_itself, with_handle};
 use super::message::errno;
 use super::wait::Waiters;
 
+pub use self::saved::SavedLocks;
+
 /// The locks that the guest holds, by owner. Each owner has a handle of virtiofsd's, whose number
 /// is limited with that of the guest's open files.
 pub struct Locks {
     fs: Arc<Files>,
     owners: BTreeMap<OwnerId, Owner>,
+    /// The inodes and handles on which flock(2) was called.
+    flocked: BTreeSet<(u64, u64)>,
     waiters: Waiters,
 }
 
@@ -76,6 +82,7 @@ impl Locks {
         Ok(Self {
             fs,
             owners: BTreeMap::new(),
+            flocked: BTreeSet::new(),
             waiters: Waiters::new()?,
         })
     }
@@ -152,7 +159,7 @@ impl Locks {
         }
     }
 
-    fn try_flock(&self, inode: u64, request: &LkIn) -> Result<(), Refused> {
+    fn try_flock(&mut self, inode: u64, request: &LkIn) -> Result<(), Refused> {
         let (now, later) = match kind_of(request.lk.type_)? {
             None => (FlockOperation::NonBlockingUnlock, FlockOperation::Unlock),
             Some(Kind::Shared) => (
@@ -170,6 +177,7 @@ impl Locks {
                 done => done.map(|()| None)?,
             })
         })?;
+        self.flocked.insert((inode, request.fh));
         in_the_way(tried, Wanted::Whole(later))
     }
 
@@ -239,6 +247,7 @@ impl Locks {
 
     /// RELEASE: the guest's open file is gone, and with it what was locked by it alone.
     pub fn release(&mut self, inode: u64, request: &ReleaseIn) {
+        self.flocked.remove(&(inode, request.fh));
         if request.release_flags & RELEASE_FLOCK_UNLOCK != 0 {
             // A thread that still waits for the lock has the description open, too. The handle may
             // be any number; then nothing is locked by it.
@@ -262,6 +271,7 @@ impl Locks {
     /// Forgets every owner; virtiofsd closes the handles.
     pub fn clear(&mut self) {
         self.owners.clear();
+        self.flocked.clear();
     }
 
     fn with_file<T>(

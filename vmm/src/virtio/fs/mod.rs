@@ -20,6 +20,7 @@ mod nameless;
 mod nodes;
 mod slow;
 mod spec;
+mod state;
 mod statx;
 mod versions;
 mod wait;
@@ -30,9 +31,11 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rvm_protocol::SHARED_CACHE_TIMEOUT;
 use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::fuse::InHeader;
 use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
@@ -44,9 +47,9 @@ use self::nameless::Nameless;
 use self::spec::{
     AWAITED_QUEUE, CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES,
 };
-use super::chain::Chain;
+use super::chain::{Buffers, Chain};
 use super::device::{
-    DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
+    Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
 };
 use super::spec::device_id;
 use crate::memory::GuestMemory;
@@ -182,7 +185,7 @@ impl Fs {
     ) -> Result<Option<u32>, DeviceError> {
         let header = message::peek_header(&chain);
         if let Some(header) = header
-            && let Err(error) = message::check(&header, &chain)
+            && let Err(error) = self.front.check(&header, &chain)
         {
             let mut room = chain.writable;
             return Ok(Some(message::write_reply(
@@ -201,24 +204,8 @@ impl Fs {
                     self.process_requests(queue, io)?;
                 }
             }
-            let (mut body, mut room) = (chain.readable, chain.writable);
-            let origin = Origin {
-                queue: index,
-                head: chain.head,
-                unique: header.unique,
-            };
-            body.split_to(size_of_val(&header))
-                .map_err(DeviceError::queue(NAME, index))?;
-            let outcome = self.front.handle(origin, &header, body);
-            (self.front.watches.attach(io.host, CHANGES))
-                .map_err(DeviceError::host(NAME, "watch for changes"))?;
-            match outcome {
-                Outcome::Answered(reply) => {
-                    return Ok(Some(message::write_reply(&mut room, header.unique, &reply)));
-                }
-                Outcome::Silent => return Ok(Some(0)),
-                Outcome::Later => return Ok(None),
-                Outcome::Passed => {}
+            if let Handled::Here(written) = self.handle(index, &header, chain, io)? {
+                return Ok(written);
             }
         }
         let unparsed = io.unparsed(index).map_err(DeviceError::queue(NAME, index));
@@ -230,6 +217,74 @@ impl Fs {
             self.front.watches.executed(header.nodeid);
         }
         Ok(Some(written))
+    }
+
+    /// Has the front handle a request.
+    fn handle<'m>(
+        &mut self,
+        index: usize,
+        header: &InHeader,
+        chain: Chain<'m>,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<Handled<'m>, DeviceError> {
+        let (mut body, mut room) = (chain.readable, chain.writable);
+        let origin = Origin {
+            queue: index,
+            head: chain.head,
+            unique: header.unique,
+        };
+        body.split_to(size_of_val(header))
+            .map_err(DeviceError::queue(NAME, index))?;
+        let outcome = self.front.handle(origin, header, body);
+        self.attach_watches(io)?;
+        Ok(Handled::Here(match outcome {
+            Outcome::Answered(reply) => {
+                Some(message::write_reply(&mut room, header.unique, &reply))
+            }
+            Outcome::Silent => Some(0),
+            Outcome::Later => None,
+            Outcome::Passed => return Ok(Handled::Not(room)),
+        }))
+    }
+
+    fn attach_watches(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        (self.front.watches.attach(io.host, CHANGES))
+            .map_err(DeviceError::host(NAME, "watch for changes"))
+    }
+
+    fn files(&self) -> Arc<Files> {
+        Arc::clone(self.front.files())
+    }
+
+    /// Executes the requests that were kept when the state was saved from which the device goes on,
+    /// and those that have come since.
+    fn resume(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if !std::mem::take(&mut self.front.restored.is_new) {
+            return Ok(());
+        }
+        for (queue, head) in std::mem::take(&mut self.front.restored.kept) {
+            let malformed = || DeviceError::queue(NAME, queue);
+            let Some(chain) = io.reopen(queue, head).map_err(malformed())? else {
+                continue;
+            };
+            let header = message::peek_header(&chain);
+            let handled = match header.filter(|header| self.front.handles(header)) {
+                Some(header) => self.handle(queue, &header, chain, io)?,
+                None => Handled::Not(chain.writable),
+            };
+            let written = match handled {
+                Handled::Here(written) => written,
+                // Requests that virtiofsd serves are not kept: the guest has changed this one.
+                Handled::Not(mut room) => {
+                    let unique = header.map_or(0, |header| header.unique);
+                    Some(message::write_reply(&mut room, unique, &Err(Errno::IO)))
+                }
+            };
+            if let Some(written) = written {
+                io.push(queue, head, written).map_err(malformed())?;
+            }
+        }
+        (0..QUEUE_SIZES.len()).try_for_each(|queue| self.process_queue(queue, io))
     }
 
     fn process_requests(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
@@ -327,6 +382,7 @@ impl VirtioDevice for Fs {
         if token == CHANGES {
             self.front.watches.answer();
         }
+        self.resume(io)?;
         self.process_replies(io)
     }
 
@@ -334,6 +390,22 @@ impl VirtioDevice for Fs {
         self.front.reset();
         host.unwatch(self.front.deferred.fd());
     }
+
+    fn save(&mut self, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+        state::save(self, io)
+    }
+
+    fn restore(&mut self, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        state::restore(self, state, io)
+    }
+}
+
+/// What became of a request in the front.
+enum Handled<'m> {
+    /// The length of the answer, or `None` if it comes later.
+    Here(Option<u32>),
+    /// It is virtiofsd's. With the room for the answer.
+    Not(Buffers<'m>),
 }
 
 /// Has the kernel make the process's table of descriptors large enough for many files, while it has

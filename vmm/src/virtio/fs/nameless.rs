@@ -4,12 +4,14 @@
 //! these. Each is an open file here, and the guest uses it by its inode and handles as any other.
 
 mod host;
+mod saved;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,12 +29,14 @@ use virtiofsd::passthrough::credentials::UnixCredentials;
 use virtiofsd::passthrough::xattrmap::{AppliedRule, XattrMap};
 use virtiofsd::soft_idmap::Id;
 
-use self::host::{attributes, number, statvfs, times, without_setid};
+pub use self::host::number;
+use self::host::{attributes, statvfs, times, without_setid};
+pub use self::saved::KnownFile;
 use super::files::{Handle, Inode};
 
 /// The first number of an inode here, and of a handle. virtiofsd counts from 1 and never comes so
 /// far.
-const FIRST: u64 = 1 << 62;
+pub const FIRST: u64 = 1 << 62;
 
 /// The longest list or value of extended attributes, XATTR_LIST_MAX and XATTR_SIZE_MAX. A guest
 /// could otherwise ask for buffers of any size.
@@ -53,6 +57,7 @@ pub struct Nameless {
     /// /proc/self/fd
     proc_self_fd: File,
     xattrs: XattrMap,
+    has_adopted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -60,6 +65,8 @@ struct State {
     inodes: BTreeMap<Inode, Known>,
     handles: BTreeMap<Handle, (Inode, Arc<File>)>,
     next: u64,
+    /// Inodes with numbers of virtiofsd's.
+    adopted: BTreeSet<Inode>,
 }
 
 /// A file that the guest knows.
@@ -67,6 +74,8 @@ struct Known {
     file: Arc<File>,
     /// How often the guest must forget it.
     references: u64,
+    /// It may get a name: it was opened without O_EXCL.
+    is_linkable: bool,
 }
 
 impl Nameless {
@@ -76,12 +85,19 @@ impl Nameless {
             limit,
             proc_self_fd,
             xattrs,
+            has_adopted: AtomicBool::new(false),
         }
     }
 
     /// Whether an inode is one of these.
-    pub fn owns(inode: Inode) -> bool {
-        inode >= FIRST
+    pub fn owns(&self, inode: Inode) -> bool {
+        let is_adopted = || self.lock().adopted.contains(&inode);
+        inode >= FIRST || self.has_adopted.load(Ordering::Relaxed) && is_adopted()
+    }
+
+    /// /proc/self/fd
+    pub fn proc_self_fd(&self) -> &File {
+        &self.proc_self_fd
     }
 
     /// Forgets every file.
@@ -89,6 +105,8 @@ impl Nameless {
         let mut state = self.lock();
         state.inodes.clear();
         state.handles.clear();
+        state.adopted.clear();
+        self.has_adopted.store(false, Ordering::Relaxed);
     }
 
     /// Makes a file in the file system of a directory, with the rights of the guest's process.
@@ -117,6 +135,7 @@ impl Nameless {
         let known = Known {
             file: Arc::clone(&file),
             references: 1,
+            is_linkable: excl.is_empty(),
         };
         state.inodes.insert(inode, known);
         let handle = state.add_handle(inode, file);

@@ -106,6 +106,8 @@ pub struct Slow {
 struct Queue {
     state: Mutex<State>,
     arrived: Condvar,
+    /// A thread has nothing more to do.
+    finished: Condvar,
 }
 
 #[derive(Default)]
@@ -127,6 +129,11 @@ impl Slow {
             files,
             queue: Arc::default(),
         }
+    }
+
+    /// Waits until every request was executed; false if that takes too long.
+    pub fn wait_until_idle(&self, patience: Duration) -> bool {
+        self.queue.wait_until_idle(patience)
     }
 
     /// Has a thread execute a request and answer it. The number of tickets bounds the queue.
@@ -156,6 +163,15 @@ impl Slow {
     }
 }
 
+impl Queue {
+    /// Waits until every request was executed; false if that takes too long.
+    fn wait_until_idle(&self, patience: Duration) -> bool {
+        let is_busy = |state: &mut State| !state.waiting.is_empty() || state.idle < state.threads;
+        let waited = (self.finished).wait_timeout_while(self.lock(), patience, is_busy);
+        waited.is_ok_and(|(_, waited)| !waited.timed_out())
+    }
+}
+
 impl Job {
     fn execute(self, files: &Files) {
         let result = self.work.execute(files, self.header);
@@ -175,12 +191,14 @@ impl Queue {
                 continue;
             }
             state.idle += 1;
+            self.finished.notify_all();
             let waited = self.arrived.wait_timeout(state, IDLE);
             let (again, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = again;
             state.idle -= 1;
             if timeout.timed_out() && state.waiting.is_empty() {
                 state.threads -= 1;
+                self.finished.notify_all();
                 return;
             }
         }

@@ -22,6 +22,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use virtiofsd::fuse::Attr;
 
 /// How long after a change a second one may leave the same times: FAT has a granularity of 2 s, and
@@ -40,7 +41,7 @@ const KEPT: Duration = Duration::from_secs(30);
 type Time = (u64, u32);
 
 /// The attributes by which a change of a file is detected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     size: u64,
     mtime: Time,
@@ -73,11 +74,11 @@ impl Version {
 }
 
 /// The remembered versions, by inode. There are no more than inodes that the guest references, each
-/// of which is an open descriptor, whose number is limited. A hash map would need a random seed,
-/// and the thread's system call filter forbids getrandom(2).
-#[derive(Default)]
+/// of which is an open descriptor, whose number is limited.
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Versions(BTreeMap<u64, Remembered>);
 
+#[derive(Clone, Serialize, Deserialize)]
 struct Remembered {
     version: Version,
     /// When the guest last dropped its cache, since 1970.
@@ -121,6 +122,16 @@ impl Versions {
         };
         self.0.insert(inode, remembered);
         false
+    }
+
+    /// Those of a saved state, which may be damaged, of the files that are the same still.
+    pub fn restored(self, now: Duration, is_same: impl Fn(u64) -> bool) -> Self {
+        let mut all = self.0;
+        all.retain(|inode, _| is_same(*inode));
+        for remembered in all.values_mut() {
+            remembered.dropped = remembered.dropped.min(now);
+        }
+        Self(all)
     }
 
     pub fn contains(&self, inode: u64) -> bool {

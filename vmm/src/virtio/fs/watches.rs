@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use self::events::Event;
 use super::deferred::{Reply, Ticket};
@@ -68,6 +69,20 @@ enum By {
     Others,
     /// The guest, by this mount.
     Guest(u64),
+}
+
+/// See [`Watches::saved`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct SavedWatches {
+    nodes: Vec<u64>,
+    last_cookie: u32,
+    is_stopped: bool,
+}
+
+impl SavedWatches {
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
 }
 
 pub struct Watches {
@@ -208,6 +223,26 @@ impl Watches {
         }
         self.leave_empty_group();
         Ok(())
+    }
+
+    /// The watches as a saved state has them.
+    pub fn saved(&self) -> SavedWatches {
+        SavedWatches {
+            nodes: self.nodes.keys().copied().collect(),
+            last_cookie: self.last_cookie,
+            is_stopped: self.is_stopped,
+        }
+    }
+
+    /// Watches again what was watched. What changed in between is lost, and the guest is told so.
+    pub fn restore(&mut self, saved: SavedWatches) {
+        self.last_cookie = saved.last_cookie;
+        self.is_stopped = saved.is_stopped;
+        for node in saved.nodes {
+            // A file that is gone; the host may also have fewer marks to give.
+            let _ = self.begin(node);
+        }
+        self.lost_after = Some(Bound::Unbounded);
     }
 
     /// Has the device wait for reports with `token`, if there is a new group.

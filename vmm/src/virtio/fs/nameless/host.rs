@@ -18,7 +18,8 @@ pub(super) fn without_setid(wanted: bool) -> io::Result<Option<impl Sized>> {
     }
 }
 
-pub(super) fn number(file: &File) -> io::Result<CString> {
+/// The name of an open file in /proc/self/fd.
+pub fn number(file: &File) -> io::Result<CString> {
     CString::new(file.as_raw_fd().to_string()).map_err(io::Error::from)
 }
 
