@@ -38,6 +38,9 @@ const OPERATIONS: [u32; 16] = [
     opcode::EVENTS,
 ];
 
+/// No operation of FUSE's: the device is saved, and another one goes on.
+const GO_ON: u32 = 55;
+
 const NAMES: [&str; 8] = ["a", "b", "..", ".", "a/b", "../neighbour", "/etc", ""];
 
 /// Where this thread alone has a file system of its own, so that nothing of it is left.
@@ -116,6 +119,9 @@ fn send(client: &mut Client, decisions: &mut Decisions<'_>) -> Result<(), super:
         1 | 2 => decisions.choose(56).into(),
         _ => return client.driver.wake(),
     };
+    if opcode == GO_ON {
+        return go_on(client, decisions);
+    }
     let inode = match decisions.choose(4) {
         0 | 1 => 1,
         2 => decisions.choose(8).into(),
@@ -131,6 +137,19 @@ fn send(client: &mut Client, decisions: &mut Decisions<'_>) -> Result<(), super:
     let room = [0, 8, 16, 160, 8192][usize::from(decisions.choose(5))];
     client.driver.post(queue, &message, room);
     client.driver.notify(queue)
+}
+
+/// Goes on from a state that may be damaged in one place.
+fn go_on(client: &mut Client, decisions: &mut Decisions<'_>) -> Result<(), super::DeviceError> {
+    let Ok(mut state) = client.save() else {
+        return Ok(());
+    };
+    let place = usize::from(decisions.u16()) % state.len().max(1);
+    if let Some(byte) = state.get_mut(place) {
+        *byte ^= decisions.u8();
+    }
+    let root = client.dir.path().to_owned();
+    client.go_on(&root, &state)
 }
 
 /// Numbers and names, as most requests have them.

@@ -370,6 +370,8 @@ impl VirtioDevice for Fs {
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         self.unshare_fs_once()?;
+        // Before anything that comes later, such as an interrupt of one of them.
+        self.resume(io)?;
         self.process_requests(index, io)
     }
 

@@ -16,10 +16,12 @@ pub(super) fn checked(session: Session) -> Option<Session> {
     let ids: BTreeSet<u64> = inodes.iter().map(|inode| inode.id).collect();
     let handles: BTreeSet<u64> = session.handles.iter().map(|handle| handle.id).collect();
     let nameless = FIRST..FIRST.checked_add(session.nameless_made)?;
+    // None of the counters comes so far.
     let is_counted = |id: &u64, next| (1..next).contains(id) || nameless.contains(id);
     let is_valid = session.init.len() <= INIT_BYTES
         && session.next_inode < FIRST
         && session.next_handle < FIRST
+        && session.nameless_made < FIRST
         && ids.len() == inodes.len()
         && ids.iter().all(|id| is_counted(id, session.next_inode))
         && inodes.iter().all(is_valid_inode)
@@ -35,10 +37,10 @@ pub(super) fn checked(session: Session) -> Option<Session> {
 
 fn is_valid_inode(inode: &Inode) -> bool {
     let is_root = inode.id == ROOT_ID;
+    let is_counted = (1..FIRST).contains(&inode.references);
     match &inode.place {
-        Place::Root => is_root && inode.references > 0,
-        Place::Path(path) => !is_root && inode.references > 0 && is_path(path),
-        Place::Nameless(path, _) => !is_root && inode.references > 0 && is_path(path),
+        Place::Root => is_root && is_counted,
+        Place::Path(path) | Place::Nameless(path, _) => !is_root && is_counted && is_path(path),
         Place::Lost => !is_root,
     }
 }

@@ -99,7 +99,8 @@ fn read_data(file: &File, left: &mut u64) -> io::Result<Vec<(u64, Vec<u8>)>> {
             Err(error) => return Err(error.into()),
         };
         end = seek(file, SeekFrom::Hole(start))?;
-        let length = end.checked_sub(start).ok_or(Errno::IO)?;
+        let length = end.checked_sub(start).filter(|length| *length > 0);
+        let length = length.ok_or(Errno::IO)?;
         *left = left.checked_sub(length).ok_or(Errno::FBIG)?;
         // At most MAX_BYTES.
         let mut bytes = vec![0; length as usize];
@@ -116,17 +117,15 @@ fn read_attributes(file: &File) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     };
     names.truncate(length);
     let mut attributes = Vec::new();
-    let names = names.split(|&byte| byte == 0);
-    for name in names.filter(|name| !name.is_empty()) {
-        let mut value = vec![0; XATTR_BYTES];
-        let length = fgetxattr(file, &CString::new(name)?, value.as_mut_slice());
-        match length {
-            // The host's own, such as security.selinux, and what was removed meanwhile.
-            Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => continue,
-            length => value.truncate(length?),
-        }
-        // The host's kernel labels files, and the jail may not.
-        if !name.starts_with(b"security.") || name == b"security.capability" {
+    for name in names.split(|&byte| byte == 0) {
+        // The others are the host's own, such as its labels, and the jail may not set them.
+        let is_guests = name.starts_with(b"user.")
+            || name == b"security.capability"
+            || name == b"system.posix_acl_access";
+        if is_guests {
+            let mut value = vec![0; XATTR_BYTES];
+            let length = fgetxattr(file, &CString::new(name)?, value.as_mut_slice())?;
+            value.truncate(length);
             attributes.push((name.to_vec(), value));
         }
     }

@@ -23,17 +23,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The state of the device, empty if no file system is mounted. Requests that wait for others stay
 /// where they are.
 pub fn save(fs: &mut Fs, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+    (fs.resume(io)).map_err(|error| busy("execute a request", &error))?;
     if !fs.front.slow.wait_until_idle(PATIENCE) {
         return Err(Busy("an fsync(2) or a copy takes long".into()));
     }
-    let answered = fs.resume(io).and_then(|()| fs.process_replies(io));
-    answered.map_err(|error| busy("answer a request", &error))?;
+    (fs.process_replies(io)).map_err(|error| busy("answer a request", &error))?;
     let Some(init) = fs.front.init.clone() else {
         return Ok(Vec::new());
     };
     let files = fs.files();
     let server =
         Server::of(files.named()).map_err(|error| busy("save virtiofsd's state", &error))?;
+    if server.inodes.is_empty() {
+        // INIT has failed.
+        return Ok(Vec::new());
+    }
     let handles = handles(&server, &files).map_err(|error| busy("list the open files", &error))?;
     let locks = fs.front.locks.saved(files.proc_self_fd());
     let mut session = Session {

@@ -260,6 +260,12 @@ impl Busy {
         u32::from_ne_bytes(told.unwrap()[8..12].try_into().unwrap())
     }
 
+    pub fn stop_watching(&mut self) {
+        let stop = 2_u64.to_ne_bytes();
+        self.guest.call(opcode::WATCH, ROOT, &stop).unwrap();
+        assert_eq!(self.guest.wait(), (self.events, Err(libc::ENOTCONN)));
+    }
+
     fn files_go_on(&mut self) {
         let guest = &mut self.guest;
         let (inode, handle) = self.file;
