@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fgetxattr, flistxattr, fsetxattr, fstat, ftruncate, futimens, openat, seek, unlinkat,
+    AtFlags, Gid, MemfdFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags,
+    chownat, fchmod, fgetxattr, flistxattr, fsetxattr, fstat, ftruncate, futimens, memfd_create,
+    openat, seek, unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,8 @@ fn make(dir: &File, is_linkable: bool) -> io::Result<File> {
     };
     match openat(dir, c".", flags | excl | OFlags::TMPFILE, mode) {
         Err(Errno::OPNOTSUPP) => {}
+        // Nobody can write to it, and what was removed is gone from it for good.
+        Err(Errno::ROFS) => return Ok(memfd_create("removed", MemfdFlags::CLOEXEC)?.into()),
         made => return Ok(made?.into()),
     }
     // A file system without such files.
@@ -161,6 +164,9 @@ fn make(dir: &File, is_linkable: bool) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
     use super::super::super::client::Client;
     use super::*;
 
@@ -216,6 +222,23 @@ mod tests {
         let mut value = [0; 5];
         assert_eq!(fgetxattr(&again, c"user.a", &mut value), Ok(5));
         assert_eq!(&value, b"value");
+    }
+
+    #[test]
+    #[allow(unsafe_code, reason = "unshare can break what relies on shared state")]
+    fn a_file_of_a_read_only_file_system_is_made_in_memory() {
+        let made = std::thread::spawn(|| {
+            // SAFETY: the mount namespace, the root and the working directory of this thread become
+            // its own; none of the other threads is affected.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).unwrap();
+            mount("tmpfs", "/mnt", "tmpfs", MountFlags::RDONLY, None).unwrap();
+            make(&File::open("/mnt").unwrap(), false).unwrap()
+        });
+        let made = made.join().unwrap();
+        made.write_all_at(b"text", 0).unwrap();
+        assert_eq!(fstat(&made).unwrap().st_nlink, 0);
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, readlinkat};
+use rustix::fs::{
+    AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, readlinkat, statat,
+};
 use rustix::io::Errno;
 use virtiofsd::filesystem::{FileSystem, ROOT_ID};
 use virtiofsd::fuse::Attr;
@@ -20,6 +22,9 @@ use super::super::nameless::number;
 
 /// What the kernel appends to the path of a file whose name was removed.
 const REMOVED: &[u8] = b" (deleted)";
+
+/// The most entries of a directory among which another name of a file is looked for.
+const MAX_ENTRIES: usize = 10_000;
 
 /// The shared directory.
 pub struct Tree {
@@ -102,6 +107,23 @@ impl Tree {
             Some(dir) => Ok(dir),
             None => self.root.try_clone(),
         }
+    }
+
+    /// Another name of a file that had this path, in the same directory. The kernel tells of one
+    /// name alone, and others may be anywhere.
+    pub fn other_name(&self, path: &[u8], id: FileId) -> Option<Vec<u8>> {
+        let end = path.iter().rposition(|&byte| byte == b'/');
+        let directory = end.map_or(b".".as_slice(), |end| &path[..end]);
+        let directory = self.open(directory, OFlags::DIRECTORY).ok()?;
+        let entries = Dir::read_from(&directory).ok()?;
+        for entry in entries.flatten().take(MAX_ENTRIES) {
+            let found = statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+            if found.is_ok_and(|found| id_of(&found) == id) {
+                let directory = end.map_or(b"".as_slice(), |end| &path[..=end]);
+                return Some([directory, entry.file_name().to_bytes()].concat());
+            }
+        }
+        None
     }
 
     /// What virtiofsd has open and opens for nobody: symbolic links, FIFOs, sockets, devices.

@@ -169,7 +169,7 @@ impl<'a> Search<'a> {
             _ if !self.opened.contains(&id) => return Ok(Place::Lost),
             places::Place::Removed(_) if is_directory => return Ok(Place::Lost),
             places::Place::Removed(path) if stat.st_nlink == 0 => path,
-            places::Place::Removed(path) => return Err(renamed(&path)),
+            places::Place::Removed(path) => return self.renamed(&path, stat),
             places::Place::Path(path) | places::Place::Elsewhere(path) => {
                 let path = shown(&path);
                 let reason = format!("{path} is open and no longer below the shared directory");
@@ -177,6 +177,15 @@ impl<'a> Search<'a> {
             }
         };
         self.contents(id, path, false)
+    }
+
+    /// A file that is open and whose name is gone, while it has another one.
+    fn renamed(&self, path: &[u8], stat: &Stat) -> Result<Place, Busy> {
+        let other = self.tree.other_name(path, id_of(stat));
+        other.map(Place::Path).ok_or_else(|| {
+            let path = shown(path);
+            Busy(format!("{path} is open, and of its names only an unknown one is left").into())
+        })
     }
 
     /// What a file holds that has no name, and had this path.
@@ -196,10 +205,10 @@ impl<'a> Search<'a> {
             (_, Some(path)) => Place::Path(path.clone()),
             _ if !self.opened.contains(&known.inode) => Place::Lost,
             (places::Place::Removed(path) | places::Place::Elsewhere(path), _) => {
-                if stat.st_nlink > 0 {
-                    return Err(renamed(&path));
+                match stat.st_nlink {
+                    0 => self.contents(known.inode, path, known.is_linkable)?,
+                    _ => self.renamed(&path, &stat)?,
                 }
-                self.contents(known.inode, path, known.is_linkable)?
             }
         };
         Ok(Inode {
@@ -232,12 +241,6 @@ impl<'a> Search<'a> {
             },
         ))
     }
-}
-
-/// A file whose name is gone while it has another one.
-fn renamed(path: &[u8]) -> Busy {
-    let path = shown(path);
-    Busy(format!("{path} is open, and of its names only an unknown one is left").into())
 }
 
 fn unreadable(path: &[u8], error: &io::Error) -> Busy {

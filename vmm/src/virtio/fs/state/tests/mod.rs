@@ -168,13 +168,20 @@ fn a_name_that_is_no_text_is_served_while_it_is_open() {
 #[test]
 fn a_removed_file_that_has_another_name_is_not_cut_off_from_it() {
     let mut guest = Client::new();
+    fs::create_dir(guest.path("dir")).unwrap();
     fs::write(guest.path("file"), "text").unwrap();
     let inode = guest.find(ROOT, b"file").unwrap();
-    guest.open(inode, libc::O_RDWR);
+    let handle = guest.open(inode, libc::O_RDWR);
     fs::hard_link(guest.path("file"), guest.path("other")).unwrap();
     fs::remove_file(guest.path("file")).unwrap();
+    guest.go_on_here();
+    guest.write(inode, handle, 0, b"T").unwrap();
+    assert_eq!(fs::read(guest.path("other")).unwrap(), b"Text");
+    assert_eq!(guest.attributes(inode).unwrap().nlink, 1);
+    fs::hard_link(guest.path("other"), guest.path("dir/far")).unwrap();
+    fs::remove_file(guest.path("other")).unwrap();
     let busy = guest.save().unwrap_err().to_string();
-    assert!(busy.starts_with("file is open"), "{busy}");
+    assert!(busy.starts_with("other is open"), "{busy}");
 }
 
 #[test]
