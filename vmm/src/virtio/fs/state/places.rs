@@ -23,9 +23,6 @@ use super::super::nameless::number;
 /// What the kernel appends to the path of a file whose name was removed.
 const REMOVED: &[u8] = b" (deleted)";
 
-/// The most entries of a directory among which another name of a file is looked for.
-const MAX_ENTRIES: usize = 10_000;
-
 /// The shared directory.
 pub struct Tree {
     root: File,
@@ -110,13 +107,14 @@ impl Tree {
     }
 
     /// Another name of a file that had this path, in the same directory. The kernel tells of one
-    /// name alone, and others may be anywhere.
-    pub fn other_name(&self, path: &[u8], id: FileId) -> Option<Vec<u8>> {
+    /// name alone, and others may be anywhere. Looks at `left` entries at most, and counts them.
+    pub fn other_name(&self, path: &[u8], id: FileId, left: &mut u32) -> Option<Vec<u8>> {
         let end = path.iter().rposition(|&byte| byte == b'/');
         let directory = end.map_or(b".".as_slice(), |end| &path[..end]);
         let directory = self.open(directory, OFlags::DIRECTORY).ok()?;
         let entries = Dir::read_from(&directory).ok()?;
-        for entry in entries.flatten().take(MAX_ENTRIES) {
+        for entry in entries.flatten() {
+            *left = left.checked_sub(1)?;
             let found = statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
             if found.is_ok_and(|found| id_of(&found) == id) {
                 let directory = end.map_or(b"".as_slice(), |end| &path[..=end]);

@@ -20,6 +20,9 @@ use crate::virtio::device::Busy;
 /// How long requests that other threads execute may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The most entries of directories among which other names of files are looked for.
+const MAX_ENTRIES: u32 = 100_000;
+
 /// The state of the device, empty if no file system is mounted. Requests that wait for others stay
 /// where they are.
 pub fn save(fs: &mut Fs, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
@@ -102,6 +105,8 @@ struct Search<'a> {
     found: BTreeMap<FileId, Vec<u8>>,
     /// How much more the files without a name may hold.
     left: u64,
+    /// How many more entries of directories are looked at.
+    left_entries: u32,
 }
 
 impl<'a> Search<'a> {
@@ -114,6 +119,7 @@ impl<'a> Search<'a> {
             opened: handles.iter().map(|handle| handle.inode).collect(),
             found: BTreeMap::new(),
             left: MAX_BYTES,
+            left_entries: MAX_ENTRIES,
         })
     }
 
@@ -180,8 +186,8 @@ impl<'a> Search<'a> {
     }
 
     /// A file that is open and whose name is gone, while it has another one.
-    fn renamed(&self, path: &[u8], stat: &Stat) -> Result<Place, Busy> {
-        let other = self.tree.other_name(path, id_of(stat));
+    fn renamed(&mut self, path: &[u8], stat: &Stat) -> Result<Place, Busy> {
+        let other = (self.tree).other_name(path, id_of(stat), &mut self.left_entries);
         other.map(Place::Path).ok_or_else(|| {
             let path = shown(path);
             Busy(format!("{path} is open, and of its names only an unknown one is left").into())
