@@ -23,7 +23,7 @@ pub use channel::{Channel, ChannelError, MAX_FDS, MAX_PACKET};
 
 /// The version of the messages in this module. Any change that a peer of the previous version would
 /// misread increments it.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The index of a descriptor among those that came with the configuration, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,19 @@ pub struct MachineConfig {
     /// The template that the machine is restored from, open for reading. None boots the kernel, as
     /// does a template that cannot be used ([`Event::TemplateRefused`]).
     pub template: Option<TemplateFiles>,
+    /// The checkpoint that the machine goes on from; a machine that cannot ends at once. It has the
+    /// size and the slots of the machine that was saved, and its cards.
+    pub checkpoint: Option<CheckpointFiles>,
+}
+
+/// A checkpoint: a machine as [`Request::Save`] has written it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointFiles {
+    /// As [`TemplateFiles::state`].
+    pub state: FdIndex,
+    /// As [`TemplateFiles::memory`].
+    pub memory: FdIndex,
 }
 
 /// The files of a template: a machine as it was when its agent was ready.
@@ -204,6 +217,19 @@ pub enum Request {
         /// The slot that the disk was plugged into.
         slot: usize,
     },
+    /// Writes the machine to a checkpoint. Three descriptors come with the request: an empty file
+    /// for the state and one for the memory, open for writing, and KVM's device. The answer comes
+    /// when both are written. The vCPUs stand still meanwhile.
+    Save {
+        /// Let the machine go on. Else it ends with [`StopReason::Saved`] in place of an answer.
+        go_on: bool,
+        /// The host may have swapped pages out, which mincore(2) does not tell of.
+        has_swap: bool,
+    },
+    /// Resets the streams of a machine that was restored from a checkpoint which no host program
+    /// has claimed. A program claims a stream by a connection to the port for streams
+    /// ([`crate::STREAM_PORT`]) that begins with the id that the stream began with.
+    DropStreams,
 }
 
 /// What a guest sees of a disk, beside its content.
@@ -266,6 +292,8 @@ pub struct StartTimes {
 pub enum StopReason {
     /// The agent powered the machine off.
     PowerOff,
+    /// The machine is in a checkpoint.
+    Saved,
     /// The guest reset itself. rvm's guests never do so on purpose: the kernel panicked, or worse.
     GuestReset {
         /// The CPU that reset and the registers that tell where it was, in one line.

@@ -14,7 +14,7 @@ use crate::engine::EngineError;
 use crate::guest::agent::AgentError;
 use crate::monitor::MonitorError;
 use crate::monitor::exec::ExecError;
-use crate::sandbox::{ResizeError, SandboxError};
+use crate::sandbox::{CheckpointError, ResizeError, SandboxError};
 use crate::sizing::SizeError;
 use crate::spec::SpecError;
 use crate::state::StateError;
@@ -118,6 +118,21 @@ impl Coded for RequestError {
         match self {
             Self::Sandbox(error) => error.code(),
             Self::State(error) => error.code(),
+            Self::Checkpoint(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for CheckpointError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unsupported(_) => Code::FailedPrecondition,
+            Self::Engine(EngineError::Unsupported(_)) => Code::Unimplemented,
+            Self::Engine(error) => error.code(),
+            Self::Agent(error) => error.code(),
+            Self::Size(error) => error.code(),
+            Self::Ended(_) => Code::Unavailable,
+            Self::Image(_) | Self::Stdio(_) => Code::Internal,
         }
     }
 }

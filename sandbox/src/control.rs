@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rvm_protocol::ContainerId;
@@ -18,7 +19,7 @@ use tokio::sync::RwLock;
 
 use crate::dir::SandboxDir;
 use crate::host::timings::Timings;
-use crate::sandbox::{MemoryResult, Sandbox, SandboxError};
+use crate::sandbox::{CheckpointError, MemoryResult, Sandbox, SandboxError, Wanted};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
 use rvm_sys::error_chain::chain;
@@ -36,6 +37,9 @@ const NETWORK_TIMEOUT: Duration = Duration::from_secs(60);
 /// to the old size, each of which has a limit of its own.
 const RESIZE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// How long the owner may take to write a machine to a disk.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(900);
+
 /// The limit for the start of a container by an owner that does not say its own.
 const UNKNOWN_START_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -50,6 +54,15 @@ pub enum Request {
     },
     /// Make the machine as large as a container's limits ask for.
     Resize(Box<Change>),
+    /// Write the machine to a checkpoint.
+    Checkpoint {
+        /// Its only container, which runs or is paused.
+        id: ContainerId,
+        /// The directory, absolute.
+        path: PathBuf,
+        /// Whether it goes on.
+        leave_running: bool,
+    },
 }
 
 /// The owner did not do what it was asked for.
@@ -78,6 +91,8 @@ pub(crate) enum RequestError {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 impl Request {
@@ -86,6 +101,7 @@ impl Request {
         match self {
             Self::Start { .. } => NETWORK_TIMEOUT + start,
             Self::Resize(_) => RESIZE_TIMEOUT,
+            Self::Checkpoint { .. } => CHECKPOINT_TIMEOUT,
         }
     }
 
@@ -101,6 +117,7 @@ impl fmt::Display for Request {
         match self {
             Self::Start { id } => write!(f, "start container {id}"),
             Self::Resize(_) => f.write_str("change the machine's size"),
+            Self::Checkpoint { id, .. } => write!(f, "checkpoint container {id}"),
         }
     }
 }
@@ -212,6 +229,14 @@ impl<'a> Server<'a> {
                 started.map(|()| MemoryResult::AsAsked)
             }
             Request::Resize(change) => self.sandbox.resize(change).await.map_err(failed),
+            Request::Checkpoint {
+                id,
+                path,
+                leave_running,
+            } => {
+                let saved = self.checkpoint(id, path, *leave_running).await;
+                saved.map(|()| MemoryResult::AsAsked).map_err(failed)
+            }
         }
     }
 
@@ -230,6 +255,30 @@ impl<'a> Server<'a> {
             Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),
             other => Ok(other.map(drop)?),
         }
+    }
+}
+
+impl Server<'_> {
+    async fn checkpoint(
+        &self,
+        id: &ContainerId,
+        dir: &Path,
+        leave_running: bool,
+    ) -> Result<(), RequestError> {
+        let path = self.sandbox.guest().dir().path();
+        let store = Store::new(path.parent().unwrap_or(path).to_owned());
+        if store.peers(id)?.len() > 1 {
+            let others = "shares its machine with the other containers of its pod";
+            return Err(CheckpointError::Unsupported(others).into());
+        }
+        let state = store.open(id.as_str())?.state()?;
+        let wanted = Wanted {
+            id,
+            paused: state.status() == Status::Paused,
+            guest_pid: state.guest_pid.unwrap_or(0),
+            leave_running,
+        };
+        Ok(self.sandbox.checkpoint(wanted, dir).await?)
     }
 }
 

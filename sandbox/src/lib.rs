@@ -15,6 +15,7 @@ mod share;
 pub mod disk;
 mod dir;
 pub mod network;
+pub mod checkpoint;
 pub mod engine;
 pub mod spec;
 pub mod guest;

@@ -1,5 +1,6 @@
 //! The main thread of a running machine: the control socket and the devices that do not block.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -10,7 +11,7 @@ use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
 use crate::fds::borrow_eventfd;
 use crate::hotplug::{DiskError, HotplugMemoryError, MemorySizeError, NetError};
 use crate::logging::error_chain;
-use crate::machine::Machine;
+use crate::machine::{CheckpointFiles, Machine, SavedError};
 use crate::vcpus::VcpuError;
 
 /// Serves the host until the machine ends, and returns why it ended. The error is
@@ -42,16 +43,20 @@ pub fn run(machine: &mut Machine, channel: &Channel) -> Result<StopReason, Chann
         if ended && let Some(reason) = machine.vcpus.state().stop_reason() {
             return Ok(reason);
         }
-        if control {
-            serve(machine, channel)?;
+        if control && let Some(end) = serve(machine, channel)? {
+            return Ok(end);
         }
     }
 }
 
-/// Receives one request, executes it and sends the answer.
-fn serve(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
+/// Receives one request, executes it and sends the answer. Returns why the machine has ended if the
+/// request was to end it.
+fn serve(machine: &mut Machine, channel: &Channel) -> Result<Option<StopReason>, ChannelError> {
     let answer = match channel.receive::<Request>() {
-        Ok((request, mut fds)) => match execute(machine, request, fds.pop()) {
+        Ok((request, fds)) => match execute(machine, &request, fds) {
+            Ok(()) if matches!(request, Request::Save { go_on: false, .. }) => {
+                return Ok(Some(StopReason::Saved));
+            }
             Ok(()) => Event::Done,
             Err(error) => Event::Refused(Failure::new(error.code(), error_chain(&error))),
         },
@@ -62,7 +67,8 @@ fn serve(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
     };
     channel.send(&answer, &[])?;
     // The guest may have the requested size already.
-    send_reached_size(machine, channel)
+    send_reached_size(machine, channel)?;
+    Ok(None)
 }
 
 /// Sends [`Event::Resized`] once the guest has the memory that was requested.
@@ -84,18 +90,26 @@ enum RequestError {
     Vcpus(#[from] VcpuError),
     #[error(transparent)]
     Memory(#[from] MemorySizeError),
+    #[error("the request came without its files")]
+    NoFiles,
+    #[error("cannot save the machine")]
+    Save(#[from] SavedError),
+    #[error("cannot reset streams")]
+    Streams(#[source] io::Error),
 }
 
 impl Coded for RequestError {
     fn code(&self) -> Code {
         match self {
             Self::Net(NetError::UnknownCard) | Self::Disk(DiskError::Empty(_)) => Code::NotFound,
-            Self::Net(NetError::NoTap)
+            Self::NoFiles
+            | Self::Net(NetError::NoTap)
             | Self::Disk(DiskError::NoFile | DiskError::NoSlot(_) | DiskError::Disk(_)) => {
                 Code::InvalidArgument
             }
             Self::Net(NetError::NoFreeSlot(_))
             | Self::Disk(DiskError::Occupied(_))
+            | Self::Save(SavedError::Busy(_) | SavedError::Devices(_))
             | Self::Vcpus(VcpuError::TooMany { .. })
             | Self::Memory(MemorySizeError::TooMuch { .. }) => Code::FailedPrecondition,
             Self::Memory(MemorySizeError::Memory(HotplugMemoryError::Map(_))) => Code::Unavailable,
@@ -106,21 +120,30 @@ impl Coded for RequestError {
 
 fn execute(
     machine: &mut Machine,
-    request: Request,
-    fd: Option<OwnedFd>,
+    request: &Request,
+    mut fds: Vec<OwnedFd>,
 ) -> Result<(), RequestError> {
     let (vm, bus) = (&machine.vm, machine.vcpus.state().bus());
-    match request {
+    match *request {
         Request::Pause => machine.vcpus.pause(),
         Request::Resume => machine.vcpus.resume(),
         Request::Resize { vcpus, memory_mib } => {
             machine.memory.resize_to(memory_mib, vm, bus)?;
             machine.vcpus.grow(vm, vcpus)?;
         }
-        Request::PlugNet { mac } => machine.nets.plug(vm, bus, mac, fd)?,
+        Request::PlugNet { mac } => machine.nets.plug(vm, bus, mac, fds.pop())?,
         Request::UnplugNet { mac } => machine.nets.unplug(bus, mac)?,
-        Request::PlugDisk { slot, disk } => machine.disks.plug((vm, bus), slot, fd, &disk)?,
+        Request::PlugDisk { slot, ref disk } => {
+            machine.disks.plug((vm, bus), slot, fds.pop(), disk)?;
+        }
         Request::UnplugDisk { slot } => machine.disks.unplug(bus, slot)?,
+        Request::Save { go_on, has_swap } => {
+            let fds: [OwnedFd; 3] = fds.try_into().map_err(|_| RequestError::NoFiles)?;
+            let [state, memory, kvm] = fds;
+            let (state, memory) = (state.into(), memory.into());
+            machine.save(CheckpointFiles { state, memory, kvm }, go_on, has_swap)?;
+        }
+        Request::DropStreams => machine.drop_streams().map_err(RequestError::Streams)?,
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub mod jails {
 /// fuzz/fuzz_targets. None may panic.
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing {
-    pub use crate::machine::read_any_template as template_state;
+    pub use crate::machine::read_any_state as template_state;
     pub use crate::virtio::fs::hostile::requests as fuse_layer;
     pub use crate::virtio::hostile::devices as virtio_devices;
     pub use crate::virtio::hostile::registers as mmio;

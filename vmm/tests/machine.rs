@@ -4,13 +4,14 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
 use rvm_protocol::failure::Code;
 use rvm_protocol::vmm::{
-    Channel, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Request, StopReason,
+    Channel, CheckpointFiles, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Request,
+    StopReason,
 };
 
 /// `mov al, 1; out 0xf4, al`: powers the machine off. Then an endless loop.
@@ -18,6 +19,12 @@ const POWER_OFF: &[u8] = &[0xb0, 0x01, 0xe6, 0xf4, 0xeb, 0xfe];
 
 /// `jmp $`: an endless loop.
 const LOOP: &[u8] = &[0xeb, 0xfe];
+
+/// `xor eax, eax; inc eax; cmp eax, 3000000; jne -9; mov al, 1; out 0xf4, al`: counts for about a
+/// second and powers the machine off.
+const COUNT: &[u8] = &[
+    0x31, 0xc0, 0xff, 0xc0, 0x3d, 0xc0, 0xc6, 0x2d, 0x00, 0x75, 0xf7, 0xb0, 0x01, 0xe6, 0xf4,
+];
 
 /// A running rvm-vmm. It ends when the control socket is closed.
 struct Vmm {
@@ -29,6 +36,11 @@ struct Vmm {
 impl Vmm {
     /// Starts a machine that runs `code`. None without /dev/kvm.
     fn start(code: &[u8]) -> Option<Self> {
+        Self::start_from(code, None)
+    }
+
+    /// The same with the files of a checkpoint to go on from.
+    fn start_from(code: &[u8], checkpoint: Option<[&File; 2]>) -> Option<Self> {
         let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
             eprintln!("no /dev/kvm; the test was skipped");
             return None;
@@ -62,12 +74,17 @@ impl Vmm {
             vsock: Vec::new(),
             nets: Vec::new(),
             template: None,
+            checkpoint: checkpoint.map(|_| CheckpointFiles {
+                state: FdIndex(4),
+                memory: FdIndex(5),
+            }),
             spare_nets: 1,
             spare_disks: 1,
         };
-        channel
-            .send(&config, &fds.each_ref().map(AsFd::as_fd))
-            .unwrap();
+        let fds = fds.iter().map(AsFd::as_fd);
+        let files = checkpoint.into_iter().flatten().map(AsFd::as_fd);
+        let fds: Vec<_> = fds.chain(files).collect();
+        channel.send(&config, &fds).unwrap();
         let vmm = Self {
             channel,
             child,
@@ -226,4 +243,47 @@ fn a_disk_is_plugged_and_unplugged() {
         assert_eq!(vmm.request(unplug(DISK_SLOT), &[]), Event::Done);
     }
     vmm.end();
+}
+
+/// The files of a checkpoint, and KVM's device.
+fn checkpoint() -> [File; 3] {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    let file = || tempfile::tempfile().unwrap();
+    [file(), file(), kvm.unwrap()]
+}
+
+/// Opens a file again, at its beginning.
+fn reopened(file: &File) -> File {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
+}
+
+#[test]
+fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
+    let Some(vmm) = Vmm::start(COUNT) else { return };
+    let files = checkpoint();
+    let save = |go_on| Request::Save {
+        go_on,
+        has_swap: false,
+    };
+    let fds = files.each_ref().map(AsFd::as_fd);
+    assert_eq!(vmm.code(save(true), &fds[..2]), Code::InvalidArgument);
+    assert_eq!(vmm.request(save(true), &fds), Event::Done);
+    assert_eq!(vmm.event(), Event::Stopped(StopReason::PowerOff));
+    vmm.end();
+
+    let [state, memory, _] = files.each_ref().map(reopened);
+    let restored = Vmm::start_from(LOOP, Some([&state, &memory])).unwrap();
+    let again = checkpoint();
+    let fds = again.each_ref().map(AsFd::as_fd);
+    let end = restored.request(save(false), &fds);
+    assert_eq!(end, Event::Stopped(StopReason::Saved));
+    restored.end();
+
+    for files in [&files, &again] {
+        let [state, memory, _] = files.each_ref().map(reopened);
+        let restored = Vmm::start_from(LOOP, Some([&state, &memory])).unwrap();
+        assert_eq!(restored.request(Request::DropStreams, &[]), Event::Done);
+        assert_eq!(restored.event(), Event::Stopped(StopReason::PowerOff));
+        restored.end();
+    }
 }

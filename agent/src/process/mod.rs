@@ -4,6 +4,7 @@
 mod reaper;
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -39,7 +40,13 @@ pub struct Process {
     /// The process's terminal, until the process ends.
     terminal: Mutex<Option<Terminal>>,
     exit: watch::Sender<Option<Exit>>,
+    /// How often another process of the host has come to stand for it.
+    adoptions: AtomicU32,
 }
+
+/// Who stands for a process on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing(u32);
 
 impl Process {
     /// A process that has just been made.
@@ -49,6 +56,7 @@ impl Process {
             pidfd,
             terminal: Mutex::default(),
             exit: watch::Sender::new(None),
+            adoptions: AtomicU32::new(0),
         }
     }
 
@@ -73,6 +81,21 @@ impl Process {
     pub fn finish(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
         *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Who stands for it now.
+    pub fn standing(&self) -> Standing {
+        Standing(self.adoptions.load(Ordering::Relaxed))
+    }
+
+    /// Whether nobody has come to stand for it since.
+    pub fn is_latest(&self, standing: Standing) -> bool {
+        self.standing() == standing
+    }
+
+    /// Notes that another process of the host stands for it from now on.
+    pub fn adopt(&self) {
+        self.adoptions.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn has_finished(&self) -> bool {

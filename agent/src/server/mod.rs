@@ -15,7 +15,7 @@ pub use host_only::listen;
 
 use crate::container::{self, Container, ContainerError, ExecRequest};
 use crate::events::Event;
-use crate::process::Process;
+use crate::process::{Process, Standing};
 use crate::sandbox::Sandbox;
 use crate::streams::StreamIds;
 use crate::{clock, entropy, ports, power, size};
@@ -65,8 +65,9 @@ async fn to_the_end<T: Send + 'static>(
         .unwrap_or(Err(RequestError::Dropped))
 }
 
-/// Kills a process when it is dropped: ttrpc drops a request whose connection has closed.
-struct KillOnHangup(Option<Arc<Process>>);
+/// Kills a process when it is dropped, unless another process of the host stands for it by then:
+/// ttrpc drops a request whose connection has closed.
+struct KillOnHangup(Option<(Arc<Process>, Standing)>);
 
 impl KillOnHangup {
     fn disarm(mut self) {
@@ -76,7 +77,8 @@ impl KillOnHangup {
 
 impl Drop for KillOnHangup {
     fn drop(&mut self) {
-        if let Some(process) = &self.0
+        if let Some((process, standing)) = &self.0
+            && process.is_latest(*standing)
             && let Err(error) = process.signal(libc::SIGKILL as u32)
         {
             // It has ended meanwhile.
@@ -202,7 +204,8 @@ impl api::Agent for Service {
         request: api::WaitProcessRequest,
     ) -> ttrpc::Result<api::WaitProcessResponse> {
         let process = self.process(request.container_id, request.exec_id)?;
-        let hangup = KillOnHangup(request.kill_on_hangup.then(|| process.clone()));
+        let stand = || (process.clone(), process.standing());
+        let hangup = KillOnHangup(request.kill_on_hangup.then(stand));
         let exit = process.wait().await.map_err(RequestError::from)?;
         hangup.disarm();
         Ok(api::WaitProcessResponse {
@@ -409,6 +412,15 @@ impl api::Agent for Service {
             Ok(size::set_cpus(request.cpus)?)
         })
         .await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn adopt_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::AdoptContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.container(request.container_id)?.init().adopt();
         Ok(api::Empty::default())
     }
 

@@ -1,6 +1,7 @@
 //! The command line: runc's verbs and options, and a few that runc does not have. Doc comments of
 //! the options are the texts of the help.
 
+mod checkpoint;
 mod exec;
 mod monitor;
 mod running;
@@ -17,11 +18,10 @@ use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
 use rvm_sandbox::state::Store;
 
+pub use checkpoint::{CheckpointArgs, ImageArgs, RestoreArgs};
 pub use exec::ExecArgs;
 pub use monitor::{ExecMonitorArgs, MonitorArgs};
-pub use running::{
-    EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UnsupportedArgs, UpdateArgs,
-};
+pub use running::{EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UpdateArgs};
 pub use template::{
     TemplateArgs, TemplateCreateArgs, TemplateListArgs, TemplateRemoveArgs, TemplateVerb,
 };
@@ -162,10 +162,12 @@ pub enum Verb {
     /// List, make and remove the templates that machines are restored from
     #[command(long_about = texts::TEMPLATE)]
     Template(TemplateArgs),
-    /// Not supported
-    Checkpoint(UnsupportedArgs),
-    /// Not supported
-    Restore(UnsupportedArgs),
+    /// Write a container, with its machine, to a checkpoint
+    #[command(long_about = texts::CHECKPOINT, after_long_help = texts::CHECKPOINT_EXAMPLE)]
+    Checkpoint(Box<CheckpointArgs>),
+    /// Let a container go on from a checkpoint
+    #[command(long_about = texts::RESTORE)]
+    Restore(Box<RestoreArgs>),
     /// Run a container that `rvm create` creates
     #[command(hide = true)]
     Monitor(MonitorArgs),

@@ -21,6 +21,9 @@ pub struct MonitorArgs {
     /// Number of descriptors after those to preserve
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
+    /// Directory of the checkpoint to go on from
+    #[arg(long, value_name = "DIR")]
+    pub image_path: Option<PathBuf>,
     /// The container's id
     #[arg(value_name = "CONTAINER")]
     pub id: String,
@@ -37,6 +40,7 @@ impl MonitorArgs {
         push_path(&mut list, "--pidfd-socket", self.pidfd_socket.as_ref());
         push_number(&mut list, "--listen-fds", self.listen_fds);
         push_number(&mut list, "--preserve-fds", self.preserve_fds);
+        push_path(&mut list, "--image-path", self.image_path.as_ref());
         list.push(self.id.clone().into());
         list
     }
@@ -124,6 +128,7 @@ mod tests {
             pidfd_socket: Some("/p".into()),
             listen_fds: 1,
             preserve_fds: 2,
+            image_path: Some("/image".into()),
             id: "box".to_owned(),
             ready: 7,
         };

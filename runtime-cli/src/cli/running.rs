@@ -146,11 +146,3 @@ pub struct SpecArgs {
     #[arg(long)]
     pub rootless: bool,
 }
-
-/// The arguments of a verb that is not supported, all of which are ignored.
-#[derive(Args, Debug)]
-pub struct UnsupportedArgs {
-    /// Any arguments of runc
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    pub rest: Vec<std::ffi::OsString>,
-}

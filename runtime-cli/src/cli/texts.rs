@@ -33,6 +33,35 @@ Execute the program of a created container
 
 The program is the one in process.args of config.json when the container was created.";
 
+pub const CHECKPOINT: &str = "\
+Write a container, with its machine, to a checkpoint
+
+The container is saved as it is: its processes, their memory and their open files, deleted ones \
+too. It has ended then, and is deleted, unless it is left running. `rvm restore` lets it go on from \
+the checkpoint, as often as is wanted. A file that the container has changed since is as it is on \
+the host, and not as it was.
+
+The checkpoint holds whatever the container's processes had in memory, keys and passwords, too. \
+Only the engine kvm can write one.";
+
+pub const CHECKPOINT_EXAMPLE: &str = "\
+EXAMPLE:
+   To save the container ubuntu01 and have it go on later:
+
+      # rvm checkpoint --image-path /var/lib/saved ubuntu01
+      # rvm restore --image-path /var/lib/saved --bundle /containers/ubuntu01 --detach ubuntu01";
+
+pub const RESTORE: &str = "\
+Let a container go on from a checkpoint
+
+The container has its processes and their memory as they were, and the files, limits and network \
+that the bundle gives it now. Connections to other machines are as if the cable had been pulled. \
+Processes that `rvm exec` had added end. Without --detach the container runs in the foreground, as \
+with `rvm run`.
+
+The checkpoint must be of this rvm and of a host with the same CPU. Its files are read as long as \
+the container runs: they may be removed meanwhile, and must not be changed.";
+
 pub const KILL: &str = "\
 Send a signal to a container
 

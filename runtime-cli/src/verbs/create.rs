@@ -14,12 +14,17 @@ use crate::cli::{CreateArgs, Global, MonitorArgs};
 
 /// Creates a container and leaves it for `rvm start`.
 pub fn run(global: &Global, args: &CreateArgs) -> anyhow::Result<ExitCode> {
-    create(global, args)?;
+    create(global, args, None)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Creates a container whose monitor goes on without this process.
-pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
+/// Creates a container whose monitor goes on without this process, or lets one go on from the
+/// checkpoint in a directory.
+pub fn create(
+    global: &Global,
+    args: &CreateArgs,
+    image_path: Option<PathBuf>,
+) -> anyhow::Result<Container> {
     // An error in it is reported before anything is made.
     global.config()?;
     check_notify_socket(std::env::var_os("NOTIFY_SOCKET"))?;
@@ -35,6 +40,7 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<Container> {
         pidfd_socket: absolute(&args.pidfd_socket)?,
         listen_fds: listening_sockets(),
         preserve_fds: args.preserve_fds,
+        image_path,
         id: args.id.clone(),
         ready: 0,
     };

@@ -1,6 +1,7 @@
 //! The verbs, one a file: parse, load, act.
 
 pub mod check;
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub mod events;
@@ -19,7 +20,6 @@ pub mod start;
 pub mod state;
 pub mod stats;
 pub mod template;
-pub mod unsupported;
 pub mod update;
 
 use std::future::Future;
@@ -39,6 +39,10 @@ pub fn keep_descriptors(verb: &Verb) -> anyhow::Result<()> {
     let (count, others): (u32, Vec<RawFd>) = match verb {
         Verb::Create(args) => (listening.saturating_add(args.preserve_fds), Vec::new()),
         Verb::Run(args) => (
+            listening.saturating_add(args.create.preserve_fds),
+            Vec::new(),
+        ),
+        Verb::Restore(args) => (
             listening.saturating_add(args.create.preserve_fds),
             Vec::new(),
         ),

@@ -1,9 +1,11 @@
 //! rvm monitor: the process that `rvm create` starts.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use rvm_sandbox::anchor::PidAnchor;
+use rvm_sandbox::checkpoint::Image;
 use rvm_sandbox::container::monitor_process::Starter;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
@@ -41,6 +43,7 @@ fn monitor(
     let container = global.store().open(&args.id)?;
     let mut bundle = Bundle::load(&container.state()?.bundle)?;
     process::set_listen_fds(&mut bundle, args.listen_fds);
+    let image = args.image_path.as_deref().map(Image::open).transpose()?;
     // The file system of the caller's directory may be unmounted while the container runs.
     std::env::set_current_dir("/")?;
     let order = Order {
@@ -55,6 +58,7 @@ fn monitor(
             mode,
         },
         anchor,
+        image: image.map(Arc::new),
     };
     let status = block_on(monitor::run(order, &mut Timings::default()))??;
     Ok(ExitCode::from(status))

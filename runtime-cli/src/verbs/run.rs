@@ -2,9 +2,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::bail;
 use rvm_sandbox::anchor::PidAnchor;
+use rvm_sandbox::checkpoint::Image;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::guest::descriptors;
 use rvm_sandbox::host::timings::Timings;
@@ -19,7 +21,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         detached(global, args)
     } else {
-        PidAnchor::with_main_thread(|anchor| foreground(global, args, anchor))?
+        PidAnchor::with_main_thread(|anchor| foreground(global, args, None, anchor))?
     }
 }
 
@@ -27,7 +29,7 @@ fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.timings {
         bail!("--timings needs a container in the foreground; leave --detach away");
     }
-    let container = create::create(global, &args.create)?;
+    let container = create::create(global, &args.create, None)?;
     if let Err(error) = block_on(lifecycle::start(&container))? {
         block_on(lifecycle::delete(&container, true))??;
         return Err(error.into());
@@ -35,7 +37,13 @@ fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn foreground(global: &Global, args: &RunArgs, anchor: &PidAnchor) -> anyhow::Result<ExitCode> {
+/// Runs a container in this process, or lets one go on from a checkpoint.
+pub fn foreground(
+    global: &Global,
+    args: &RunArgs,
+    image: Option<Image>,
+    anchor: &PidAnchor,
+) -> anyhow::Result<ExitCode> {
     if args.create.console_socket.is_some() {
         bail!("cannot use console socket if rvm will not detach or allocate tty");
     }
@@ -64,6 +72,7 @@ fn foreground(global: &Global, args: &RunArgs, anchor: &PidAnchor) -> anyhow::Re
             mode: Mode::Foreground,
         },
         anchor,
+        image: image.map(Arc::new),
     };
     let result = block_on(monitor::run(order, &mut timings))?;
     if !args.keep || result.is_err() {

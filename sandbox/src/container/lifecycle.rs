@@ -175,6 +175,39 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
     Ok(done?)
 }
 
+/// Writes a container's machine to a checkpoint in a directory, an absolute path. Unless the
+/// container is to go on, it has ended then and is deleted, as with runc.
+pub async fn checkpoint(
+    container: &Container,
+    dir: &Path,
+    leave_running: bool,
+) -> Result<(), LifecycleError> {
+    let state = container.state()?;
+    let refused = |words: String| Err(LifecycleError::FailedPrecondition(words));
+    match state.status() {
+        Status::Running | Status::Paused => {}
+        status => {
+            return refused(format!(
+                "a container that is {status} cannot be checkpointed"
+            ));
+        }
+    }
+    if state.sandbox.is_some() {
+        let words = "the container shares its machine with the other containers of its pod";
+        return refused(words.to_owned());
+    }
+    let request = control::Request::Checkpoint {
+        id: container.id().clone(),
+        path: dir.to_owned(),
+        leave_running,
+    };
+    control::ask(&container.sandbox(&state)?, request).await?;
+    match leave_running {
+        true => Ok(()),
+        false => delete(container, true).await,
+    }
+}
+
 /// Signals a container's init process, or all of its processes; that there are none is no error
 /// then. After SIGKILL the container has ended when this returns, whatever its guest does. Another
 /// signal is pending if the guest does not answer: containerd's CRI and Podman 4 never come to

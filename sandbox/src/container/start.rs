@@ -18,6 +18,7 @@ use crate::anchor::PidAnchor;
 use crate::anchor::rootfs_view::RootfsView;
 use crate::anchor::synthetic_proc;
 use crate::cgroup::{Cgroup, Driver};
+use crate::checkpoint::Image;
 use crate::config::Config;
 use crate::dir::SandboxDir;
 use crate::guest::agent::AgentError;
@@ -28,7 +29,8 @@ use crate::host::timings::Timings;
 use crate::network::{Namespace, NamespaceSource, Network, NetworkError};
 use crate::sandbox::disks::{self, DiskError};
 use crate::sandbox::{
-    Guest, MachinePlan, PlanError, Requirements, Sandbox, SandboxError, VolumeError, Volumes,
+    CheckpointError, Guest, MachinePlan, PlanError, Requirements, Sandbox, SandboxError,
+    VolumeError, Volumes,
 };
 use crate::share::{self, StorageError};
 use crate::sizing::SizeError;
@@ -84,6 +86,9 @@ pub enum StartError {
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The container could not go on from its checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The agent refused the container, for a reason that concerns the container alone.
     #[error(transparent)]
     Container(Failure),
@@ -170,6 +175,8 @@ pub struct Start<'a> {
     pub anchor: &'a PidAnchor,
     /// Whether this process is in the container's control groups, and so what it starts.
     pub is_in_groups: bool,
+    /// What the container goes on from.
+    pub image: Option<&'a Image>,
 }
 
 /// Finds out what machine a container is to have of its own, and makes the machine's template if it
@@ -177,9 +184,14 @@ pub struct Start<'a> {
 /// control groups.
 pub async fn plan_machine(
     bundle: &Bundle,
+    image: Option<&Arc<Image>>,
     config: &Config,
     timings: &mut Timings,
 ) -> Result<Option<Box<MachinePlan>>, StartError> {
+    if let Some(image) = image {
+        let plan = MachinePlan::of_checkpoint(Arc::clone(image), config)?;
+        return Ok(Some(Box::new(plan)));
+    }
     let max_disks = match bundle.role {
         Role::Alone => bundle.disk_count(),
         // Its members come later, with theirs.
@@ -231,12 +243,42 @@ impl Start<'_> {
         }
         let id = self.container.id();
         let owned = place.sandbox().map(Arc::as_ref);
+        if let (Some(image), Some(sandbox)) = (self.image, owned) {
+            let relay = self.go_on(image, sandbox, translation, host).await?;
+            timings.lap("let the container go on");
+            return Ok((place, relay));
+        }
         disks::attach(id, &translation.disks, guest, owned, timings).await?;
         let created = self.create_in(guest, translation, host, timings).await;
         if created.is_err() {
             disks::give_up(id, guest, owned).await;
         }
         Ok((place, created?))
+    }
+
+    /// Lets the container go on in its machine, which was restored.
+    async fn go_on(
+        &self,
+        image: &Image,
+        sandbox: &Sandbox,
+        translation: Translation,
+        host: HostStdio,
+    ) -> Result<Relay, StartError> {
+        let (id, guest) = (self.container.id(), sandbox.guest());
+        let volumes = Volumes::send(id, translation.volumes, guest).await?;
+        let relay = sandbox.go_on(image, host).await?;
+        self.show(&translation.spec, guest)?;
+        if let Some(volumes) = volumes {
+            volumes.follow(Arc::clone(guest));
+        }
+        let locked = self.container.lock()?;
+        let pid = image.manifest.guest_pid;
+        locked.step(Status::Created, |state| state.guest_pid = Some(pid))?;
+        locked.step(Status::Running, |_| {})?;
+        if image.manifest.paused {
+            locked.step(Status::Paused, |_| {})?;
+        }
+        Ok(relay)
     }
 
     /// Creates the container in its guest, which has its disks.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::{Engine, EngineError};
+use crate::checkpoint::NewImage;
 use crate::host::process::ProcessId;
 use crate::network::{Mac, NicBackend};
 use crate::sizing::Size;
@@ -27,6 +28,8 @@ pub enum MachineEnd {
     /// The guest reset itself: its kernel panicked, or worse. With the place, where the engine
     /// tells.
     GuestReset(Option<String>),
+    /// It is in a checkpoint.
+    Saved,
     /// The process that ran it failed, or was killed. In one line.
     Failed(String),
 }
@@ -37,6 +40,7 @@ impl fmt::Display for MachineEnd {
             Self::PowerOff => f.write_str("the guest switched its machine off"),
             Self::GuestReset(None) => f.write_str("the guest crashed"),
             Self::GuestReset(Some(place)) => write!(f, "the guest crashed ({place})"),
+            Self::Saved => f.write_str("the machine is in a checkpoint"),
             Self::Failed(reason) => f.write_str(reason),
         }
     }
@@ -66,6 +70,20 @@ pub enum Unplug {
     Disk(usize),
 }
 
+/// What is done for checkpoints.
+pub enum Save<'a> {
+    /// The machine is written to a checkpoint, and goes on or ends.
+    Write {
+        /// The files.
+        image: &'a NewImage,
+        /// Whether it goes on.
+        go_on: bool,
+    },
+    /// The machine has been restored, and programs of the host have claimed its streams: the others
+    /// are reset.
+    DropStreams,
+}
+
 /// What an engine does for a machine that it runs. Dropping it ends the machine.
 #[async_trait::async_trait]
 pub trait Vm: Send + Sync {
@@ -92,6 +110,9 @@ pub trait Vm: Send + Sync {
     /// Waits until the guest has the memory that the last [`Vm::resize`] asked for, which may be
     /// never. False if this machine cannot have its guest give memory back.
     async fn resized(&self, size: Size) -> bool;
+
+    /// Saves the machine, if the engine's descriptor allows that.
+    async fn save(&self, step: Save<'_>) -> Result<(), EngineError>;
 
     /// Kills the machine's processes and waits for their ends.
     fn kill(&self) -> io::Result<()>;
@@ -170,6 +191,12 @@ impl Machine {
     pub async fn unplug_disk(&self, slot: usize) -> Result<(), EngineError> {
         self.engine.disk_hotplug.map_err(EngineError::Unsupported)?;
         self.vm.unplug(Unplug::Disk(slot)).await
+    }
+
+    /// See [`Vm::save`].
+    pub async fn save(&self, step: Save<'_>) -> Result<(), EngineError> {
+        self.engine.checkpoints.map_err(EngineError::Unsupported)?;
+        self.vm.save(step).await
     }
 
     /// See [`Vm::resize`].
@@ -261,6 +288,9 @@ mod tests {
         }
         async fn resized(&self, _: Size) -> bool {
             true
+        }
+        async fn save(&self, _: Save<'_>) -> Result<(), EngineError> {
+            Ok(())
         }
         fn kill(&self) -> io::Result<()> {
             self.killed.store(true, Ordering::Relaxed);

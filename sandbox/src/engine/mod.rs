@@ -25,6 +25,7 @@ use rvm_protocol::failure::Failure;
 use rvm_protocol::vmm::ChannelError;
 
 use crate::cgroup::{Cgroup, Overhead};
+use crate::checkpoint::Image;
 use crate::config::{Config, EngineKind};
 use crate::host::memory_policy::MemoryPolicy;
 use crate::network::{NicBackend, NicLimits};
@@ -33,7 +34,7 @@ use crate::sizing::Size;
 pub(crate) use console::console_tail;
 pub use files::check_host_memory;
 pub use kvm::template::{Created, Prepared, Template, TemplateError, TemplateInfo, Templates};
-pub use machine::{Machine, MachineEnd, MachineEnded, Plug, Unplug, Vm};
+pub use machine::{Machine, MachineEnd, MachineEnded, Plug, Save, Unplug, Vm};
 pub use spawn::SpawnError;
 
 /// An engine.
@@ -58,6 +59,8 @@ pub struct Engine {
     pub memory_hotplug: bool,
     /// Whether machines can be restored from templates.
     templates: Support,
+    /// Whether machines can be saved to checkpoints and restored from them.
+    pub checkpoints: Support,
     /// Looks whether the engine works here. Cheap: every start does it where the configuration says
     /// `auto`.
     probe: fn(&Config) -> Verdict,
@@ -128,6 +131,8 @@ pub struct Plan<'a> {
     pub disk_slots: usize,
     /// A template of such a machine with at most one network card.
     pub template: Option<Arc<Template>>,
+    /// The checkpoint that the machine goes on from, of the engine's own making.
+    pub checkpoint: Option<&'a Image>,
 }
 
 /// A machine could not be started or changed.

@@ -20,6 +20,7 @@ use rvm_protocol::agent::{ExtraDescriptor, Stdio};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::checkpoint::Streams;
 use crate::dir::SandboxDir;
 use crate::guest::descriptors::{self, ExtraFd};
 use crate::host::terminal::WindowSize;
@@ -168,6 +169,56 @@ impl Relay {
             }
         }
         Ok((relay, stdio))
+    }
+
+    /// Connects the streams of a process that was saved, by the ids that they had, and starts to
+    /// copy. Descriptors from 3 on are not connected.
+    pub fn go_on(sandbox: &SandboxDir, host: HostStdio, ids: &Streams) -> Result<Self, StdioError> {
+        let mut relay = Self::default();
+        match host {
+            HostStdio::Streams {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                let name = "standard input";
+                if let Some(stream) = open_again(sandbox, ids.stdin).map_err(failed(name))? {
+                    spawn(name, move || copy_to_guest(&stdin, &stream))?;
+                }
+                for (name, id, fd) in [
+                    ("standard output", ids.stdout, stdout),
+                    ("standard error", ids.stderr, stderr),
+                ] {
+                    if let Some(stream) = open_again(sandbox, id).map_err(failed(name))? {
+                        relay.spawn_output(name, stream, fd)?;
+                    }
+                }
+                relay.errors = match ids.stderr {
+                    0 => None,
+                    _ => relay.outputs.pop(),
+                };
+            }
+            HostStdio::Terminal { input, output, .. } => {
+                let name = "terminal";
+                if let Some(to_guest) = open_again(sandbox, ids.stdin).map_err(failed(name))? {
+                    let from_guest = to_guest.try_clone().map_err(failed(name))?;
+                    spawn(name, move || copy_to_guest(&input, &to_guest))?;
+                    relay.spawn_output(name, from_guest, output)?;
+                }
+            }
+            HostStdio::Extended { stdio, .. } => return Self::go_on(sandbox, *stdio, ids),
+        }
+        Ok(relay)
+    }
+
+    /// The ids of a process's standard streams.
+    pub fn ids(stdio: &Stdio) -> Streams {
+        Streams {
+            terminal: stdio.terminal,
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+        }
     }
 
     /// Returns when standard error has ended: neither the process nor a child of it has it open any
@@ -325,9 +376,19 @@ pub fn open_stream(sandbox: &SandboxDir) -> io::Result<(u64, UnixStream)> {
     while id == [0; 8] {
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     }
+    Ok((u64::from_be_bytes(id), open_with(sandbox, id)?))
+}
+
+fn open_with(sandbox: &SandboxDir, id: [u8; 8]) -> io::Result<UnixStream> {
     let mut stream = sandbox.connect(STREAM_PORT)?;
     stream.write_all(&id)?;
-    Ok((u64::from_be_bytes(id), stream))
+    Ok(stream)
+}
+
+/// Opens a connection for a stream that was saved. None for /dev/null.
+fn open_again(sandbox: &SandboxDir, id: u64) -> io::Result<Option<UnixStream>> {
+    let open = || open_with(sandbox, id.to_be_bytes());
+    (id != 0).then(open).transpose()
 }
 
 /// Whether a descriptor is /dev/null. The process then gets the guest's /dev/null, and so a

@@ -15,10 +15,12 @@ mod process;
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::anchor::PidAnchor;
 use crate::cgroup::{Cgroup, CgroupError, Driver};
+use crate::checkpoint::Image;
 use crate::config::Config;
 use crate::container::cgroup::{self, ContainerCgroupError};
 use crate::container::ending::leave;
@@ -102,6 +104,8 @@ pub struct Order<'a> {
     pub caller: Caller<'a>,
     /// This process's first thread. The monitor runs on another.
     pub anchor: &'a PidAnchor,
+    /// The checkpoint that the container goes on from. It runs at once.
+    pub image: Option<Arc<Image>>,
 }
 
 /// Runs a container to its end; returns its exit code.
@@ -164,7 +168,7 @@ async fn live(
     timings: &mut Timings,
 ) -> Result<End, MonitorError> {
     let plan = tokio::select! {
-        planned = plan_machine(order.bundle, order.config, timings) => planned?,
+        planned = plan_machine(order.bundle, order.image.as_ref(), order.config, timings) => planned?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = order.caller.gone() => return Err(MonitorError::Abandoned),
     };
@@ -217,9 +221,10 @@ async fn start(
         outside,
         anchor: order.anchor,
         is_in_groups,
+        image: order.image.as_deref(),
     };
     let (place, relay) = start.create(placement, host, timings).await?;
-    if let Mode::Foreground = order.caller.mode {
+    if let (Mode::Foreground, None) = (&order.caller.mode, &order.image) {
         start.start(place.guest(), timings).await?;
     }
     Ok((place, relay))
@@ -241,20 +246,20 @@ async fn supervise(
         end = init.pass_signals_until(guest.wait(&init.id), signals, relay) => end,
         never = &mut service => match never {},
     };
+    if let (Some(server), Ok(_) | Err(MachineEnd::Saved)) = (&server, &end) {
+        // The process that asked for the start, or for the checkpoint, may not have its answer yet.
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, server.all_answered());
+        tokio::select! { _ = answered => {}, never = &mut service => match never {} }
+    }
     match end {
         Ok(exit) => {
-            if let Some(server) = &server {
-                // The process that asked for the start may not have its answer yet.
-                let answered = tokio::time::timeout(ANSWER_TIMEOUT, server.all_answered());
-                tokio::select! { _ = answered => {}, never = &mut service => match never {} }
-            }
             return End {
                 status: exit.status,
                 oom_killed: exit.oom_killed,
             };
         }
         // Switching the machine off is one way for a container to end.
-        Err(end @ MachineEnd::PowerOff) => tracing::info!("{end}"),
+        Err(end @ (MachineEnd::PowerOff | MachineEnd::Saved)) => tracing::info!("{end}"),
         Err(end) => tracing::error!("{}", guest.explain_end(&end)),
     }
     End {

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 pub use namespace::{Namespace, NamespaceSource};
 
 pub(crate) use inventory::{Inventory, Link, Mac};
+pub use nics::SavedCard;
 pub(crate) use nics::{NicBackend, NicLimits};
 pub(crate) use sysctls::add_defaults;
 

@@ -6,6 +6,8 @@
 use std::fs::File;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::inventory::{Inventory, Link, Mac};
 use super::tap::{Tap, TapName};
 use super::{Network, NetworkError, host_dns, redirect};
@@ -24,6 +26,16 @@ pub struct NicLimits {
 pub struct NicBackend {
     pub tap: File,
     pub mac: Mac,
+}
+
+/// A NIC of a machine that was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SavedCard {
+    /// Its own address.
+    pub mac: Mac,
+    /// The name of the interface that it served, if it served one.
+    pub link: Option<String>,
 }
 
 /// A NIC of the machine.
@@ -60,10 +72,42 @@ impl Network {
         }
         if self.is_new && found.links.is_empty() {
             for _ in 0..limits.idle {
-                nics.push(self.add_idle_nic()?);
+                nics.push(self.add_idle_nic(self.unused_mac())?);
             }
         }
         Ok(nics)
+    }
+
+    /// Adds the NICs of a machine that was saved, each for the interface of its name, or else for one
+    /// that no other NIC is for. One that is left over is idle.
+    pub fn saved_nics(
+        &mut self,
+        found: &Inventory,
+        saved: &[SavedCard],
+    ) -> Result<Vec<NicBackend>, NetworkError> {
+        let named = |card: &SavedCard, link: &Link| card.link.as_deref() == Some(&link.name);
+        let mut others = found.links.iter();
+        let mut others = others
+            .by_ref()
+            .filter(|link| !saved.iter().any(|card| named(card, link)));
+        let mut nics = Vec::new();
+        for card in saved {
+            let own = found.links.iter().find(|link| named(card, link));
+            nics.push(match own.or_else(|| others.next()) {
+                Some(link) => self.add_nic_with(card.mac, link)?,
+                None => self.add_idle_nic(card.mac)?,
+            });
+        }
+        Ok(nics)
+    }
+
+    /// The machine's NICs, to be saved.
+    pub fn cards(&self) -> Vec<SavedCard> {
+        let saved = self.nics.iter().map(|nic| SavedCard {
+            mac: nic.mac,
+            link: nic.serves.as_ref().map(|served| served.name.clone()),
+        });
+        saved.collect()
     }
 
     /// The NIC that serves an interface.
@@ -86,10 +130,13 @@ impl Network {
 
     /// Adds a NIC for an interface. The caller plugs it into the machine.
     pub fn add_nic(&mut self, link: &Link) -> Result<NicBackend, NetworkError> {
+        self.add_nic_with(self.mac_for(link), link)
+    }
+
+    fn add_nic_with(&mut self, mac: Mac, link: &Link) -> Result<NicBackend, NetworkError> {
         let (tap, file) = self
             .create_tap(TapName::Link(link.index))
             .map_err(|error| refused(link, "make a TAP")(error))?;
-        let mac = self.mac_for(link);
         self.nics.push(Nic {
             tap,
             mac,
@@ -146,9 +193,8 @@ impl Network {
         }
     }
 
-    fn add_idle_nic(&mut self) -> Result<NicBackend, NetworkError> {
+    fn add_idle_nic(&mut self, mac: Mac) -> Result<NicBackend, NetworkError> {
         let (tap, tap_file) = self.create_idle_tap().map_err(super::failed("set up"))?;
-        let mac = self.unused_mac();
         self.nics.push(Nic {
             tap,
             mac,

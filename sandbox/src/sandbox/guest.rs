@@ -12,6 +12,7 @@ use rvm_protocol::{ContainerId, ProcessId};
 
 use super::SandboxError;
 use super::failure::GuestFailure;
+use crate::checkpoint::Streams;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
 use crate::engine::{MachineEnd, MachineEnded};
@@ -45,6 +46,8 @@ pub struct Guest {
     /// How long a call may take that creates or starts a container.
     limit: Duration,
     disks: HeldDisks,
+    /// The streams of the containers that this process has created.
+    streams: Mutex<HashMap<ContainerId, Streams>>,
 }
 
 /// Of each container with disks, the files that must stay open for their locks.
@@ -66,6 +69,7 @@ impl Guest {
             ended,
             limit,
             disks: HeldDisks::default(),
+            streams: Mutex::default(),
         }
     }
 
@@ -83,6 +87,7 @@ impl Guest {
             ended: MachineEnded::of_process(pidfd),
             limit: config.start_timeout.unwrap_or(JOINED_TIMEOUT),
             disks: HeldDisks::default(),
+            streams: Mutex::default(),
             record,
             dir,
         })
@@ -140,6 +145,20 @@ impl Guest {
     /// Closes the files of a container's disks. False if it has no disks.
     pub(super) fn let_disks_go(&self, id: &ContainerId) -> bool {
         self.disks().remove(id).is_some()
+    }
+
+    /// Notes the streams of a container.
+    pub(super) fn set_streams(&self, id: &ContainerId, streams: Streams) {
+        self.streams().insert(id.clone(), streams);
+    }
+
+    /// The streams of a container that this process has created.
+    pub(super) fn streams_of(&self, id: &ContainerId) -> Option<Streams> {
+        self.streams().get(id).copied()
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<ContainerId, Streams>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn disks(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<File>>> {
@@ -210,6 +229,7 @@ impl Guest {
         timings: &mut Timings,
     ) -> Result<(Relay, u32), SandboxError> {
         let (relay, stdio) = Relay::start(&self.dir, host)?;
+        self.set_streams(id, Relay::ids(&stdio));
         let spec = Document::send(&self.dir, spec)?;
         let created = self.agent.create_container(id, spec, stdio, self.limit);
         let stage = "the container's creation";

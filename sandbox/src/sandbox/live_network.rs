@@ -17,7 +17,9 @@ use crate::engine::{EngineError, Machine};
 use crate::guest::agent::Agent;
 use crate::guest::stdio::open_stream;
 use crate::host::timings::Timings;
-use crate::network::{Inventory, Link, Network, NetworkError, NicBackend, NicLimits, add_defaults};
+use crate::network::{
+    Inventory, Link, Network, NetworkError, NicBackend, NicLimits, SavedCard, add_defaults,
+};
 use rvm_sys::error_chain::chain;
 
 /// The network, and the guest's configuration of it.
@@ -34,16 +36,21 @@ pub(super) struct LiveNetwork {
 }
 
 impl LiveNetwork {
-    /// Makes network cards for the interfaces that are there, for a machine that is about to start.
+    /// Makes network cards for the interfaces that are there, or those that were `saved`, for a
+    /// machine that is about to start.
     pub(super) fn first(
         mut network: Network,
         room: NicLimits,
+        saved: Option<&[SavedCard]>,
     ) -> Result<(Self, Vec<NicBackend>), NetworkError> {
         let found = network.scan()?;
         if found.links.is_empty() {
             tracing::info!("the network namespace has no interfaces: the guest has loopback only");
         }
-        let cards = network.initial_nics(&found, room)?;
+        let cards = match saved {
+            Some(saved) => network.saved_nics(&found, saved)?,
+            None => network.initial_nics(&found, room)?,
+        };
         let mut live = Self {
             network,
             configured: cards.is_empty().then(ConfigureNetworkRequest::default),
@@ -142,6 +149,11 @@ impl LiveNetwork {
                 source,
             }
         })
+    }
+
+    /// The machine's cards, to be saved.
+    pub(super) fn cards(&self) -> Vec<SavedCard> {
+        self.network.cards()
     }
 
     fn mention_left(&mut self, found: &Inventory) {

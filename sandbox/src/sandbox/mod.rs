@@ -4,6 +4,7 @@
 //! owner can do with the machine is [`Sandbox`]. What every process can ask of the guest, which it
 //! finds by the sandbox's directory, is [`Guest`].
 
+mod checkpoint;
 mod clock;
 pub mod disks;
 mod dns;
@@ -26,6 +27,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::stdio::StdioError;
 use crate::network::NetworkError;
 
+pub use checkpoint::{CheckpointError, Wanted};
 pub use disks::DiskError;
 pub use failure::GuestFailure;
 pub use guest::Guest;

@@ -18,6 +18,7 @@ use super::live_network::LiveNetwork;
 use super::plan::MachinePlan;
 use super::resize::LiveSize;
 use crate::cgroup::Cgroup;
+use crate::checkpoint::Shape;
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
 use crate::engine::{Machine, Plan, Prepared, Template};
@@ -44,6 +45,7 @@ pub struct Sandbox {
     processes: Vec<Process>,
     /// What the machine may have been restored from, until its agent has answered.
     prepared: Prepared,
+    shape: Shape,
     control: UnixListener,
 }
 
@@ -70,11 +72,19 @@ impl Sandbox {
     ) -> Result<Self, SandboxError> {
         let planned = wanted.plan;
         let (engine, running) = (planned.engine, planned.running);
-        let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits)?;
+        let image = planned.checkpoint.as_deref();
+        let saved = image.map(|image| image.manifest.cards.as_slice());
+        let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits, saved)?;
         timings.lap("prepare the network");
         let disk_slots = planned.disk_slots(nets.len());
+        let shape = image.map(|image| image.manifest.machine).unwrap_or(Shape {
+            start: running.start,
+            max: running.max,
+            cards_at_start: nets.len(),
+            disk_slots,
+        });
         let plan = Plan {
-            size: running.now,
+            size: running.start,
             max: running.max,
             memory_policy: wanted.memory_policy,
             group: wanted.group,
@@ -86,6 +96,7 @@ impl Sandbox {
             nets,
             disk_slots,
             template: planned.prepared.template.clone(),
+            checkpoint: image,
         };
         let machine = engine.start(plan).map_err(|source| SandboxError::Engine {
             engine: engine.kind,
@@ -120,6 +131,7 @@ impl Sandbox {
             machine,
             processes,
             prepared: planned.prepared,
+            shape,
         })
     }
 
@@ -166,6 +178,11 @@ impl Sandbox {
 
     pub(super) fn disks(&self) -> &Mutex<Slots> {
         &self.disks
+    }
+
+    /// What the machine was started with.
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
     }
 
     pub(super) fn size(&self) -> &Mutex<LiveSize> {

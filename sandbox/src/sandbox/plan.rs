@@ -1,11 +1,14 @@
 //! What a machine is to be, found out before this process enters a container's control groups.
 
+use std::sync::Arc;
+
 use oci_spec::runtime::Spec;
 
 use super::SandboxError;
+use crate::checkpoint::Image;
 use crate::config::{Config, TemplateUse};
 use crate::engine::choice::{self, Choice};
-use crate::engine::{Created, Engine, Prepared, TemplateError};
+use crate::engine::{Created, Engine, EngineError, Prepared, TemplateError};
 use crate::host::memory::total_memory_mib;
 use crate::host::timings::Timings;
 use crate::sizing::{Bounds, Hardware, Running, Size, SizeError};
@@ -19,6 +22,8 @@ pub struct MachinePlan {
     /// kernel looks when it boots.
     pub(super) max_disks: usize,
     pub(super) prepared: Prepared,
+    /// What it goes on from.
+    pub(super) checkpoint: Option<Arc<Image>>,
 }
 
 impl MachinePlan {
@@ -51,6 +56,29 @@ impl MachinePlan {
         Ok(plan)
     }
 
+    /// The machine that was saved to a checkpoint. Fails if the engine that runs machines here cannot
+    /// restore any.
+    pub(crate) fn of_checkpoint(image: Arc<Image>, config: &Config) -> Result<Self, PlanError> {
+        let saved = image.manifest.machine;
+        let bounds = Bounds::of(config);
+        let plan = Self::boots(saved.start, bounds, saved.disk_slots, config)?;
+        let engine = plan.engine;
+        engine.checkpoints.map_err(|words| SandboxError::Engine {
+            engine: engine.kind,
+            source: EngineError::Unsupported(words),
+        })?;
+        Ok(Self {
+            running: Running {
+                start: saved.start,
+                now: image.manifest.now,
+                max: saved.max,
+                ..plan.running
+            },
+            checkpoint: Some(image),
+            ..plan
+        })
+    }
+
     /// A machine without a template.
     fn boots(
         size: Size,
@@ -76,11 +104,15 @@ impl MachinePlan {
             bounds,
             max_disks,
             prepared: Prepared::default(),
+            checkpoint: None,
         })
     }
 
     /// The slots for disks beside so many network cards.
     pub(super) fn disk_slots(&self, cards: usize) -> usize {
+        if self.checkpoint.is_some() {
+            return self.max_disks;
+        }
         (self.engine.disk_slots)(cards).min(self.max_disks)
     }
 }

@@ -61,6 +61,11 @@ impl LiveSize {
         }
     }
 
+    /// The size now.
+    pub(super) fn now(&self) -> Size {
+        self.running.now
+    }
+
     async fn change(
         &mut self,
         change: &Change,

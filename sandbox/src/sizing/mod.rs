@@ -9,6 +9,7 @@ mod running;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use rvm_sys::cpu_list::CpuList;
+use serde::{Deserialize, Serialize};
 
 pub use running::{Change, Running};
 
@@ -34,7 +35,9 @@ const MAX_MEMORY_MIB: u64 = 1 << 20;
 /// The most vCPUs of a machine: APIC ids have 8 bits.
 const MAX_VCPUS: u64 = 253;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The size of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Size {
     pub vcpus: u8,
     pub memory_mib: u64,

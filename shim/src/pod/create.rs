@@ -123,7 +123,7 @@ impl Pod {
         }
         let bundle = Bundle::load_with_root(plan.dir, disks)?;
         // Before there is anything of the container that would be left behind.
-        plan.machine = plan_machine(&bundle, &config, &mut Timings::default()).await?;
+        plan.machine = plan_machine(&bundle, None, &config, &mut Timings::default()).await?;
         let root = plan.options.root.clone();
         let root = root.unwrap_or_else(|| PathBuf::from(STATE_ROOT));
         let store = Store::new(root.join(&self.namespace));
@@ -160,6 +160,7 @@ impl Pod {
             outside: &outside,
             anchor: &anchor,
             is_in_groups: false,
+            image: None,
         };
         let placement = match (placement, self.machine.get()) {
             (Placement::Joined, Some(sandbox)) => Placement::Owned(sandbox),

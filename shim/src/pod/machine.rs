@@ -94,7 +94,7 @@ async fn log_end(machine: Arc<Machine>, sandbox: Arc<Sandbox>) {
     match end {
         _ if machine.get().is_none() => {}
         // A container may end by switching the machine off.
-        MachineEnd::PowerOff => tracing::info!("{end}"),
+        MachineEnd::PowerOff | MachineEnd::Saved => tracing::info!("{end}"),
         _ => tracing::error!("{}", sandbox.guest().explain_end(&end)),
     }
 }

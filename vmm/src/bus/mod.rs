@@ -92,14 +92,17 @@ impl Bus {
         Ok(slot.transport.replace(Box::new(Empty(queue_sizes)))?)
     }
 
-    /// The state of every slot, by number. The guest must not run.
-    pub fn save(&self) -> Result<Vec<TransportState>, SlotError> {
-        let states = self.slots.iter().enumerate();
-        let states = states.map(|(number, slot)| {
-            let saved = lock(slot).transport.save();
+    /// Calls `write` with the state of every slot, by number, while no device is called: none
+    /// changes the guest's memory. The guest must not run.
+    pub fn save<T>(&self, write: impl FnOnce(Vec<TransportState>) -> T) -> Result<T, SlotError> {
+        let slots: Vec<_> = self.slots.iter().map(lock).collect();
+        let _held: Vec<_> = slots.iter().map(|it| it.transport.slot().hold()).collect();
+        let states = slots.iter().enumerate().map(|(number, slot)| {
+            let saved = slot.transport.save();
             saved.map_err(|source| SlotError { number, source })
         });
-        states.collect()
+        let states = states.collect::<Result<_, _>>()?;
+        Ok(write(states))
     }
 
     /// Gives every slot its state. The guest has not run yet.

@@ -10,7 +10,7 @@ use super::memory::{HotplugMemory, HotplugMemoryError};
 use crate::bus::{Bus, BusError, FixedSlot};
 use crate::kvm::Vm;
 use crate::logging::error_chain;
-use crate::memory::CurrentMemory;
+use crate::memory::{CurrentMemory, GuestMemory};
 use crate::virtio::balloon;
 use crate::virtio::mem::{BLOCK, Mem, Sizes};
 use crate::virtio::slot::Slot;
@@ -61,6 +61,16 @@ impl MemorySize {
             device: None,
             awaited_mib: None,
         }
+    }
+
+    /// Whether memory beyond that of the boot has been plugged in.
+    pub fn has_grown(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// The guest's memory.
+    pub fn current(&self) -> Arc<GuestMemory> {
+        self.memory.get()
     }
 
     /// Asks the guest to resize its memory to `mib` MiB.

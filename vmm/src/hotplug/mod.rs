@@ -8,4 +8,4 @@ mod nets;
 pub use disks::{DiskError, DiskSlots};
 pub use memory::{HotplugMemory, HotplugMemoryError};
 pub use memory_size::{Balloon, MemorySize, MemorySizeError};
-pub use nets::{NetError, NetSlots};
+pub use nets::{Mac, NetError, NetSlots};

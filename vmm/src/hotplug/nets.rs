@@ -7,7 +7,8 @@ use crate::bus::{Bus, BusError};
 use crate::kvm::Vm;
 use crate::virtio::net::{Net, QUEUE_SIZES};
 
-type Mac = [u8; 6];
+/// An Ethernet address.
+pub type Mac = [u8; 6];
 
 /// A network card could not be plugged or unplugged.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +31,14 @@ pub struct NetSlots {
 }
 
 impl NetSlots {
-    /// The slots from `first` on: those of the machine's own cards, then `spare` empty ones.
-    pub fn new(first: usize, cards: impl Iterator<Item = Mac>, spare: usize) -> Self {
-        let empty = std::iter::repeat_n(None, spare);
-        Self {
-            first,
-            cards: cards.map(Some).chain(empty).collect(),
-        }
+    /// The slots from `first` on, with the cards that they have.
+    pub fn new(first: usize, cards: Vec<Option<Mac>>) -> Self {
+        Self { first, cards }
+    }
+
+    /// The cards by their slots.
+    pub fn cards(&self) -> &[Option<Mac>] {
+        &self.cards
     }
 
     /// Plugs a card with this MAC address and TAP into an empty slot.

@@ -97,6 +97,12 @@ const MAIN: Rules = &[
     ),
     // Plugging and unplugging memory.
     (libc::SYS_ioctl, OneOf(1, &[KVM_SET_USER_MEMORY_REGION])),
+    // Saving the machine: what KVM keeps of it, and the memory that the guest has touched.
+    (
+        libc::SYS_ioctl,
+        OneOf(1, &[KVM_GET_MSR_INDEX_LIST, KVM_GET_IRQCHIP, KVM_GET_CLOCK]),
+    ),
+    (libc::SYS_mincore, Always),
     // Kicking vCPUs.
     (libc::SYS_getpid, Always),
     (libc::SYS_tgkill, Always),
@@ -124,6 +130,8 @@ const VCPU: Rules = &[
             &[KVM_RUN, libc::TUNSETOFFLOAD, KVM_GET_REGS, KVM_GET_SREGS],
         ),
     ),
+    // Saving the machine.
+    (libc::SYS_ioctl, OneOf(1, SAVE_VCPU_IOCTLS)),
     (libc::SYS_rt_sigtimedwait, Always),
     // A device closes its streams when the guest resets it. Output to the serial port.
     (libc::SYS_shutdown, Always),
@@ -154,6 +162,27 @@ const CREATE_VCPU_IOCTLS: &[u64] = &[
     0x4400_ae8f, // KVM_SET_LAPIC
     0x4004_ae8b, // KVM_SET_SIGNAL_MASK
 ];
+
+/// The ioctls that read the state of a vCPU, beside its registers.
+const SAVE_VCPU_IOCTLS: &[u64] = &[
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x9000_aea4, // KVM_GET_XSAVE
+    0x8188_aea6, // KVM_GET_XCRS
+    0x8080_aea1, // KVM_GET_DEBUGREGS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0xc008_ae88, // KVM_GET_MSRS
+    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+    0xaea3,      // KVM_GET_TSC_KHZ
+];
+
+/// _IOWR(KVMIO, 0x02, struct kvm_msr_list)
+const KVM_GET_MSR_INDEX_LIST: u64 = 0xc004_ae02;
+
+/// _IOWR(KVMIO, 0x62, struct kvm_irqchip)
+const KVM_GET_IRQCHIP: u64 = 0xc208_ae62;
+
+/// _IOR(KVMIO, 0x7c, struct kvm_clock_data)
+const KVM_GET_CLOCK: u64 = 0x8030_ae7c;
 
 /// _IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)
 const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;

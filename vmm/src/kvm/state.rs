@@ -84,8 +84,14 @@ impl Vm {
         self.fd.set_clock(&clock).map_err(refused("set the clock"))
     }
 
-    /// Creates a vCPU, in a machine of at most `count`, with the state of one that ran.
-    pub fn restore_vcpu(&self, saved: &SavedVcpu, count: u8) -> Result<VcpuFd, KvmError> {
+    /// Creates a vCPU, in a machine of at most `count`, with the state of one that ran. With
+    /// `all_msrs` the state has model-specific registers which are as in a new vCPU.
+    pub fn restore_vcpu(
+        &self,
+        saved: &SavedVcpu,
+        count: u8,
+        all_msrs: bool,
+    ) -> Result<VcpuFd, KvmError> {
         let vcpu = self.create_vcpu(saved.id, count)?;
         let khz = vcpu
             .get_tsc_khz()
@@ -96,7 +102,7 @@ impl Vm {
                 now: khz,
             });
         }
-        saved.state.restore(&vcpu)?;
+        saved.state.restore(&vcpu, all_msrs)?;
         Ok(vcpu)
     }
 
@@ -191,14 +197,15 @@ mod tests {
         complete(&mut vcpu);
         let msrs = saveable_msrs(kvm().unwrap()).unwrap();
         let new = vm.new_msrs(&msrs, 1).unwrap();
-        let state = VcpuState::save(&vcpu, &new).unwrap();
-        let saved = (SavedVcpu { id: 0, state }, vm.save(1).unwrap());
-        let file = postcard::to_stdvec(&saved).unwrap();
-        for _ in 0..2 {
+        let vm_state = || vm.save(1).unwrap();
+        let changed = VcpuState::save(&vcpu, &new).unwrap();
+        let whole = VcpuState::save_whole(&vcpu, &msrs).unwrap();
+        for (state, all) in [(changed, false), (whole, true)] {
+            let file = postcard::to_stdvec(&(SavedVcpu { id: 0, state }, vm_state())).unwrap();
             let (restored, _memory) = new_vm().unwrap();
             let (saved, state): (SavedVcpu, VmState) = postcard::from_bytes(&file).unwrap();
             assert_eq!(restored.difference(&state, 1), None);
-            let mut vcpu = restored.restore_vcpu(&saved, 1).unwrap();
+            let mut vcpu = restored.restore_vcpu(&saved, 1, all).unwrap();
             restored.restore(&state).unwrap();
             assert_eq!([next(&mut vcpu), next(&mut vcpu)], [3, 4]);
         }

@@ -6,12 +6,14 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use rvm_protocol::SHARED_TAG;
-use rvm_protocol::vmm::MachineConfig;
+use rvm_protocol::vmm::{MachineConfig, Net as NetConfig};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
+use super::saved::SavedError;
 use crate::bus::FixedSlot;
 use crate::fds::PassedFds;
-use crate::hotplug::{self, DiskSlots, NetSlots};
+use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::logging::error_chain;
 use crate::memory::CurrentMemory;
@@ -48,13 +50,12 @@ pub(super) struct WorkerThread {
 }
 
 impl Devices {
-    /// Creates the devices and takes their descriptors. In a machine that becomes a template, the
-    /// guest's word that it is ready is noted in `ready`.
+    /// Creates the devices and takes their descriptors.
     pub(super) fn create(
         config: &MachineConfig,
         fds: &mut PassedFds,
         (memory, console): (&CurrentMemory, &Arc<Mutex<ConsoleLog>>),
-        ready: Option<&Arc<HeldRequest>>,
+        role: &Role,
         proc_self_fd: File,
     ) -> Result<Self, MachineError> {
         let mut slots = Slots {
@@ -67,7 +68,7 @@ impl Devices {
         for slot in FixedSlot::ALL {
             slots.add(match slot {
                 FixedSlot::Console => Box::new(Console::new(Arc::clone(console))),
-                FixedSlot::Vsock => Box::new(vsock(config, fds, ready)?),
+                FixedSlot::Vsock => Box::new(vsock(config, fds, role)?),
                 FixedSlot::Rng => Box::new(Rng),
                 FixedSlot::Balloon => Box::new(Balloon::new(target.clone())),
                 FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
@@ -76,27 +77,60 @@ impl Devices {
         slots.add_worker("fs", ThreadKind::Files, Box::new(files(proc_self_fd)?))?;
         slots.add_disk_slots(config.spare_disks)?;
         let first_net = slots.slots.len();
-        for (index, net) in config.nets.iter().enumerate() {
+        let cards = role.cards(config)?;
+        for (index, card) in cards.iter().enumerate() {
+            // Cards that are plugged in later work on the main thread: its filter forbids new
+            // threads.
+            let Some(net) = card else {
+                slots.add(Box::new(Empty(net::QUEUE_SIZES)))?;
+                continue;
+            };
             let name = format!("net{index}");
             let card = Net::new(File::from(fds.take(net.tap)?), net.mac);
             slots.add_worker(&name, ThreadKind::Network, Box::new(card))?;
         }
-        // Cards that are plugged in later work on the main thread: its filter forbids new threads.
-        for _ in 0..config.spare_nets {
-            slots.add(Box::new(Empty(net::QUEUE_SIZES)))?;
-        }
-        let macs = config.nets.iter().map(|net| net.mac);
+        let cards = cards.into_iter().map(|card| card.map(|net| net.mac));
         Ok(Self {
             balloon: hotplug::Balloon {
                 target,
                 slot: Arc::clone(&slots.slots[FixedSlot::Balloon as usize]),
             },
-            nets: NetSlots::new(first_net, macs, config.spare_nets),
+            nets: NetSlots::new(first_net, cards.collect()),
             disks: DiskSlots::new(config.spare_disks),
             main: slots.main,
             workers: slots.workers,
             slots: slots.slots,
         })
+    }
+}
+
+/// What a machine is made for, which its devices depend on.
+pub(super) enum Role {
+    /// To run a guest that has no streams yet.
+    Run,
+    /// To become a template. The guest's word that it is ready is noted here.
+    Template(Arc<HeldRequest>),
+    /// To go on from a checkpoint, with these cards in its slots. The event has the guest's streams
+    /// reset that no host program has claimed.
+    GoOn(Vec<Option<Mac>>, Arc<EventFd>),
+}
+
+impl Role {
+    /// The cards by their slots.
+    fn cards<'a>(
+        &self,
+        config: &'a MachineConfig,
+    ) -> Result<Vec<Option<&'a NetConfig>>, SavedError> {
+        let Self::GoOn(saved, _) = self else {
+            let empty = std::iter::repeat_n(None, config.spare_nets);
+            return Ok(config.nets.iter().map(Some).chain(empty).collect());
+        };
+        let given = |mac: &Mac| config.nets.iter().find(|net| net.mac == *mac);
+        let cards = saved.iter().map(|mac| match mac {
+            Some(mac) => given(mac).ok_or(SavedError::Cards).map(Some),
+            None => Ok(None),
+        });
+        cards.collect()
     }
 }
 
@@ -186,14 +220,18 @@ pub(super) fn failed(device: &'static str) -> impl FnOnce(io::Error) -> MachineE
     move |source| MachineError::Device { device, source }
 }
 
-fn vsock(
-    config: &MachineConfig,
-    fds: &mut PassedFds,
-    ready: Option<&Arc<HeldRequest>>,
-) -> Result<Vsock, MachineError> {
-    let vsock = match ready {
-        Some(ready) => Vsock::of_template(Arc::clone(ready)),
-        None => Vsock::new(fds.take_listeners(&config.vsock)?),
+/// An event of the host for a device.
+pub(super) fn new_event() -> Result<EventFd, MachineError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed("vsock"))
+}
+
+fn vsock(config: &MachineConfig, fds: &mut PassedFds, role: &Role) -> Result<Vsock, MachineError> {
+    let vsock = match role {
+        Role::Run => Vsock::new(fds.take_listeners(&config.vsock)?),
+        Role::Template(ready) => Vsock::of_template(Arc::clone(ready)),
+        Role::GoOn(_, drop) => {
+            Vsock::of_checkpoint(fds.take_listeners(&config.vsock)?, Arc::clone(drop))
+        }
     };
     vsock.map_err(failed("vsock"))
 }

@@ -1,7 +1,9 @@
-//! Assembles a machine and starts it.
+//! Assembles a machine and starts it, or saves it.
 
+mod checkpoint;
 mod config;
 mod devices;
+mod saved;
 mod stopwatch;
 mod template;
 
@@ -13,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::VcpuFd;
 use rvm_protocol::failure::{Code, Coded};
 use rvm_protocol::vmm::{MachineConfig, StartTimes};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::mptable;
 use crate::arch::x86_64::registers::{self, RegisterError};
@@ -27,15 +30,16 @@ use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::thread::DeviceThread;
-use crate::virtio::vsock::HeldRequest;
 
-use devices::{Devices, WorkerThread, failed};
+use devices::{Devices, Role, WorkerThread, failed};
+use saved::{MachineState, Shape};
 use stopwatch::Stopwatch;
-use template::{Shape, Template};
 
+pub use checkpoint::Files as CheckpointFiles;
+pub use saved::SavedError;
 #[cfg(any(test, feature = "fuzzing"))]
-pub use template::read_any as read_any_template;
-pub use template::{TemplateError, make};
+pub use saved::read_any as read_any_state;
+pub use template::make;
 
 /// A machine could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +71,7 @@ pub enum MachineError {
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     #[error(transparent)]
-    Template(#[from] TemplateError),
+    Saved(#[from] SavedError),
 }
 
 impl Coded for MachineError {
@@ -90,7 +94,12 @@ pub struct Machine {
     pub disks: DiskSlots,
     pub times: StartTimes,
     /// Why the machine was not restored from its template, if it has one and was not.
-    pub refusal: Option<TemplateError>,
+    pub refusal: Option<SavedError>,
+    /// Has the streams of a checkpoint reset that no host program has claimed.
+    drop_streams: Arc<EventFd>,
+    shape: Shape,
+    /// The blocks of memory that are mapped from a file.
+    mapped: Vec<u64>,
     /// When this descriptor is closed KVM disconnects all interrupts, even if the vCPUs still run.
     pub vm: Vm,
 }
@@ -109,15 +118,22 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let Frame {
         memory,
         vm,
-        template,
+        saved,
         refusal,
     } = Frame::new(config, &kernel, &mut fds)?;
     let current = CurrentMemory::new(Arc::clone(&memory));
-    let (devices, bus) = connect(config, &mut fds, (&vm, &current), None, proc_self_fd)?;
+    let drop_streams = Arc::new(devices::new_event()?);
+    let role = match &saved {
+        Some(saved) if config.checkpoint.is_some() => {
+            Role::GoOn(saved.cards.clone(), Arc::clone(&drop_streams))
+        }
+        _ => Role::Run,
+    };
+    let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, proc_self_fd)?;
     let machine_ns = stopwatch.lap();
 
-    let vcpus = match &template {
-        Some(template) => template.restore(&vm, &bus, config.max_vcpus)?,
+    let vcpus = match &saved {
+        Some(saved) => saved.restore(&vm, &bus, config.max_vcpus)?,
         None => kernel.load(config, &memory, &vm, bus.slots())?,
     };
     let kernel_ns = stopwatch.lap();
@@ -138,9 +154,12 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
             machine_ns,
             kernel_ns,
             threads_ns: stopwatch.lap(),
-            restored: template.is_some(),
+            restored: saved.is_some(),
         },
         refusal,
+        drop_streams,
+        shape: Shape::of_any_guest(config),
+        mapped: saved.map(|saved| saved.blocks).unwrap_or_default(),
         vm,
     })
 }
@@ -149,12 +168,13 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 struct Frame {
     memory: Arc<GuestMemory>,
     vm: Vm,
-    template: Option<Template>,
-    refusal: Option<TemplateError>,
+    saved: Option<MachineState>,
+    refusal: Option<SavedError>,
 }
 
 impl Frame {
-    /// Those of the machine's template, if it has one that can be used, or else new ones.
+    /// Those of the machine's checkpoint, or of its template, if it has one that can be used, or else
+    /// new ones.
     fn new(
         config: &MachineConfig,
         kernel: &Kernel,
@@ -162,18 +182,17 @@ impl Frame {
     ) -> Result<Self, MachineError> {
         let kvm = fds.take(config.kvm)?;
         let mut refusal = None;
+        if let Some(files) = &config.checkpoint {
+            let (state, memory) = (fds.take(files.state)?, fds.take(files.memory)?);
+            let shape = Shape::of_any_guest(config);
+            let opened = MachineState::open((state.into(), memory.into()), &shape, &kvm)?;
+            return Ok(Self::of(opened));
+        }
         if let Some(files) = &config.template {
             let (state, memory) = (fds.take(files.state)?, fds.take(files.memory)?);
             let shape = kernel.shape(config);
-            match Template::open((state.into(), memory.into()), &shape, &kvm) {
-                Ok((template, memory, vm)) => {
-                    return Ok(Self {
-                        memory,
-                        vm,
-                        template: Some(template),
-                        refusal,
-                    });
-                }
+            match MachineState::open((state.into(), memory.into()), &shape, &kvm) {
+                Ok(opened) => return Ok(Self::of(opened)),
                 Err(error) => refusal = Some(error),
             }
         }
@@ -181,9 +200,18 @@ impl Frame {
         Ok(Self {
             vm: Vm::new(kvm, Arc::clone(&memory))?,
             memory,
-            template: None,
+            saved: None,
             refusal,
         })
+    }
+
+    fn of((saved, memory, vm): (MachineState, Arc<GuestMemory>, Vm)) -> Self {
+        Self {
+            memory,
+            vm,
+            saved: Some(saved),
+            refusal: None,
+        }
     }
 }
 
@@ -222,17 +250,17 @@ impl Kernel {
     }
 }
 
-/// Creates the devices and connects them to the machine. For `ready` see [`Devices::create`].
+/// Creates the devices and connects them to the machine.
 fn connect(
     config: &MachineConfig,
     fds: &mut PassedFds,
     (vm, memory): (&Vm, &CurrentMemory),
-    ready: Option<&Arc<HeldRequest>>,
+    role: &Role,
     proc_self_fd: File,
 ) -> Result<(Devices, Bus), MachineError> {
     let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
     let console = Arc::new(Mutex::new(console));
-    let devices = Devices::create(config, fds, (memory, &console), ready, proc_self_fd)?;
+    let devices = Devices::create(config, fds, (memory, &console), role, proc_self_fd)?;
     let bus = Bus::new(vm, &devices.slots, console)?;
     Ok((devices, bus))
 }

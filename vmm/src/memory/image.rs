@@ -49,8 +49,13 @@ pub enum ImageError {
 }
 
 /// Writes the blocks that hold something to an empty file. Returns their guest addresses, in their
-/// order in the file.
-pub fn write(memory: &GuestMemory, file: &mut File) -> Result<Vec<u64>, ImageError> {
+/// order in the file. Whether pages without memory may hold something, of the block at an address,
+/// says `is_elsewhere`: they may be swapped out, or be those of a file that is mapped.
+pub fn write(
+    memory: &GuestMemory,
+    file: &mut File,
+    is_elsewhere: impl Fn(u64) -> bool,
+) -> Result<Vec<u64>, ImageError> {
     let mut blocks = Vec::new();
     for region in memory.iter() {
         let (start, bytes) = (region.start_addr().0, region.len());
@@ -59,7 +64,7 @@ pub fn write(memory: &GuestMemory, file: &mut File) -> Result<Vec<u64>, ImageErr
             let slice = memory
                 .get_slice(GuestAddress(address), length)
                 .map_err(ImageError::Write)?;
-            if !holds_something(&slice).map_err(ImageError::Resident)? {
+            if !holds_something(&slice, is_elsewhere(address)).map_err(ImageError::Resident)? {
                 continue;
             }
             file.seek(SeekFrom::Start(blocks.len() as u64 * BLOCK))
@@ -72,20 +77,18 @@ pub fn write(memory: &GuestMemory, file: &mut File) -> Result<Vec<u64>, ImageErr
     }
     file.set_len(blocks.len() as u64 * BLOCK)
         .map_err(ImageError::Size)?;
-    if let Err(error) = collapse(file, blocks.len() * HUGE_PAGE) {
-        log::debug!("the template's memory stays in small pages: {error}");
-    }
     Ok(blocks)
 }
 
-/// Has the kernel move a file's pages into huge ones, which Linux 6.1 and later can on a tmpfs. A
-/// guest that reads or executes from such a page needs one entry in its page tables in place of
-/// 512, and one exit in place of as many.
+/// Has the kernel move a file's first blocks into huge pages, which Linux 6.1 and later can on a
+/// tmpfs. A guest that reads or executes from such a page needs one entry in its page tables in
+/// place of 512, and one exit in place of as many.
 #[expect(unsafe_code, reason = "mmap")]
-fn collapse(file: &File, bytes: usize) -> io::Result<()> {
-    if bytes == 0 {
+pub fn collapse(file: &File, blocks: usize) -> io::Result<()> {
+    if blocks == 0 {
         return Ok(());
     }
+    let bytes = blocks * HUGE_PAGE;
     let reservation = Reservation::new(bytes)?;
     let start = reservation.host_address(0);
     let pointer: *mut c_void = ptr::with_exposed_provenance_mut(start);
@@ -108,10 +111,13 @@ fn collapse(file: &File, bytes: usize) -> io::Result<()> {
     }
 }
 
-/// Whether a byte of the slice is not zero. Memory that the guest has never touched is not read:
-/// that would allocate it.
-fn holds_something(slice: &GuestSlice<'_>) -> io::Result<bool> {
-    let resident = resident_pages(slice)?;
+/// Whether a byte of the slice is not zero. Memory that the guest has never touched is not read
+/// unless it `is_elsewhere`: that would allocate page tables for it.
+fn holds_something(slice: &GuestSlice<'_>, is_elsewhere: bool) -> io::Result<bool> {
+    let resident = match is_elsewhere {
+        true => vec![1; slice.len().div_ceil(PAGE)],
+        false => resident_pages(slice)?,
+    };
     let mut page = [0; PAGE];
     Ok(resident.iter().enumerate().any(|(index, resident)| {
         resident & 1 != 0
@@ -202,7 +208,7 @@ mod tests {
         let last = GuestAddress((MIB << 20) - 1);
         memory.write_obj(9_u8, last).unwrap();
         let mut file = tempfile::tempfile().unwrap();
-        let blocks = write(&memory, &mut file).unwrap();
+        let blocks = write(&memory, &mut file, |_| false).unwrap();
         (file, blocks)
     }
 

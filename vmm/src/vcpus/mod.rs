@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 
+use crate::arch::x86_64::registers::RegisterError;
 use crate::jail::filter::ThreadKind;
-use crate::kvm::{KvmError, Vm};
+use crate::kvm::{KvmError, SavedVcpu, Vm};
 use crate::logging::error_chain;
 use crate::threads;
 
@@ -82,6 +83,23 @@ impl Vcpus {
     /// Pauses all vCPUs, and returns when they have stopped.
     pub fn pause(&self) {
         self.state.pause(&self.threads);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u8 {
+        // At most `max`.
+        self.threads.len() as u8
+    }
+
+    /// How many there may be.
+    pub fn max(&self) -> u8 {
+        self.max
+    }
+
+    /// The states of the vCPUs, which are paused, with these model-specific registers. None if one
+    /// does not answer.
+    pub fn save(&self, msrs: &[u32]) -> Option<Result<Vec<SavedVcpu>, RegisterError>> {
+        self.state.save(self.count(), msrs)
     }
 
     /// Stops all vCPUs for good, between two instructions, and takes them from their threads.

@@ -3,10 +3,11 @@
 //! ```text
 //!             start             pause                    anything that ends the machine
 //!   waiting ─────────> running ───────> paused    running ──────────────────────────────> ended
-//!                         ^               │              │
+//!                         ^            save              │
 //!                         └─── resume ────┘              └──collect──> collected
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::kick::VcpuThread;
 use super::vcpu::failed;
+use crate::arch::x86_64::registers::RegisterError;
 use crate::bus::Bus;
+use crate::kvm::SavedVcpu;
 
 pub struct RunState {
     bus: Bus,
@@ -32,9 +35,27 @@ struct State {
     paused: bool,
     /// The number of vCPUs that have stopped because `paused` is set.
     parked: usize,
+    /// The vCPUs that stand still are to save their states.
+    save: Option<Save>,
     /// The vCPUs are to leave their threads, and those that have.
     collected: Option<Vec<(u8, VcpuFd)>>,
     stop: Option<StopReason>,
+}
+
+/// vCPUs that save their states.
+struct Save {
+    /// The model-specific registers that are saved.
+    msrs: Arc<[u32]>,
+    /// Those that have not begun, by their ids.
+    waiting: BTreeSet<u8>,
+    saved: Vec<Result<SavedVcpu, RegisterError>>,
+}
+
+/// What a vCPU is to do.
+pub(super) enum Order {
+    Run,
+    /// Save its state, with these model-specific registers, and wait again.
+    Save(Arc<[u32]>),
 }
 
 /// How long vCPUs may take to leave their threads: each has one exit to finish.
@@ -48,6 +69,7 @@ impl RunState {
             state: Mutex::new(State {
                 paused: false,
                 parked: 0,
+                save: None,
                 collected: None,
                 stop: None,
             }),
@@ -102,6 +124,47 @@ impl RunState {
         self.changed.notify_all();
     }
 
+    /// The states of the vCPUs on `count` threads, which are paused, in the order of their ids. Fails
+    /// if one does not come in time.
+    pub(super) fn save(
+        &self,
+        count: u8,
+        msrs: &[u32],
+    ) -> Option<Result<Vec<SavedVcpu>, RegisterError>> {
+        let mut state = self.lock();
+        state.save = Some(Save {
+            msrs: msrs.into(),
+            waiting: (0..count).collect(),
+            saved: Vec::new(),
+        });
+        self.changed.notify_all();
+        let is_incomplete = |state: &mut State| {
+            let saved = state.save.as_ref().map_or(0, |save| save.saved.len());
+            saved < usize::from(count) && state.stop.is_none()
+        };
+        let waited = self
+            .changed
+            .wait_timeout_while(state, COLLECT_TIMEOUT, is_incomplete);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let saved = state.save.take()?.saved;
+        if saved.len() != usize::from(count) {
+            return None;
+        }
+        let saved: Result<Vec<_>, _> = saved.into_iter().collect();
+        Some(saved.map(|mut vcpus| {
+            vcpus.sort_by_key(|vcpu| vcpu.id);
+            vcpus
+        }))
+    }
+
+    /// Notes the state of a vCPU.
+    pub(super) fn put_saved(&self, saved: Result<SavedVcpu, RegisterError>) {
+        if let Some(save) = &mut self.lock().save {
+            save.saved.push(saved);
+        }
+        self.changed.notify_all();
+    }
+
     /// Takes the vCPUs from these threads, which end. `None` if one does not come in time.
     pub(super) fn collect(&self, threads: &[VcpuThread]) -> Option<Vec<(u8, VcpuFd)>> {
         let mut state = self.lock();
@@ -135,21 +198,29 @@ impl RunState {
         self.changed.notify_all();
     }
 
-    /// Returns when the calling vCPU may run.
-    pub(super) fn wait_while_paused(&self) {
+    /// Returns when the vCPU with this id, which calls it, has something to do.
+    pub(super) fn wait_while_paused(&self, id: u8) -> Order {
         let mut state = self.lock();
         if !state.paused {
-            return;
+            return Order::Run;
         }
         state.parked += 1;
         self.changed.notify_all();
         while state.paused {
+            if let Some(save) = &mut state.save
+                && save.waiting.remove(&id)
+            {
+                let msrs = Arc::clone(&save.msrs);
+                state.parked -= 1;
+                return Order::Save(msrs);
+            }
             state = self
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         state.parked -= 1;
+        Order::Run
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

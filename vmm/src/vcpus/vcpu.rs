@@ -9,7 +9,10 @@ use rvm_protocol::failure::{Code, Failure};
 use rvm_protocol::vmm::StopReason;
 
 use super::kick::{VcpuThread, drain_kick};
-use super::run_state::RunState;
+use super::run_state::{Order, RunState};
+use crate::arch::x86_64::registers::RegisterError;
+use crate::arch::x86_64::state::VcpuState;
+use crate::kvm::SavedVcpu;
 
 pub(super) struct Vcpu {
     id: u8,
@@ -34,7 +37,13 @@ impl Vcpu {
     /// Runs the guest until the machine ends, or until the vCPU is collected.
     pub(super) fn run(mut self) {
         let reason = loop {
-            self.state.wait_while_paused();
+            if let Order::Save(msrs) = self.state.wait_while_paused(self.id) {
+                match self.complete_exit() {
+                    Ok(()) => self.state.put_saved(self.save(&msrs)),
+                    Err(error) => break failed(format!("KVM_RUN: {error}")),
+                }
+                continue;
+            }
             if self.state.is_collecting() {
                 match self.complete_exit() {
                     Ok(()) => return self.state.hand_over(self.id, self.fd),
@@ -48,6 +57,11 @@ impl Vcpu {
             }
         };
         self.state.end(reason);
+    }
+
+    fn save(&self, msrs: &[u32]) -> Result<SavedVcpu, RegisterError> {
+        let state = VcpuState::save_whole(&self.fd, msrs)?;
+        Ok(SavedVcpu { id: self.id, state })
     }
 
     /// Runs the guest until its next exit and handles the exit. A stop reason ends the machine.

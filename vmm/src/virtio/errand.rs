@@ -1,5 +1,6 @@
 //! Saving a device on the thread that it works on, for another thread that waits: what a device
-//! does may take calls that the other thread's filter does not allow.
+//! does may take calls that the other thread's filter does not allow. Until the guest's memory is
+//! saved, too, the thread does nothing else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,6 +53,49 @@ impl<T> Errand<T> {
     }
 }
 
+/// How often a thread that is held looks for errands.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Keeps a thread from its work, errands excepted.
+#[derive(Debug, Default)]
+pub struct Hold {
+    /// By how many it is held.
+    holders: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// A thread that is held, until this is dropped.
+pub struct Held<'a>(&'a Hold);
+
+impl Hold {
+    pub(super) fn hold(&self) -> Held<'_> {
+        *self.lock() += 1;
+        Held(self)
+    }
+
+    /// Returns when nobody holds the calling thread, which meanwhile runs errands.
+    pub(super) fn wait(&self, run_errands: impl Fn()) {
+        let mut holders = self.lock();
+        while *holders > 0 {
+            drop(holders);
+            run_errands();
+            let waited = self.changed.wait_timeout(self.lock(), LOOK);
+            (holders, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +105,25 @@ mod tests {
         let errand = Errand::<u32>::default();
         assert_eq!(errand.ask(|| {}, Duration::from_millis(10)), None);
         errand.run(|| panic!("nobody wants it any more"));
+    }
+
+    #[test]
+    fn a_thread_that_is_held_runs_errands_and_nothing_else() {
+        let (hold, errand) = (Hold::default(), Errand::default());
+        let has_worked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (first, second) = (hold.hold(), hold.hold());
+            scope.spawn(|| {
+                hold.wait(|| errand.run(|| 7));
+                has_worked.store(true, Ordering::Release);
+            });
+            assert_eq!(errand.ask(|| {}, Duration::from_secs(20)), Some(7));
+            drop(first);
+            assert_eq!(errand.ask(|| {}, Duration::from_secs(20)), Some(7));
+            assert!(!has_worked.load(Ordering::Acquire));
+            drop(second);
+        });
+        assert!(has_worked.into_inner());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{DeviceError, DeviceIo, VirtioDevice};
 use super::epoll::{Source, Watches, readiness};
-use super::errand::Errand;
+use super::errand::{Errand, Held, Hold};
 use super::spec::{mmio, status};
 use super::state::{SlotState, StateError};
 use crate::fds::borrow_eventfd;
@@ -42,6 +42,8 @@ pub struct Slot {
     warnings: RateLimited,
     has_own_thread: AtomicBool,
     saving: Errand<Result<SlotState, StateError>>,
+    /// The thread's.
+    hold: Arc<Hold>,
 }
 
 struct Running {
@@ -51,12 +53,14 @@ struct Running {
 }
 
 impl Slot {
-    /// A slot with this device, whose events come from `epoll` with the number `number`.
+    /// A slot with this device, whose events come from `epoll` with the number `number`, on a thread
+    /// that `hold` stops.
     pub(super) fn new(
         device: Box<dyn VirtioDevice>,
         memory: CurrentMemory,
         epoll: Arc<OwnedFd>,
         number: u16,
+        hold: Arc<Hold>,
     ) -> io::Result<Self> {
         let awaited_queue = device.awaited_queue();
         let mut doorbells = Vec::new();
@@ -85,6 +89,7 @@ impl Slot {
             warnings: RateLimited::default(),
             has_own_thread: AtomicBool::new(false),
             saving: Errand::default(),
+            hold,
         })
     }
 
@@ -138,6 +143,17 @@ impl Slot {
         self.has_own_thread.store(true, Ordering::Release);
     }
 
+    /// Keeps the slot's thread from handling events until the result is dropped; it still saves its
+    /// devices. It may be in the middle of an event.
+    pub fn hold(&self) -> Held<'_> {
+        self.hold.hold()
+    }
+
+    /// Saves the device if that was asked for.
+    pub(super) fn save_if_asked(&self) {
+        self.saving.run(|| self.save_here());
+    }
+
     /// The state of a device that was started, made on its own thread. Fails if it cannot be saved
     /// now, or waits for its driver to reset it.
     pub(super) fn save(&self) -> Result<SlotState, StateError> {
@@ -182,9 +198,13 @@ impl Slot {
         if self.interrupt.status() & status::NEEDS_RESET != 0 {
             return Err(StateError::Device);
         }
-        // Whether the guest had received the interrupt is not known.
+        // Whether the guest had received the interrupt is not known, nor whether the device had
+        // heard of the notifications.
         if state.cause != 0 {
             self.interrupt.raise(state.cause);
+        }
+        for doorbell in &self.doorbells {
+            let _ = doorbell.write(1);
         }
         Ok(())
     }
@@ -204,7 +224,6 @@ impl Slot {
 
     /// Handles an event of the slot's epoll.
     pub(super) fn handle(&self, source: Source, flags: EventFlags) {
-        self.saving.run(|| self.save_here());
         match source {
             Source::Doorbell(queue) => {
                 self.lock_and_call(|device, io| device.process_queue(queue, io));

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::device::VirtioDevice;
 use super::epoll::Source;
+use super::errand::Hold;
 use super::slot::Slot;
 use crate::memory::CurrentMemory;
 
@@ -20,6 +21,7 @@ use crate::memory::CurrentMemory;
 pub struct DeviceThread {
     epoll: Arc<OwnedFd>,
     slots: Vec<Arc<Slot>>,
+    hold: Arc<Hold>,
 }
 
 impl DeviceThread {
@@ -28,6 +30,7 @@ impl DeviceThread {
         Ok(Self {
             epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
             slots: Vec::new(),
+            hold: Arc::default(),
         })
     }
 
@@ -37,6 +40,7 @@ impl DeviceThread {
         Ok(Self {
             epoll: Arc::new(std::fs::File::open("/dev/null")?.into()),
             slots: Vec::new(),
+            hold: Arc::default(),
         })
     }
 
@@ -47,7 +51,8 @@ impl DeviceThread {
         memory: CurrentMemory,
     ) -> io::Result<Arc<Slot>> {
         let number = self.slots.len() as u16;
-        let slot = Arc::new(Slot::new(device, memory, Arc::clone(&self.epoll), number)?);
+        let (epoll, hold) = (Arc::clone(&self.epoll), Arc::clone(&self.hold));
+        let slot = Arc::new(Slot::new(device, memory, epoll, number, hold)?);
         self.slots.push(Arc::clone(&slot));
         Ok(slot)
     }
@@ -73,6 +78,13 @@ impl DeviceThread {
         self.handle_events(false)
     }
 
+    /// Saves the devices for another thread that asks for it, while that one holds this.
+    fn stand_by(&self) {
+        let save = || self.slots.iter().for_each(|slot| slot.save_if_asked());
+        save();
+        self.hold.wait(save);
+    }
+
     fn handle_events(&self, wait: bool) -> io::Result<()> {
         let mut buffer = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 32];
         let now = rustix::time::Timespec {
@@ -84,6 +96,7 @@ impl DeviceThread {
             other => other?,
         };
         for event in events {
+            self.stand_by();
             let (slot, source) = Source::decode(event.data.u64());
             if let Some(slot) = self.slots.get(slot) {
                 slot.handle(source, event.flags);

@@ -81,6 +81,7 @@ impl Control {
 pub(super) fn machine_end(reason: StopReason) -> MachineEnd {
     match reason {
         StopReason::PowerOff => MachineEnd::PowerOff,
+        StopReason::Saved => MachineEnd::Saved,
         StopReason::GuestReset { place } => MachineEnd::GuestReset(Some(place)),
         StopReason::Failed(failure) => MachineEnd::Failed(failure.to_string()),
     }
@@ -102,7 +103,7 @@ fn clean_event(event: Event) -> Event {
         | Event::Done
         | Event::Resized { .. }
         | Event::TemplateSaved
-        | Event::Stopped(StopReason::PowerOff)) => other,
+        | Event::Stopped(StopReason::PowerOff | StopReason::Saved)) => other,
     }
 }
 

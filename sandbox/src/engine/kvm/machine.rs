@@ -12,10 +12,11 @@ use rvm_protocol::vmm::{ChannelError, Event, Request, StartTimes, StopReason};
 use tokio::sync::{oneshot, watch};
 
 use super::control::{Control, machine_end};
+use super::open_kvm;
 use super::template::Template;
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
-use crate::engine::{EngineError, MachineEnd, Plug, Unplug, Vm};
+use crate::engine::{EngineError, MachineEnd, Plug, Save, Unplug, Vm};
 use crate::host::process::ProcessId;
 use crate::host::rate::Rate;
 use crate::host::untrusted_text::clean;
@@ -24,6 +25,9 @@ use rvm_sys::error_chain::chain;
 
 /// How long rvm-vmm may take to answer. It waits for nothing that the guest does.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long rvm-vmm may take to write a machine: as much as its memory holds, on a slow disk.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The most events a second. rvm-vmm has a few in all its life; one that was taken over could keep
 /// root's process busy with a flood.
@@ -71,6 +75,17 @@ impl KvmMachine {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), EngineError> {
+        self.request_within(REQUEST_TIMEOUT, action, request, fds)
+            .await
+    }
+
+    async fn request_within(
+        &self,
+        limit: Duration,
+        action: &'static str,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
         let (answer, answered) = oneshot::channel();
         {
             // Held while sending, so that the answers queue in the order of the requests.
@@ -80,13 +95,13 @@ impl KvmMachine {
                 .map_err(|source| EngineError::Channel { action, source })?;
             waiting.push_back(answer);
         }
-        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, answered).await {
+        let answer = match tokio::time::timeout(limit, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Failure::new(Code::Unavailable, "it has ended")),
             // Its answer keeps its place in the queue, and finds nobody waiting.
             Err(_) => Err(Failure::new(
                 Code::DeadlineExceeded,
-                format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+                format!("no answer within {} s", limit.as_secs()),
             )),
         };
         answer.map_err(|failure| EngineError::Refused { action, failure })
@@ -122,7 +137,12 @@ impl KvmMachine {
             // Only one that writes a template says so.
             Event::TemplateSaved => {}
             Event::Resized { memory_mib } => _ = self.reached.send_replace(memory_mib),
-            Event::Stopped(reason) => return Some(reason),
+            Event::Stopped(reason) => {
+                if reason == StopReason::Saved {
+                    self.answered(Ok(()));
+                }
+                return Some(reason);
+            }
         }
         None
     }
@@ -251,7 +271,26 @@ impl Vm for KvmMachine {
             .is_ok()
     }
 
+    async fn save(&self, step: Save<'_>) -> Result<(), EngineError> {
+        let Save::Write { image, go_on } = step else {
+            let action = "reset the streams of before";
+            return self.request(action, &Request::DropStreams, &[]).await;
+        };
+        let kvm = open_kvm()?;
+        let files = [image.state.as_fd(), image.memory.as_fd(), kvm.as_fd()];
+        let has_swap = has_swap();
+        let request = Request::Save { go_on, has_swap };
+        self.request_within(SAVE_TIMEOUT, "save the machine", &request, &files)
+            .await
+    }
+
     fn kill(&self) -> io::Result<()> {
         lock(&self.vmm).kill()
     }
+}
+
+/// Whether the host can swap pages out. If that cannot be found out, it can.
+fn has_swap() -> bool {
+    // The first line is a heading.
+    std::fs::read_to_string("/proc/swaps").map_or(true, |swaps| swaps.lines().count() > 1)
 }

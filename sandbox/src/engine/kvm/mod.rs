@@ -9,12 +9,14 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use rvm_protocol::vmm::{DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig, TemplateFiles};
+use rvm_protocol::vmm::{
+    CheckpointFiles, DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig, TemplateFiles,
+};
 
 use super::fds::Fds;
 use super::files::{check_host_memory, create_console, open_failed, open_initramfs, open_kernel};
 use super::spawn::Vmm;
-use super::{Engine, EngineError, Plan, Verdict, Vm};
+use super::{Engine, EngineError, Plan, Verdict, Vm, io_failed};
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
 use crate::network::NicLimits;
@@ -50,6 +52,7 @@ pub(super) static ENGINE: Engine = Engine {
     disk_slots,
     memory_hotplug: true,
     templates: Ok(()),
+    checkpoints: Ok(()),
     probe,
     check,
     start,
@@ -69,12 +72,23 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     let config = plan.config;
     let mut fds = Fds::default();
     let cards = plan.nets.len();
-    let shape = Shape::new(plan.size, plan.max, net_slots(cards), plan.disk_slots);
+    let at_start = plan
+        .checkpoint
+        .map_or(cards, |image| image.manifest.machine.cards_at_start);
+    let slots = net_slots(at_start);
+    let shape = Shape::new(plan.size, plan.max, slots, plan.disk_slots);
     let places = (plan.shared, plan.console);
     let mut machine = machine_config(open_kvm()?, config, shape, places, &mut fds)?;
     machine.vsock = fds.add_ports(plan.ports);
     machine.nets = fds.add_nets(plan.nets);
-    machine.spare_nets -= cards;
+    machine.spare_nets = slots.saturating_sub(cards);
+    if let Some(image) = plan.checkpoint {
+        let own = |file: &File| file.try_clone().map_err(io_failed("dup"));
+        machine.checkpoint = Some(CheckpointFiles {
+            state: fds.add(own(&image.state)?),
+            memory: fds.add(own(&image.memory)?),
+        });
+    }
     let template = plan.template.filter(|template| {
         let fits = template.has(shape);
         if !fits {
@@ -117,6 +131,7 @@ fn machine_config(
         spare_nets: shape.net_slots,
         nets: Vec::new(),
         template: None,
+        checkpoint: None,
     })
 }
 

@@ -13,7 +13,7 @@ use super::args::BOUNCE_MIB;
 use super::qmp::Qmp;
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
-use crate::engine::{EngineError, MachineEnd, Plug, Unplug, Vm, io_failed};
+use crate::engine::{EngineError, MachineEnd, Plug, Save, Unplug, Vm, io_failed};
 use crate::host::process::ProcessId;
 use crate::host::untrusted_text::clean;
 use crate::sizing::Size;
@@ -167,6 +167,10 @@ impl Vm for QemuMachine {
 
     async fn resized(&self, size: Size) -> bool {
         self.monitor.has_memory(self.memory(size)).await
+    }
+
+    async fn save(&self, _: Save<'_>) -> Result<(), EngineError> {
+        ENGINE.checkpoints.map_err(EngineError::Unsupported)
     }
 
     fn kill(&self) -> io::Result<()> {

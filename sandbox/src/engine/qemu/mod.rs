@@ -60,6 +60,9 @@ pub(super) static ENGINE: Engine = Engine {
     disk_slots: |_| 0,
     // Memory is plugged into machines with PCI or ACPI, and microvm has neither.
     memory_hotplug: false,
+    checkpoints: Err(
+        "machines of the qemu engine cannot be saved to checkpoints; those of the kvm engine can",
+    ),
     templates: Err(
         "machines of the qemu engine have no templates: each boots; those of the kvm engine have",
     ),

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
 use rvm_protocol::agent::{
-    Event, EventsRequest, ListProcessesRequest, ListProcessesResponse, MountDisksRequest, Oom,
-    PauseContainerRequest, RemoveContainerRequest, ResizeRequest, ResumeContainerRequest,
-    ShutdownRequest, SignalProcessRequest, StatsRequest, StatsResponse, UpdateContainerRequest,
-    UpdateVolumeRequest, WriteBackRequest,
+    AdoptContainerRequest, Event, EventsRequest, ListProcessesRequest, ListProcessesResponse,
+    MountDisksRequest, Oom, PauseContainerRequest, RemoveContainerRequest, ResizeRequest,
+    ResumeContainerRequest, ShutdownRequest, SignalProcessRequest, StatsRequest, StatsResponse,
+    UpdateContainerRequest, UpdateVolumeRequest, WriteBackRequest,
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
@@ -136,6 +136,19 @@ impl Agent {
         };
         let call = self.client.resize(limited(), &request);
         within(CALL_TIMEOUT, "resize", call).await.map(|_| ())
+    }
+
+    /// Has a container's init process outlive the connection of the process that stood for it: this
+    /// one does from now on.
+    pub async fn adopt(&self, id: &ContainerId) -> Result<(), AgentError> {
+        let request = AdoptContainerRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        let call = self.client.adopt_container(limited(), &request);
+        within(CALL_TIMEOUT, "adopt container", call)
+            .await
+            .map(|_| ())
     }
 
     /// Kills the remaining processes of a container and removes it from the guest.

@@ -23,7 +23,7 @@ pub struct VcpuState {
     xcrs: kvm_xcrs,
     debug_regs: kvm_debugregs,
     lapic: kvm_lapic_state,
-    /// Those that differ from a new vCPU's, in the order in which they are set.
+    /// In the order in which they are set.
     msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
     /// The frequency of its time stamp counter.
@@ -34,6 +34,22 @@ impl VcpuState {
     /// Reads the state of a vCPU that has completed its last exit. `new` are the model-specific
     /// registers of a vCPU that was just created.
     pub fn save(vcpu: &VcpuFd, new: &[kvm_msr_entry]) -> Result<Self, RegisterError> {
+        Self::with(vcpu, |vcpu| changed_msrs(vcpu, new))
+    }
+
+    /// The same with all of these model-specific registers that the vCPU has.
+    pub fn save_whole(vcpu: &VcpuFd, indices: &[u32]) -> Result<Self, RegisterError> {
+        Self::with(vcpu, |vcpu| {
+            let mut msrs = read_msrs(vcpu, indices)?;
+            order(&mut msrs);
+            Ok(msrs)
+        })
+    }
+
+    fn with(
+        vcpu: &VcpuFd,
+        msrs: impl FnOnce(&VcpuFd) -> Result<Vec<kvm_msr_entry>, RegisterError>,
+    ) -> Result<Self, RegisterError> {
         Ok(Self {
             // First: it may take an INIT that waits, which changes the rest.
             mp_state: vcpu.get_mp_state().map_err(refused("run state"))?,
@@ -45,7 +61,7 @@ impl VcpuState {
                 .map_err(refused("extended control registers"))?,
             debug_regs: vcpu.get_debug_regs().map_err(refused("debug registers"))?,
             lapic: vcpu.get_lapic().map_err(refused("local APIC"))?,
-            msrs: changed_msrs(vcpu, new)?,
+            msrs: msrs(vcpu)?,
             // Last: reading other registers may take an exception that waits.
             events: vcpu.get_vcpu_events().map_err(refused("events"))?,
             tsc_khz: vcpu.get_tsc_khz().map_err(refused("counter's frequency"))?,
@@ -58,12 +74,17 @@ impl VcpuState {
     }
 
     /// Gives a vCPU that has never run this state. Its CPUID must be that of the vCPU that was
-    /// saved.
+    /// saved. With `all_msrs` some of its model-specific registers are as in a new vCPU, and are not
+    /// set.
     #[expect(
         unsafe_code,
         reason = "KVM_SET_XSAVE reads as much as the host's CPU has"
     )]
-    pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), RegisterError> {
+    pub fn restore(&self, vcpu: &VcpuFd, all_msrs: bool) -> Result<(), RegisterError> {
+        let msrs = match all_msrs {
+            true => self.msrs_to_set(vcpu)?,
+            false => self.msrs.clone(),
+        };
         vcpu.set_mp_state(self.mp_state)
             .map_err(refused("run state"))?;
         vcpu.set_regs(&self.regs).map_err(refused("registers"))?;
@@ -77,9 +98,17 @@ impl VcpuState {
         vcpu.set_debug_regs(&self.debug_regs)
             .map_err(refused("debug registers"))?;
         vcpu.set_lapic(&self.lapic).map_err(refused("local APIC"))?;
-        set_msrs(vcpu, &self.msrs)?;
+        set_msrs(vcpu, &msrs)?;
         vcpu.set_vcpu_events(&self.events)
             .map_err(refused("events"))
+    }
+
+    /// Those of the model-specific registers that differ from the ones of this new vCPU.
+    fn msrs_to_set(&self, vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>, RegisterError> {
+        let indices: Vec<u32> = self.msrs.iter().map(|msr| msr.index).collect();
+        let new = read_msrs(vcpu, &indices)?;
+        let differs = |msr: &&kvm_msr_entry| must_be_set(msr, &new);
+        Ok(self.msrs.iter().filter(differs).copied().collect())
     }
 }
 
@@ -105,14 +134,17 @@ pub fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, R
 fn changed_msrs(vcpu: &VcpuFd, new: &[kvm_msr_entry]) -> Result<Vec<kvm_msr_entry>, RegisterError> {
     let indices: Vec<u32> = new.iter().map(|msr| msr.index).collect();
     let mut msrs = read_msrs(vcpu, &indices)?;
-    msrs.retain(|msr| {
-        [IA32_TSC, IA32_TSC_DEADLINE].contains(&msr.index)
-            || new
-                .iter()
-                .all(|new| (new.index, new.data) != (msr.index, msr.data))
-    });
+    msrs.retain(|msr| must_be_set(msr, new));
     order(&mut msrs);
     Ok(msrs)
+}
+
+/// Whether a register is not as in a new vCPU, or never is.
+fn must_be_set(msr: &kvm_msr_entry, new: &[kvm_msr_entry]) -> bool {
+    [IA32_TSC, IA32_TSC_DEADLINE].contains(&msr.index)
+        || new
+            .iter()
+            .all(|new| (new.index, new.data) != (msr.index, msr.data))
 }
 
 fn entry(index: u32) -> kvm_msr_entry {

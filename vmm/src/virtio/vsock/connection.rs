@@ -10,12 +10,18 @@
 //! Data for the guest stays in the host's socket until the guest has room for it. Data from the
 //! guest waits in `backlog`, which never exceeds [`RECEIVE_BUFFER`], until the host program reads.
 //! So a slow reader on one side stops the writer on the other, and no other buffer grows.
+//!
+//! A stream of a machine that was restored has no host program at first. It goes on when one claims
+//! it, and the guest notices nothing.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::num::Wrapping;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
 
 use super::spec::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::virtio::chain::Buffers;
@@ -33,8 +39,18 @@ const CREDIT_STEP: u32 = RECEIVE_BUFFER / 4;
 #[derive(Debug)]
 pub struct Broken;
 
+/// The length of a stream's id, with which the host program begins.
+const ID_BYTES: usize = 8;
+
+/// The most bytes that a host program has written and this side has not read: what a socket holds
+/// (net.core.wmem_max), and more than that on any host.
+const MAX_INPUT: usize = 4 << 20;
+
+/// Bytes per read of input that is to be saved.
+const INPUT_CHUNK: usize = 64 * 1024;
+
 /// Control packets that were not sent yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Pending {
     request: bool,
     credit: bool,
@@ -44,13 +60,25 @@ struct Pending {
 
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
-    pub guest_port: u32,
+    /// None in a restored machine until a host program claims the stream.
+    stream: Option<UnixStream>,
     /// The connection is in the device's queue of streams that have a packet for the guest.
     pub is_queued: bool,
-    open: bool,
     /// The host's socket may have data for the guest.
     readable: bool,
+    /// The host program has been told that nothing more comes. To tell it again would be an event
+    /// on the socket, and so another round of the device's thread, without end.
+    output_is_shut_down: bool,
+    state: State,
+}
+
+/// What of a connection is saved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    guest_port: u32,
+    /// The id that the host program has begun with, for the guest and for who claims the stream.
+    id: Id,
+    open: bool,
     pending: Pending,
     /// The directions that this side has shut down, as SHUTDOWN flags.
     local_shutdown: u32,
@@ -67,20 +95,29 @@ pub struct Connection {
     announced: Wrapping<u32>,
     /// Bytes from the guest that the host's socket had no room for.
     backlog: VecDeque<u8>,
-    /// The host program has been told that nothing more comes. To tell it again would be an event
-    /// on the socket, and so another round of the device's thread, without end.
-    output_is_shut_down: bool,
+    /// Bytes for the guest that were taken from the host's socket. Sent before what is there.
+    input: VecDeque<u8>,
+    /// Nothing follows `input`: the flags of the SHUTDOWN.
+    input_end: u32,
+}
+
+/// The id of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Id {
+    /// The streams of this port have none.
+    None,
+    Awaited,
+    Known([u8; ID_BYTES]),
 }
 
 impl Connection {
-    /// A connection that the guest does not know yet. `stream` is nonblocking.
-    pub fn new(stream: UnixStream, guest_port: u32) -> Self {
-        Self {
-            stream,
+    /// A connection that the guest does not know yet. `stream` is nonblocking. With `has_id` the
+    /// guest learns of it once its id has come.
+    pub fn new(stream: UnixStream, guest_port: u32, has_id: bool) -> Self {
+        let state = State {
             guest_port,
-            is_queued: true,
+            id: if has_id { Id::Awaited } else { Id::None },
             open: false,
-            readable: false,
             pending: Pending {
                 request: true,
                 ..Pending::default()
@@ -93,8 +130,81 @@ impl Connection {
             forwarded: Wrapping(0),
             announced: Wrapping(0),
             backlog: VecDeque::new(),
-            output_is_shut_down: false,
+            input: VecDeque::new(),
+            input_end: 0,
+        };
+        Self {
+            stream: Some(stream),
+            ..Self::of(state)
         }
+    }
+
+    fn of(state: State) -> Self {
+        Self {
+            stream: None,
+            is_queued: false,
+            readable: false,
+            output_is_shut_down: false,
+            state,
+        }
+    }
+
+    pub fn guest_port(&self) -> u32 {
+        self.state.guest_port
+    }
+
+    /// The id of a stream that waits to be claimed.
+    pub fn unclaimed_id(&self) -> Option<[u8; ID_BYTES]> {
+        match self.state.id {
+            Id::Known(id) if self.stream.is_none() => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The host program's socket.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
+    }
+
+    #[cfg(test)]
+    pub fn has_no_backlog(&self) -> bool {
+        self.state.backlog.is_empty()
+    }
+
+    /// Whether no host program has the stream.
+    pub fn is_unclaimed(&self) -> bool {
+        self.stream.is_none()
+    }
+
+    /// Reads the id with which the host program begins. None if it has not come, or if there is
+    /// none to come.
+    pub fn take_id(&mut self) -> Result<Option<[u8; ID_BYTES]>, Broken> {
+        let (Some(stream), Id::Awaited) = (&self.stream, self.state.id) else {
+            return Ok(None);
+        };
+        let mut buffer = [0; ID_BYTES];
+        let room = &mut buffer[self.state.input.len().min(ID_BYTES)..];
+        match (&mut &*stream).read(room) {
+            Ok(0) => return Err(Broken),
+            Ok(bytes) => self.state.input.extend(&room[..bytes]),
+            Err(error) if is_temporary(&error) => return Ok(None),
+            Err(_) => return Err(Broken),
+        }
+        let input = self.state.input.make_contiguous();
+        let Ok(id) = <[u8; ID_BYTES]>::try_from(&*input) else {
+            // The rest is an event of its own.
+            return Ok(None);
+        };
+        self.state.id = Id::Known(id);
+        Ok(Some(id))
+    }
+
+    /// Gives this stream to the host program of another, which has begun with its id.
+    pub fn claim(&mut self, by: Self) -> Result<(), Broken> {
+        self.stream = by.stream;
+        self.readable = true;
+        self.shut_input_down()?;
+        self.flush()
     }
 
     /// Notes that the host's socket has data or was closed.
@@ -104,36 +214,33 @@ impl Connection {
 
     /// Whether there is a packet for the guest, and the guest has credit for it.
     pub fn wants_to_send(&self) -> bool {
-        self.pending != Pending::default() || self.may_read()
+        let state = &self.state;
+        state.id != Id::Awaited && (state.pending != Pending::default() || self.may_read())
     }
 
     /// Whether both directions are shut down and all data has arrived.
     pub fn is_finished(&self) -> bool {
-        self.peer_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND && self.backlog.is_empty()
+        let state = &self.state;
+        state.peer_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND && state.backlog.is_empty()
     }
 
     /// Handles a reset by the guest. True if data that came before the guest's shutdown still waits
     /// for the host program: Linux resets a stream whose close was not answered within 8 seconds,
     /// however slowly the other side reads.
     pub fn handle_reset(&mut self) -> bool {
-        let had_shut_down = self.peer_shutdown & SHUTDOWN_SEND != 0;
-        self.peer_shutdown = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
-        had_shut_down && !self.backlog.is_empty()
+        let had_shut_down = self.state.peer_shutdown & SHUTDOWN_SEND != 0;
+        self.state.peer_shutdown = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+        had_shut_down && !self.state.backlog.is_empty()
     }
 
     fn may_read(&self) -> bool {
-        self.open
-            && self.readable
-            && self.local_shutdown & SHUTDOWN_SEND == 0
-            && self.peer_shutdown & SHUTDOWN_RECEIVE == 0
-            && self.credit() > 0
-    }
-
-    /// The free bytes of the guest's receive buffer. A guest that claims to have forwarded more
-    /// than it was sent harms only itself.
-    fn credit(&self) -> u32 {
-        self.peer_alloc
-            .saturating_sub((self.sent - self.peer_forwarded).0)
+        let state = &self.state;
+        let has_input = self.readable || !state.input.is_empty() || state.input_end != 0;
+        state.open
+            && has_input
+            && state.local_shutdown & SHUTDOWN_SEND == 0
+            && state.peer_shutdown & SHUTDOWN_RECEIVE == 0
+            && state.credit() > 0
     }
 
     /// The next packet for the guest: its operation, its flags, and the length of its data, which
@@ -142,7 +249,7 @@ impl Connection {
         &mut self,
         data: &mut Buffers<'_>,
     ) -> Result<Option<(u16, u32, u32)>, Broken> {
-        if std::mem::take(&mut self.pending.request) {
+        if std::mem::take(&mut self.state.pending.request) {
             return Ok(Some((op::REQUEST, 0, 0)));
         }
         if self.may_read() {
@@ -151,11 +258,11 @@ impl Connection {
                 return Ok(Some((op::RW, 0, bytes)));
             }
         }
-        let flags = std::mem::take(&mut self.pending.shutdown);
+        let flags = std::mem::take(&mut self.state.pending.shutdown);
         if flags != 0 {
             return Ok(Some((op::SHUTDOWN, flags, 0)));
         }
-        if self.pending.credit {
+        if self.state.pending.credit {
             return Ok(Some((op::CREDIT_UPDATE, 0, 0)));
         }
         Ok(None)
@@ -163,22 +270,33 @@ impl Connection {
 
     /// Moves data from the host's socket to the guest's buffers. Returns 0 if there is none.
     fn read(&mut self, data: &mut Buffers<'_>) -> Result<u32, Broken> {
-        let room = data.len().min(self.credit() as usize);
-        let target = data.split_to(room).map_err(|_| Broken)?;
+        let room = data.len().min(self.state.credit() as usize);
+        let mut target = data.split_to(room).map_err(|_| Broken)?;
         if target.is_empty() {
             return Ok(0);
         }
-        match target.read_from(&self.stream, None) {
+        if !self.state.input.is_empty() {
+            let (front, _) = self.state.input.as_slices();
+            let bytes = target.write(front);
+            self.state.input.drain(..bytes);
+            return Ok(self.count_sent(bytes));
+        }
+        if self.state.input_end != 0 {
+            let flags = std::mem::take(&mut self.state.input_end);
+            self.state.end_input(flags);
+            return Ok(0);
+        }
+        let Some(stream) = &self.stream else {
+            return Ok(0);
+        };
+        match target.read_from(stream, None) {
             Ok(0) => {
                 self.readable = false;
-                self.handle_end_of_input();
+                let flags = end_of_input(stream);
+                self.state.end_input(flags);
                 Ok(0)
             }
-            Ok(bytes) => {
-                // At most `room`, which fits u32.
-                self.sent += bytes as u32;
-                Ok(bytes as u32)
-            }
+            Ok(bytes) => Ok(self.count_sent(bytes)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.readable = false;
                 Ok(0)
@@ -187,56 +305,54 @@ impl Connection {
         }
     }
 
-    fn handle_end_of_input(&mut self) {
-        let mut flags = SHUTDOWN_SEND;
-        if is_closed(&self.stream) {
-            flags |= SHUTDOWN_RECEIVE;
-        }
-        self.pending.shutdown |= flags & !self.local_shutdown;
-        self.local_shutdown |= flags;
+    /// Counts bytes that were sent to the guest: at most the room in its buffer, which fits u32.
+    fn count_sent(&mut self, bytes: usize) -> u32 {
+        self.state.sent += bytes as u32;
+        bytes as u32
     }
 
     /// Fills in the header's fields about this side's receive buffer.
     pub fn set_credit(&mut self, header: &mut Header) {
-        self.pending.credit = false;
-        self.announced = self.forwarded;
+        self.state.pending.credit = false;
+        self.state.announced = self.state.forwarded;
         header.buf_alloc = RECEIVE_BUFFER;
-        header.fwd_cnt = self.forwarded.0;
+        header.fwd_cnt = self.state.forwarded.0;
     }
 
     /// Handles a packet of the guest other than a reset, with its data.
     pub fn receive(&mut self, header: &Header, data: Buffers<'_>) -> Result<(), Broken> {
-        self.peer_alloc = header.buf_alloc;
-        self.peer_forwarded = Wrapping(header.fwd_cnt);
-        match (header.op, self.open) {
-            (op::RESPONSE, false) => self.open = true,
+        self.state.peer_alloc = header.buf_alloc;
+        self.state.peer_forwarded = Wrapping(header.fwd_cnt);
+        match (header.op, self.state.open) {
+            (op::RESPONSE, false) => self.state.open = true,
             (op::RW, true) => self.receive_data(data)?,
             (op::SHUTDOWN, true) => self.handle_shutdown(header.flags)?,
             (op::CREDIT_UPDATE, true) => {}
-            (op::CREDIT_REQUEST, true) => self.pending.credit = true,
+            (op::CREDIT_REQUEST, true) => self.state.pending.credit = true,
             _ => return Err(Broken),
         }
         Ok(())
     }
 
     fn receive_data(&mut self, mut data: Buffers<'_>) -> Result<(), Broken> {
-        if self.peer_shutdown & SHUTDOWN_SEND != 0
-            || self.backlog.len() + data.len() > RECEIVE_BUFFER as usize
+        if self.state.peer_shutdown & SHUTDOWN_SEND != 0
+            || self.state.backlog.len() + data.len() > RECEIVE_BUFFER as usize
         {
             return Err(Broken);
         }
-        if self.backlog.is_empty() {
-            let written = match data.write_to(&self.stream, None) {
+        if let (Some(stream), true) = (&self.stream, self.state.backlog.is_empty()) {
+            let written = match data.write_to(stream, None) {
                 Ok(written) => written,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
                 Err(_) => return Err(Broken),
             };
             data.split_to(written).map_err(|_| Broken)?;
-            self.count_forwarded(written);
+            self.state.count_forwarded(written);
         }
-        let start = self.backlog.len();
-        self.backlog.resize(start + data.len(), 0);
-        let (front, back) = self.backlog.as_mut_slices();
+        let backlog = &mut self.state.backlog;
+        let start = backlog.len();
+        backlog.resize(start + data.len(), 0);
+        let (front, back) = backlog.as_mut_slices();
         let in_front = start.min(front.len());
         data.read(&mut front[in_front..]);
         data.read(&mut back[start - in_front..]);
@@ -245,11 +361,14 @@ impl Connection {
 
     /// Writes the backlog to the host's socket, which has room again.
     pub fn flush(&mut self) -> Result<(), Broken> {
-        while !self.backlog.is_empty() {
-            match (&self.stream).write(self.backlog.as_slices().0) {
+        let Some(stream) = &self.stream else {
+            return Ok(());
+        };
+        while !self.state.backlog.is_empty() {
+            match (&mut &*stream).write(self.state.backlog.as_slices().0) {
                 Ok(written) => {
-                    self.backlog.drain(..written);
-                    self.count_forwarded(written);
+                    self.state.backlog.drain(..written);
+                    self.state.count_forwarded(written);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -259,27 +378,106 @@ impl Connection {
         self.shut_down_if_flushed()
     }
 
-    fn count_forwarded(&mut self, bytes: usize) {
-        self.forwarded += bytes as u32;
-        self.pending.credit |= (self.forwarded - self.announced).0 >= CREDIT_STEP;
-    }
-
     fn handle_shutdown(&mut self, flags: u32) -> Result<(), Broken> {
-        self.peer_shutdown |= flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
-        if self.peer_shutdown & SHUTDOWN_RECEIVE != 0 {
-            shut_down(&self.stream, Shutdown::Read)?;
-        }
+        self.state.peer_shutdown |= flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
+        self.shut_input_down()?;
         self.shut_down_if_flushed()
     }
 
+    /// Tells the host program if the guest receives no more.
+    fn shut_input_down(&self) -> Result<(), Broken> {
+        match &self.stream {
+            Some(stream) if self.state.peer_shutdown & SHUTDOWN_RECEIVE != 0 => {
+                shut_down(stream, Shutdown::Read)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn shut_down_if_flushed(&mut self) -> Result<(), Broken> {
-        let has_ended = self.peer_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty();
-        if has_ended && !self.output_is_shut_down {
-            shut_down(&self.stream, Shutdown::Write)?;
+        let has_ended =
+            self.state.peer_shutdown & SHUTDOWN_SEND != 0 && self.state.backlog.is_empty();
+        if let (Some(stream), true, false) = (&self.stream, has_ended, self.output_is_shut_down) {
+            shut_down(stream, Shutdown::Write)?;
             self.output_is_shut_down = true;
         }
         Ok(())
     }
+
+    /// Takes what the host program has written from its socket, so that it is saved.
+    fn take_input(&mut self) {
+        let Some(stream) = &self.stream else {
+            return;
+        };
+        let mut chunk = vec![0; INPUT_CHUNK];
+        while self.state.input.len() < MAX_INPUT && self.state.input_end == 0 {
+            match (&mut &*stream).read(&mut chunk) {
+                Ok(0) => self.state.input_end = end_of_input(stream),
+                Ok(bytes) => self.state.input.extend(&chunk[..bytes]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+    }
+}
+
+impl State {
+    /// The free bytes of the guest's receive buffer. A guest that claims to have forwarded more
+    /// than it was sent harms only itself.
+    fn credit(&self) -> u32 {
+        self.peer_alloc
+            .saturating_sub((self.sent - self.peer_forwarded).0)
+    }
+
+    /// Nothing more comes from the host program: the flags of a SHUTDOWN.
+    fn end_input(&mut self, flags: u32) {
+        self.pending.shutdown |= flags & !self.local_shutdown;
+        self.local_shutdown |= flags;
+    }
+
+    fn count_forwarded(&mut self, bytes: usize) {
+        self.forwarded += bytes as u32;
+        self.pending.credit |= (self.forwarded - self.announced).0 >= CREDIT_STEP;
+    }
+}
+
+/// A connection's state in a file.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SavedConnection(State);
+
+impl SavedConnection {
+    /// A connection as it was, without a host program. None if it could not have been so.
+    pub fn restore(self) -> Option<Connection> {
+        let Self(state) = self;
+        let fits = state.backlog.len() <= RECEIVE_BUFFER as usize
+            && state.input.len() <= MAX_INPUT + INPUT_CHUNK;
+        fits.then(|| Connection::of(state))
+    }
+}
+
+impl Connection {
+    /// The state, with what the host program has written. None if the guest has not heard of the
+    /// stream, whose id has not come.
+    pub fn save(&mut self) -> Option<SavedConnection> {
+        if self.state.id == Id::Awaited {
+            return None;
+        }
+        self.take_input();
+        Some(SavedConnection(self.state.clone()))
+    }
+}
+
+/// The flags of a SHUTDOWN after the end of what the host program has written.
+fn end_of_input(stream: &UnixStream) -> u32 {
+    match is_closed(stream) {
+        true => SHUTDOWN_SEND | SHUTDOWN_RECEIVE,
+        false => SHUTDOWN_SEND,
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 fn shut_down(stream: &UnixStream, how: Shutdown) -> Result<(), Broken> {

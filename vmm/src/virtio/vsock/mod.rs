@@ -6,9 +6,13 @@
 //! Its one request, to [`READY_PORT`], means that its listeners are ready; before it, host
 //! connections wait in their socket's backlog. A machine that becomes a template gets no answer to
 //! it: the machines that are restored from the template do.
+//!
+//! The streams of a machine that is restored from a checkpoint wait for their host programs, which
+//! know them by the ids that they have begun with (see [`STREAM_PORT`]).
 
 mod connection;
 mod spec;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +22,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rvm_protocol::{GUEST_CID, READY_PORT};
+use rvm_protocol::{GUEST_CID, READY_PORT, STREAM_PORT};
+use vmm_sys_util::eventfd::EventFd;
 
 use self::connection::{Broken, Connection};
 use self::spec::{HOST_CID, Header, QUEUE_SIZES, TYPE_STREAM, op, queue};
@@ -27,6 +32,7 @@ use super::device::{
     Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
 };
 use super::spec::device_id;
+use crate::fds::borrow_eventfd;
 
 /// The most streams at a time. Only host programs open streams.
 const MAX_CONNECTIONS: usize = 4096;
@@ -40,6 +46,9 @@ const MAX_STRAY_RESETS: usize = 64;
 /// are indexes of listeners.
 const FIRST_HOST_PORT: u32 = 1 << 16;
 
+/// The token of the event after which no stream of a checkpoint is claimed any more.
+const DROP: u32 = FIRST_HOST_PORT - 1;
+
 const NAME: &str = "vsock";
 
 pub struct Vsock {
@@ -49,6 +58,8 @@ pub struct Vsock {
     ready: bool,
     /// Where the guest's request to [`READY_PORT`] is only noted.
     hold: Option<Arc<HeldRequest>>,
+    /// The event after which no stream of a checkpoint is claimed any more.
+    drop: Option<Arc<EventFd>>,
     /// By host port.
     connections: HashMap<u32, Connection>,
     next_host_port: u32,
@@ -69,6 +80,7 @@ impl Vsock {
             listeners,
             ready: false,
             hold: None,
+            drop: None,
             connections: HashMap::new(),
             next_host_port: FIRST_HOST_PORT,
             send_queue: VecDeque::new(),
@@ -81,6 +93,19 @@ impl Vsock {
         let device = Self::new(Vec::new())?;
         Ok(Self {
             hold: Some(request),
+            ..device
+        })
+    }
+
+    /// A device whose guest has streams from a checkpoint. Those that no host program has claimed are
+    /// reset after the event `drop`.
+    pub fn of_checkpoint(
+        listeners: Vec<(u32, UnixListener)>,
+        drop: Arc<EventFd>,
+    ) -> std::io::Result<Self> {
+        let device = Self::new(listeners)?;
+        Ok(Self {
+            drop: Some(drop),
             ..device
         })
     }
@@ -114,10 +139,8 @@ impl Vsock {
     }
 
     fn accept(&mut self, token: usize, host: &mut dyn HostFds) {
-        let Some((port, listener)) = self.listeners.get(token) else {
-            return;
-        };
-        loop {
+        let port = self.listeners.get(token).map(|(port, _)| *port);
+        while let (Some(port), Some((_, listener))) = (port, self.listeners.get(token)) {
             let stream = match connection::accept(listener) {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
@@ -132,9 +155,61 @@ impl Vsock {
                 log::warn!("vsock: watch: {error}");
                 continue;
             }
-            self.connections.insert(id, Connection::new(stream, *port));
-            self.send_queue.push_back(id);
+            // The event of its socket follows, readable or not.
+            let connection = Connection::new(stream, port, port == STREAM_PORT);
+            self.connections.insert(id, connection);
+            self.update(id, true);
         }
+    }
+
+    /// Reads a stream's id, if it begins with one. A stream that was saved and has that id goes on
+    /// with the host program of this one, which is no stream of its own then.
+    fn identify(&mut self, id: u32, host: &mut dyn HostFds) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        match connection.take_id() {
+            Ok(None) => {}
+            Ok(Some(wanted)) => self.claim(wanted, id, host),
+            Err(Broken) => _ = self.connections.remove(&id),
+        }
+    }
+
+    fn claim(&mut self, wanted: [u8; 8], id: u32, host: &mut dyn HostFds) {
+        let is_wanted = |connection: &Connection| connection.unclaimed_id() == Some(wanted);
+        let saved = self.connections.iter();
+        let saved = saved.filter(|(_, connection)| is_wanted(connection));
+        let Some(saved) = saved.map(|(id, _)| *id).next() else {
+            return;
+        };
+        let claimer = self.connections.remove(&id);
+        let connection = self.connections.get_mut(&saved);
+        let (Some(claimer), Some(connection)) = (claimer, connection) else {
+            return;
+        };
+        if let Some(fd) = claimer.fd() {
+            host.unwatch(fd);
+            if let Err(error) = host.watch(fd, saved, Readiness::BOTH) {
+                log::warn!("vsock: watch: {error}");
+            }
+        }
+        let intact = connection.claim(claimer).is_ok();
+        self.update(saved, intact);
+    }
+
+    /// Resets the streams that were saved and that no host program has claimed.
+    fn drop_unclaimed(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let unclaimed = |(id, connection): (&u32, &Connection)| {
+            let port = connection.guest_port();
+            connection.is_unclaimed().then_some((*id, port))
+        };
+        let unclaimed: Vec<_> = self.connections.iter().filter_map(unclaimed).collect();
+        for (id, guest_port) in unclaimed {
+            // A reset for each has room.
+            self.send_reset(id, guest_port);
+            self.connections.remove(&id);
+        }
+        self.send(io).map_err(DeviceError::queue(NAME, queue::RX))
     }
 
     /// Sends packets to the guest while there are packets and receive buffers.
@@ -163,7 +238,7 @@ impl Vsock {
         let id = self.send_queue.pop_front()?;
         let connection = self.connections.get_mut(&id)?;
         connection.is_queued = false;
-        let guest_port = connection.guest_port;
+        let guest_port = connection.guest_port();
         match connection.next_packet(data) {
             Ok(Some((op, flags, len))) => {
                 let mut header = Header {
@@ -224,7 +299,7 @@ impl Vsock {
         let connection = self
             .connections
             .get_mut(&host_port)
-            .filter(|connection| connection.guest_port == guest_port);
+            .filter(|connection| connection.guest_port() == guest_port);
         let Some(connection) = connection else {
             if { header.op } != op::RST {
                 self.send_reset(host_port, guest_port);
@@ -248,12 +323,23 @@ impl Vsock {
             return;
         };
         if !intact || connection.is_finished() {
-            let guest_port = connection.guest_port;
+            let guest_port = connection.guest_port();
             self.connections.remove(&id);
             self.send_reset(id, guest_port);
         } else if connection.wants_to_send() && !connection.is_queued {
             connection.is_queued = true;
             self.send_queue.push_back(id);
+        }
+    }
+
+    /// Handles an event of a host program's socket.
+    fn handle_ready(&mut self, id: u32, ready: Readiness) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            if ready.readable || ready.hung_up {
+                connection.set_readable();
+            }
+            let intact = !(ready.writable || ready.hung_up) || connection.flush().is_ok();
+            self.update(id, intact);
         }
     }
 
@@ -290,14 +376,19 @@ impl VirtioDevice for Vsock {
         ready: Readiness,
         io: &mut DeviceIo<'_>,
     ) -> Result<(), DeviceError> {
+        if token == DROP {
+            let has_come = self.drop.as_ref().is_some_and(|event| event.read().is_ok());
+            return if has_come {
+                self.drop_unclaimed(io)
+            } else {
+                Ok(())
+            };
+        }
         if token < FIRST_HOST_PORT {
             self.accept(token as usize, io.host);
-        } else if let Some(connection) = self.connections.get_mut(&token) {
-            if ready.readable || ready.hung_up {
-                connection.set_readable();
-            }
-            let intact = !(ready.writable || ready.hung_up) || connection.flush().is_ok();
-            self.update(token, intact);
+        } else {
+            self.identify(token, io.host);
+            self.handle_ready(token, ready);
         }
         self.send(io).map_err(DeviceError::queue(NAME, queue::RX))
     }
@@ -306,6 +397,9 @@ impl VirtioDevice for Vsock {
         for (_, listener) in &self.listeners {
             host.unwatch(listener.as_fd());
         }
+        if let Some(event) = &self.drop {
+            host.unwatch(borrow_eventfd(event));
+        }
         self.ready = false;
         self.connections.clear();
         self.send_queue.clear();
@@ -313,20 +407,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn save(&mut self, _io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
-        let guest_port = self.hold.as_ref().and_then(|held| held.guest_port());
-        let is_idle = self.connections.is_empty() && self.resets.is_empty();
-        match guest_port.filter(|_| is_idle) {
-            Some(port) => Ok(port.to_le_bytes().to_vec()),
-            None => Err(Busy("the guest is not ready, or has streams open".into())),
-        }
+        self.save_state()
     }
 
     fn restore(&mut self, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        let guest_port = state.try_into().map_err(|_| DeviceError::Protocol {
-            device: NAME,
-            reason: "the state is damaged",
-        })?;
-        self.answer_ready(u32::from_le_bytes(guest_port), io)?;
+        self.restore_state(state, io)?;
         self.send(io).map_err(DeviceError::queue(NAME, queue::RX))
     }
 }

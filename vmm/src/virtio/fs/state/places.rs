@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, readlinkat, statat,
+    AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, readlinkat, statat,
 };
 use rustix::io::Errno;
 use virtiofsd::filesystem::{FileSystem, ROOT_ID};
@@ -127,7 +127,10 @@ impl Tree {
     /// What virtiofsd has open and opens for nobody: symbolic links, FIFOs, sockets, devices.
     pub fn specials(&self) -> io::Result<Specials> {
         let mut found = BTreeMap::<_, Vec<_>>::new();
-        for entry in Dir::read_from(&self.proc_self_fd)? {
+        // A descriptor of a mount cannot be read itself.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(&self.proc_self_fd, ".", flags, Mode::empty())?;
+        for entry in Dir::new(directory)? {
             let entry = entry?;
             // A descriptor that was closed meanwhile, or that is no file.
             let Ok(path) = readlinkat(&self.proc_self_fd, entry.file_name(), Vec::new()) else {

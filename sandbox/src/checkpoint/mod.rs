@@ -1,0 +1,349 @@
+//! A checkpoint on disk: a directory with a machine as it was in the middle of its work, and what
+//! the host must know to let it go on.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `checkpoint.json` | [`Manifest`]; written last, so that a directory without it is no checkpoint |
+//! | `state` | the state of CPUs and devices, as rvm-vmm writes it |
+//! | `memory` | the guest's memory: whatever its processes had there, keys and passwords, too |
+//!
+//! Restored machines read the memory from its file as long as they run. The files are never changed
+//! in place: a new checkpoint in the same directory has new files.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rvm_protocol::ContainerId;
+use serde::{Deserialize, Serialize};
+
+use crate::network::SavedCard;
+use crate::sizing::Size;
+
+const MANIFEST: &str = "checkpoint.json";
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+
+/// The version of [`Manifest`].
+const VERSION: u32 = 1;
+
+/// The longest manifest, in bytes.
+const MAX_MANIFEST: u64 = 1 << 20;
+
+/// A checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A file of it could not be made or read.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried, in the infinitive.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// From the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory has no checkpoint, or one that was not finished.
+    #[error("there is no checkpoint in {}", .0.display())]
+    None(PathBuf),
+    /// The manifest is none.
+    #[error("{} does not describe a checkpoint", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Another rvm wrote it.
+    #[error(
+        "the checkpoint in {} was written by rvm {found}, and this is rvm {}: a checkpoint can be \
+         restored by the rvm that has written it",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Version {
+        /// The directory.
+        path: PathBuf,
+        /// The version that wrote it.
+        found: String,
+    },
+}
+
+/// What the host must know of a machine that was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifest {
+    /// The container, as its guest knows it.
+    pub container: ContainerId,
+    /// Whether its processes were paused before.
+    pub paused: bool,
+    /// The init process's pid in the guest.
+    pub guest_pid: u32,
+    /// Its streams.
+    pub streams: Streams,
+    /// The machine.
+    pub machine: Shape,
+    /// The size that the machine had.
+    pub now: Size,
+    /// The machine's network cards.
+    pub cards: Vec<SavedCard>,
+}
+
+/// What a machine was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Shape {
+    /// Its size then.
+    pub start: Size,
+    /// The size that it can be given.
+    pub max: Size,
+    /// How many network cards it had then.
+    pub cards_at_start: usize,
+    /// Its slots for disks.
+    pub disk_slots: usize,
+}
+
+/// The ids of a process's streams, 0 for /dev/null; see the agent's protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Streams {
+    /// Whether `stdin` is that of a terminal, both ways.
+    pub terminal: bool,
+    /// Standard input.
+    pub stdin: u64,
+    /// Standard output.
+    pub stdout: u64,
+    /// Standard error.
+    pub stderr: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    rvm: String,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A checkpoint that can be restored.
+#[derive(Debug)]
+pub struct Image {
+    /// What the host must know.
+    pub manifest: Manifest,
+    pub(crate) state: File,
+    pub(crate) memory: File,
+}
+
+impl Image {
+    /// Opens the checkpoint in a directory.
+    pub fn open(dir: &Path) -> Result<Self, ImageError> {
+        let open = |name| {
+            let path = dir.join(name);
+            File::open(&path).map_err(failed("open", &path))
+        };
+        let path = dir.join(MANIFEST);
+        let mut text = Vec::new();
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ImageError::None(dir.to_owned()));
+            }
+            opened => {
+                let file = opened.map_err(failed("open", &path))?;
+                let read = file.take(MAX_MANIFEST).read_to_end(&mut text);
+                read.map_err(failed("read", &path))?;
+            }
+        }
+        let malformed = |source| ImageError::Manifest {
+            path: path.clone(),
+            source,
+        };
+        let document: Document = serde_json::from_slice(&text).map_err(malformed)?;
+        if (document.version, document.rvm.as_str()) != (VERSION, env!("CARGO_PKG_VERSION")) {
+            return Err(ImageError::Version {
+                path: dir.to_owned(),
+                found: document.rvm,
+            });
+        }
+        let manifest = serde_json::from_value(document.rest.into()).map_err(malformed)?;
+        Ok(Self {
+            manifest,
+            state: open(STATE)?,
+            memory: open(MEMORY)?,
+        })
+    }
+}
+
+/// A checkpoint that is being written. Dropped unfinished, it leaves no files.
+#[derive(Debug)]
+pub struct NewImage {
+    dir: PathBuf,
+    pub(crate) state: File,
+    pub(crate) memory: File,
+    is_finished: bool,
+}
+
+impl NewImage {
+    /// Makes empty files in a directory, which is made if it is not there. A checkpoint that is in
+    /// it is removed.
+    pub fn create(dir: &Path) -> Result<Self, ImageError> {
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir);
+        made.map_err(failed("make", dir))?;
+        for name in [MANIFEST, STATE, MEMORY] {
+            let path = dir.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(failed("remove", &path))?,
+            }
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            state: new_file(&dir.join(STATE))?,
+            memory: new_file(&dir.join(MEMORY))?,
+            is_finished: false,
+        })
+    }
+
+    /// Writes the manifest: the other files are whole.
+    pub fn finish(mut self, manifest: &Manifest) -> Result<(), ImageError> {
+        let (path, new) = (
+            self.dir.join(MANIFEST),
+            self.dir.join("checkpoint.json.new"),
+        );
+        let rest = match serde_json::to_value(manifest) {
+            Ok(serde_json::Value::Object(rest)) => rest,
+            // A structure is an object.
+            _ => serde_json::Map::new(),
+        };
+        let document = Document {
+            version: VERSION,
+            rvm: env!("CARGO_PKG_VERSION").to_owned(),
+            rest,
+        };
+        let written = || {
+            // One that was left behind.
+            let _ = fs::remove_file(&new);
+            let mut file = new_file(&new).map_err(io::Error::other)?;
+            file.write_all(&serde_json::to_vec_pretty(&document)?)?;
+            fs::rename(&new, &path)
+        };
+        written().map_err(failed("write", &path))?;
+        self.is_finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewImage {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            for name in [STATE, MEMORY] {
+                // Another may have removed it.
+                let _ = fs::remove_file(self.dir.join(name));
+            }
+        }
+    }
+}
+
+fn new_file(path: &Path) -> Result<File, ImageError> {
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    options.open(path).map_err(failed("make", path))
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let size = |memory_mib| Size {
+            vcpus: 1,
+            memory_mib,
+        };
+        Manifest {
+            container: ContainerId::new("web").unwrap(),
+            paused: false,
+            guest_pid: 7,
+            streams: Streams {
+                stdout: u64::MAX,
+                ..Streams::default()
+            },
+            machine: Shape {
+                start: size(512),
+                max: size(1024),
+                cards_at_start: 1,
+                disk_slots: 0,
+            },
+            now: size(256),
+            cards: vec![SavedCard {
+                mac: [2, 0, 0, 0, 0, 1],
+                link: Some("eth0".to_owned()),
+            }],
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_a_new_one_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/image");
+        let new = NewImage::create(&path).unwrap();
+        (&new.state).write_all(b"first").unwrap();
+        new.finish(&manifest()).unwrap();
+        let mut first = Image::open(&path).unwrap();
+        assert_eq!(first.manifest, manifest());
+        NewImage::create(&path)
+            .unwrap()
+            .finish(&manifest())
+            .unwrap();
+        let mut text = String::new();
+        first.state.read_to_string(&mut text).unwrap();
+        assert_eq!(
+            text, "first",
+            "machines go on with the files that they have"
+        );
+        assert_eq!(
+            Image::open(&path).unwrap().state.metadata().unwrap().len(),
+            0
+        );
+    }
+
+    #[test]
+    fn one_that_was_not_finished_is_none_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(NewImage::create(dir.path()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let none = Image::open(dir.path()).unwrap_err();
+        assert!(matches!(none, ImageError::None(_)), "{none}");
+    }
+
+    #[test]
+    fn that_of_another_rvm_and_what_is_no_manifest_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |text: &str| {
+            fs::write(dir.path().join(MANIFEST), text).unwrap();
+            Image::open(dir.path()).unwrap_err()
+        };
+        let other = text(r#"{"version":1,"rvm":"9.8.7","container":"web"}"#);
+        assert!(other.to_string().contains("by rvm 9.8.7"), "{other}");
+        for wrong in ["", "[]", "{}", r#"{"version":1,"rvm":3}"#] {
+            assert!(matches!(text(wrong), ImageError::Manifest { .. }));
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let partial = text(&format!(
+            r#"{{"version":1,"rvm":"{version}","container":"web"}}"#
+        ));
+        assert!(matches!(partial, ImageError::Manifest { .. }), "{partial}");
+    }
+}

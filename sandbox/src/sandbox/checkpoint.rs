@@ -1,0 +1,125 @@
+//! Checkpoints: a machine with its container is written to files, and goes on from them later.
+
+use std::path::Path;
+
+use rvm_protocol::ContainerId;
+
+use super::{ResizeError, Sandbox};
+use crate::checkpoint::{Image, ImageError, Manifest, NewImage};
+use crate::engine::{EngineError, MachineEnd, Save};
+use crate::guest::agent::AgentError;
+use crate::guest::stdio::{HostStdio, Relay, StdioError};
+
+/// A machine could not be written to a checkpoint, or not go on from one.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Something that a machine has now cannot be saved.
+    #[error("the container {0}")]
+    Unsupported(&'static str),
+    /// The files could not be written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The engine cannot save machines, or this one not now.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The agent did not freeze or thaw the container's processes.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The container's streams could not be connected.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The machine did not get the size that it had.
+    #[error(transparent)]
+    Size(#[from] ResizeError),
+    /// The machine ended meanwhile.
+    #[error("{0}")]
+    Ended(MachineEnd),
+}
+
+/// What is to be saved.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The only container of the machine.
+    pub id: &'a ContainerId,
+    /// Whether its processes are paused.
+    pub paused: bool,
+    /// The init process's pid in the guest.
+    pub guest_pid: u32,
+    /// Whether it goes on.
+    pub leave_running: bool,
+}
+
+impl Sandbox {
+    /// Writes the machine to a checkpoint in a directory. Its processes stand still meanwhile, and
+    /// unless they are to go on, the machine has ended then.
+    pub async fn checkpoint(&self, wanted: Wanted<'_>, dir: &Path) -> Result<(), CheckpointError> {
+        let (guest, machine) = (self.guest(), self.machine());
+        let supported = machine.engine().checkpoints;
+        supported.map_err(EngineError::Unsupported)?;
+        if guest.has_disks(wanted.id) {
+            let disks = "has disks, which checkpoints do not have";
+            return Err(CheckpointError::Unsupported(disks));
+        }
+        let Some(streams) = guest.streams_of(wanted.id) else {
+            let elsewhere = "was started by another process than its machine";
+            return Err(CheckpointError::Unsupported(elsewhere));
+        };
+        // Neither changes while the machine is saved.
+        let (network, size) = (self.network().lock().await, self.size().lock().await);
+        let manifest = Manifest {
+            container: wanted.id.clone(),
+            paused: wanted.paused,
+            guest_pid: wanted.guest_pid,
+            streams,
+            machine: self.shape(),
+            now: size.now(),
+            cards: network.cards(),
+        };
+        let image = NewImage::create(dir)?;
+        if !wanted.paused {
+            guest.agent().pause(wanted.id).await?;
+        }
+        let go_on = wanted.leave_running;
+        let step = Save::Write {
+            image: &image,
+            go_on,
+        };
+        let saved = machine.save(step).await;
+        let saved = match saved {
+            Ok(()) => image.finish(&manifest).map_err(CheckpointError::from),
+            Err(error) => Err(error.into()),
+        };
+        let goes_on = go_on || saved.is_err();
+        if goes_on && !wanted.paused {
+            let resumed = guest.agent().resume(wanted.id).await;
+            // Why the machine could not be saved explains more.
+            saved.and(resumed.map_err(Into::into))
+        } else {
+            saved
+        }
+    }
+
+    /// Lets the container of a machine that was restored go on, with these streams.
+    pub async fn go_on(&self, image: &Image, host: HostStdio) -> Result<Relay, CheckpointError> {
+        let (guest, manifest) = (self.guest(), &image.manifest);
+        let going_on = async {
+            let id = &manifest.container;
+            guest.agent().adopt(id).await?;
+            let relay = Relay::go_on(guest.dir(), host, &manifest.streams)?;
+            guest.set_streams(id, manifest.streams);
+            self.machine().save(Save::DropStreams).await?;
+            if manifest.now.memory_mib != manifest.machine.start.memory_mib {
+                self.machine().resize(manifest.now).await?;
+            }
+            if !manifest.paused {
+                guest.agent().resume(id).await?;
+            }
+            Ok(relay)
+        };
+        tokio::select! {
+            biased;
+            end = guest.ended() => Err(CheckpointError::Ended(end)),
+            done = going_on => done,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Checkpoints: machines as they were in the middle of their work.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::saved::{MachineState, SavedError};
+use super::{Machine, Shape};
+use crate::kvm;
+use crate::memory::image;
+
+/// What a checkpoint is written to.
+pub struct Files {
+    pub state: File,
+    pub memory: File,
+    /// KVM's device, which knows the model-specific registers.
+    pub kvm: OwnedFd,
+}
+
+impl Machine {
+    /// Writes the machine to a checkpoint. Its vCPUs stand still meanwhile; if it is not to `go_on`
+    /// and all went well, they do so afterwards. `has_swap` as in [`rvm_protocol::vmm::Request::Save`].
+    pub fn save(&self, files: Files, go_on: bool, has_swap: bool) -> Result<(), SavedError> {
+        if self.memory.has_grown() {
+            let grown = "the machine has been given more memory while it ran";
+            return Err(SavedError::Busy(grown));
+        }
+        self.vcpus.pause();
+        let saved = self.save_paused(files, has_swap);
+        if go_on || saved.is_err() {
+            self.vcpus.resume();
+        }
+        saved
+    }
+
+    fn save_paused(&self, files: Files, has_swap: bool) -> Result<(), SavedError> {
+        let msrs = kvm::saveable_msrs(files.kvm)?;
+        // What the guest asked for last.
+        let handled = self.main_devices.handle_pending();
+        handled.map_err(SavedError::File)?;
+        let vcpus = self.vcpus.save(&msrs).ok_or(SavedError::Vcpus)??;
+        let vm = self.vm.save(self.vcpus.max())?;
+        let mut memory = files.memory;
+        let is_elsewhere = |block: u64| has_swap || self.mapped.binary_search(&block).is_ok();
+        let bus = self.vcpus.state().bus();
+        let saved = bus.save(|slots| {
+            Ok::<_, SavedError>(MachineState {
+                shape: self.shape(),
+                cards: self.nets.cards().to_vec(),
+                vm,
+                vcpus,
+                slots,
+                blocks: image::write(&self.memory.current(), &mut memory, is_elsewhere)?,
+            })
+        })??;
+        saved.write(files.state)
+    }
+
+    /// What a machine needs that is to go on from this one.
+    fn shape(&self) -> Shape {
+        self.shape.clone().with_vcpus(self.vcpus.count())
+    }
+
+    /// Has the streams reset that came from a checkpoint and that no host program has claimed.
+    pub fn drop_streams(&self) -> io::Result<()> {
+        self.drop_streams.write(1)
+    }
+}
