@@ -69,10 +69,19 @@ impl Client {
 
     /// Goes on with another device, which serves this directory and has this state.
     pub fn go_on(&mut self, root: &Path, state: &[u8]) -> Result<(), DeviceError> {
+        self.replace_device(root);
+        self.restore(state)
+    }
+
+    /// Replaces the device by one that serves this directory and is not started.
+    pub fn replace_device(&mut self, root: &Path) {
         // Ends the threads that wait, as the end of a process does.
         self.driver.device.reset(&mut self.driver.watches);
         self.driver.watches = Watches::default();
         self.driver.device = device(root);
+    }
+
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), DeviceError> {
         self.driver.call(|device, io| {
             device.start(0, io)?;
             device.restore(state, io)

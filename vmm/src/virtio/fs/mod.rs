@@ -47,6 +47,7 @@ use self::nameless::Nameless;
 use self::spec::{
     AWAITED_QUEUE, CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES,
 };
+pub use self::state::RemovedFiles;
 use super::chain::{Buffers, Chain};
 use super::device::{
     Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
@@ -94,6 +95,7 @@ pub struct Fs {
     config: [u8; CONFIG_BYTES],
     front: Front,
     server: Server<CloseToOpen>,
+    removed: Arc<RemovedFiles>,
     /// The thread has a working directory and a umask of its own.
     fs_is_unshared: bool,
 }
@@ -142,8 +144,21 @@ impl Fs {
             config,
             front: Front::new(Arc::clone(&fs), opens.clone())?,
             server: Server::new(opens),
+            removed: Arc::default(),
             fs_is_unshared: false,
         })
+    }
+
+    /// Where the machine gives a file for what removed files hold that are open when it is saved.
+    #[cfg_attr(
+        not(test),
+        allow(
+            dead_code,
+            reason = "the machine gives it with the files of a checkpoint"
+        )
+    )]
+    pub fn removed_files(&self) -> Arc<RemovedFiles> {
+        Arc::clone(&self.removed)
     }
 
     /// virtiofsd changes its thread's working directory and umask, which threads otherwise share.

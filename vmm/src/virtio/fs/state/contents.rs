@@ -4,7 +4,6 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
     AtFlags, Gid, MemfdFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags,
@@ -15,9 +14,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::places::Tree;
-
-/// The most bytes of all files without a name together.
-pub const MAX_BYTES: u64 = 64 << 20;
+use super::removed::{Piece, Store};
 
 /// The longest list or value of extended attributes, XATTR_LIST_MAX and XATTR_SIZE_MAX.
 const XATTR_BYTES: usize = 64 << 10;
@@ -35,15 +32,14 @@ pub struct Contents {
     times: [(i64, u32); 2],
     size: u64,
     /// What is not a hole: offset and bytes.
-    data: Vec<(u64, Vec<u8>)>,
+    data: Vec<(u64, Piece)>,
     /// By their names on the host.
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Contents {
-    /// Reads a file that is open for reading. EFBIG if it holds more than `left`, from which it is
-    /// taken.
-    pub fn read(file: &File, is_linkable: bool, left: &mut u64) -> io::Result<Self> {
+    /// Reads a file that is open for reading. EFBIG if it holds more than the store takes.
+    pub fn read(file: &File, is_linkable: bool, store: &mut Store) -> io::Result<Self> {
         let stat = fstat(file)?;
         // Times before 1970 and nanoseconds fit.
         let time = |seconds, nanoseconds: u64| (seconds, nanoseconds as u32);
@@ -56,16 +52,16 @@ impl Contents {
                 time(stat.st_mtime, stat.st_mtime_nsec),
             ],
             size: stat.st_size.cast_unsigned(),
-            data: read_data(file, left)?,
+            data: read_data(file, store)?,
             attributes: read_attributes(file)?,
         })
     }
 
     /// Makes the file again, in the directory in which it had this path or in the nearest above.
-    pub fn create(&self, tree: &Tree, path: &[u8]) -> io::Result<File> {
+    pub fn create(&self, tree: &Tree, path: &[u8], store: &Store) -> io::Result<File> {
         let file = make(&tree.directory_of(path)?, self.is_linkable)?;
-        for (offset, bytes) in &self.data {
-            file.write_all_at(bytes, *offset)?;
+        for (offset, piece) in &self.data {
+            store.take(piece, &file, *offset)?;
         }
         ftruncate(&file, self.size)?;
         let (owner, group) = self.owner;
@@ -90,7 +86,7 @@ impl Contents {
     }
 }
 
-fn read_data(file: &File, left: &mut u64) -> io::Result<Vec<(u64, Vec<u8>)>> {
+fn read_data(file: &File, store: &mut Store) -> io::Result<Vec<(u64, Piece)>> {
     let mut data = Vec::new();
     let mut end = 0;
     loop {
@@ -102,11 +98,7 @@ fn read_data(file: &File, left: &mut u64) -> io::Result<Vec<(u64, Vec<u8>)>> {
         end = seek(file, SeekFrom::Hole(start))?;
         let length = end.checked_sub(start).filter(|length| *length > 0);
         let length = length.ok_or(Errno::IO)?;
-        *left = left.checked_sub(length).ok_or(Errno::FBIG)?;
-        // At most MAX_BYTES.
-        let mut bytes = vec![0; length as usize];
-        file.read_exact_at(&mut bytes, start)?;
-        data.push((start, bytes));
+        data.push((start, store.put(file, start, length)?));
     }
 }
 
@@ -167,7 +159,10 @@ mod tests {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+    use std::os::unix::fs::FileExt;
+
     use super::super::super::client::Client;
+    use super::super::removed::RemovedFiles;
     use super::*;
 
     fn tree() -> (Client, Tree) {
@@ -196,10 +191,11 @@ mod tests {
         )
         .unwrap();
         fchmod(&file, Mode::from_raw_mode(0o4751)).unwrap();
-        let mut left = MAX_BYTES;
-        let read = Contents::read(&file, false, &mut left).unwrap();
-        assert!(MAX_BYTES - left < 1 << 20, "holes are left out");
-        let again = read.create(&tree, b"no/longer/there").unwrap();
+        let mut store = Store::new(&RemovedFiles::default());
+        let read = Contents::read(&file, false, &mut store).unwrap();
+        let state = postcard::to_stdvec(&read).unwrap();
+        assert!(state.len() < 1 << 20, "holes are left out");
+        let again = read.create(&tree, b"no/longer/there", &store).unwrap();
         let (then, now) = (fstat(&file).unwrap(), fstat(&again).unwrap());
         assert_eq!(now.st_nlink, 0);
         let fixed = |stat: &rustix::fs::Stat| {
@@ -242,28 +238,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_too_much_is_refused() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[1; 100], 0).unwrap();
-        let refused = Contents::read(&file, true, &mut 99).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EFBIG));
-        assert!(Contents::read(&file, true, &mut 100).is_ok());
-    }
-
-    #[test]
     fn a_state_that_says_nonsense_is_refused_by_the_host() {
         let (_guest, tree) = tree();
-        let contents = |data: Vec<(u64, Vec<u8>)>, size| Contents {
+        let store = Store::new(&RemovedFiles::default());
+        let contents = |offset, size| Contents {
             is_linkable: true,
             mode: u32::MAX,
             owner: (0, 0),
             times: [(i64::MIN, u32::MAX); 2],
             size,
-            data,
+            data: vec![(offset, Piece::Here(vec![1; 10]))],
             attributes: vec![(b"a\0b".to_vec(), Vec::new())],
         };
         for (offset, size) in [(u64::MAX, 0), (1 << 63, 0), (0, u64::MAX), (0, 0)] {
-            let made = contents(vec![(offset, vec![1; 10])], size).create(&tree, b"/a/../..//b");
+            let made = contents(offset, size).create(&tree, b"/a/../..//b", &store);
             assert!(made.is_err());
         }
     }

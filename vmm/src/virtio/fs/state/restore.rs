@@ -13,6 +13,7 @@ use super::super::{DeviceError, DeviceIo, Fs, NAME};
 use super::check::checked;
 use super::mirror::{self, Location, Server, Source};
 use super::places::{FileId, Tree, id_of};
+use super::removed::Store;
 use super::{Handle, Inode, Place, Session, replay, shown};
 
 /// The most paths that a message names.
@@ -38,7 +39,8 @@ pub fn restore(fs: &mut Fs, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), D
 
     let files = fs.files();
     let tree = Tree::new(&files).map_err(DeviceError::host(NAME, "open the shared directory"))?;
-    let mut plan = Plan::new(&tree, &session.handles);
+    let store = Store::new(&fs.removed);
+    let mut plan = Plan::new(&tree, &store, &session.handles);
     for inode in session.inodes {
         plan.add(inode)?;
     }
@@ -93,6 +95,7 @@ fn refused(reason: String) -> DeviceError {
 /// What is to be done with each inode.
 struct Plan<'a> {
     tree: &'a Tree,
+    store: &'a Store,
     opened: BTreeSet<u64>,
     named: Vec<mirror::Inode>,
     nameless: BTreeMap<u64, KnownFile>,
@@ -105,9 +108,10 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(tree: &'a Tree, handles: &[Handle]) -> Self {
+    fn new(tree: &'a Tree, store: &'a Store, handles: &[Handle]) -> Self {
         Self {
             tree,
+            store,
             opened: handles.iter().map(|handle| handle.inode).collect(),
             named: Vec::new(),
             nameless: BTreeMap::new(),
@@ -142,12 +146,14 @@ impl<'a> Plan<'a> {
             }
             Place::Nameless(path, contents) => {
                 self.paths.insert(id, path.clone());
-                let made = contents.create(self.tree, path).map_err(|error| {
-                    let path = shown(path);
-                    refused(format!(
-                        "{path}, which was removed, cannot be made again: {error}"
-                    ))
-                })?;
+                let made = contents
+                    .create(self.tree, path, self.store)
+                    .map_err(|error| {
+                        let path = shown(path);
+                        refused(format!(
+                            "{path}, which was removed, cannot be made again: {error}"
+                        ))
+                    })?;
                 self.add_nameless(&inode, contents.is_linkable, made);
             }
         }

@@ -11,9 +11,10 @@ use super::super::files::Files;
 use super::super::lend::{server_itself, with_contents, with_path};
 use super::super::nameless::KnownFile;
 use super::super::{DeviceIo, Fs};
-use super::contents::{Contents, MAX_BYTES};
+use super::contents::Contents;
 use super::mirror::{self, Server, Source};
 use super::places::{self, FileId, Specials, Tree, id_of};
+use super::removed::Store;
 use super::{Handle, Inode, Place, Session, shown};
 use crate::virtio::device::Busy;
 
@@ -58,7 +59,8 @@ pub fn save(fs: &mut Fs, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
             .collect(),
         handles,
     };
-    Search::new(&files, &session.handles)
+    let store = Store::new(&fs.removed);
+    Search::new(&files, &session.handles, store)
         .and_then(|search| search.all(server.inodes, &mut session))?;
     for &lost in &fs.front.restored.lost {
         session.inodes.push(Inode::lost(lost, 0));
@@ -103,14 +105,13 @@ struct Search<'a> {
     opened: BTreeSet<u64>,
     /// Paths by what is there.
     found: BTreeMap<FileId, Vec<u8>>,
-    /// How much more the files without a name may hold.
-    left: u64,
+    store: Store,
     /// How many more entries of directories are looked at.
     left_entries: u32,
 }
 
 impl<'a> Search<'a> {
-    fn new(files: &'a Files, handles: &[Handle]) -> Result<Self, Busy> {
+    fn new(files: &'a Files, handles: &[Handle], store: Store) -> Result<Self, Busy> {
         let tree = Tree::new(files);
         Ok(Self {
             files,
@@ -118,7 +119,7 @@ impl<'a> Search<'a> {
             specials: None,
             opened: handles.iter().map(|handle| handle.inode).collect(),
             found: BTreeMap::new(),
-            left: MAX_BYTES,
+            store,
             left_entries: MAX_ENTRIES,
         })
     }
@@ -197,7 +198,7 @@ impl<'a> Search<'a> {
     /// What a file holds that has no name, and had this path.
     fn contents(&mut self, id: u64, path: Vec<u8>, is_linkable: bool) -> Result<Place, Busy> {
         let read = with_contents(self.files, id, |file| {
-            Contents::read(file, is_linkable, &mut self.left)
+            Contents::read(file, is_linkable, &mut self.store)
         });
         let contents = read.map_err(|error| unreadable(&path, &error))?;
         Ok(Place::Nameless(path, contents))
@@ -253,9 +254,7 @@ fn unreadable(path: &[u8], error: &io::Error) -> Busy {
     let path = shown(path);
     Busy(match error.raw_os_error() {
         Some(libc::EFBIG) => {
-            let limit = MAX_BYTES >> 20;
-            format!("the files that are open and removed hold more than {limit} MiB, with {path}")
-                .into()
+            format!("the files that are open and removed hold too much, with {path}").into()
         }
         _ => format!("cannot read {path}, which is open and removed: {error}").into(),
     })

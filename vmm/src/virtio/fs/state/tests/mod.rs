@@ -34,6 +34,29 @@ fn a_session_goes_on_with_a_copy_of_the_directory() {
 }
 
 #[test]
+fn what_removed_files_hold_goes_to_a_file_if_there_is_one() {
+    let mut busy = Busy::new();
+    let file = tempfile::tempfile().unwrap();
+    let given = |guest: &Client| {
+        guest
+            .driver
+            .device
+            .removed_files()
+            .set(file.try_clone().ok())
+    };
+    given(&busy.guest);
+    let state = busy.guest.save().unwrap();
+    assert!(state.len() < 10_000);
+    let refusal = busy.guest.go_on_from(&state).unwrap_err().to_string();
+    assert!(refusal.contains("removed, which was removed"), "{refusal}");
+    let root = busy.guest.dir.path().to_owned();
+    busy.guest.replace_device(&root);
+    given(&busy.guest);
+    busy.guest.restore(&state).unwrap();
+    busy.goes_on();
+}
+
+#[test]
 fn a_session_that_went_on_can_be_saved_again() {
     let mut busy = Busy::new();
     busy.guest.go_on_here();
