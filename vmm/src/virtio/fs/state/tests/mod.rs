@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, symlink};
 
 use rustix::fs::{FlockOperation, flock};
-use virtiofsd::fuse::OpenIn;
+use virtiofsd::fuse::{FsyncIn, OpenIn};
 use vm_memory::ByteValued;
 
 use self::busy::{Busy, OPENDIR, RENAME, RMDIR, ROOT, copy_of};
@@ -76,6 +76,22 @@ fn a_saved_device_that_lives_on_is_as_before() {
     let (inode, handle) = busy.file;
     assert_eq!(busy.guest.read(inode, handle, 5, 100), Ok(b"text".to_vec()));
     assert_eq!(busy.guest.answer(), None, "what waited waits still");
+}
+
+#[test]
+fn what_takes_long_ends_before_the_device_is_saved() {
+    let mut busy = Busy::new();
+    let (inode, fh) = busy.file;
+    let request = FsyncIn {
+        fh,
+        ..FsyncIn::default()
+    };
+    let guest = &mut busy.guest;
+    let synced = guest.send(opcode::FSYNC, inode, request.as_slice());
+    let state = guest.save().unwrap();
+    assert_eq!(guest.answer(), Some((synced, Ok(Vec::new()))));
+    let session: super::Session = postcard::from_bytes(&state).unwrap();
+    assert_eq!(session.kept.len(), 2, "the lock and the events");
 }
 
 #[test]
