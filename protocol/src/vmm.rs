@@ -82,6 +82,8 @@ pub struct CheckpointFiles {
     pub state: FdIndex,
     /// As [`TemplateFiles::memory`].
     pub memory: FdIndex,
+    /// What files hold that a program has open and that have no name any more.
+    pub removed: FdIndex,
 }
 
 /// The files of a template: a machine as it was when its agent was ready.
@@ -217,9 +219,9 @@ pub enum Request {
         /// The slot that the disk was plugged into.
         slot: usize,
     },
-    /// Writes the machine to a checkpoint. Three descriptors come with the request: an empty file
-    /// for the state and one for the memory, open for writing, and KVM's device. The answer comes
-    /// when both are written. The vCPUs stand still meanwhile.
+    /// Writes the machine to a checkpoint. Four descriptors come with the request: the empty files of
+    /// [`CheckpointFiles`] in their order, open for reading and writing, and KVM's device. The answer
+    /// comes when all are written. The vCPUs stand still meanwhile.
     Save {
         /// Let the machine go on. Else it ends with [`StopReason::Saved`] in place of an answer.
         go_on: bool,

@@ -132,7 +132,7 @@ impl Coded for CheckpointError {
             Self::Agent(error) => error.code(),
             Self::Size(error) => error.code(),
             Self::Ended(_) => Code::Unavailable,
-            Self::Image(_) | Self::Stdio(_) => Code::Internal,
+            Self::Record(_) | Self::Image(_) | Self::Stdio(_) => Code::Internal,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use rvm_protocol::{AGENT_PORT, STREAM_PORT};
+use rvm_protocol::{AGENT_PORT, ContainerId, STREAM_PORT};
 use serde::{Deserialize, Serialize};
 
 use self::layout::Layout;
@@ -35,6 +35,9 @@ const CONTROL_SOCKET: &str = "control.sock";
 const CONSOLE_LOG: &str = "console.log";
 
 const RECORD: &str = "sandbox.json";
+
+/// The id by which the guest knows its container, if it was restored under another one.
+const ALIAS: &str = "guest-id";
 
 /// What sandbox.json says: enough to end or to join a sandbox whose owner is another process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +152,22 @@ impl SandboxDir {
             share::write_bundle(&shared, id, spec)?;
         }
         Ok(())
+    }
+
+    /// Notes that the guest knows the container of this sandbox by another id.
+    pub fn set_alias(&self, guest: &ContainerId) -> io::Result<()> {
+        fs::write(self.path.join(ALIAS), guest.as_str())
+    }
+
+    /// The id of the sandbox's container and the one by which its guest knows it, if it is another.
+    pub fn alias(&self) -> io::Result<Option<(ContainerId, ContainerId)>> {
+        let guest = match fs::read_to_string(self.path.join(ALIAS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let host = self.path.file_name().unwrap_or_default();
+        let id = |text: &str| ContainerId::new(text).map_err(io::Error::other);
+        Ok(Some((id(&host.to_string_lossy())?, id(&guest)?)))
     }
 
     /// Takes away what was shared for a container. Nothing to take away is no error.

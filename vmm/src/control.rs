@@ -138,10 +138,15 @@ fn execute(
         }
         Request::UnplugDisk { slot } => machine.disks.unplug(bus, slot)?,
         Request::Save { go_on, has_swap } => {
-            let fds: [OwnedFd; 3] = fds.try_into().map_err(|_| RequestError::NoFiles)?;
-            let [state, memory, kvm] = fds;
-            let (state, memory) = (state.into(), memory.into());
-            machine.save(CheckpointFiles { state, memory, kvm }, go_on, has_swap)?;
+            let fds: [OwnedFd; 4] = fds.try_into().map_err(|_| RequestError::NoFiles)?;
+            let [state, memory, removed, kvm] = fds;
+            let files = CheckpointFiles {
+                state: state.into(),
+                memory: memory.into(),
+                removed: removed.into(),
+                kvm,
+            };
+            machine.save(files, go_on, has_swap)?;
         }
         Request::DropStreams => machine.drop_streams().map_err(RequestError::Streams)?,
     }

@@ -40,7 +40,7 @@ impl Vmm {
     }
 
     /// The same with the files of a checkpoint to go on from.
-    fn start_from(code: &[u8], checkpoint: Option<[&File; 2]>) -> Option<Self> {
+    fn start_from(code: &[u8], checkpoint: Option<[&File; 3]>) -> Option<Self> {
         let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
             eprintln!("no /dev/kvm; the test was skipped");
             return None;
@@ -77,6 +77,7 @@ impl Vmm {
             checkpoint: checkpoint.map(|_| CheckpointFiles {
                 state: FdIndex(4),
                 memory: FdIndex(5),
+                removed: FdIndex(6),
             }),
             spare_nets: 1,
             spare_disks: 1,
@@ -246,10 +247,10 @@ fn a_disk_is_plugged_and_unplugged() {
 }
 
 /// The files of a checkpoint, and KVM's device.
-fn checkpoint() -> [File; 3] {
+fn checkpoint() -> [File; 4] {
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let file = || tempfile::tempfile().unwrap();
-    [file(), file(), kvm.unwrap()]
+    [file(), file(), file(), kvm.unwrap()]
 }
 
 /// Opens a file again, at its beginning.
@@ -271,8 +272,8 @@ fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
     assert_eq!(vmm.event(), Event::Stopped(StopReason::PowerOff));
     vmm.end();
 
-    let [state, memory, _] = files.each_ref().map(reopened);
-    let restored = Vmm::start_from(LOOP, Some([&state, &memory])).unwrap();
+    let [state, memory, removed, _] = files.each_ref().map(reopened);
+    let restored = Vmm::start_from(LOOP, Some([&state, &memory, &removed])).unwrap();
     let again = checkpoint();
     let fds = again.each_ref().map(AsFd::as_fd);
     let end = restored.request(save(false), &fds);
@@ -280,8 +281,8 @@ fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
     restored.end();
 
     for files in [&files, &again] {
-        let [state, memory, _] = files.each_ref().map(reopened);
-        let restored = Vmm::start_from(LOOP, Some([&state, &memory])).unwrap();
+        let [state, memory, removed, _] = files.each_ref().map(reopened);
+        let restored = Vmm::start_from(LOOP, Some([&state, &memory, &removed])).unwrap();
         assert_eq!(restored.request(Request::DropStreams, &[]), Event::Done);
         assert_eq!(restored.event(), Event::Stopped(StopReason::PowerOff));
         restored.end();

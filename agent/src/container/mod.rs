@@ -5,6 +5,7 @@ mod create;
 mod devices;
 mod error;
 mod exec;
+mod hostname;
 mod idmap;
 mod launch;
 mod mount_options;

@@ -420,7 +420,10 @@ impl api::Agent for Service {
         _: &TtrpcContext,
         request: api::AdoptContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.container(request.container_id)?.init().adopt();
+        let container = self.container(request.container_id)?;
+        container.init().adopt();
+        let named = container.set_hostname(&request.hostname);
+        named.map_err(RequestError::from)?;
         Ok(api::Empty::default())
     }
 

@@ -30,7 +30,6 @@ pub fn restore(global: &Global, args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let run = args.into_run();
     // What is wrong with it is told before anything is made.
     let image = Image::open(&dir)?;
-    check_id(&image, &run.create.id)?;
     if run.detach {
         if run.timings {
             bail!("--timings needs a container in the foreground; leave --detach away");
@@ -39,15 +38,6 @@ pub fn restore(global: &Global, args: RestoreArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     PidAnchor::with_main_thread(|anchor| run::foreground(global, &run, Some(image), anchor))?
-}
-
-/// The guest knows the container by the id that it had.
-fn check_id(image: &Image, id: &str) -> anyhow::Result<()> {
-    let saved = image.manifest.container.as_str();
-    if saved != id {
-        bail!("the checkpoint is of container {saved}, and can only be restored under that id");
-    }
-    Ok(())
 }
 
 fn refuse(option: Option<&str>) -> anyhow::Result<()> {

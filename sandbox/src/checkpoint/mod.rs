@@ -6,6 +6,7 @@
 //! | `checkpoint.json` | [`Manifest`]; written last, so that a directory without it is no checkpoint |
 //! | `state` | the state of CPUs and devices, as rvm-vmm writes it |
 //! | `memory` | the guest's memory: whatever its processes had there, keys and passwords, too |
+//! | `removed` | what files hold that a process has open and that have no name any more |
 //!
 //! Restored machines read the memory from its file as long as they run. The files are never changed
 //! in place: a new checkpoint in the same directory has new files.
@@ -24,6 +25,7 @@ use crate::sizing::Size;
 const MANIFEST: &str = "checkpoint.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const REMOVED: &str = "removed";
 
 /// The version of [`Manifest`].
 const VERSION: u32 = 1;
@@ -132,8 +134,15 @@ struct Document {
 pub struct Image {
     /// What the host must know.
     pub manifest: Manifest,
+    pub(crate) files: Files,
+}
+
+/// The files that rvm-vmm writes and reads.
+#[derive(Debug)]
+pub(crate) struct Files {
     pub(crate) state: File,
     pub(crate) memory: File,
+    pub(crate) removed: File,
 }
 
 impl Image {
@@ -169,8 +178,11 @@ impl Image {
         let manifest = serde_json::from_value(document.rest.into()).map_err(malformed)?;
         Ok(Self {
             manifest,
-            state: open(STATE)?,
-            memory: open(MEMORY)?,
+            files: Files {
+                state: open(STATE)?,
+                memory: open(MEMORY)?,
+                removed: open(REMOVED)?,
+            },
         })
     }
 }
@@ -179,8 +191,7 @@ impl Image {
 #[derive(Debug)]
 pub struct NewImage {
     dir: PathBuf,
-    pub(crate) state: File,
-    pub(crate) memory: File,
+    pub(crate) files: Files,
     is_finished: bool,
 }
 
@@ -193,7 +204,7 @@ impl NewImage {
             .mode(0o700)
             .create(dir);
         made.map_err(failed("make", dir))?;
-        for name in [MANIFEST, STATE, MEMORY] {
+        for name in [MANIFEST, STATE, MEMORY, REMOVED] {
             let path = dir.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -202,8 +213,11 @@ impl NewImage {
         }
         Ok(Self {
             dir: dir.to_owned(),
-            state: new_file(&dir.join(STATE))?,
-            memory: new_file(&dir.join(MEMORY))?,
+            files: Files {
+                state: new_file(&dir.join(STATE))?,
+                memory: new_file(&dir.join(MEMORY))?,
+                removed: new_file(&dir.join(REMOVED))?,
+            },
             is_finished: false,
         })
     }
@@ -240,7 +254,7 @@ impl NewImage {
 impl Drop for NewImage {
     fn drop(&mut self) {
         if !self.is_finished {
-            for name in [STATE, MEMORY] {
+            for name in [STATE, MEMORY, REMOVED] {
                 // Another may have removed it.
                 let _ = fs::remove_file(self.dir.join(name));
             }
@@ -299,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/image");
         let new = NewImage::create(&path).unwrap();
-        (&new.state).write_all(b"first").unwrap();
+        (&new.files.state).write_all(b"first").unwrap();
         new.finish(&manifest()).unwrap();
         let mut first = Image::open(&path).unwrap();
         assert_eq!(first.manifest, manifest());
@@ -308,13 +322,19 @@ mod tests {
             .finish(&manifest())
             .unwrap();
         let mut text = String::new();
-        first.state.read_to_string(&mut text).unwrap();
+        first.files.state.read_to_string(&mut text).unwrap();
         assert_eq!(
             text, "first",
             "machines go on with the files that they have"
         );
         assert_eq!(
-            Image::open(&path).unwrap().state.metadata().unwrap().len(),
+            Image::open(&path)
+                .unwrap()
+                .files
+                .state
+                .metadata()
+                .unwrap()
+                .len(),
             0
         );
     }

@@ -30,6 +30,9 @@ use rvm_sys::error_chain::chain;
 /// How long a guest may take to answer to a signal other than SIGKILL before it counts as pending.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a monitor may take to exit whose container is in a checkpoint.
+const CHECKPOINT_END_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
@@ -202,9 +205,17 @@ pub async fn checkpoint(
         leave_running,
     };
     control::ask(&container.sandbox(&state)?, request).await?;
-    match leave_running {
-        true => Ok(()),
-        false => delete(container, true).await,
+    if leave_running {
+        return Ok(());
+    }
+    // What stands for the container exits with its exit code, and may delete it.
+    if let Some(process) = state.monitor.and_then(ProcessId::open) {
+        let ended = process.ends_within(CHECKPOINT_END_TIMEOUT).await;
+        ended.map_err(failed("wait for the end of the container's monitor"))?;
+    }
+    match delete(container, true).await {
+        Err(LifecycleError::State(StateError::NotFound(_))) => Ok(()),
+        other => other,
     }
 }
 

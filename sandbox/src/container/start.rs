@@ -266,7 +266,8 @@ impl Start<'_> {
     ) -> Result<Relay, StartError> {
         let (id, guest) = (self.container.id(), sandbox.guest());
         let volumes = Volumes::send(id, translation.volumes, guest).await?;
-        let relay = sandbox.go_on(image, host).await?;
+        let hostname = self.bundle.spec.hostname().as_deref();
+        let relay = sandbox.go_on(id, hostname, image, host).await?;
         self.show(&translation.spec, guest)?;
         if let Some(volumes) = volumes {
             volumes.follow(Arc::clone(guest));
@@ -321,7 +322,7 @@ impl Start<'_> {
                 None => Vec::new(),
             },
         };
-        let id = container.id().as_str();
+        let id = self.guest_id().as_str();
         let translation = translate(self.bundle, id, &peers)?;
         dir.share(id, &translation.mounts, &translation.spec)?;
         if self.bundle.disks.top().is_some() {
@@ -329,6 +330,13 @@ impl Start<'_> {
         }
         timings.lap("share files");
         Ok((dir, translation))
+    }
+
+    /// The id by which the guest knows the container, and the name of its files in the shared
+    /// directory: the one it was first created with.
+    fn guest_id(&self) -> &ContainerId {
+        let saved = self.image.map(|image| &image.manifest.container);
+        saved.unwrap_or(self.container.id())
     }
 
     /// Starts the sandbox that the container is to have, in these control groups, or finds it.
@@ -346,6 +354,10 @@ impl Start<'_> {
                 return Ok(Place::Joined(Arc::new(Guest::join(dir, self.config)?)));
             }
         };
+        let guest_id = self.guest_id();
+        if guest_id != self.container.id() {
+            dir.set_alias(guest_id).map_err(SandboxError::Record)?;
+        }
         let policy = self.memory_policy()?;
         let wanted = Requirements {
             plan,
@@ -378,7 +390,7 @@ impl Start<'_> {
     /// Sets up the rootfs view and the synthetic proc behind the container's pid.
     fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
-        let view = RootfsView::of(spec, &guest.dir().shared(), id.as_str());
+        let view = RootfsView::of(spec, &guest.dir().shared(), self.guest_id().as_str());
         let proc = self.anchor.show(view);
         let proc = proc.map_err(StartError::PidAnchor)?;
         let proc = proc.map_err(StartError::RootfsView)?;

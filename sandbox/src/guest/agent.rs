@@ -11,6 +11,7 @@ mod processes;
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::rand::GetRandomFlags;
@@ -77,13 +78,32 @@ pub enum AgentError {
 pub struct Agent {
     client: AgentClient,
     long_answers: LongAnswers,
+    alias: Option<Arc<Alias>>,
+}
+
+/// A container that its guest knows by another id than the host: it was restored under a new one.
+#[derive(Debug)]
+struct Alias {
+    host: ContainerId,
+    guest: ContainerId,
 }
 
 impl Agent {
     /// Connects without waiting for the guest; the first call waits.
     pub fn connect(sandbox: &SandboxDir) -> Result<Self, AgentError> {
         let socket = sandbox.connect(AGENT_PORT).map_err(AgentError::Connect)?;
-        Self::over(socket).map_err(AgentError::Connect)
+        let mut agent = Self::over(socket).map_err(AgentError::Connect)?;
+        let alias = sandbox.alias().map_err(AgentError::Connect)?;
+        agent.alias = alias.map(|(host, guest)| Arc::new(Alias { host, guest }));
+        Ok(agent)
+    }
+
+    /// The id that the guest knows a container by.
+    fn id(&self, host: &ContainerId) -> String {
+        match &self.alias {
+            Some(alias) if alias.host == *host => alias.guest.to_string(),
+            _ => host.to_string(),
+        }
     }
 
     /// The client of an agent at the other end of a socket.
@@ -95,6 +115,7 @@ impl Agent {
         Ok(Self {
             client: AgentClient::new(Client::new(Socket::new(frames))),
             long_answers,
+            alias: None,
         })
     }
 
@@ -125,7 +146,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<u32, AgentError> {
         let request = CreateContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             spec: spec.inline,
             spec_stream: spec.stream,
             stdio: Some(stdio).into(),
@@ -144,7 +165,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<(), AgentError> {
         let request = StartContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             ..Default::default()
         };
         let call = self.client.start_container(unlimited(), &request);

@@ -1,5 +1,6 @@
 //! Checkpoints: a machine with its container is written to files, and goes on from them later.
 
+use std::io;
 use std::path::Path;
 
 use rvm_protocol::ContainerId;
@@ -16,6 +17,9 @@ pub enum CheckpointError {
     /// Something that a machine has now cannot be saved.
     #[error("the container {0}")]
     Unsupported(&'static str),
+    /// The id by which the guest knows the container could not be read.
+    #[error("cannot find the container in its guest")]
+    Record(#[source] io::Error),
     /// The files could not be written.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -66,8 +70,10 @@ impl Sandbox {
         };
         // Neither changes while the machine is saved.
         let (network, size) = (self.network().lock().await, self.size().lock().await);
+        let alias = guest.dir().alias().map_err(CheckpointError::Record)?;
+        let container = alias.map_or_else(|| wanted.id.clone(), |(_, guest)| guest);
         let manifest = Manifest {
-            container: wanted.id.clone(),
+            container,
             paused: wanted.paused,
             guest_pid: wanted.guest_pid,
             streams,
@@ -99,12 +105,18 @@ impl Sandbox {
         }
     }
 
-    /// Lets the container of a machine that was restored go on, with these streams.
-    pub async fn go_on(&self, image: &Image, host: HostStdio) -> Result<Relay, CheckpointError> {
+    /// Lets the container of a machine that was restored go on, with this host name and these
+    /// streams.
+    pub async fn go_on(
+        &self,
+        id: &ContainerId,
+        hostname: Option<&str>,
+        image: &Image,
+        host: HostStdio,
+    ) -> Result<Relay, CheckpointError> {
         let (guest, manifest) = (self.guest(), &image.manifest);
         let going_on = async {
-            let id = &manifest.container;
-            guest.agent().adopt(id).await?;
+            guest.agent().adopt(id, hostname).await?;
             let relay = Relay::go_on(guest.dir(), host, &manifest.streams)?;
             guest.set_streams(id, manifest.streams);
             self.machine().save(Save::DropStreams).await?;

@@ -56,6 +56,9 @@ pub enum SandboxError {
         #[source]
         source: EngineError,
     },
+    /// The id by which the guest knows its container could not be written down.
+    #[error("cannot write the sandbox's record")]
+    Record(#[source] io::Error),
     /// The record of the machine's processes could not be read or written, or a process not opened.
     #[error("cannot find the machine's processes")]
     Processes(#[source] io::Error),

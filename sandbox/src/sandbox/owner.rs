@@ -34,6 +34,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// The stage until the agent answers.
 const BOOT: &str = "the boot of its kernel and agent";
 
+/// The same of a machine that goes on from a checkpoint.
+const RESTORE: &str = "the restore of its checkpoint";
+
 /// A machine that this process owns, and its guest. Dropping it ends the machine.
 pub struct Sandbox {
     guest: Arc<Guest>,
@@ -45,6 +48,8 @@ pub struct Sandbox {
     processes: Vec<Process>,
     /// What the machine may have been restored from, until its agent has answered.
     prepared: Prepared,
+    /// What happens until its agent answers.
+    stage: &'static str,
     shape: Shape,
     control: UnixListener,
 }
@@ -73,6 +78,7 @@ impl Sandbox {
         let planned = wanted.plan;
         let (engine, running) = (planned.engine, planned.running);
         let image = planned.checkpoint.as_deref();
+        let stage = if image.is_some() { RESTORE } else { BOOT };
         let saved = image.map(|image| image.manifest.cards.as_slice());
         let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits, saved)?;
         timings.lap("prepare the network");
@@ -118,7 +124,7 @@ impl Sandbox {
                 blame(planned.prepared.template.as_deref(), &machine);
                 let (after, console) = (timings.elapsed(), dir.console());
                 let failure =
-                    GuestFailure::new(BOOT, after, engine.kind, end.to_string(), &console);
+                    GuestFailure::new(stage, after, engine.kind, end.to_string(), &console);
                 return Err(failure.into());
             }
         };
@@ -131,6 +137,7 @@ impl Sandbox {
             machine,
             processes,
             prepared: planned.prepared,
+            stage,
             shape,
         })
     }
@@ -138,7 +145,7 @@ impl Sandbox {
     /// Waits until the agent of the machine that was started answers, and gives the guest its
     /// time and its network.
     pub async fn boot(&mut self, timings: &mut Timings) -> Result<(), SandboxError> {
-        let check = self.guest.check(BOOT, timings).await;
+        let check = self.guest.check(self.stage, timings).await;
         let Prepared { template, notice } = std::mem::take(&mut self.prepared);
         if check.is_err() {
             blame(template.as_deref(), &self.machine);

@@ -115,7 +115,7 @@ impl Volumes {
             .map_err(io::Error::other)
             .map_err(failed)?;
         if contents != self.sent[number] {
-            let sent = guest.agent().update_volume(&contents).await;
+            let sent = guest.agent().update_volume(&self.id, &contents).await;
             sent.map_err(|error| failed(io::Error::other(error)))?;
             self.sent[number] = contents;
         }

@@ -13,6 +13,8 @@ use crate::memory::image;
 pub struct Files {
     pub state: File,
     pub memory: File,
+    /// What files hold that a program has open and that have no name any more.
+    pub removed: File,
     /// KVM's device, which knows the model-specific registers.
     pub kvm: OwnedFd,
 }
@@ -26,21 +28,28 @@ impl Machine {
             return Err(SavedError::Busy(grown));
         }
         self.vcpus.pause();
-        let saved = self.save_paused(files, has_swap);
+        self.removed.set(Some(files.removed));
+        let saved = self.save_paused(files.state, files.memory, files.kvm, has_swap);
+        self.removed.set(None);
         if go_on || saved.is_err() {
             self.vcpus.resume();
         }
         saved
     }
 
-    fn save_paused(&self, files: Files, has_swap: bool) -> Result<(), SavedError> {
-        let msrs = kvm::saveable_msrs(files.kvm)?;
+    fn save_paused(
+        &self,
+        state: File,
+        mut memory: File,
+        kvm: OwnedFd,
+        has_swap: bool,
+    ) -> Result<(), SavedError> {
+        let msrs = kvm::saveable_msrs(kvm)?;
         // What the guest asked for last.
         let handled = self.main_devices.handle_pending();
         handled.map_err(SavedError::File)?;
         let vcpus = self.vcpus.save(&msrs).ok_or(SavedError::Vcpus)??;
         let vm = self.vm.save(self.vcpus.max())?;
-        let mut memory = files.memory;
         let is_elsewhere = |block: u64| has_swap || self.mapped.binary_search(&block).is_ok();
         let bus = self.vcpus.state().bus();
         let saved = bus.save(|slots| {
@@ -53,7 +62,7 @@ impl Machine {
                 blocks: image::write(&self.memory.current(), &mut memory, is_elsewhere)?,
             })
         })??;
-        saved.write(files.state)
+        saved.write(state)
     }
 
     /// What a machine needs that is to go on from this one.

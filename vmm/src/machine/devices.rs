@@ -6,13 +6,13 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use rvm_protocol::SHARED_TAG;
-use rvm_protocol::vmm::{MachineConfig, Net as NetConfig};
+use rvm_protocol::vmm::{FdIndex, MachineConfig, Net as NetConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
 use super::saved::SavedError;
 use crate::bus::FixedSlot;
-use crate::fds::PassedFds;
+use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::logging::error_chain;
@@ -23,7 +23,7 @@ use crate::virtio::block;
 use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
-use crate::virtio::fs::{Fs, ServerResources};
+use crate::virtio::fs::{Fs, RemovedFiles, ServerResources};
 use crate::virtio::mem;
 use crate::virtio::net::{self, Net};
 use crate::virtio::rng::Rng;
@@ -40,6 +40,7 @@ pub(super) struct Devices {
     pub(super) balloon: hotplug::Balloon,
     pub(super) nets: NetSlots,
     pub(super) disks: DiskSlots,
+    pub(super) removed: Arc<RemovedFiles>,
 }
 
 /// A thread for devices that may block.
@@ -74,7 +75,10 @@ impl Devices {
                 FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
             })?;
         }
-        slots.add_worker("fs", ThreadKind::Files, Box::new(files(proc_self_fd)?))?;
+        let files = files(proc_self_fd)?;
+        let removed = files.removed_files();
+        removed.set(role.removed_files(fds)?);
+        slots.add_worker("fs", ThreadKind::Files, Box::new(files))?;
         slots.add_disk_slots(config.spare_disks)?;
         let first_net = slots.slots.len();
         let cards = role.cards(config)?;
@@ -97,6 +101,7 @@ impl Devices {
             },
             nets: NetSlots::new(first_net, cards.collect()),
             disks: DiskSlots::new(config.spare_disks),
+            removed,
             main: slots.main,
             workers: slots.workers,
             slots: slots.slots,
@@ -110,18 +115,31 @@ pub(super) enum Role {
     Run,
     /// To become a template. The guest's word that it is ready is noted here.
     Template(Arc<HeldRequest>),
-    /// To go on from a checkpoint, with these cards in its slots. The event has the guest's streams
-    /// reset that no host program has claimed.
-    GoOn(Vec<Option<Mac>>, Arc<EventFd>),
+    /// To go on from a checkpoint.
+    GoOn {
+        /// The cards by their slots.
+        cards: Vec<Option<Mac>>,
+        /// See [`super::CheckpointFiles`].
+        removed: FdIndex,
+        /// Has the guest's streams reset that no host program has claimed.
+        drop_streams: Arc<EventFd>,
+    },
 }
 
 impl Role {
+    fn removed_files(&self, fds: &mut PassedFds) -> Result<Option<File>, MissingFd> {
+        match self {
+            Self::GoOn { removed, .. } => Ok(Some(fds.take(*removed)?.into())),
+            Self::Run | Self::Template(_) => Ok(None),
+        }
+    }
+
     /// The cards by their slots.
     fn cards<'a>(
         &self,
         config: &'a MachineConfig,
     ) -> Result<Vec<Option<&'a NetConfig>>, SavedError> {
-        let Self::GoOn(saved, _) = self else {
+        let Self::GoOn { cards: saved, .. } = self else {
             let empty = std::iter::repeat_n(None, config.spare_nets);
             return Ok(config.nets.iter().map(Some).chain(empty).collect());
         };
@@ -229,8 +247,8 @@ fn vsock(config: &MachineConfig, fds: &mut PassedFds, role: &Role) -> Result<Vso
     let vsock = match role {
         Role::Run => Vsock::new(fds.take_listeners(&config.vsock)?),
         Role::Template(ready) => Vsock::of_template(Arc::clone(ready)),
-        Role::GoOn(_, drop) => {
-            Vsock::of_checkpoint(fds.take_listeners(&config.vsock)?, Arc::clone(drop))
+        Role::GoOn { drop_streams, .. } => {
+            Vsock::of_checkpoint(fds.take_listeners(&config.vsock)?, Arc::clone(drop_streams))
         }
     };
     vsock.map_err(failed("vsock"))

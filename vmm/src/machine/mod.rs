@@ -29,6 +29,7 @@ use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
 use crate::virtio::console::ConsoleLog;
+use crate::virtio::fs::RemovedFiles;
 use crate::virtio::thread::DeviceThread;
 
 use devices::{Devices, Role, WorkerThread, failed};
@@ -97,6 +98,8 @@ pub struct Machine {
     pub refusal: Option<SavedError>,
     /// Has the streams of a checkpoint reset that no host program has claimed.
     drop_streams: Arc<EventFd>,
+    /// Where what removed files hold is written to.
+    removed: Arc<RemovedFiles>,
     shape: Shape,
     /// The blocks of memory that are mapped from a file.
     mapped: Vec<u64>,
@@ -123,10 +126,12 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     } = Frame::new(config, &kernel, &mut fds)?;
     let current = CurrentMemory::new(Arc::clone(&memory));
     let drop_streams = Arc::new(devices::new_event()?);
-    let role = match &saved {
-        Some(saved) if config.checkpoint.is_some() => {
-            Role::GoOn(saved.cards.clone(), Arc::clone(&drop_streams))
-        }
+    let role = match (&saved, &config.checkpoint) {
+        (Some(saved), Some(files)) => Role::GoOn {
+            cards: saved.cards.clone(),
+            removed: files.removed,
+            drop_streams: Arc::clone(&drop_streams),
+        },
         _ => Role::Run,
     };
     let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, proc_self_fd)?;
@@ -136,6 +141,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         Some(saved) => saved.restore(&vm, &bus, config.max_vcpus)?,
         None => kernel.load(config, &memory, &vm, bus.slots())?,
     };
+    devices.removed.set(None);
     let kernel_ns = stopwatch.lap();
 
     let state = RunState::new(bus).map_err(MachineError::Thread)?;
@@ -158,6 +164,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         },
         refusal,
         drop_streams,
+        removed: devices.removed,
         shape: Shape::of_any_guest(config),
         mapped: saved.map(|saved| saved.blocks).unwrap_or_default(),
         vm,

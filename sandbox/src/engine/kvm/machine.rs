@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::control::{Control, machine_end};
 use super::open_kvm;
 use super::template::Template;
+use crate::checkpoint::Files;
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Plug, Save, Unplug, Vm};
@@ -277,7 +278,12 @@ impl Vm for KvmMachine {
             return self.request(action, &Request::DropStreams, &[]).await;
         };
         let kvm = open_kvm()?;
-        let files = [image.state.as_fd(), image.memory.as_fd(), kvm.as_fd()];
+        let Files {
+            state,
+            memory,
+            removed,
+        } = &image.files;
+        let files = [state, memory, removed, &kvm].map(AsFd::as_fd);
         let has_swap = has_swap();
         let request = Request::Save { go_on, has_swap };
         self.request_within(SAVE_TIMEOUT, "save the machine", &request, &files)

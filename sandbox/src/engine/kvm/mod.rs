@@ -85,8 +85,9 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     if let Some(image) = plan.checkpoint {
         let own = |file: &File| file.try_clone().map_err(io_failed("dup"));
         machine.checkpoint = Some(CheckpointFiles {
-            state: fds.add(own(&image.state)?),
-            memory: fds.add(own(&image.memory)?),
+            state: fds.add(own(&image.files.state)?),
+            memory: fds.add(own(&image.files.memory)?),
+            removed: fds.add(own(&image.files.removed)?),
         });
     }
     let template = plan.template.filter(|template| {

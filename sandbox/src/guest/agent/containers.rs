@@ -1,10 +1,12 @@
 //! Calls for whole containers and for the sandbox.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
+use rvm_protocol::agent::event::Kind;
 use rvm_protocol::agent::{
     AdoptContainerRequest, Event, EventsRequest, ListProcessesRequest, ListProcessesResponse,
     MountDisksRequest, Oom, PauseContainerRequest, RemoveContainerRequest, ResizeRequest,
@@ -13,7 +15,9 @@ use rvm_protocol::agent::{
 };
 use ttrpc::r#async::ClientStreamReceiver;
 
-use super::{Agent, AgentError, CALL_TIMEOUT, SIGNAL_TIMEOUT, failed, limited, unlimited, within};
+use super::{
+    Agent, AgentError, Alias, CALL_TIMEOUT, SIGNAL_TIMEOUT, failed, limited, unlimited, within,
+};
 use crate::host::untrusted_text::clean;
 
 /// How long OOM kills of a container are reported once. Each report is written to an engine, which
@@ -24,7 +28,7 @@ impl Agent {
     /// Lists the processes of a container. The texts have no control characters.
     pub async fn processes(&self, id: &ContainerId) -> Result<ListProcessesResponse, AgentError> {
         let request = ListProcessesRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             ..Default::default()
         };
         let _long = self.long_answers.admit();
@@ -40,7 +44,15 @@ impl Agent {
     }
 
     /// Replaces the contents of the guest's copy of a volume.
-    pub async fn update_volume(&self, request: &UpdateVolumeRequest) -> Result<(), AgentError> {
+    pub async fn update_volume(
+        &self,
+        id: &ContainerId,
+        request: &UpdateVolumeRequest,
+    ) -> Result<(), AgentError> {
+        let request = &UpdateVolumeRequest {
+            container_id: self.id(id),
+            ..request.clone()
+        };
         let call = self.client.update_volume(limited(), request);
         within(CALL_TIMEOUT, "update volume", call)
             .await
@@ -60,7 +72,7 @@ impl Agent {
     /// Signals every process of a container.
     pub async fn signal_all(&self, id: &ContainerId, signal: i32) -> Result<(), AgentError> {
         let request = SignalProcessRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             signal: signal.unsigned_abs(),
             all: true,
             ..Default::default()
@@ -74,7 +86,7 @@ impl Agent {
     /// Freezes the processes of a container, and returns when they are frozen.
     pub async fn pause(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = PauseContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             ..Default::default()
         };
         let call = self.client.pause_container(limited(), &request);
@@ -86,7 +98,7 @@ impl Agent {
     /// Thaws the processes of a paused container.
     pub async fn resume(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = ResumeContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             ..Default::default()
         };
         let call = self.client.resume_container(limited(), &request);
@@ -102,7 +114,7 @@ impl Agent {
         resources: &LinuxResources,
     ) -> Result<(), AgentError> {
         let request = UpdateContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             resources: serde_json::to_vec(resources)?,
             ..Default::default()
         };
@@ -116,7 +128,7 @@ impl Agent {
     /// breaks of `net_dev`.
     pub async fn stats(&self, id: &ContainerId) -> Result<StatsResponse, AgentError> {
         let request = StatsRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             ..Default::default()
         };
         let _long = self.long_answers.admit();
@@ -139,10 +151,11 @@ impl Agent {
     }
 
     /// Has a container's init process outlive the connection of the process that stood for it: this
-    /// one does from now on.
-    pub async fn adopt(&self, id: &ContainerId) -> Result<(), AgentError> {
+    /// one does from now on. The container gets a host name, if it is to have one.
+    pub async fn adopt(&self, id: &ContainerId, hostname: Option<&str>) -> Result<(), AgentError> {
         let request = AdoptContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
+            hostname: hostname.unwrap_or_default().to_owned(),
             ..Default::default()
         };
         let call = self.client.adopt_container(limited(), &request);
@@ -154,7 +167,7 @@ impl Agent {
     /// Kills the remaining processes of a container and removes it from the guest.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), AgentError> {
         let request = RemoveContainerRequest {
-            container_id: id.to_string(),
+            container_id: self.id(id),
             ..Default::default()
         };
         let call = self.client.remove_container(limited(), &request);
@@ -181,7 +194,8 @@ impl Agent {
     /// Subscribes to the events of the sandbox.
     pub async fn events(&self) -> Result<Events, AgentError> {
         let stream = self.client.events(unlimited(), &EventsRequest::new()).await;
-        stream.map(Events::new).map_err(failed("events"))
+        let events = stream.map(|stream| Events::new(stream, self.alias.clone()));
+        events.map_err(failed("events"))
     }
 }
 
@@ -210,6 +224,7 @@ pub struct Events {
     stream: ClientStreamReceiver<Event>,
     /// When OOM kills of each container were last reported, for [`OOM_PERIOD`].
     reported: BTreeMap<String, Instant>,
+    alias: Option<Arc<Alias>>,
 }
 
 impl Events {
@@ -220,16 +235,33 @@ impl Events {
             let event = self.stream.recv().await.map_err(failed("events"))?;
             match &event {
                 Some(event) if event.has_oom() && self.is_repeated(event.oom()) => {}
-                _ => return Ok(event),
+                _ => return Ok(event.map(|event| self.by_hosts_id(event))),
             }
         }
     }
 
-    fn new(stream: ClientStreamReceiver<Event>) -> Self {
+    fn new(stream: ClientStreamReceiver<Event>, alias: Option<Arc<Alias>>) -> Self {
         Self {
             stream,
+            alias,
             reported: BTreeMap::new(),
         }
+    }
+
+    /// The event with the id that the host knows the container by.
+    fn by_hosts_id(&self, mut event: Event) -> Event {
+        let Some(alias) = &self.alias else {
+            return event;
+        };
+        let named = match &mut event.kind {
+            Some(Kind::Exit(exit)) => &mut exit.container_id,
+            Some(Kind::Oom(oom)) => &mut oom.container_id,
+            _ => return event,
+        };
+        if *named == alias.guest.as_str() {
+            *named = alias.host.to_string();
+        }
+        event
     }
 
     fn is_repeated(&mut self, oom: &Oom) -> bool {

@@ -47,7 +47,7 @@ impl Agent {
     /// Starts a process in a container. Returns its pid in the guest.
     pub async fn exec(&self, exec: Exec<'_>) -> Result<u32, AgentError> {
         let request = ExecProcessRequest {
-            container_id: exec.container.to_string(),
+            container_id: self.id(exec.container),
             exec_id: exec.id.to_string(),
             process: exec.process.inline,
             process_stream: exec.process.stream,
@@ -79,7 +79,7 @@ impl Agent {
 
     async fn wait_for(&self, id: &ProcessId, kill_on_hangup: bool) -> Result<Exit, AgentError> {
         let request = WaitProcessRequest {
-            container_id: id.container.to_string(),
+            container_id: self.id(&id.container),
             exec_id: id.exec_on_wire().to_owned(),
             kill_on_hangup,
             ..Default::default()
@@ -97,7 +97,7 @@ impl Agent {
     /// Signals a process.
     pub async fn signal(&self, id: &ProcessId, signal: i32) -> Result<(), AgentError> {
         let request = SignalProcessRequest {
-            container_id: id.container.to_string(),
+            container_id: self.id(&id.container),
             exec_id: id.exec_on_wire().to_owned(),
             signal: signal.unsigned_abs(),
             ..Default::default()
@@ -116,7 +116,7 @@ impl Agent {
         cols: u16,
     ) -> Result<(), AgentError> {
         let request = ResizeTerminalRequest {
-            container_id: id.container.to_string(),
+            container_id: self.id(&id.container),
             exec_id: id.exec_on_wire().to_owned(),
             rows: rows.into(),
             cols: cols.into(),
@@ -135,7 +135,7 @@ impl Agent {
         id: &ExecId,
     ) -> Result<(), AgentError> {
         let request = RemoveProcessRequest {
-            container_id: container.to_string(),
+            container_id: self.id(container),
             exec_id: id.to_string(),
             ..Default::default()
         };

@@ -150,13 +150,6 @@ impl Fs {
     }
 
     /// Where the machine gives a file for what removed files hold that are open when it is saved.
-    #[cfg_attr(
-        not(test),
-        allow(
-            dead_code,
-            reason = "the machine gives it with the files of a checkpoint"
-        )
-    )]
     pub fn removed_files(&self) -> Arc<RemovedFiles> {
         Arc::clone(&self.removed)
     }

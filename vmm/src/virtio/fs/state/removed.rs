@@ -28,13 +28,6 @@ pub struct RemovedFiles(Mutex<Option<Arc<File>>>);
 
 impl RemovedFiles {
     /// Gives a file, or takes it back.
-    #[cfg_attr(
-        not(test),
-        allow(
-            dead_code,
-            reason = "the machine gives it with the files of a checkpoint"
-        )
-    )]
     pub fn set(&self, file: Option<File>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = file.map(Arc::new);
     }
