@@ -219,9 +219,9 @@ pub enum Request {
         /// The slot that the disk was plugged into.
         slot: usize,
     },
-    /// Writes the machine to a checkpoint. Four descriptors come with the request: the empty files of
-    /// [`CheckpointFiles`] in their order, open for reading and writing, and KVM's device. The answer
-    /// comes when all are written. The vCPUs stand still meanwhile.
+    /// Writes the machine to a checkpoint. Four descriptors come with the request: the empty files
+    /// of [`CheckpointFiles`] in their order, open for reading and writing, and KVM's device. The
+    /// answer comes when all are written. The vCPUs stand still meanwhile.
     Save {
         /// Let the machine go on. Else it ends with [`StopReason::Saved`] in place of an answer.
         go_on: bool,

@@ -3,7 +3,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `checkpoint.json` | [`Manifest`]; written last, so that a directory without it is no checkpoint |
+//! | `checkpoint.json` | [`Manifest`]; written last: a directory without it is no checkpoint |
 //! | `state` | the state of CPUs and devices, as rvm-vmm writes it |
 //! | `memory` | the guest's memory: whatever its processes had there, keys and passwords, too |
 //! | `removed` | what files hold that a process has open and that have no name any more |

@@ -78,8 +78,8 @@ impl Network {
         Ok(nics)
     }
 
-    /// Adds the NICs of a machine that was saved, each for the interface of its name, or else for one
-    /// that no other NIC is for. One that is left over is idle.
+    /// Adds the NICs of a machine that was saved, each for the interface of its name, or else for
+    /// one that no other NIC is for. One that is left over is idle.
     pub fn saved_nics(
         &mut self,
         found: &Inventory,

@@ -18,15 +18,16 @@ use super::live_network::LiveNetwork;
 use super::plan::MachinePlan;
 use super::resize::LiveSize;
 use crate::cgroup::Cgroup;
-use crate::checkpoint::Shape;
+use crate::checkpoint::{Image, Shape};
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
 use crate::engine::{Machine, Plan, Prepared, Template};
-use crate::guest::agent::Agent;
+use crate::guest::agent::{Agent, AgentError};
 use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::{KILL_TIMEOUT, Process};
 use crate::host::timings::Timings;
 use crate::network::Network;
+use crate::sizing::Running;
 
 /// How long a machine whose sockets have closed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -83,12 +84,7 @@ impl Sandbox {
         let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits, saved)?;
         timings.lap("prepare the network");
         let disk_slots = planned.disk_slots(nets.len());
-        let shape = image.map(|image| image.manifest.machine).unwrap_or(Shape {
-            start: running.start,
-            max: running.max,
-            cards_at_start: nets.len(),
-            disk_slots,
-        });
+        let shape = shape_of(image, running, nets.len(), disk_slots);
         let plan = Plan {
             size: running.start,
             max: running.max,
@@ -114,18 +110,9 @@ impl Sandbox {
 
         let agent = match Agent::connect(&dir) {
             Ok(agent) => agent,
-            // Nobody listens at the socket any more: the machine's end explains more than this
-            // error.
             Err(error) => {
-                let ended = machine.ended();
-                let Ok(end) = tokio::time::timeout(END_TIMEOUT, ended.wait()).await else {
-                    return Err(error.into());
-                };
-                blame(planned.prepared.template.as_deref(), &machine);
-                let (after, console) = (timings.elapsed(), dir.console());
-                let failure =
-                    GuestFailure::new(stage, after, engine.kind, end.to_string(), &console);
-                return Err(failure.into());
+                let template = planned.prepared.template.as_deref();
+                return Err(explain(error, stage, &dir, &machine, template, timings).await);
             }
         };
         Ok(Self {
@@ -207,6 +194,35 @@ impl Sandbox {
         }
         Ok(())
     }
+}
+
+/// What a machine is started with: what the one of its checkpoint was, if it has one.
+fn shape_of(image: Option<&Image>, running: Running, cards: usize, disk_slots: usize) -> Shape {
+    let saved = image.map(|image| image.manifest.machine);
+    saved.unwrap_or(Shape {
+        start: running.start,
+        max: running.max,
+        cards_at_start: cards,
+        disk_slots,
+    })
+}
+
+/// What it means that nobody listens at the agent's socket: the machine's end explains more than
+/// the error.
+async fn explain(
+    error: AgentError,
+    stage: &'static str,
+    dir: &SandboxDir,
+    machine: &Machine,
+    template: Option<&Template>,
+    timings: &Timings,
+) -> SandboxError {
+    let Ok(end) = tokio::time::timeout(END_TIMEOUT, machine.ended().wait()).await else {
+        return error.into();
+    };
+    blame(template, machine);
+    let (after, engine) = (timings.elapsed(), machine.engine().kind);
+    GuestFailure::new(stage, after, engine, end.to_string(), &dir.console()).into()
 }
 
 /// What the time until the agent answered was spent on, in nanoseconds. The guest's own figures are

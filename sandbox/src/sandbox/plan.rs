@@ -56,8 +56,8 @@ impl MachinePlan {
         Ok(plan)
     }
 
-    /// The machine that was saved to a checkpoint. Fails if the engine that runs machines here cannot
-    /// restore any.
+    /// The machine that was saved to a checkpoint. Fails if the engine that runs machines here
+    /// cannot restore any.
     pub(crate) fn of_checkpoint(image: Arc<Image>, config: &Config) -> Result<Self, PlanError> {
         let saved = image.manifest.machine;
         let bounds = Bounds::of(config);

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
+#[cfg(doc)]
+use rvm_protocol::vmm::Request;
+
 use super::saved::{MachineState, SavedError};
 use super::{Machine, Shape};
 use crate::kvm;
@@ -21,7 +24,7 @@ pub struct Files {
 
 impl Machine {
     /// Writes the machine to a checkpoint. Its vCPUs stand still meanwhile; if it is not to `go_on`
-    /// and all went well, they do so afterwards. `has_swap` as in [`rvm_protocol::vmm::Request::Save`].
+    /// and all went well, they do so afterwards. `has_swap` is [`Request::Save`]'s.
     pub fn save(&self, files: Files, go_on: bool, has_swap: bool) -> Result<(), SavedError> {
         if self.memory.has_grown() {
             let grown = "the machine has been given more memory while it ran";
@@ -72,6 +75,8 @@ impl Machine {
 
     /// Has the streams reset that came from a checkpoint and that no host program has claimed.
     pub fn drop_streams(&self) -> io::Result<()> {
-        self.drop_streams.write(1)
+        self.drop_streams
+            .as_ref()
+            .map_or(Ok(()), |event| event.write(1))
     }
 }

@@ -10,7 +10,7 @@ use rvm_protocol::vmm::{FdIndex, MachineConfig, Net as NetConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
-use super::saved::SavedError;
+use super::saved::{MachineState, SavedError};
 use crate::bus::FixedSlot;
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
@@ -127,6 +127,30 @@ pub(super) enum Role {
 }
 
 impl Role {
+    /// That of a machine with this state, if it has one.
+    pub(super) fn of(
+        config: &MachineConfig,
+        saved: Option<&MachineState>,
+    ) -> Result<Self, MachineError> {
+        let (Some(saved), Some(files)) = (saved, &config.checkpoint) else {
+            return Ok(Self::Run);
+        };
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        Ok(Self::GoOn {
+            cards: saved.cards.clone(),
+            removed: files.removed,
+            drop_streams: Arc::new(event.map_err(failed("vsock"))?),
+        })
+    }
+
+    /// See [`Self::GoOn`].
+    pub(super) fn drop_streams(&self) -> Option<Arc<EventFd>> {
+        match self {
+            Self::GoOn { drop_streams, .. } => Some(Arc::clone(drop_streams)),
+            Self::Run | Self::Template(_) => None,
+        }
+    }
+
     fn removed_files(&self, fds: &mut PassedFds) -> Result<Option<File>, MissingFd> {
         match self {
             Self::GoOn { removed, .. } => Ok(Some(fds.take(*removed)?.into())),
@@ -236,11 +260,6 @@ impl WorkerThread {
 
 pub(super) fn failed(device: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Device { device, source }
-}
-
-/// An event of the host for a device.
-pub(super) fn new_event() -> Result<EventFd, MachineError> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed("vsock"))
 }
 
 fn vsock(config: &MachineConfig, fds: &mut PassedFds, role: &Role) -> Result<Vsock, MachineError> {

@@ -97,7 +97,7 @@ pub struct Machine {
     /// Why the machine was not restored from its template, if it has one and was not.
     pub refusal: Option<SavedError>,
     /// Has the streams of a checkpoint reset that no host program has claimed.
-    drop_streams: Arc<EventFd>,
+    drop_streams: Option<Arc<EventFd>>,
     /// Where what removed files hold is written to.
     removed: Arc<RemovedFiles>,
     shape: Shape,
@@ -125,15 +125,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         refusal,
     } = Frame::new(config, &kernel, &mut fds)?;
     let current = CurrentMemory::new(Arc::clone(&memory));
-    let drop_streams = Arc::new(devices::new_event()?);
-    let role = match (&saved, &config.checkpoint) {
-        (Some(saved), Some(files)) => Role::GoOn {
-            cards: saved.cards.clone(),
-            removed: files.removed,
-            drop_streams: Arc::clone(&drop_streams),
-        },
-        _ => Role::Run,
-    };
+    let role = Role::of(config, saved.as_ref())?;
     let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, proc_self_fd)?;
     let machine_ns = stopwatch.lap();
 
@@ -163,7 +155,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
             restored: saved.is_some(),
         },
         refusal,
-        drop_streams,
+        drop_streams: role.drop_streams(),
         removed: devices.removed,
         shape: Shape::of_any_guest(config),
         mapped: saved.map(|saved| saved.blocks).unwrap_or_default(),
@@ -180,8 +172,8 @@ struct Frame {
 }
 
 impl Frame {
-    /// Those of the machine's checkpoint, or of its template, if it has one that can be used, or else
-    /// new ones.
+    /// Those of the machine's checkpoint, or of its template, if it has one that can be used, or
+    /// else new ones.
     fn new(
         config: &MachineConfig,
         kernel: &Kernel,

@@ -40,14 +40,8 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
     let vm = Vm::new(kvm, Arc::clone(&memory))?;
     let ready = Arc::new(HeldRequest::default());
     let current = CurrentMemory::new(Arc::clone(&memory));
-    let connected = connect(
-        machine,
-        &mut fds,
-        (&vm, &current),
-        &Role::Template(Arc::clone(&ready)),
-        proc_self_fd,
-    );
-    let (devices, bus) = connected?;
+    let role = Role::Template(Arc::clone(&ready));
+    let (devices, bus) = connect(machine, &mut fds, (&vm, &current), &role, proc_self_fd)?;
 
     let vcpus = kernel.load(machine, &memory, &vm, bus.slots())?;
     let state = RunState::new(bus).map_err(MachineError::Thread)?;

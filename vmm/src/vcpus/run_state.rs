@@ -124,8 +124,8 @@ impl RunState {
         self.changed.notify_all();
     }
 
-    /// The states of the vCPUs on `count` threads, which are paused, in the order of their ids. Fails
-    /// if one does not come in time.
+    /// The states of the vCPUs on `count` threads, which are paused, in the order of their ids.
+    /// Fails if one does not come in time.
     pub(super) fn save(
         &self,
         count: u8,

@@ -53,8 +53,8 @@ struct Running {
 }
 
 impl Slot {
-    /// A slot with this device, whose events come from `epoll` with the number `number`, on a thread
-    /// that `hold` stops.
+    /// A slot with this device, whose events come from `epoll` with the number `number`, on a
+    /// thread that `hold` stops.
     pub(super) fn new(
         device: Box<dyn VirtioDevice>,
         memory: CurrentMemory,

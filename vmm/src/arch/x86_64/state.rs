@@ -74,8 +74,8 @@ impl VcpuState {
     }
 
     /// Gives a vCPU that has never run this state. Its CPUID must be that of the vCPU that was
-    /// saved. With `all_msrs` some of its model-specific registers are as in a new vCPU, and are not
-    /// set.
+    /// saved. With `all_msrs` some of its model-specific registers are as in a new vCPU, and are
+    /// not set.
     #[expect(
         unsafe_code,
         reason = "KVM_SET_XSAVE reads as much as the host's CPU has"

@@ -14,6 +14,8 @@
 //! A stream of a machine that was restored has no host program at first. It goes on when one claims
 //! it, and the guest notices nothing.
 
+mod saved;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -22,6 +24,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
+
+pub use saved::SavedConnection;
 
 use super::spec::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::virtio::chain::Buffers;
@@ -41,13 +45,6 @@ pub struct Broken;
 
 /// The length of a stream's id, with which the host program begins.
 const ID_BYTES: usize = 8;
-
-/// The most bytes that a host program has written and this side has not read: what a socket holds
-/// (net.core.wmem_max), and more than that on any host.
-const MAX_INPUT: usize = 4 << 20;
-
-/// Bytes per read of input that is to be saved.
-const INPUT_CHUNK: usize = 64 * 1024;
 
 /// Control packets that were not sent yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -403,22 +400,6 @@ impl Connection {
         }
         Ok(())
     }
-
-    /// Takes what the host program has written from its socket, so that it is saved.
-    fn take_input(&mut self) {
-        let Some(stream) = &self.stream else {
-            return;
-        };
-        let mut chunk = vec![0; INPUT_CHUNK];
-        while self.state.input.len() < MAX_INPUT && self.state.input_end == 0 {
-            match (&mut &*stream).read(&mut chunk) {
-                Ok(0) => self.state.input_end = end_of_input(stream),
-                Ok(bytes) => self.state.input.extend(&chunk[..bytes]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-    }
 }
 
 impl State {
@@ -438,33 +419,6 @@ impl State {
     fn count_forwarded(&mut self, bytes: usize) {
         self.forwarded += bytes as u32;
         self.pending.credit |= (self.forwarded - self.announced).0 >= CREDIT_STEP;
-    }
-}
-
-/// A connection's state in a file.
-#[derive(Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SavedConnection(State);
-
-impl SavedConnection {
-    /// A connection as it was, without a host program. None if it could not have been so.
-    pub fn restore(self) -> Option<Connection> {
-        let Self(state) = self;
-        let fits = state.backlog.len() <= RECEIVE_BUFFER as usize
-            && state.input.len() <= MAX_INPUT + INPUT_CHUNK;
-        fits.then(|| Connection::of(state))
-    }
-}
-
-impl Connection {
-    /// The state, with what the host program has written. None if the guest has not heard of the
-    /// stream, whose id has not come.
-    pub fn save(&mut self) -> Option<SavedConnection> {
-        if self.state.id == Id::Awaited {
-            return None;
-        }
-        self.take_input();
-        Some(SavedConnection(self.state.clone()))
     }
 }
 

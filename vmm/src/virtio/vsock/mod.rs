@@ -97,8 +97,8 @@ impl Vsock {
         })
     }
 
-    /// A device whose guest has streams from a checkpoint. Those that no host program has claimed are
-    /// reset after the event `drop`.
+    /// A device whose guest has streams from a checkpoint. Those that no host program has claimed
+    /// are reset after the event `drop`.
     pub fn of_checkpoint(
         listeners: Vec<(u32, UnixListener)>,
         drop: Arc<EventFd>,
