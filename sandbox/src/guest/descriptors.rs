@@ -14,6 +14,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{SendFlags, SocketType, sockopt};
 use rvm_protocol::agent::extra_descriptor::Kind;
 
+use crate::guest::input_gate::GATE;
 use crate::guest::stdio::{BUFFER, copy_from_guest, copy_some, is_null};
 
 /// The first descriptor after the standard streams.
@@ -177,7 +178,11 @@ pub(crate) fn copy_until_closed(from: &OwnedFd, to: &UnixStream) {
             Ok(_) => {}
         }
         let gone = !fds[1].revents().is_empty();
-        if gone || !copy_some(from.as_fd(), to.as_fd(), &mut buffer) {
+        if gone {
+            return;
+        }
+        let _inside = GATE.enter();
+        if !copy_some(from.as_fd(), to.as_fd(), &mut buffer) {
             return;
         }
     }

@@ -4,4 +4,5 @@
 pub mod agent;
 pub mod descriptors;
 pub mod document;
+pub(crate) mod input_gate;
 pub mod stdio;

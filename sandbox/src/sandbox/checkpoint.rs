@@ -9,6 +9,7 @@ use super::{ResizeError, Sandbox};
 use crate::checkpoint::{Image, ImageError, Manifest, NewImage};
 use crate::engine::{EngineError, MachineEnd, Save};
 use crate::guest::agent::AgentError;
+use crate::guest::input_gate;
 use crate::guest::stdio::{HostStdio, Relay, StdioError};
 
 /// A machine could not be written to a checkpoint, or not go on from one.
@@ -82,27 +83,28 @@ impl Sandbox {
             cards: network.cards(),
         };
         let image = NewImage::create(dir)?;
+        // What this process reads from then on would be lost with the machine.
+        let _gate = match wanted.leave_running {
+            true => None,
+            false => Some(close_input().await?),
+        };
         if !wanted.paused {
             guest.agent().pause(wanted.id).await?;
         }
-        let go_on = wanted.leave_running;
         let step = Save::Write {
             image: &image,
-            go_on,
+            go_on: wanted.leave_running,
         };
-        let saved = machine.save(step).await;
-        let saved = match saved {
+        let saved = match machine.save(step).await {
             Ok(()) => image.finish(&manifest).map_err(CheckpointError::from),
             Err(error) => Err(error.into()),
         };
-        let goes_on = go_on || saved.is_err();
-        if goes_on && !wanted.paused {
+        if !wanted.paused && (wanted.leave_running || saved.is_err()) {
             let resumed = guest.agent().resume(wanted.id).await;
             // Why the machine could not be saved explains more.
-            saved.and(resumed.map_err(Into::into))
-        } else {
-            saved
+            return saved.and(resumed.map_err(Into::into));
         }
+        saved
     }
 
     /// Lets the container of a machine that was restored go on, with this host name and these
@@ -134,4 +136,13 @@ impl Sandbox {
             done = going_on => done,
         }
     }
+}
+
+async fn close_input() -> Result<input_gate::Closed, CheckpointError> {
+    let closed = tokio::task::spawn_blocking(input_gate::close).await;
+    // It panics only if the runtime is being shut down.
+    let closed = closed.ok().flatten();
+    closed.ok_or(CheckpointError::Unsupported(
+        "has not read its standard input, of which some is on its way; it can be left running",
+    ))
 }
