@@ -298,9 +298,10 @@ fn what_needs_no_container_says_what_it_has_to_say() {
     );
     assert!(failure(&rvm, &["overhead", "--memory", "much"]).contains("--memory"));
 
-    for verb in ["checkpoint", "restore"] {
-        let refused = failure(&rvm, &[verb, "--image-path", "/x", "box"]);
-        assert!(refused.contains("is not supported"), "{refused}");
+    for option in ["--pre-dump", "--lazy-pages"] {
+        let refused = failure(&rvm, &["checkpoint", option, "box"]);
+        let words = format!("{option} is not supported");
+        assert!(refused.contains(&words), "{refused}");
     }
     for (args, code) in [
         (&["--help"][..], 0),

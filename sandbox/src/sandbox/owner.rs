@@ -145,7 +145,7 @@ impl Sandbox {
             );
         }
         timings.lap("boot the guest");
-        for (part, nanoseconds) in boot_parts(self.machine.start_times(), &check) {
+        for (part, nanoseconds) in boot_parts(self.machine.start_times(), &check, self.stage) {
             timings.part(part, nanoseconds);
         }
         self.set_clock(timings).await?;
@@ -227,11 +227,16 @@ async fn explain(
 
 /// What the time until the agent answered was spent on, in nanoseconds. The guest's own figures are
 /// those of its boot, which a template's guests had long before.
-fn boot_parts(vmm: Option<StartTimes>, guest: &CheckResponse) -> Vec<(&'static str, u64)> {
+fn boot_parts(
+    vmm: Option<StartTimes>,
+    guest: &CheckResponse,
+    stage: &'static str,
+) -> Vec<(&'static str, u64)> {
     let mut parts = Vec::new();
     let restored = vmm.as_ref().is_some_and(|times| times.restored);
     if let Some(times) = vmm {
         let load = match restored {
+            true if stage == RESTORE => "restore the checkpoint",
             true => "restore the template",
             false => "load the kernel",
         };
@@ -288,7 +293,7 @@ mod tests {
             ..Default::default()
         };
         let names = |vmm| -> Vec<_> {
-            let parts = boot_parts(vmm, &guest).into_iter();
+            let parts = boot_parts(vmm, &guest, BOOT).into_iter();
             parts.map(|(name, _)| name).collect()
         };
         let times = |restored| {
