@@ -1,9 +1,9 @@
 //! A guest's FUSE client for tests: it sends messages to the device by a fake driver.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use virtiofsd::filesystem::FsOptions;
 use virtiofsd::fuse::{EntryOut, InHeader, InitInCompat, OpenIn, OpenOut, OutHeader};
 use vm_memory::ByteValued;
@@ -27,8 +27,11 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub type Answer = Result<Vec<u8>, i32>;
 
 fn device(root: &Path) -> Fs {
+    // As in the jail.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc_self_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty()).unwrap();
     let resources = ServerResources {
-        proc_self_fd: File::open("/proc/self/fd").unwrap(),
+        proc_self_fd: proc_self_fd.into(),
         max_fds: 1024,
     };
     Fs::of_directory(root.to_str().unwrap(), resources, "tag").unwrap()
