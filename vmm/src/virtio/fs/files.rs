@@ -1,6 +1,7 @@
 //! The guest's files: those with names, which are virtiofsd's, and those that it opened without
 //! one, in one file system. The number of an inode says whose it is.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -14,6 +15,7 @@ use virtiofsd::fuse::{Attr, CreateIn, SetattrIn};
 use virtiofsd::passthrough::PassthroughFs;
 
 use super::lend::with_path;
+use super::lost::Lost;
 use super::nameless::Nameless;
 
 pub type Inode = u64;
@@ -22,11 +24,20 @@ pub type Handle = u64;
 pub struct Files {
     named: PassthroughFs,
     nameless: Nameless,
+    lost: Lost,
 }
 
 impl Files {
     pub fn new(named: PassthroughFs, nameless: Nameless) -> Self {
-        Self { named, nameless }
+        Self {
+            named,
+            nameless,
+            lost: Lost::default(),
+        }
+    }
+
+    pub fn lost(&self) -> &Lost {
+        &self.lost
     }
 
     pub fn named(&self) -> &PassthroughFs {
@@ -162,15 +173,18 @@ impl FileSystem for Files {
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         self.nameless.clear();
+        self.lost.set(BTreeMap::new());
         self.named.init(capable)
     }
 
     fn destroy(&self) {
         self.nameless.clear();
+        self.lost.set(BTreeMap::new());
         self.named.destroy();
     }
 
     fn forget(&self, context: Context, inode: Inode, count: u64) {
+        self.lost.forget(inode, count);
         if self.nameless.owns(inode) {
             self.nameless.forget(context, inode, count);
         } else {
@@ -179,6 +193,9 @@ impl FileSystem for Files {
     }
 
     fn batch_forget(&self, context: Context, requests: Vec<(Inode, u64)>) {
+        for (inode, count) in &requests {
+            self.lost.forget(*inode, *count);
+        }
         let (nameless, named) =
             (requests.into_iter()).partition(|(inode, _)| self.nameless.owns(*inode));
         self.nameless.batch_forget(context, nameless);

@@ -2,7 +2,6 @@
 //! it, are handled here. A handler answers at once, or keeps the request and answers later, or has
 //! virtiofsd answer after it.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -38,8 +37,6 @@ pub enum Outcome {
 /// What is left to do of a state that was restored.
 #[derive(Default)]
 pub struct Restored {
-    /// Inodes that the guest knows and that are no longer there.
-    pub lost: BTreeSet<u64>,
     /// The queue and the first descriptor of requests that were kept, to be executed again.
     pub kept: Vec<(usize, u16)>,
     /// The queues may hold requests of which no notification comes any more.
@@ -87,7 +84,7 @@ impl Front {
     /// The error of a request that cannot be executed.
     pub fn check(&self, header: &InHeader, chain: &Chain<'_>) -> Result<(), Errno> {
         message::check(header, chain)?;
-        match self.restored.lost.contains(&header.nodeid) && !message::is_forget(header) {
+        match self.fs.lost().contains(header.nodeid) && !message::is_forget(header) {
             // The guest's kernel looks the path up again.
             true => Err(Errno::STALE),
             false => Ok(()),

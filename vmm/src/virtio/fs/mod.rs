@@ -15,6 +15,7 @@ mod front;
 mod ioctl;
 mod lend;
 mod locks;
+mod lost;
 mod message;
 mod nameless;
 mod nodes;

@@ -41,7 +41,7 @@ fn is_valid_inode(inode: &Inode) -> bool {
     match &inode.place {
         Place::Root => is_root && is_counted,
         Place::Path(path) | Place::Nameless(path, _) => !is_root && is_counted && is_path(path),
-        Place::Lost => !is_root,
+        Place::Lost => !is_root && is_counted,
     }
 }
 

@@ -78,7 +78,7 @@ pub fn restore(fs: &mut Fs, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), D
         refused(format!("{path} cannot be locked again as it was: {error}"))
     })?;
     fs.front.watches.restore(session.watches);
-    fs.front.restored.lost = plan.lost;
+    files.lost().set(plan.lost);
     fs.front.restored.kept = session.kept;
     fs.front.restored.is_new = true;
     fs.front.deferred.wake();
@@ -99,7 +99,7 @@ struct Plan<'a> {
     opened: BTreeSet<u64>,
     named: Vec<mirror::Inode>,
     nameless: BTreeMap<u64, KnownFile>,
-    lost: BTreeSet<u64>,
+    lost: BTreeMap<u64, u64>,
     /// Open files that are no longer there.
     vanished: Vec<Vec<u8>>,
     /// The inodes whose files are those of the time when the state was saved.
@@ -115,7 +115,7 @@ impl<'a> Plan<'a> {
             opened: handles.iter().map(|handle| handle.inode).collect(),
             named: Vec::new(),
             nameless: BTreeMap::new(),
-            lost: BTreeSet::new(),
+            lost: BTreeMap::new(),
             vanished: Vec::new(),
             same: BTreeSet::new(),
             paths: BTreeMap::new(),
@@ -127,7 +127,7 @@ impl<'a> Plan<'a> {
         match &inode.place {
             Place::Root => self.add_named(&inode, Location::Root),
             Place::Lost => {
-                self.lost.insert(id);
+                self.lost.insert(id, inode.references);
             }
             Place::Path(path) => {
                 self.paths.insert(id, path.clone());
@@ -140,7 +140,7 @@ impl<'a> Plan<'a> {
                     }
                     None if self.opened.contains(&id) => self.vanished.push(path.clone()),
                     None => {
-                        self.lost.insert(id);
+                        self.lost.insert(id, inode.references);
                     }
                 }
             }
@@ -184,7 +184,7 @@ impl<'a> Plan<'a> {
             }
             _ if is_opened => self.vanished.push(path.to_vec()),
             _ => {
-                self.lost.insert(inode.id);
+                self.lost.insert(inode.id, inode.references);
             }
         }
         Ok(())

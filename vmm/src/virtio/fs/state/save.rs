@@ -62,9 +62,9 @@ pub fn save(fs: &mut Fs, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
     let store = Store::new(&fs.removed);
     Search::new(&files, &session.handles, store)
         .and_then(|search| search.all(server.inodes, &mut session))?;
-    for &lost in &fs.front.restored.lost {
-        session.inodes.push(Inode::lost(lost, 0));
-    }
+    let lost = files.lost().all().into_iter();
+    let lost = lost.map(|(id, references)| Inode::lost(id, references));
+    session.inodes.extend(lost);
     postcard::to_stdvec(&session).map_err(|error| busy("encode the state", &error))
 }
 
