@@ -62,7 +62,11 @@ impl Tree {
     /// Where an open file is, and what it is.
     pub fn find(&self, file: &File) -> io::Result<(Place, Stat)> {
         let stat = fstat(file)?;
-        let path = path_of(&self.proc_self_fd, file)?;
+        let path = match path_of(&self.proc_self_fd, file) {
+            // So deep that it cannot be opened by its path either.
+            Err(Errno::NAMETOOLONG) => b"a file whose path is too long".to_vec(),
+            path => path?,
+        };
         let Some(below) = self.below(&path) else {
             return Ok((Place::Elsewhere(path), stat));
         };
@@ -178,10 +182,11 @@ impl Specials {
 }
 
 /// The path of an open file as the kernel tells it.
-fn path_of(proc_self_fd: &File, file: &File) -> io::Result<Vec<u8>> {
-    let path = readlinkat(proc_self_fd.as_fd(), &number(file)?, Vec::new())?;
+fn path_of(proc_self_fd: &File, file: &File) -> Result<Vec<u8>, Errno> {
+    let number = number(file).map_err(|_| Errno::INVAL)?;
+    let path = readlinkat(proc_self_fd.as_fd(), &number, Vec::new())?;
     match path.to_bytes() {
         path if path.starts_with(b"/") => Ok(path.to_vec()),
-        _ => Err(Errno::NOENT.into()),
+        _ => Err(Errno::NOENT),
     }
 }

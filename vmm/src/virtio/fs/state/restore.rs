@@ -41,10 +41,12 @@ pub fn restore(fs: &mut Fs, state: &[u8], io: &mut DeviceIo<'_>) -> Result<(), D
     let tree = Tree::new(&files).map_err(DeviceError::host(NAME, "open the shared directory"))?;
     let store = Store::new(&fs.removed);
     let mut plan = Plan::new(&tree, &store, &session.handles);
-    for inode in session.inodes {
-        plan.add(inode)?;
-    }
+    // What is missing is told before much is written.
+    let (removed, others): (Vec<Inode>, Vec<Inode>) =
+        (session.inodes.into_iter()).partition(|inode| matches!(inode.place, Place::Nameless(..)));
+    others.into_iter().try_for_each(|inode| plan.add(inode))?;
     plan.check_vanished()?;
+    removed.into_iter().try_for_each(|inode| plan.add(inode))?;
     let paths = plan.paths;
     let path = |inode: u64| {
         paths

@@ -206,6 +206,21 @@ fn a_name_that_is_no_text_is_served_while_it_is_open() {
 }
 
 #[test]
+fn a_directory_that_is_too_deep_for_a_path_is_looked_up_again() {
+    let mut guest = Client::new();
+    let name = [b'd'; 250];
+    let mut dir = ROOT;
+    for _ in 0..20 {
+        let body = [&[0; 8][..], &name, b"\0"].concat();
+        guest.call(opcode::MKDIR, dir, &body).unwrap();
+        dir = guest.find(dir, &name).unwrap();
+    }
+    guest.go_on_here();
+    assert_eq!(guest.attributes(dir).unwrap_err(), libc::ESTALE);
+    assert!(guest.find(ROOT, &name).is_ok());
+}
+
+#[test]
 fn a_removed_file_that_has_another_name_is_not_cut_off_from_it() {
     let mut guest = Client::new();
     fs::create_dir(guest.path("dir")).unwrap();
