@@ -4,6 +4,7 @@ use std::error::Error;
 
 use rvm_protocol::failure::{Code, Coded};
 
+use crate::checkpoint::ImageError;
 use crate::config::ConfigError;
 use crate::container::cgroup::ContainerCgroupError;
 use crate::container::lifecycle::LifecycleError;
@@ -132,7 +133,19 @@ impl Coded for CheckpointError {
             Self::Agent(error) => error.code(),
             Self::Size(error) => error.code(),
             Self::Ended(_) => Code::Unavailable,
-            Self::Record(_) | Self::Image(_) | Self::Stdio(_) => Code::Internal,
+            Self::Image(error) => error.code(),
+            Self::Record(_) | Self::Stdio(_) => Code::Internal,
+        }
+    }
+}
+
+impl Coded for ImageError {
+    fn code(&self) -> Code {
+        match self {
+            Self::File { .. } => Code::Internal,
+            Self::None(_) => Code::NotFound,
+            Self::Manifest { .. } => Code::InvalidArgument,
+            Self::Version { .. } => Code::FailedPrecondition,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The runtime's options from containerd's configuration: rvm's own in the generic message
 //! (`ConfigPath`, or a table that becomes rvm's configuration), and those of runc's options that
-//! mean the same for rvm.
+//! mean the same for rvm. And the options of a checkpoint.
 
 use std::fs;
 use std::io;
@@ -23,6 +23,14 @@ const RUNC: &str = "containerd.runc.v1.Options";
 const OLD_TASK: &str = "containerd.linux.runc.CreateOptions";
 const OLD_RUNTIME: &str = "containerd.linux.runc.RuncOptions";
 
+/// The types of a checkpoint's options, today's and the one before, whose fields have the same
+/// numbers.
+const CHECKPOINT: &str = "containerd.runc.v1.CheckpointOptions";
+const OLD_CHECKPOINT: &str = "containerd.linux.runc.CheckpointOptions";
+
+/// CRIU's modes.
+const CGROUPS_MODES: [&str; 5] = ["", "soft", "full", "strict", "ignore"];
+
 /// The file in the bundle that receives a configuration sent as text.
 const CONFIG_FILE: &str = "rvm.toml";
 
@@ -37,6 +45,14 @@ pub enum OptionsError {
     UnknownType(String),
     #[error("the runtime's option {option} is {path:?}, which is another runtime; leave it out")]
     OtherRuntime { option: &'static str, path: PathBuf },
+    #[error("the checkpoint's options are of type {0}; rvm takes {CHECKPOINT}")]
+    UnknownCheckpointType(String),
+    #[error(
+        "the checkpoint's option cgroups_mode is {0:?}; it may be soft, full, strict or ignore"
+    )]
+    CgroupsMode(String),
+    #[error("the request names no directory for the checkpoint")]
+    NoPath,
     #[error("cannot write rvm's configuration to {}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
@@ -52,6 +68,8 @@ pub struct Options {
     pub root: Option<PathBuf>,
     /// The cgroup that the daemon joins.
     pub shim_cgroup: Option<String>,
+    /// The checkpoint that a container goes on from, if the request for it names none.
+    pub image_path: Option<PathBuf>,
 }
 
 impl Options {
@@ -90,6 +108,7 @@ impl Options {
         Ok(Self {
             root: non_empty(options.root).map(PathBuf::from),
             shim_cgroup: non_empty(options.shim_cgroup),
+            image_path: non_empty(options.criu_image_path).map(PathBuf::from),
             ..Self::default()
         })
     }
@@ -125,6 +144,37 @@ impl Options {
             Ok(()) => Ok(Some(path)),
             Err(source) => Err(OptionsError::Write { path, source }),
         }
+    }
+}
+
+/// What is to be done for a checkpoint. The rest of its options are for CRIU: what they allow, such
+/// as connections, terminals and locks, a machine always has in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The directory, absolute.
+    pub dir: PathBuf,
+    /// Whether the container ends with it.
+    pub exit: bool,
+}
+
+impl Checkpoint {
+    /// Decodes the request's options; without a type they are the defaults. A client's image path
+    /// goes before `path`, which is containerd's own directory.
+    pub fn parse(path: &str, any: &Any) -> Result<Self, OptionsError> {
+        let options: oci::CheckpointOptions =
+            match any.type_url.rsplit('/').next().unwrap_or_default() {
+                "" => oci::CheckpointOptions::default(),
+                CHECKPOINT | OLD_CHECKPOINT => decode(any)?,
+                _ => return Err(OptionsError::UnknownCheckpointType(any.type_url.clone())),
+            };
+        if !CGROUPS_MODES.contains(&options.cgroups_mode.as_str()) {
+            return Err(OptionsError::CgroupsMode(options.cgroups_mode));
+        }
+        let dir = non_empty(options.image_path).unwrap_or_else(|| path.to_owned());
+        Ok(Self {
+            dir: std::path::absolute(dir).map_err(|_| OptionsError::NoPath)?,
+            exit: options.exit,
+        })
     }
 }
 
@@ -211,10 +261,12 @@ mod tests {
             options.root = "/run/x".to_owned();
             options.shim_cgroup = "/shims".to_owned();
             options.systemd_cgroup = true;
+            options.criu_image_path = "/images/1".to_owned();
         });
         let options = options.unwrap();
         assert_eq!(options.root, Some("/run/x".into()));
         assert_eq!(options.shim_cgroup.as_deref(), Some("/shims"));
+        assert_eq!(options.image_path, Some("/images/1".into()));
         let other = runc(|options| options.binary_name = "/usr/bin/crun".to_owned());
         assert!(other.unwrap_err().to_string().contains("crun"));
         assert!(runc(|options| options.binary_name = "/usr/bin/rvm".to_owned()).is_ok());
@@ -233,6 +285,40 @@ mod tests {
         assert_eq!(runtime.root, Some("/run/x".into()));
         let other = Options::parse(&any(kind, b"\x0a\x09/bin/runc"));
         assert!(other.unwrap_err().to_string().contains("Runtime"));
+    }
+
+    #[test]
+    fn a_checkpoint_goes_where_the_client_says_and_leaves_the_container_running_by_default() {
+        let parse = |change: fn(&mut oci::CheckpointOptions)| {
+            let mut options = oci::CheckpointOptions::new();
+            change(&mut options);
+            let bytes = options.write_to_bytes().unwrap();
+            [CHECKPOINT, OLD_CHECKPOINT].map(|kind| Checkpoint::parse("/tmp/c", &any(kind, &bytes)))
+        };
+        let checkpoint = |dir: &str, exit| Checkpoint {
+            dir: dir.into(),
+            exit,
+        };
+        let none = Checkpoint::parse("/tmp/c", &Any::default()).unwrap();
+        assert_eq!(none, checkpoint("/tmp/c", false));
+        for parsed in parse(|options| {
+            options.exit = true;
+            options.file_locks = true;
+            options.cgroups_mode = "soft".to_owned();
+        }) {
+            assert_eq!(parsed.unwrap(), checkpoint("/tmp/c", true));
+        }
+        for parsed in parse(|options| options.image_path = "/images/1".to_owned()) {
+            assert_eq!(parsed.unwrap(), checkpoint("/images/1", false));
+        }
+        for refused in parse(|options| options.cgroups_mode = "hard".to_owned()) {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains("cgroups_mode is \"hard\""), "{refused}");
+        }
+        let refused = Checkpoint::parse("", &Any::default()).unwrap_err();
+        assert!(refused.to_string().contains("directory"), "{refused}");
+        let refused = Checkpoint::parse("/c", &any("x.Other", b"")).unwrap_err();
+        assert!(refused.to_string().contains("x.Other"), "{refused}");
     }
 
     #[test]

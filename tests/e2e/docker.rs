@@ -1,5 +1,7 @@
 //! Docker with rvm as its runtime: dockerd of the system, or of `$RVM_TEST_ENGINE_ROOT`.
 
+#[path = "engine/checkpoint.rs"]
+mod checkpoint;
 #[path = "engine/exec.rs"]
 mod exec;
 #[path = "engine/files.rs"]

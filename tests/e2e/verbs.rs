@@ -303,6 +303,12 @@ fn what_needs_no_container_says_what_it_has_to_say() {
         let words = format!("{option} is not supported");
         assert!(refused.contains(&words), "{refused}");
     }
+    // One dash, as go-runc writes it.
+    let refused = failure(
+        &rvm,
+        &["restore", "-no-subreaper", "--image-path", "/x", "box"],
+    );
+    assert!(refused.contains("no checkpoint in /x"), "{refused}");
     for (args, code) in [
         (&["--help"][..], 0),
         (&["exec", "--help"], 0),

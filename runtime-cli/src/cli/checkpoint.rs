@@ -95,6 +95,9 @@ pub struct RestoreArgs {
     /// No effect: leftovers of a container stay in the guest
     #[arg(long)]
     pub no_subreaper: bool,
+    /// The same with one dash, as go-runc writes it, through which containerd calls runtimes
+    #[arg(short = 'n', hide = true, value_parser = ["o-subreaper"])]
+    pub one_dash: Option<String>,
     /// Not supported: the security label of the container's processes is the one they have
     #[arg(long, value_name = "PROFILE")]
     pub lsm_profile: Option<String>,
@@ -151,7 +154,7 @@ impl RestoreArgs {
             create: self.create,
             detach: self.detach,
             keep: self.keep,
-            no_subreaper: self.no_subreaper,
+            no_subreaper: self.no_subreaper || self.one_dash.is_some(),
             timings: self.timings,
         }
     }

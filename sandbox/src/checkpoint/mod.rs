@@ -79,8 +79,6 @@ pub enum ImageError {
 pub struct Manifest {
     /// The container, as its guest knows it.
     pub container: ContainerId,
-    /// Whether its processes were paused before.
-    pub paused: bool,
     /// The init process's pid in the guest.
     pub guest_pid: u32,
     /// Its streams.
@@ -288,7 +286,6 @@ mod tests {
         };
         Manifest {
             container: ContainerId::new("web").unwrap(),
-            paused: false,
             guest_pid: 7,
             streams: Streams {
                 stdout: u64::MAX,

@@ -179,12 +179,12 @@ pub async fn start(container: &Container) -> Result<(), LifecycleError> {
 }
 
 /// Writes a container's machine to a checkpoint in a directory, an absolute path. Unless the
-/// container is to go on, it has ended then and is deleted, as with runc.
-pub async fn checkpoint(
+/// container is to go on, its machine has ended then. Returns the state from before.
+pub async fn save(
     container: &Container,
     dir: &Path,
     leave_running: bool,
-) -> Result<(), LifecycleError> {
+) -> Result<State, LifecycleError> {
     let state = container.state()?;
     let refused = |words: String| Err(LifecycleError::FailedPrecondition(words));
     match state.status() {
@@ -205,6 +205,16 @@ pub async fn checkpoint(
         leave_running,
     };
     control::ask(&container.sandbox(&state)?, request).await?;
+    Ok(state)
+}
+
+/// As [`save`], but a container that does not go on is deleted, as with runc.
+pub async fn checkpoint(
+    container: &Container,
+    dir: &Path,
+    leave_running: bool,
+) -> Result<(), LifecycleError> {
+    let state = save(container, dir, leave_running).await?;
     if leave_running {
         return Ok(());
     }

@@ -175,7 +175,7 @@ pub struct Start<'a> {
     pub anchor: &'a PidAnchor,
     /// Whether this process is in the container's control groups, and so what it starts.
     pub is_in_groups: bool,
-    /// What the container goes on from.
+    /// What the container goes on from when it is started.
     pub image: Option<&'a Image>,
 }
 
@@ -189,6 +189,7 @@ pub async fn plan_machine(
     timings: &mut Timings,
 ) -> Result<Option<Box<MachinePlan>>, StartError> {
     if let Some(image) = image {
+        check_restorable(bundle)?;
         let plan = MachinePlan::of_checkpoint(Arc::clone(image), config)?;
         return Ok(Some(Box::new(plan)));
     }
@@ -200,6 +201,18 @@ pub async fn plan_machine(
     };
     let plan = MachinePlan::new(&bundle.spec, bundle.hardware, max_disks, config, timings);
     Ok(Some(Box::new(plan.await?)))
+}
+
+/// Refuses what no checkpoint has.
+fn check_restorable(bundle: &Bundle) -> Result<(), CheckpointError> {
+    if matches!(bundle.role, Role::Member(_)) {
+        let member = "belongs to a pod, and a checkpoint has a machine of its own";
+        return Err(CheckpointError::Unsupported(member));
+    }
+    if bundle.disk_count() > 0 {
+        return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
+    }
+    Ok(())
 }
 
 /// Opens or makes the network namespace that a container is to be in, and says where the container
@@ -244,8 +257,8 @@ impl Start<'_> {
         let id = self.container.id();
         let owned = place.sandbox().map(Arc::as_ref);
         if let (Some(image), Some(sandbox)) = (self.image, owned) {
-            let relay = self.go_on(image, sandbox, translation, host).await?;
-            timings.lap("let the container go on");
+            let relay = self.adopt(image, sandbox, translation, host).await?;
+            timings.lap("connect the container");
             return Ok((place, relay));
         }
         disks::attach(id, &translation.disks, guest, owned, timings).await?;
@@ -256,8 +269,8 @@ impl Start<'_> {
         Ok((place, created?))
     }
 
-    /// Lets the container go on in its machine, which was restored.
-    async fn go_on(
+    /// Takes over the container in its machine, which was restored.
+    async fn adopt(
         &self,
         image: &Image,
         sandbox: &Sandbox,
@@ -267,7 +280,7 @@ impl Start<'_> {
         let (id, guest) = (self.container.id(), sandbox.guest());
         let volumes = Volumes::send(id, translation.volumes, guest).await?;
         let hostname = self.bundle.spec.hostname().as_deref();
-        let relay = sandbox.go_on(id, hostname, image, host).await?;
+        let relay = sandbox.adopt(id, hostname, image, host).await?;
         self.show(&translation.spec, guest)?;
         if let Some(volumes) = volumes {
             volumes.follow(Arc::clone(guest));
@@ -275,10 +288,6 @@ impl Start<'_> {
         let locked = self.container.lock()?;
         let pid = image.manifest.guest_pid;
         locked.step(Status::Created, |state| state.guest_pid = Some(pid))?;
-        locked.step(Status::Running, |_| {})?;
-        if image.manifest.paused {
-            locked.step(Status::Paused, |_| {})?;
-        }
         Ok(relay)
     }
 
@@ -430,7 +439,7 @@ impl Start<'_> {
         }
     }
 
-    /// Lets the container's init process execute its program.
+    /// Lets the container's init process execute its program, or the container go on from its image.
     pub async fn start(&self, guest: &Guest, timings: &mut Timings) -> Result<(), StartError> {
         let started = guest.start_container(self.container.id(), timings);
         started.await.map_err(plain)?;

@@ -104,7 +104,7 @@ pub struct Order<'a> {
     pub caller: Caller<'a>,
     /// This process's first thread. The monitor runs on another.
     pub anchor: &'a PidAnchor,
-    /// The checkpoint that the container goes on from. It runs at once.
+    /// The checkpoint that the container goes on from, at once.
     pub image: Option<Arc<Image>>,
 }
 
@@ -224,7 +224,7 @@ async fn start(
         image: order.image.as_deref(),
     };
     let (place, relay) = start.create(placement, host, timings).await?;
-    if let (Mode::Foreground, None) = (&order.caller.mode, &order.image) {
+    if matches!(order.caller.mode, Mode::Foreground) || order.image.is_some() {
         start.start(place.guest(), timings).await?;
     }
     Ok((place, relay))

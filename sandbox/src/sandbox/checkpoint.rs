@@ -41,6 +41,10 @@ pub enum CheckpointError {
     Ended(MachineEnd),
 }
 
+impl CheckpointError {
+    pub(crate) const DISKS: &'static str = "has disks, which checkpoints do not have";
+}
+
 /// What is to be saved.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -62,8 +66,7 @@ impl Sandbox {
         let supported = machine.engine().checkpoints;
         supported.map_err(EngineError::Unsupported)?;
         if guest.has_disks(wanted.id) {
-            let disks = "has disks, which checkpoints do not have";
-            return Err(CheckpointError::Unsupported(disks));
+            return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
         }
         let Some(streams) = guest.streams_of(wanted.id) else {
             let elsewhere = "was started by another process than its machine";
@@ -75,7 +78,6 @@ impl Sandbox {
         let container = alias.map_or_else(|| wanted.id.clone(), |(_, guest)| guest);
         let manifest = Manifest {
             container,
-            paused: wanted.paused,
             guest_pid: wanted.guest_pid,
             streams,
             machine: self.shape(),
@@ -107,9 +109,9 @@ impl Sandbox {
         saved
     }
 
-    /// Lets the container of a machine that was restored go on, with this host name and these
-    /// streams.
-    pub async fn go_on(
+    /// Connects the container of a machine that was restored to these streams, and gives it this
+    /// host name. Its processes stand still until it is started.
+    pub async fn adopt(
         &self,
         id: &ContainerId,
         hostname: Option<&str>,
@@ -117,7 +119,7 @@ impl Sandbox {
         host: HostStdio,
     ) -> Result<Relay, CheckpointError> {
         let (guest, manifest) = (self.guest(), &image.manifest);
-        let going_on = async {
+        let adopting = async {
             guest.agent().adopt(id, hostname).await?;
             let relay = Relay::go_on(guest.dir(), host, &manifest.streams)?;
             guest.set_streams(id, manifest.streams);
@@ -125,15 +127,13 @@ impl Sandbox {
             if manifest.now.memory_mib != manifest.machine.start.memory_mib {
                 self.machine().resize(manifest.now).await?;
             }
-            if !manifest.paused {
-                guest.agent().resume(id).await?;
-            }
+            guest.set_restored(id);
             Ok(relay)
         };
         tokio::select! {
             biased;
             end = guest.ended() => Err(CheckpointError::Ended(end)),
-            done = going_on => done,
+            done = adopting => done,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What every process can ask of a sandbox's guest, whoever owns its machine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -48,6 +48,8 @@ pub struct Guest {
     disks: HeldDisks,
     /// The streams of the containers that this process has created.
     streams: Mutex<HashMap<ContainerId, Streams>>,
+    /// The containers that were restored, and go on when they are started.
+    restored: Mutex<HashSet<ContainerId>>,
 }
 
 /// Of each container with disks, the files that must stay open for their locks.
@@ -70,6 +72,7 @@ impl Guest {
             limit,
             disks: HeldDisks::default(),
             streams: Mutex::default(),
+            restored: Mutex::default(),
         }
     }
 
@@ -88,6 +91,7 @@ impl Guest {
             limit: config.start_timeout.unwrap_or(JOINED_TIMEOUT),
             disks: HeldDisks::default(),
             streams: Mutex::default(),
+            restored: Mutex::default(),
             record,
             dir,
         })
@@ -159,6 +163,15 @@ impl Guest {
 
     fn streams(&self) -> MutexGuard<'_, HashMap<ContainerId, Streams>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a container was restored: to start it is to let it go on.
+    pub(super) fn set_restored(&self, id: &ContainerId) {
+        self.restored().insert(id.clone());
+    }
+
+    fn restored(&self) -> MutexGuard<'_, HashSet<ContainerId>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn disks(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<File>>> {
@@ -238,15 +251,22 @@ impl Guest {
         Ok((relay, pid))
     }
 
-    /// Lets a container's init process execute its program.
+    /// Lets a container's init process execute its program, or a container that was restored go on.
     pub async fn start_container(
         &self,
         id: &ContainerId,
         timings: &mut Timings,
     ) -> Result<(), SandboxError> {
-        let started = self.agent.start_container(id, self.limit);
+        let is_restored = self.restored().contains(id);
+        let started = async {
+            match is_restored {
+                true => self.agent.resume(id).await,
+                false => self.agent.start_container(id, self.limit).await,
+            }
+        };
         let stage = "the container's start";
         self.guarded(stage, timings, started).await?;
+        self.restored().remove(id);
         timings.lap("start the container");
         Ok(())
     }

@@ -56,7 +56,11 @@ pub fn features() -> Value {
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": true },
         },
-        "annotations": { "io.rvm.version": env!("CARGO_PKG_VERSION") },
+        "annotations": {
+            "io.rvm.version": env!("CARGO_PKG_VERSION"),
+            // By this name engines know that there are the verbs.
+            "org.opencontainers.runc.checkpoint.enabled": "true",
+        },
         // A container with these runs in the virtual machine of another.
         "potentiallyUnsafeConfigAnnotations": pod::annotations(),
     })

@@ -22,6 +22,7 @@ use super::error::{PodError, Refusal};
 use super::execs::Execs;
 use super::exit::Exit;
 use super::process::Process;
+use crate::options::Checkpoint;
 use crate::stdio::{self, Uris};
 use crate::{bundle, rootfs};
 
@@ -188,6 +189,13 @@ impl Container {
 
     pub async fn resume(&self) -> Result<(), PodError> {
         Ok(running::resume(&self.record).await?)
+    }
+
+    /// Writes its machine to a checkpoint.
+    pub async fn checkpoint(&self, wanted: &Checkpoint) -> Result<(), PodError> {
+        let saved = lifecycle::save(&self.record, &wanted.dir, !wanted.exit);
+        saved.await?;
+        Ok(())
     }
 
     /// Changes the limits that `resources` names.

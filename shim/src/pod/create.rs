@@ -9,6 +9,7 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use rvm_protocol::ContainerId;
 use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::cgroup::Driver;
+use rvm_sandbox::checkpoint::{Image, ImageError};
 use rvm_sandbox::config::Config;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::container::start::{Placement, Start, plan_machine, take_network};
@@ -48,6 +49,8 @@ struct Plan<'a> {
     options: Options,
     /// None for a container that joins a sandbox.
     machine: Option<Box<MachinePlan>>,
+    /// What it goes on from.
+    image: Option<Arc<Image>>,
 }
 
 impl Pod {
@@ -94,7 +97,9 @@ impl Pod {
             },
             options: Options::parse(request.options.get_or_default())?,
             machine: None,
+            image: None,
         };
+        plan.image = image(&plan, &request.checkpoint)?;
         let disks = rootfs::stack(&request.rootfs)?;
         if disks.is_empty() {
             rootfs::mount_all(plan.dir, &request.rootfs)?;
@@ -123,7 +128,13 @@ impl Pod {
         }
         let bundle = Bundle::load_with_root(plan.dir, disks)?;
         // Before there is anything of the container that would be left behind.
-        plan.machine = plan_machine(&bundle, None, &config, &mut Timings::default()).await?;
+        plan.machine = plan_machine(
+            &bundle,
+            plan.image.as_ref(),
+            &config,
+            &mut Timings::default(),
+        )
+        .await?;
         let root = plan.options.root.clone();
         let root = root.unwrap_or_else(|| PathBuf::from(STATE_ROOT));
         let store = Store::new(root.join(&self.namespace));
@@ -160,7 +171,7 @@ impl Pod {
             outside: &outside,
             anchor: &anchor,
             is_in_groups: false,
-            image: None,
+            image: plan.image.as_deref(),
         };
         let placement = match (placement, self.machine.get()) {
             (Placement::Joined, Some(sandbox)) => Placement::Owned(sandbox),
@@ -228,6 +239,16 @@ async fn signal_init(container: &Container, signal: i32) {
     if let Err(error) = signalled.await {
         tracing::debug!("signal {signal}: {}", chain(&error));
     }
+}
+
+/// Opens the checkpoint that a container is to go on from, if there is one.
+fn image(plan: &Plan<'_>, path: &str) -> Result<Option<Arc<Image>>, ImageError> {
+    let dir = match path {
+        "" => plan.options.image_path.as_deref(),
+        path => Some(Path::new(path)),
+    };
+    let image = dir.map(Image::open);
+    Ok(image.transpose()?.map(Arc::new))
 }
 
 fn host(action: &'static str) -> impl FnOnce(std::io::Error) -> CreateError {

@@ -3,6 +3,7 @@
 use std::io;
 
 use rvm_protocol::{ContainerId, ExecId};
+use rvm_sandbox::checkpoint::ImageError;
 use rvm_sandbox::config::ConfigError;
 use rvm_sandbox::container::lifecycle::LifecycleError;
 use rvm_sandbox::container::start::StartError;
@@ -72,6 +73,8 @@ pub enum CreateError {
     Streams(#[from] OpenError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Checkpoint(#[from] ImageError),
     #[error("cannot {action}")]
     Host {
         action: &'static str,

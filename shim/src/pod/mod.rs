@@ -22,7 +22,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskCheckpointed, TaskDelete, TaskExecStarted, TaskExit, TaskStart,
+};
 use rvm_protocol::{ContainerId, ExecId};
 use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
@@ -32,6 +34,7 @@ use tokio::sync::Notify;
 
 use crate::events::{Event, Publisher};
 use crate::invocation::flags::Flags;
+use crate::options::Checkpoint;
 use container::Container;
 use error::{PodError, Refusal};
 use exit::Exit;
@@ -100,6 +103,24 @@ impl Pod {
         let event = TaskStart {
             container_id: container.id().to_string(),
             pid: container.init.pid(),
+            ..Default::default()
+        };
+        self.publish(container, &event);
+        Ok(())
+    }
+
+    /// Writes a container's machine to a checkpoint. The container's exit follows, if it is to end
+    /// with it.
+    pub async fn checkpoint(
+        &self,
+        container: &Container,
+        wanted: &Checkpoint,
+    ) -> Result<(), PodError> {
+        let _publishing = container.init.publishing.lock().await;
+        container.checkpoint(wanted).await?;
+        let event = TaskCheckpointed {
+            container_id: container.id().to_string(),
+            checkpoint: wanted.dir.to_string_lossy().into_owned(),
             ..Default::default()
         };
         self.publish(container, &event);

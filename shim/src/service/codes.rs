@@ -12,9 +12,12 @@ use crate::stdio::OpenError;
 impl Coded for OptionsError {
     fn code(&self) -> Code {
         match self {
-            Self::Decode { .. } | Self::UnknownType(_) | Self::OtherRuntime { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Decode { .. }
+            | Self::UnknownType(_)
+            | Self::OtherRuntime { .. }
+            | Self::UnknownCheckpointType(_)
+            | Self::CgroupsMode(_)
+            | Self::NoPath => Code::InvalidArgument,
             Self::Write { .. } => Code::Internal,
         }
     }
@@ -66,6 +69,7 @@ impl Coded for CreateError {
             Self::State(error) => error.code(),
             Self::Streams(error) => error.code(),
             Self::Start(error) => error.code(),
+            Self::Checkpoint(error) => error.code(),
             Self::Disks(_) => Code::InvalidArgument,
             Self::Rootfs(_) | Self::Network(_) | Self::Host { .. } => Code::Internal,
         }
@@ -93,6 +97,7 @@ impl Coded for ServiceError {
             Self::Id(_) | Self::Decode { .. } => Code::InvalidArgument,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::NoSandbox(_) => Code::NotFound,
+            Self::Options(error) => error.code(),
             Self::Pod(error) => error.code(),
             Self::SandboxBundle(error) => error.code(),
             Self::Rootfs(_) => Code::Internal,

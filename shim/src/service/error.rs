@@ -4,6 +4,7 @@ use rvm_protocol::InvalidId;
 use rvm_protocol::failure::{Code, Coded as _};
 use rvm_sys::error_chain::chain;
 
+use crate::options::OptionsError;
 use crate::pod::error::{PodError, Refusal};
 use crate::rootfs::RootfsError;
 use crate::sandbox_bundle::SandboxBundleError;
@@ -23,6 +24,8 @@ pub enum ServiceError {
     Unimplemented(&'static str),
     #[error("sandbox {0} not created")]
     NoSandbox(String),
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     #[error(transparent)]
     Pod(#[from] PodError),
     #[error(transparent)]

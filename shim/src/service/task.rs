@@ -22,6 +22,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::error::ServiceError;
 use super::metrics;
+use crate::options::Checkpoint;
 use crate::pod::Pod;
 use crate::pod::container::{Container, Kind};
 use crate::pod::process::Process;
@@ -89,8 +90,8 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        if !request.checkpoint.is_empty() {
-            return Err(ServiceError::Unimplemented("restoring a checkpoint").into());
+        if !request.parent_checkpoint.is_empty() {
+            return Err(ServiceError::Unimplemented("a checkpoint with a parent").into());
         }
         let id = ContainerId::new(request.id.as_str()).map_err(ServiceError::from)?;
         let container = self.0.create(id, &request, Kind::Task).await?;
@@ -187,8 +188,11 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: CheckpointTaskRequest,
     ) -> ttrpc::Result<Empty> {
-        self.container(&request.id)?;
-        Err(ServiceError::Unimplemented("checkpoint").into())
+        let container = self.container(&request.id)?;
+        let wanted = Checkpoint::parse(&request.path, request.options.get_or_default());
+        let wanted = wanted.map_err(ServiceError::from)?;
+        self.0.checkpoint(&container, &wanted).await?;
+        Ok(Empty::default())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {

@@ -40,6 +40,8 @@ fn start(live_restore: bool) -> Engine {
         "cgroup-parent": world.cgroup(),
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "live-restore": live_restore,
+        // It has the checkpoints.
+        "experimental": true,
         "default-runtime": name,
         "runtimes": { "rvm": {
             "path": rvm,
