@@ -7,7 +7,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rvm_protocol::failure::Code;
 use rvm_protocol::vmm::{
     Channel, CheckpointFiles, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Request,
@@ -25,6 +27,65 @@ const LOOP: &[u8] = &[0xeb, 0xfe];
 const COUNT: &[u8] = &[
     0x31, 0xc0, 0xff, 0xc0, 0x3d, 0xc0, 0xc6, 0x2d, 0x00, 0x75, 0xf7, 0xb0, 0x01, 0xe6, 0xf4,
 ];
+
+/// A driver of virtio-balloon that makes requests available as fast as it can, and never stops.
+fn refill() -> Vec<u8> {
+    const DESCRIPTOR: usize = 0x200;
+    const AVAILABLE: u32 = 0x11_1000;
+    const USED: u32 = 0x11_0000;
+    const QUEUE_SIZE: u8 = 128;
+    /// The page tables that the boot CPU starts with, whose fourth GiB is missing.
+    const GIBIBYTES: u32 = 0xa000;
+    const FOURTH: u32 = 0x11_5000;
+    let store = |address: u32, value: u32| {
+        // mov dword [address], value
+        [
+            [0xc7, 0x04, 0x25].as_slice(),
+            &address.to_le_bytes(),
+            &value.to_le_bytes(),
+        ]
+        .concat()
+    };
+    let mut code = [
+        store(GIBIBYTES + 3 * 8, FOURTH | 3),
+        store(FOURTH + 128 * 8, 0xd000_0083),
+        // mov edi, 0xd0003000: the registers of the fourth device.
+        vec![0xbf, 0x00, 0x30, 0x00, 0xd0],
+        store(AVAILABLE, u32::from(QUEUE_SIZE) << 16),
+    ]
+    .concat();
+    for (register, value) in [
+        (0x70, 3_u32),             // Status: ACKNOWLEDGE, DRIVER
+        (0x24, 1),                 // DriverFeaturesSel
+        (0x20, 1),                 // DriverFeatures: VERSION_1
+        (0x70, 11),                // Status: and FEATURES_OK
+        (0x38, QUEUE_SIZE.into()), // QueueNum
+        (0x80, 0x10_0000 + DESCRIPTOR as u32),
+        (0x90, AVAILABLE),
+        (0xa0, USED),
+        (0x44, 1),  // QueueReady
+        (0x70, 15), // Status: and DRIVER_OK
+        (0x50, 0),  // QueueNotify
+    ] {
+        // mov dword [rdi + register], value
+        code.extend([0xc7, 0x87, register, 0, 0, 0]);
+        code.extend(value.to_le_bytes());
+    }
+    let again = code.len();
+    code.extend([0x8b, 0x04, 0x25]); // mov eax, [USED]
+    code.extend(USED.to_le_bytes());
+    code.extend([0x05, 0, 0, QUEUE_SIZE, 0]); // add eax, size << 16: the whole ring is available
+    code.extend([0x89, 0x04, 0x25]); // mov [AVAILABLE], eax
+    code.extend(AVAILABLE.to_le_bytes());
+    let back = code.len() + 2 - again;
+    code.extend([0xeb, 0_u8.wrapping_sub(back as u8)]); // jmp
+    code.resize(DESCRIPTOR, 0);
+    // 1024 times the page at 0. Every place of the ring, which is zero, names this request.
+    code.extend(0x12_0000_u64.to_le_bytes());
+    code.extend(4096_u32.to_le_bytes());
+    code.extend([0; 4]);
+    code
+}
 
 /// A running rvm-vmm. It ends when the control socket is closed.
 struct Vmm {
@@ -97,6 +158,16 @@ impl Vmm {
     }
 
     fn event(&self) -> Event {
+        let mut fds = [PollFd::new(&self.channel, PollFlags::IN)];
+        let limit = Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        assert_eq!(
+            poll(&mut fds, Some(&limit)),
+            Ok(1),
+            "rvm-vmm does not answer"
+        );
         self.channel.receive().unwrap().0
     }
 
@@ -172,6 +243,26 @@ fn a_running_machine_is_paused_and_resumed() {
     for _ in 0..3 {
         assert_eq!(vmm.request(Request::Pause, &[]), Event::Done);
         assert_eq!(vmm.request(Request::Resume, &[]), Event::Done);
+    }
+    vmm.end();
+}
+
+/// On the main thread, whose devices a guest must not be able to keep from yielding.
+#[test]
+fn a_driver_that_refills_a_queue_does_not_keep_the_host_waiting() {
+    let Some(vmm) = Vmm::start(&refill()) else {
+        return;
+    };
+    let (tap, _peer) = UnixDatagram::pair().unwrap();
+    let mac = [2, 0, 0, 0, 0, 1];
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(20));
+        let asked = Instant::now();
+        let plugged = vmm.request(Request::PlugNet { mac }, &[tap.as_fd()]);
+        let unplugged = vmm.request(Request::UnplugNet { mac }, &[]);
+        assert_eq!((plugged, unplugged), (Event::Done, Event::Done));
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(2), "{took:?}");
     }
     vmm.end();
 }

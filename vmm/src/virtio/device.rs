@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
+use super::budget::Budget;
 use super::chain::{self, Chain, ChainError};
 use crate::memory::GuestMemory;
 
@@ -125,19 +126,32 @@ pub struct DeviceIo<'a> {
     pub memory: &'a GuestMemory,
     pub queues: Vec<&'a mut Queue>,
     pub host: &'a mut dyn HostFds,
+    pub budget: Budget,
 }
 
 impl<'a> DeviceIo<'a> {
     /// Takes the next request of a queue. If there is none, asks the driver to notify of the next.
+    /// There is none, either, for a device that has taken enough in this call: it is called again.
     pub fn pop(&mut self, index: usize) -> Result<Option<Chain<'a>>, ChainError> {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
             return Ok(None);
         };
-        match chain::pop(queue, self.memory)? {
-            // The driver did not notify of a request that it added in between.
-            None if queue.enable_notification(self.memory)? => chain::pop(queue, self.memory),
-            request => Ok(request),
+        if self.budget.is_spent(index) {
+            if queue.enable_notification(self.memory)? {
+                self.budget.postpone(index);
+            }
+            return Ok(None);
         }
+        let request = match chain::pop(queue, self.memory)? {
+            // The driver did not notify of a request that it added in between.
+            None if queue.enable_notification(self.memory)? => chain::pop(queue, self.memory)?,
+            request => request,
+        };
+        if let Some(chain) = &request {
+            let bytes = chain.readable.len().saturating_add(chain.writable.len());
+            self.budget.count_request(index, bytes);
+        }
+        Ok(request)
     }
 
     /// The request that was taken last as virtio-queue's type, for libraries that expect it. It was

@@ -12,6 +12,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
 
+use super::budget::Budget;
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use crate::memory::{self, GuestMemory};
 
@@ -65,6 +66,8 @@ impl HostFds for Watches {
 pub struct FakeDriver<D> {
     pub device: D,
     pub watches: Watches,
+    /// The queues that the last call has left requests in, see [`Budget`].
+    pub postponed: Vec<usize>,
     memory: Arc<GuestMemory>,
     queues: Vec<Queue>,
     /// Requests made available so far, by queue.
@@ -93,6 +96,7 @@ impl<D: VirtioDevice> FakeDriver<D> {
         Self {
             device,
             watches: Watches::default(),
+            postponed: Vec::new(),
             memory,
             queues,
             available: vec![0; count],
@@ -117,14 +121,22 @@ impl<D: VirtioDevice> FakeDriver<D> {
         &self.memory
     }
 
+    /// The memory for another CPU of the guest.
+    pub fn shared_memory(&self) -> Arc<GuestMemory> {
+        Arc::clone(&self.memory)
+    }
+
     /// Calls the device with its queues.
     pub fn call<T>(&mut self, work: impl FnOnce(&mut D, &mut DeviceIo<'_>) -> T) -> T {
         let mut io = DeviceIo {
             memory: &self.memory,
             queues: self.queues.iter_mut().collect(),
             host: &mut self.watches,
+            budget: Budget::default(),
         };
-        work(&mut self.device, &mut io)
+        let result = work(&mut self.device, &mut io);
+        self.postponed = io.budget.postponed().collect();
+        result
     }
 
     /// Makes a request of `sent` and room for `room` bytes available; does not notify the device.
@@ -246,14 +258,14 @@ impl<D: VirtioDevice> FakeDriver<D> {
 }
 
 /// The addresses of a queue's rings.
-struct Rings {
+pub struct Rings {
     descriptors: GuestAddress,
     avail: GuestAddress,
     used: GuestAddress,
 }
 
 impl Rings {
-    fn of(queue: usize) -> Self {
+    pub fn of(queue: usize) -> Self {
         let start = GuestAddress(QUEUES_START + queue as u64 * QUEUE_BYTES);
         Self {
             descriptors: start,
@@ -262,7 +274,22 @@ impl Rings {
         }
     }
 
-    fn queue(&self) -> Queue {
+    /// The index of the available ring, which counts the requests.
+    pub fn available_index(&self) -> GuestAddress {
+        self.avail.unchecked_add(2)
+    }
+
+    /// A place in the available ring.
+    pub fn available(&self, place: u16) -> GuestAddress {
+        self.avail.unchecked_add(4 + u64::from(place) * 2)
+    }
+
+    /// The index of the used ring, which counts the responses.
+    pub fn used_index(&self) -> GuestAddress {
+        self.used.unchecked_add(2)
+    }
+
+    pub fn queue(&self) -> Queue {
         let mut queue = Queue::new(QUEUE_SIZE).unwrap();
         queue.set_desc_table_address(Some(self.descriptors.0 as u32), None);
         queue.set_avail_ring_address(Some(self.avail.0 as u32), None);

@@ -8,6 +8,7 @@
 
 pub mod balloon;
 pub mod block;
+mod budget;
 pub mod chain;
 pub mod console;
 pub mod device;

@@ -14,6 +14,7 @@ use rustix::event::epoll::{self, EventFlags};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::budget::Budget;
 use super::device::{DeviceError, DeviceIo, VirtioDevice};
 use super::epoll::{Source, Watches, readiness};
 use super::errand::{Errand, Held, Hold};
@@ -102,12 +103,18 @@ impl Slot {
 
     /// Notifies the device of requests. The result is to be waited for, without a lock.
     pub fn notify(&self, queue: usize) -> Option<Round<'_>> {
-        let doorbell = self.doorbells.get(queue)?;
         let awaited = self.awaited_queue == Some(queue);
         let round = awaited.then(|| self.rounds.current());
-        // A write fails only when the counter is full, and then the thread wakes up anyway.
-        let _ = doorbell.write(1);
+        self.ring(queue);
         round
+    }
+
+    /// Has the device's thread process a queue after the events that came before.
+    fn ring(&self, queue: usize) {
+        if let Some(doorbell) = self.doorbells.get(queue) {
+            // A write fails only when the counter is full, and then the thread wakes up anyway.
+            let _ = doorbell.write(1);
+        }
     }
 
     pub fn interrupt(&self) -> &Interrupt {
@@ -203,9 +210,7 @@ impl Slot {
         if state.cause != 0 {
             self.interrupt.raise(state.cause);
         }
-        for doorbell in &self.doorbells {
-            let _ = doorbell.write(1);
-        }
+        (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
         Ok(())
     }
 
@@ -265,11 +270,15 @@ impl Slot {
             memory: &memory,
             queues: running.queues.iter_mut().collect(),
             host: &mut &self.watches,
+            budget: Budget::default(),
         };
         if let Err(error) = work(running.device.as_mut(), &mut io) {
             self.warnings.warn(|| error_chain(&error));
             self.interrupt.set_needs_reset();
             return;
+        }
+        for queue in io.budget.postponed() {
+            self.ring(queue);
         }
         let notify = running.queues.iter_mut().zip(used).any(|(queue, before)| {
             // A ring that cannot be read gets no interrupt; the next request reports the error.

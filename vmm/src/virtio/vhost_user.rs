@@ -24,10 +24,13 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
+use vmm_sys_util::eventfd::EventFd;
 
+use super::budget::Budget;
 use super::device::{DeviceError, DeviceIo, HostFds, Readiness, VirtioDevice};
 use super::epoll::{readiness, watch};
 use super::spec::feature;
+use crate::fds::borrow_eventfd;
 use crate::jail::JailError;
 use crate::jail::filter::ThreadKind;
 use crate::logging::error_chain;
@@ -40,6 +43,10 @@ type Vring = VringRwLock<Memory>;
 /// The daemon's number for the epoll of host descriptors. It numbers its queues and its
 /// exit event from 0.
 const HOST_EVENT: u16 = 100;
+
+/// What the epoll of host descriptors says if a queue was postponed. The devices' tokens have 32
+/// bits.
+const POSTPONED: u64 = 1 << 32;
 
 /// The size up to which QEMU's MMIO transport lets a driver set every queue, whatever the device
 /// says.
@@ -123,6 +130,10 @@ struct Backend<D> {
     filter: Option<ThreadKind>,
     memory: Option<Memory>,
     watches: Watches,
+    /// The queues of which the device has more to process, see [`Budget`]; the event that says so
+    /// is one of the host's descriptors.
+    postponed: Vec<usize>,
+    postponed_event: EventFd,
     acked: u64,
     started: bool,
     ends: Sender<End>,
@@ -169,6 +180,7 @@ impl<D: VirtioDevice> Backend<D> {
                 .map(|state| state.get_queue_mut())
                 .collect(),
             host: &mut self.watches,
+            budget: Budget::default(),
         };
         let device = self.device.get_mut();
         let device = device.unwrap_or_else(PoisonError::into_inner);
@@ -176,6 +188,15 @@ impl<D: VirtioDevice> Backend<D> {
             device.start(self.acked, &mut io)?;
         }
         work(device, &mut io)?;
+        if self.postponed.is_empty() && io.budget.postponed().next().is_some() {
+            // A write fails only when the counter is full, and then the thread wakes up anyway.
+            let _ = self.postponed_event.write(1);
+        }
+        for queue in io.budget.postponed() {
+            if !self.postponed.contains(&queue) {
+                self.postponed.push(queue);
+            }
+        }
         for (state, before) in states.iter_mut().zip(used) {
             let queue = state.get_queue_mut();
             if queue.next_used() != before && queue.needs_notification(&*memory).unwrap_or(false) {
@@ -195,7 +216,14 @@ impl<D: VirtioDevice> Backend<D> {
         let (events, _) = epoll::wait(&self.watches.0, &mut buffer, Some(&now))
             .map_err(|e| DeviceError::host("vhost-user", "epoll_wait")(e.into()))?;
         for event in events {
-            let (token, ready) = (event.data.u64() as u32, readiness(event.flags));
+            let data = event.data.u64();
+            if data == POSTPONED {
+                for queue in std::mem::take(&mut self.postponed) {
+                    self.call(vrings, |device, io| device.process_queue(queue, io))?;
+                }
+                continue;
+            }
+            let (token, ready) = (data as u32, readiness(event.flags));
             self.call(vrings, |device, io| {
                 device.process_host_event(token, ready, io)
             })?;
@@ -296,6 +324,13 @@ pub fn spawn<D: VirtioDevice + 'static>(
 ) -> Result<(), VhostUserError> {
     let watches =
         Watches(epoll::create(CreateFlags::CLOEXEC).map_err(|e| VhostUserError::Watch(e.into()))?);
+    let postponed_event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+    let postponed_event = postponed_event.map_err(VhostUserError::Watch)?;
+    let (event, data) = (
+        borrow_eventfd(&postponed_event),
+        EventData::new_u64(POSTPONED),
+    );
+    watch(&watches.0, event, data, Readiness::READABLE).map_err(VhostUserError::Watch)?;
     let epoll = watches.0.as_raw_fd();
     let backend = Backend {
         device: Mutex::new(service.device),
@@ -305,6 +340,8 @@ pub fn spawn<D: VirtioDevice + 'static>(
         filter: Some(service.filter),
         memory: None,
         watches,
+        postponed: Vec::new(),
+        postponed_event,
         acked: 0,
         started: false,
         ends: ends.clone(),

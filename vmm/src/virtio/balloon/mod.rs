@@ -23,6 +23,11 @@ use crate::memory::{GuestMemory, GuestSlice, discard};
 /// hours; Linux lists 256 at a time.
 const MAX_PAGES: usize = 1024;
 
+/// The most bytes of free memory that one request reports. A guest that reports all of a large
+/// memory, or a part of it a thousand times, would keep the thread for as long as the host takes to
+/// walk it; Linux reports 32 ranges of 4 MiB at a time.
+const MAX_REPORTED: usize = 1 << 30;
+
 /// The balloon's sizes, shared by the host side and the device, in pages.
 #[derive(Clone, Debug, Default)]
 pub struct Target(Arc<Shared>);
@@ -98,22 +103,18 @@ impl VirtioDevice for Balloon {
     }
 
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        let (memory, target) = (io.memory, &self.target);
-        io.drain(index, |chain| match index {
-            queue::INFLATE => {
-                let pages = inflate(memory, chain)?;
-                target.change(|inflated| inflated.saturating_add(pages));
-                Ok(0)
-            }
+        let served = match index {
+            queue::INFLATE => self.inflate(io),
             // The guest touches the pages that leave the balloon, which allocates them again.
-            queue::DEFLATE => {
+            queue::DEFLATE => io.drain(index, |chain| {
                 let pages = chain.readable.len() / PFN_BYTES;
-                target.change(|inflated| inflated.saturating_sub(pages as u32));
+                let change = |inflated: u32| inflated.saturating_sub(pages as u32);
+                self.target.change(change);
                 Ok(0)
-            }
-            _ => report_free_pages(&chain),
-        })
-        .map_err(DeviceError::queue("balloon", index))
+            }),
+            _ => io.drain(index, |chain| report_free_pages(&chain)),
+        };
+        served.map_err(DeviceError::queue("balloon", index))
     }
 
     fn reset(&mut self, _host: &mut dyn HostFds) {
@@ -121,8 +122,23 @@ impl VirtioDevice for Balloon {
     }
 }
 
+impl Balloon {
+    fn inflate(&self, io: &mut DeviceIo<'_>) -> Result<(), ChainError> {
+        while let Some(chain) = io.pop(queue::INFLATE)? {
+            let head = chain.head;
+            let pages = free_listed(io.memory, chain)?;
+            self.target
+                .change(|inflated| inflated.saturating_add(pages));
+            let bytes = (pages as usize) << PAGE_SHIFT;
+            io.budget.count_bytes(queue::INFLATE, bytes);
+            io.push(queue::INFLATE, head, 0)?;
+        }
+        Ok(())
+    }
+}
+
 /// Frees the pages that the chain lists by page frame number; returns how many.
-fn inflate(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError> {
+fn free_listed(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError> {
     if chain.readable.len() > MAX_PAGES * PFN_BYTES {
         return Err(ChainError::Long("page frame numbers"));
     }
@@ -141,6 +157,9 @@ fn inflate(memory: &GuestMemory, mut chain: Chain<'_>) -> Result<u32, ChainError
 
 /// Frees the chain's buffers, which are the free pages themselves.
 fn report_free_pages(chain: &Chain<'_>) -> Result<u32, ChainError> {
+    if chain.writable.len() > MAX_REPORTED {
+        return Err(ChainError::Long("free pages"));
+    }
     chain.writable.segments().iter().for_each(free);
     Ok(0)
 }

@@ -4,6 +4,8 @@ use vm_memory::ByteValued;
 
 /// Feature bits, section 5.2.3.
 pub mod feature {
+    /// VIRTIO_BLK_F_SIZE_MAX
+    pub const SIZE_MAX: u64 = 1 << 1;
     /// VIRTIO_BLK_F_SEG_MAX
     pub const SEG_MAX: u64 = 1 << 2;
     /// VIRTIO_BLK_F_RO
@@ -93,7 +95,7 @@ unsafe impl ByteValued for Range {}
 pub struct Config {
     /// The size of the disk in sectors.
     pub capacity: u64,
-    /// Unused without VIRTIO_BLK_F_SIZE_MAX.
+    /// The most bytes of a data segment.
     pub size_max: u32,
     /// The most data segments of a request.
     pub seg_max: u32,

@@ -2,6 +2,9 @@ use super::*;
 use crate::virtio::fake_driver::FakeDriver;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt as _;
+use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes as _, GuestAddress};
 
 const SECTORS: u64 = 64;
 
@@ -50,6 +53,36 @@ fn sectors_are_read_from_their_place() {
     let (data, status) = ask(&mut driver, &header(request::IN, 7), 1024);
     assert_eq!(status, Status::Ok as u8);
     assert_eq!(data, [[7; 512], [8; 512]].concat());
+}
+
+#[test]
+fn a_request_transfers_no_more_than_its_segments_may_have() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(2 * MAX_BYTES).unwrap();
+    let mut driver = FakeDriver::new(Block::new(file, &config(false, 512)).unwrap());
+    // The same memory over and over, 2 MiB at a time.
+    let mut read = |bytes: u64| {
+        let start = crate::virtio::fake_driver::BUFFERS_START;
+        let head = Descriptor::new(start, 16, 0, 0);
+        driver
+            .memory()
+            .write_slice(&header(request::IN, 0), GuestAddress(start))
+            .unwrap();
+        let room = |length| Descriptor::new(start + 0x1000, length, VRING_DESC_F_WRITE as u16, 0);
+        let pieces = (bytes as u32).div_ceil(2 << 20);
+        let rooms = (0..pieces).map(|piece| (bytes as u32 - piece * (2 << 20)).min(2 << 20));
+        let status = Descriptor::new(start + 0x80, 1, VRING_DESC_F_WRITE as u16, 0);
+        let list = [head].into_iter().chain(rooms.map(room)).chain([status]);
+        driver.post_descriptors(0, list.collect());
+        driver.notify(0).unwrap();
+        driver.response(0).unwrap();
+        driver
+            .memory()
+            .read_obj::<u8>(GuestAddress(start + 0x80))
+            .unwrap()
+    };
+    assert_eq!(read(MAX_BYTES), Status::Ok as u8);
+    assert_eq!(read(MAX_BYTES + 512), Status::IoError as u8);
 }
 
 #[test]

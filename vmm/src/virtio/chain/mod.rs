@@ -25,6 +25,9 @@ pub enum ChainError {
     /// The rings lie outside guest memory, or claim more entries than they have.
     #[error("the available ring is broken")]
     Ring(#[from] virtio_queue::Error),
+    /// More requests than the queue has room for are with the device at once.
+    #[error("requests are made available again before they have returned")]
+    Unreturned,
     #[error("descriptor {0} lies outside its table")]
     Index(u16),
     #[error("the descriptor table lies outside guest memory")]
@@ -66,6 +69,10 @@ pub fn pop<'m>(
     let Some(head) = queue.iter(memory)?.next().map(|chain| chain.head_index()) else {
         return Ok(None);
     };
+    // A guest that takes back nothing would otherwise have a device collect chains without end.
+    if queue.next_avail().wrapping_sub(queue.next_used()) > queue.size() {
+        return Err(ChainError::Unreturned);
+    }
     Chain::walk(memory, GuestAddress(queue.desc_table()), queue.size(), head).map(Some)
 }
 

@@ -43,8 +43,15 @@ pub struct Restored {
     pub is_new: bool,
 }
 
+/// The most interrupts that wait, more than requests can. A guest whose requests never end would
+/// otherwise have any number of them remembered.
+const MAX_INTERRUPTED: usize = 512;
+
 pub struct Front {
     pub deferred: Deferred,
+    /// The numbers of interrupted requests. The driver made them available before it interrupted
+    /// them, so they are interrupted as soon as the request queues have been processed.
+    pub interrupted: Vec<u64>,
     pub locks: Locks,
     pub watches: Watches,
     pub slow: Slow,
@@ -59,6 +66,7 @@ impl Front {
     pub fn new(fs: Arc<Files>, opens: CloseToOpen) -> io::Result<Self> {
         Ok(Self {
             deferred: Deferred::new()?,
+            interrupted: Vec::new(),
             locks: Locks::new(Arc::clone(&fs))?,
             slow: Slow::new(Arc::clone(&fs)),
             watches: Watches::new(Arc::clone(&fs)),
@@ -96,8 +104,10 @@ impl Front {
         let inode = header.nodeid;
         match header.opcode {
             opcode::INTERRUPT => {
-                if let Ok(InterruptIn { unique }) = take(&mut body) {
-                    self.deferred.interrupt(unique);
+                if let Ok(InterruptIn { unique }) = take(&mut body)
+                    && self.interrupted.len() < MAX_INTERRUPTED
+                {
+                    self.interrupted.push(unique);
                 }
                 Outcome::Silent
             }
@@ -217,6 +227,7 @@ impl Front {
     pub fn reset(&mut self) {
         self.init = None;
         self.restored = Restored::default();
+        self.interrupted.clear();
         self.watches.reset();
         self.deferred.reset();
         self.locks.clear();

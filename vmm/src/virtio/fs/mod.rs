@@ -203,16 +203,7 @@ impl Fs {
                 &Err(error),
             )));
         }
-        if index != HIPRIO_QUEUE && header.as_ref().is_some_and(message::is_about_room) {
-            self.forget(io)?;
-        }
         if let Some(header) = header.filter(|header| self.front.handles(header)) {
-            if header.opcode == message::opcode::INTERRUPT && index == HIPRIO_QUEUE {
-                // The driver made the interrupted request available before.
-                for queue in REQUEST_QUEUE..QUEUE_SIZES.len() {
-                    self.process_requests(queue, io)?;
-                }
-            }
             if let Handled::Here(written) = self.handle(index, &header, chain, io)? {
                 return Ok(written);
             }
@@ -298,7 +289,40 @@ impl Fs {
 
     fn process_requests(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         while let Some(chain) = io.pop(index).map_err(DeviceError::queue(NAME, index))? {
+            let is_about_room = || {
+                message::peek_header(&chain).is_some_and(|header| message::is_about_room(&header))
+            };
+            if index != HIPRIO_QUEUE && is_about_room() {
+                self.forget(io)?;
+                if io.budget.is_postponed(HIPRIO_QUEUE) {
+                    io.unpop(index);
+                    io.budget.postpone(index);
+                    break;
+                }
+            }
             self.execute(index, chain, io)?;
+        }
+        Ok(())
+    }
+
+    /// Interrupts the requests that the guest interrupted, if there are any, once all are here that
+    /// it had made available before.
+    fn interrupt(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if self.front.interrupted.is_empty() {
+            return Ok(());
+        }
+        let queues = REQUEST_QUEUE..QUEUE_SIZES.len();
+        for queue in queues.clone() {
+            self.process_requests(queue, io)?;
+        }
+        // What is left of a queue comes with the next call.
+        if !queues
+            .into_iter()
+            .any(|queue| io.budget.is_postponed(queue))
+        {
+            for unique in std::mem::take(&mut self.front.interrupted) {
+                self.front.deferred.interrupt(unique);
+            }
         }
         Ok(())
     }
@@ -381,7 +405,8 @@ impl VirtioDevice for Fs {
         self.unshare_fs_once()?;
         // Before anything that comes later, such as an interrupt of one of them.
         self.resume(io)?;
-        self.process_requests(index, io)
+        self.process_requests(index, io)?;
+        self.interrupt(io)
     }
 
     fn process_host_event(

@@ -183,6 +183,56 @@ fn an_interrupt_and_a_reset_cancel_kept_requests() {
     }
 }
 
+/// Eight requests with so much room for their answers that one call does not serve them all.
+fn post_long_requests(client: &mut Client) {
+    for _ in 0..8 {
+        let message = client.message(message::opcode::STATFS, 1, &[]);
+        client.driver.post(REQUEST_QUEUE, &message, 0x3_f000);
+    }
+}
+
+#[test]
+fn one_call_serves_a_part_of_what_is_there() {
+    let mut client = Client::new();
+    post_long_requests(&mut client);
+    client.driver.notify(REQUEST_QUEUE).unwrap();
+    assert_eq!(client.driver.postponed, [REQUEST_QUEUE]);
+    let answers = |client: &mut Client| std::iter::from_fn(|| client.answer()).count();
+    assert_eq!(answers(&mut client), 5);
+    client.driver.notify(REQUEST_QUEUE).unwrap();
+    assert_eq!(client.driver.postponed, [0; 0]);
+    assert_eq!(answers(&mut client), 3);
+}
+
+#[test]
+fn an_interrupt_takes_effect_when_the_requests_before_it_have_been_taken() {
+    let mut client = Client::new();
+    post_long_requests(&mut client);
+    client.interrupt(77);
+    assert_eq!(client.driver.postponed, [REQUEST_QUEUE]);
+    assert_eq!(client.driver.device.front.interrupted, [77]);
+    client.driver.notify(REQUEST_QUEUE).unwrap();
+    assert_eq!(client.driver.device.front.interrupted, [0; 0]);
+}
+
+#[test]
+fn a_request_for_room_waits_for_what_was_forgotten_before_it() {
+    let mut client = Client::new();
+    // More than one call takes of the other queue.
+    for _ in 0..5 {
+        let message = client.message(2, 1, &0_u64.to_ne_bytes());
+        client.driver.post(HIPRIO_QUEUE, &message, 0x3_f000);
+    }
+    client.post_forget(1);
+    let message = client.message(message::opcode::STATFS, 1, &[]);
+    client.driver.post(REQUEST_QUEUE, &message, 4096);
+    client.driver.notify(REQUEST_QUEUE).unwrap();
+    assert_eq!(client.driver.postponed, [HIPRIO_QUEUE, REQUEST_QUEUE]);
+    assert!(client.answer().is_none());
+    client.driver.notify(REQUEST_QUEUE).unwrap();
+    assert!(client.answer().is_some());
+}
+
 #[test]
 fn what_was_forgotten_before_a_request_for_room_is_gone_when_it_is_served() {
     let mut client = Client::new();

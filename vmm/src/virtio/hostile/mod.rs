@@ -3,6 +3,8 @@
 //! are random ones in the tests here, and a fuzzer's below `fuzz/`.
 
 mod decisions;
+#[cfg(test)]
+mod refill;
 mod registers;
 
 use std::fs::File;

@@ -18,9 +18,6 @@ pub use self::spec::QUEUE_SIZES;
 
 const NAME: &str = "net";
 
-/// The most packets that are received before the transmit queue has its turn.
-const BUDGET: usize = 256;
-
 /// The token of the TAP, the only host descriptor.
 const TOKEN_TAP: u32 = 0;
 
@@ -49,18 +46,12 @@ impl Net {
 
     /// Moves packets from the TAP to the guest while there are packets and buffers.
     fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        for _ in 0..BUDGET {
-            if !self.fetch()?
-                || !self
-                    .deliver(io)
-                    .map_err(DeviceError::queue(NAME, queue::RX))?
-            {
-                return Ok(());
-            }
-        }
-        // The watch is edge-triggered; a fresh one reports the packets that are left.
-        io.host.unwatch(self.tap.as_fd());
-        self.watch(io.host)
+        while self.fetch()?
+            && self
+                .deliver(io)
+                .map_err(DeviceError::queue(NAME, queue::RX))?
+        {}
+        Ok(())
     }
 
     /// Reads a packet from the TAP unless one is waiting. False if there is none.

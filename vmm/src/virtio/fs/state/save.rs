@@ -16,6 +16,7 @@ use super::mirror::{self, Server, Source};
 use super::places::{self, FileId, Specials, Tree, id_of};
 use super::removed::Store;
 use super::{Handle, Inode, Place, Session, shown};
+use crate::virtio::budget::Budget;
 use crate::virtio::device::Busy;
 
 /// How long requests that other threads execute may take to end.
@@ -28,6 +29,11 @@ const MAX_ENTRIES: u32 = 100_000;
 /// where they are.
 pub fn save(fs: &mut Fs, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
     (fs.resume(io)).map_err(|error| busy("execute a request", &error))?;
+    // The guest does not run, so its queues become empty.
+    while !fs.front.interrupted.is_empty() {
+        io.budget = Budget::default();
+        (fs.interrupt(io)).map_err(|error| busy("interrupt a request", &error))?;
+    }
     if !fs.front.slow.wait_until_idle(PATIENCE) {
         return Err(Busy("an fsync(2) or a copy takes long".into()));
     }
