@@ -66,6 +66,8 @@ pub struct MachineConfig {
     pub spare_nets: usize,
     /// Empty slots for disks, from [`DISK_SLOT`] on.
     pub spare_disks: usize,
+    /// How fast the guest may use its devices.
+    pub rates: Rates,
     /// The template that the machine is restored from, open for reading. None boots the kernel, as
     /// does a template that cannot be used ([`Event::TemplateRefused`]).
     pub template: Option<TemplateFiles>,
@@ -86,6 +88,41 @@ pub struct CheckpointFiles {
     pub removed: FdIndex,
 }
 
+/// How fast a guest may use its devices: each network card and each disk, in `machine` and plugged
+/// in later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// Packets that a card receives.
+    pub net_rx: Rate,
+    /// Packets that a card sends.
+    pub net_tx: Rate,
+    /// Requests of a disk; those that read and write have bytes.
+    pub disk: Rate,
+}
+
+/// The limits of one direction of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Of bytes; None for no limit.
+    pub bytes: Option<TokenBucket>,
+    /// Of packets or requests.
+    pub operations: Option<TokenBucket>,
+}
+
+/// A limit as Firecracker's: a bucket of tokens, which each byte or operation takes one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// The tokens in a full bucket, at least 1.
+    pub size: u64,
+    /// The milliseconds in which an empty bucket becomes full, at least 1.
+    pub refill_ms: u64,
+    /// Tokens beside the full bucket at the start, which are spent first and do not come back.
+    pub burst: u64,
+}
+
 /// The files of a template: a machine as it was when its agent was ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,8 +139,8 @@ pub struct TemplateFiles {
 #[serde(deny_unknown_fields)]
 pub struct TemplateConfig {
     /// The machine. Those that are restored from the template agree with it in everything but
-    /// `parent`, `console`, `shared_dir`, `vsock` and `nets`; each of their `nets` takes the place
-    /// of one of its `spare_nets`. It has no `nets`, no `vsock` and no `template` itself.
+    /// `parent`, `console`, `shared_dir`, `vsock`, `rates` and `nets`; each of their `nets` takes
+    /// the place of one of its `spare_nets`. It has no `nets`, no `vsock` and no `template` itself.
     pub machine: MachineConfig,
     /// The files to write, empty and open for reading and writing.
     pub files: TemplateFiles,

@@ -1,6 +1,8 @@
 //! rvm's own configuration, /etc/rvm/config.toml. Every value has a default, so the file is
 //! optional.
 
+pub mod rates;
+
 use std::fmt;
 use std::fs;
 use std::io;
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use self::rates::RateLimits;
 
 /// The configuration file unless the command line names another.
 pub const DEFAULT_PATH: &str = "/etc/rvm/config.toml";
@@ -131,6 +135,9 @@ struct File {
     templates: TemplateUse,
     template_dir: Option<PathBuf>,
     max_templates: Option<u64>,
+    net_rx_rate: Option<String>,
+    net_tx_rate: Option<String>,
+    disk_rate: Option<String>,
 }
 
 /// The configuration with its defaults filled in.
@@ -163,6 +170,8 @@ pub struct Config {
     pub template_dir: PathBuf,
     /// The most templates that are kept.
     pub max_templates: u64,
+    /// How fast a machine may use its devices.
+    pub rates: RateLimits,
 }
 
 /// In MiB. The host only spends what the guest touches.
@@ -207,6 +216,11 @@ impl Config {
         };
         let installed =
             |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| prefix.join(default));
+        let rates = RateLimits::of_keys(|key| match key {
+            "net_rx_rate" => file.net_rx_rate.as_deref(),
+            "net_tx_rate" => file.net_tx_rate.as_deref(),
+            _ => file.disk_rate.as_deref(),
+        });
         let timeout = file.start_timeout_seconds;
         let vcpus = positive("vcpus", file.vcpus, DEFAULT_VCPUS)?;
         Ok(Self {
@@ -234,6 +248,11 @@ impl Config {
                 .template_dir
                 .unwrap_or_else(|| DEFAULT_TEMPLATE_DIR.into()),
             max_templates: positive("max_templates", file.max_templates, DEFAULT_MAX_TEMPLATES)?,
+            rates: rates.map_err(|(field, reason)| ConfigError::Value {
+                path: path.to_owned(),
+                field,
+                reason,
+            })?,
         })
     }
 }
@@ -309,6 +328,7 @@ mod tests {
             ("engine = \"xen\"", "engine"),
             ("memory_mib = 0", "memory_mib"),
             ("max_templates = 0", "max_templates"),
+            ("net_tx_rate = \"fast\"", "net_tx_rate"),
             ("templates = \"on\"", "templates"),
             ("\n\nvcpus = \"two\"", "line 3: vcpus: "),
             ("vcpus = 1\nvcpus", "line 2"),

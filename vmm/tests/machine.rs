@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rvm_protocol::failure::Code;
 use rvm_protocol::vmm::{
-    Channel, CheckpointFiles, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Request,
+    Channel, CheckpointFiles, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Rates, Request,
     StopReason,
 };
 
@@ -142,6 +142,7 @@ impl Vmm {
             }),
             spare_nets: 1,
             spare_disks: 1,
+            rates: Rates::default(),
         };
         let fds = fds.iter().map(AsFd::as_fd);
         let files = checkpoint.into_iter().flatten().map(AsFd::as_fd);

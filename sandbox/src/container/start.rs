@@ -190,7 +190,7 @@ pub async fn plan_machine(
 ) -> Result<Option<Box<MachinePlan>>, StartError> {
     if let Some(image) = image {
         check_restorable(bundle)?;
-        let plan = MachinePlan::of_checkpoint(Arc::clone(image), config)?;
+        let plan = MachinePlan::of_checkpoint(Arc::clone(image), bundle.rates, config)?;
         return Ok(Some(Box::new(plan)));
     }
     let max_disks = match bundle.role {
@@ -199,7 +199,8 @@ pub async fn plan_machine(
         Role::Sandbox => usize::MAX,
         Role::Member(_) => return Ok(None),
     };
-    let plan = MachinePlan::new(&bundle.spec, bundle.hardware, max_disks, config, timings);
+    let asked = (&bundle.spec, bundle.rates);
+    let plan = MachinePlan::new(asked, bundle.hardware, max_disks, config, timings);
     Ok(Some(Box::new(plan.await?)))
 }
 

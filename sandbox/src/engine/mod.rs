@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rvm_protocol::failure::Failure;
-use rvm_protocol::vmm::ChannelError;
+use rvm_protocol::vmm::{ChannelError, Rates};
 
 use crate::cgroup::{Cgroup, Overhead};
 use crate::checkpoint::Image;
@@ -57,6 +57,8 @@ pub struct Engine {
     pub disk_slots: fn(usize) -> usize,
     /// Whether a running machine can be given more memory than it started with.
     pub memory_hotplug: bool,
+    /// Whether a machine's use of its devices can be limited.
+    pub rate_limits: bool,
     /// Whether machines can be restored from templates.
     templates: Support,
     /// Whether machines can be saved to checkpoints and restored from them.
@@ -129,6 +131,8 @@ pub struct Plan<'a> {
     pub nets: Vec<NicBackend>,
     /// Empty slots for disks; as many as [`Engine::disk_slots`] allows.
     pub disk_slots: usize,
+    /// How fast it may use its devices. None but the default unless [`Engine::rate_limits`].
+    pub rates: Rates,
     /// A template of such a machine with at most one network card.
     pub template: Option<Arc<Template>>,
     /// The checkpoint that the machine goes on from, of the engine's own making.
@@ -184,6 +188,9 @@ pub enum EngineError {
         #[source]
         source: ChannelError,
     },
+    /// The engine limits no rates. With the name of the limit.
+    #[error("{0} limits a rate, which this engine cannot do; take the kvm engine, or say \"off\"")]
+    NoRates(String),
     /// The engine cannot do this; the words are those of its descriptor.
     #[error("{0}")]
     Unsupported(&'static str),

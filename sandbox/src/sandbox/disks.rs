@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use rvm_protocol::agent::{self as api, MountDisksRequest};
-use rvm_protocol::vmm::DiskConfig;
+use rvm_protocol::vmm::{DiskConfig, Rate};
 use rvm_protocol::{ContainerId, DISK_SLOT};
 use tokio::sync::Mutex;
 
@@ -41,6 +41,12 @@ pub enum DiskError {
         /// Why there is none.
         reason: &'static str,
     },
+    /// An image file that the guest would reach as a shared file.
+    #[error(
+        "the disk {0} cannot be used: its machine has no slot left for another, and no limit would \
+         hold for it; say \"off\" for disk_rate and org.rvm.disk-rate"
+    )]
+    Unlimited(Place),
     /// The machine did not take the disk.
     #[error("cannot plug the disk {place} in")]
     Plug {
@@ -62,13 +68,16 @@ pub enum DiskError {
 pub(super) struct Slots {
     free: Vec<usize>,
     used: HashMap<ContainerId, Vec<usize>>,
+    /// A disk's rate is limited, as it is in a slot alone.
+    are_limited: bool,
 }
 
 impl Slots {
-    pub(super) fn new(count: usize) -> Mutex<Self> {
+    pub(super) fn new(count: usize, rate: &Rate) -> Mutex<Self> {
         Mutex::new(Self {
             free: (DISK_SLOT..DISK_SLOT + count).rev().collect(),
             used: HashMap::new(),
+            are_limited: *rate != Rate::default(),
         })
     }
 }
@@ -171,7 +180,10 @@ impl Attaching<'_> {
     ) -> Result<Option<usize>, DiskError> {
         let mut slots = sandbox.disks().lock().await;
         let Some(slot) = slots.free.pop() else {
-            return Ok(None);
+            return match slots.are_limited {
+                true => Err(DiskError::Unlimited(disk.place.clone())),
+                false => Ok(None),
+            };
         };
         let config = DiskConfig {
             read_only: disk.read_only,

@@ -22,7 +22,7 @@ use std::io;
 
 use crate::config::EngineKind;
 use crate::engine::choice::NoEngine;
-use crate::engine::{EngineError, MachineEnd};
+use crate::engine::{Engine, EngineError, MachineEnd};
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::StdioError;
 use crate::network::NetworkError;
@@ -101,4 +101,13 @@ pub enum SandboxError {
     /// The guest ended or did not answer during a stage of a start.
     #[error(transparent)]
     Guest(#[from] Box<GuestFailure>),
+}
+
+impl SandboxError {
+    fn of_engine(engine: &Engine, source: EngineError) -> Self {
+        Self::Engine {
+            engine: engine.kind,
+            source,
+        }
+    }
 }

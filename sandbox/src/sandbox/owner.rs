@@ -97,13 +97,12 @@ impl Sandbox {
             ports: dir.listen().map_err(SandboxError::Sockets)?,
             nets,
             disk_slots,
+            rates: planned.rates,
             template: planned.prepared.template.clone(),
             checkpoint: image,
         };
-        let machine = engine.start(plan).map_err(|source| SandboxError::Engine {
-            engine: engine.kind,
-            source,
-        })?;
+        let machine = engine.start(plan);
+        let machine = machine.map_err(|source| SandboxError::of_engine(engine, source))?;
         let limit = config.start_timeout.unwrap_or(engine.start_timeout);
         let (record, processes) = record_processes(&dir, &machine, limit)?;
         timings.lap("start the machine's processes");
@@ -118,7 +117,7 @@ impl Sandbox {
         Ok(Self {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
             network: Mutex::new(network),
-            disks: Slots::new(disk_slots),
+            disks: Slots::new(disk_slots, &planned.rates.disk),
             size: Mutex::new(LiveSize::new(running, planned.bounds)),
             guest: Arc::new(Guest::new(dir, record, agent, machine.ended(), limit)),
             machine,

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use rvm_protocol::vmm::Rates;
 
 use super::SandboxError;
 use crate::checkpoint::Image;
+
+use crate::config::rates::RateLimits;
 use crate::config::{Config, TemplateUse};
 use crate::engine::choice::{self, Choice};
 use crate::engine::{Created, Engine, EngineError, Prepared, TemplateError};
@@ -21,6 +24,8 @@ pub struct MachinePlan {
     /// The most disks that its containers can ask for. Each takes a slot, at which the guest's
     /// kernel looks when it boots.
     pub(super) max_disks: usize,
+    /// How fast it may use its devices.
+    pub(super) rates: Rates,
     pub(super) prepared: Prepared,
     /// What it goes on from.
     pub(super) checkpoint: Option<Arc<Image>>,
@@ -33,7 +38,7 @@ impl MachinePlan {
     /// Called within a tokio runtime, on a thread that lives as long as this, which is in no
     /// container's control groups: they would have fewer CPUs, and be charged for the template.
     pub(crate) async fn new(
-        spec: &Spec,
+        (spec, rates): (&Spec, RateLimits),
         hardware: Hardware,
         max_disks: usize,
         config: &Config,
@@ -42,6 +47,7 @@ impl MachinePlan {
         let bounds = Bounds::of(config);
         let size = Size::for_bundle(spec, hardware, &bounds)?;
         let mut plan = Self::boots(size, bounds, max_disks, config)?;
+        plan.rates = rates_of(plan.engine, rates, config)?;
         let linux = spec.linux().as_ref();
         let has_memory_policy = linux.is_some_and(|linux| linux.memory_policy().is_some());
         if config.templates == TemplateUse::Auto
@@ -58,15 +64,17 @@ impl MachinePlan {
 
     /// The machine that was saved to a checkpoint. Fails if the engine that runs machines here
     /// cannot restore any.
-    pub(crate) fn of_checkpoint(image: Arc<Image>, config: &Config) -> Result<Self, PlanError> {
+    pub(crate) fn of_checkpoint(
+        image: Arc<Image>,
+        rates: RateLimits,
+        config: &Config,
+    ) -> Result<Self, PlanError> {
         let saved = image.manifest.machine;
         let bounds = Bounds::of(config);
         let plan = Self::boots(saved.start, bounds, saved.disk_slots, config)?;
         let engine = plan.engine;
-        engine.checkpoints.map_err(|words| SandboxError::Engine {
-            engine: engine.kind,
-            source: EngineError::Unsupported(words),
-        })?;
+        let unsupported = |words| SandboxError::of_engine(engine, EngineError::Unsupported(words));
+        engine.checkpoints.map_err(unsupported)?;
         Ok(Self {
             running: Running {
                 start: saved.start,
@@ -74,6 +82,7 @@ impl MachinePlan {
                 max: saved.max,
                 ..plan.running
             },
+            rates: rates_of(engine, rates, config)?,
             checkpoint: Some(image),
             ..plan
         })
@@ -103,6 +112,7 @@ impl MachinePlan {
             },
             bounds,
             max_disks,
+            rates: Rates::default(),
             prepared: Prepared::default(),
             checkpoint: None,
         })
@@ -114,6 +124,21 @@ impl MachinePlan {
             return self.max_disks;
         }
         (self.engine.disk_slots)(cards).min(self.max_disks)
+    }
+}
+
+/// How fast a machine may use its devices of which annotations say this. Fails if the engine cannot
+/// see to that.
+fn rates_of(
+    engine: &Engine,
+    annotated: RateLimits,
+    config: &Config,
+) -> Result<Rates, SandboxError> {
+    match annotated.first(config.rates) {
+        Some(field) if !engine.rate_limits => {
+            Err(SandboxError::of_engine(engine, EngineError::NoRates(field)))
+        }
+        _ => Ok(annotated.or(config.rates)),
     }
 }
 

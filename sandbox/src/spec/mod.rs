@@ -32,6 +32,7 @@ use pod::Role;
 use sources::Source;
 use validate::FieldError;
 
+use crate::config::rates::RateLimits;
 use crate::disk::Stack;
 use crate::sizing::Hardware;
 
@@ -101,6 +102,8 @@ pub struct Bundle {
     pub role: Role,
     /// The machine that it asks for.
     pub(crate) hardware: Hardware,
+    /// What it says of the rates of its machine's devices.
+    pub(crate) rates: RateLimits,
     /// The source of each bind mount, by index into `spec.mounts`.
     pub(crate) sources: Vec<Option<Source>>,
 }
@@ -130,6 +133,7 @@ impl Bundle {
         if let (Role::Member(_), true) = (&role, hardware != Hardware::default()) {
             return Err(refused(validate::of_the_pods_machine("vm.hwConfig")));
         }
+        let rates = rates(&spec).map_err(refused)?;
         let sources = sources::classify(&dir, &spec, &role).map_err(refused)?;
         if let Some(hooks) = spec.hooks() {
             hooks::check(hooks).map_err(|(field, reason)| SpecError::Field {
@@ -152,6 +156,7 @@ impl Bundle {
             disks,
             role,
             hardware,
+            rates,
             sources,
         })
     }
@@ -166,6 +171,17 @@ impl Bundle {
     pub(crate) fn field_error(&self, error: FieldError) -> SpecError {
         words::explain(error, &self.spec).in_file(self.dir.join(CONFIG_FILE))
     }
+}
+
+/// What the annotations say of the rates of the machine's devices. In a pod the engine may pass the
+/// pod's annotations to its members, too, whose machine it is not.
+fn rates(spec: &Spec) -> Result<RateLimits, FieldError> {
+    let annotations = spec.annotations().as_ref();
+    let value = |name: &str| annotations?.get(name).map(String::as_str);
+    RateLimits::of_annotations(value).map_err(|(name, reason)| FieldError {
+        field: format!("annotations[{name:?}]"),
+        reason,
+    })
 }
 
 impl FieldError {

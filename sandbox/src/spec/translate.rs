@@ -127,6 +127,7 @@ mod tests {
             rootfs: "/bundle/rootfs".into(),
             role: Role::Alone,
             hardware: crate::sizing::Hardware::default(),
+            rates: crate::config::rates::RateLimits::default(),
             sources: Vec::new(),
             disks: Stack::default(),
         };

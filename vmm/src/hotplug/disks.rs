@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rvm_protocol::vmm::{DISK_SLOT, DiskConfig};
+use rvm_protocol::vmm::{DISK_SLOT, DiskConfig, Rate};
 
 use crate::bus::{Bus, BusError};
 use crate::kvm::Vm;
@@ -31,13 +31,15 @@ pub enum DiskError {
 pub struct DiskSlots {
     /// Whether there is a disk in each.
     occupied: Vec<bool>,
+    rate: Rate,
 }
 
 impl DiskSlots {
-    /// Empty slots.
-    pub fn new(count: usize) -> Self {
+    /// Empty slots, for disks of this rate.
+    pub fn new(count: usize, rate: Rate) -> Self {
         Self {
             occupied: vec![false; count],
+            rate,
         }
     }
 
@@ -50,11 +52,12 @@ impl DiskSlots {
         config: &DiskConfig,
     ) -> Result<(), DiskError> {
         let file = File::from(file.ok_or(DiskError::NoFile)?);
+        let rate = self.rate;
         let occupied = self.find(slot)?;
         if *occupied {
             return Err(DiskError::Occupied(slot));
         }
-        let disk = Block::new(file, config).map_err(DiskError::Disk)?;
+        let disk = Block::new(file, config, &rate).map_err(DiskError::Disk)?;
         bus.plug(vm, slot, Box::new(disk))?;
         *occupied = true;
         Ok(())

@@ -1,7 +1,10 @@
 //! The slots of a running machine that hold network cards, or into which cards can be plugged.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
+
+use rvm_protocol::vmm::Rates;
 
 use crate::bus::{Bus, BusError};
 use crate::kvm::Vm;
@@ -19,6 +22,8 @@ pub enum NetError {
     NoFreeSlot(usize),
     #[error("there is no such network card")]
     UnknownCard,
+    #[error("cannot limit the network card")]
+    Card(#[source] io::Error),
     #[error(transparent)]
     Bus(#[from] BusError),
 }
@@ -28,12 +33,17 @@ pub struct NetSlots {
     /// The number of the first slot.
     first: usize,
     cards: Vec<Option<Mac>>,
+    rates: Rates,
 }
 
 impl NetSlots {
-    /// The slots from `first` on, with the cards that they have.
-    pub fn new(first: usize, cards: Vec<Option<Mac>>) -> Self {
-        Self { first, cards }
+    /// The slots from `first` on, with the cards that they have. Others have these rates, too.
+    pub fn new(first: usize, cards: Vec<Option<Mac>>, rates: Rates) -> Self {
+        Self {
+            first,
+            cards,
+            rates,
+        }
     }
 
     /// The cards by their slots.
@@ -53,8 +63,8 @@ impl NetSlots {
         let index = self
             .find(None)
             .ok_or(NetError::NoFreeSlot(self.cards.len()))?;
-        let card = Box::new(Net::new(File::from(tap), mac));
-        bus.plug(vm, self.first + index, card)?;
+        let card = Net::new(File::from(tap), mac, &self.rates).map_err(NetError::Card)?;
+        bus.plug(vm, self.first + index, Box::new(card))?;
         self.cards[index] = Some(mac);
         Ok(())
     }

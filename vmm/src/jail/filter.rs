@@ -90,7 +90,9 @@ const MAIN: Rules = &[
     (libc::SYS_sendmsg, Always),
     // virtio-rng.
     (libc::SYS_getrandom, Always),
-    // Plugging and unplugging a network card.
+    // Plugging and unplugging a network card, and the limiters of cards and disks.
+    (libc::SYS_timerfd_create, Always),
+    (libc::SYS_timerfd_settime, Always),
     (
         libc::SYS_ioctl,
         OneOf(1, &[KVM_IRQFD, KVM_IOEVENTFD, libc::TUNSETOFFLOAD]),
@@ -316,13 +318,19 @@ const FILE_FCNTLS: &[u64] = &[
 ];
 
 const DISK: Rules = &[
+    // The limiter.
+    (libc::SYS_timerfd_settime, Always),
     (libc::SYS_preadv, Always),
     (libc::SYS_pwritev, Always),
     (libc::SYS_fdatasync, Always),
     (libc::SYS_fallocate, Always),
 ];
 
-const NETWORK: Rules = &[(libc::SYS_writev, Always)];
+const NETWORK: Rules = &[
+    (libc::SYS_writev, Always),
+    // The limiter.
+    (libc::SYS_timerfd_settime, Always),
+];
 
 /// Receiving the memory and the doorbells of the front end.
 const VHOST_USER: Rules = &[

@@ -90,7 +90,8 @@ impl Devices {
                 continue;
             };
             let name = format!("net{index}");
-            let card = Net::new(File::from(fds.take(net.tap)?), net.mac);
+            let card = Net::new(File::from(fds.take(net.tap)?), net.mac, &config.rates);
+            let card = card.map_err(failed("net"))?;
             slots.add_worker(&name, ThreadKind::Network, Box::new(card))?;
         }
         let cards = cards.into_iter().map(|card| card.map(|net| net.mac));
@@ -99,8 +100,8 @@ impl Devices {
                 target,
                 slot: Arc::clone(&slots.slots[FixedSlot::Balloon as usize]),
             },
-            nets: NetSlots::new(first_net, cards.collect()),
-            disks: DiskSlots::new(config.spare_disks),
+            nets: NetSlots::new(first_net, cards.collect(), config.rates),
+            disks: DiskSlots::new(config.spare_disks, config.rates.disk),
             removed,
             main: slots.main,
             workers: slots.workers,

@@ -33,6 +33,7 @@ pub(crate) mod hostile;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+mod rate;
 pub mod rng;
 pub mod slot;
 pub mod spec;

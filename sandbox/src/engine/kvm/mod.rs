@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rvm_protocol::vmm::{
-    CheckpointFiles, DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig, TemplateFiles,
+    CheckpointFiles, DISK_SLOT, MAX_DISKS, MAX_NETS, MAX_SLOTS, MachineConfig, Rates, TemplateFiles,
 };
 
 use super::fds::Fds;
@@ -51,6 +51,7 @@ pub(super) static ENGINE: Engine = Engine {
     disk_hotplug: Ok(()),
     disk_slots,
     memory_hotplug: true,
+    rate_limits: true,
     templates: Ok(()),
     checkpoints: Ok(()),
     probe,
@@ -90,6 +91,8 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
             removed: fds.add(own(&image.files.removed)?),
         });
     }
+
+    machine.rates = plan.rates;
     let template = plan.template.filter(|template| {
         let fits = template.has(shape);
         if !fits {
@@ -130,6 +133,7 @@ fn machine_config(
         vsock: Vec::new(),
         spare_disks: shape.disk_slots,
         spare_nets: shape.net_slots,
+        rates: Rates::default(),
         nets: Vec::new(),
         template: None,
         checkpoint: None,

@@ -63,6 +63,9 @@ pub(super) static ENGINE: Engine = Engine {
     checkpoints: Err(
         "machines of the qemu engine cannot be saved to checkpoints; those of the kvm engine can",
     ),
+
+    // QEMU throttles block devices alone, of which these machines have none.
+    rate_limits: false,
     templates: Err(
         "machines of the qemu engine have no templates: each boots; those of the kvm engine have",
     ),

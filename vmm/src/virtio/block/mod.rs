@@ -15,14 +15,17 @@ use std::io::{self, Seek, SeekFrom};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
-use rvm_protocol::vmm::{DiskConfig, MAX_BLOCK_SIZE};
+use rvm_protocol::vmm::{DiskConfig, MAX_BLOCK_SIZE, Rate};
 use vm_memory::ByteValued;
 
 pub use self::spec::QUEUE_SIZES;
 
-use self::spec::{Config, Header, ID_BYTES, Range, SECTOR_SHIFT, Status, feature, request};
+use self::spec::{Config, Header, ID_BYTES, QUEUE, Range, SECTOR_SHIFT, Status, feature, request};
 use super::chain::{Buffers, Chain, ChainError};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
+use super::device::{
+    DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
+};
+use super::rate::Limiter;
 use super::spec::device_id;
 
 /// The most sectors of one discard or write-zeroes range: 1 GiB. On file systems that write zeroes
@@ -43,8 +46,14 @@ const SIZE_MAX: u32 = 64 << 10;
 /// minutes, and whoever unplugs a disk. Linux' requests have 1.25 MiB.
 const MAX_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 
+const NAME: &str = "block";
+
+/// The token of the limiter's timer, the only host descriptor.
+const TOKEN_TIMER: u32 = 0;
+
 pub struct Block {
     file: File,
+    limiter: Limiter,
     bytes: u64,
     read_only: bool,
     id: [u8; ID_BYTES],
@@ -78,7 +87,7 @@ impl From<io::Error> for Failure {
 impl Block {
     /// A disk of the size that `file` has now. The serial number is cut to 20 bytes. EINVAL if the
     /// size of its blocks is out of bounds.
-    pub fn new(mut file: File, disk: &DiskConfig) -> io::Result<Self> {
+    pub fn new(mut file: File, disk: &DiskConfig, rate: &Rate) -> io::Result<Self> {
         let block = disk.block_size;
         if !block.is_power_of_two() || !(1 << SECTOR_SHIFT..=MAX_BLOCK_SIZE).contains(&block) {
             return Err(Errno::INVAL.into());
@@ -104,11 +113,26 @@ impl Block {
         };
         Ok(Self {
             file,
+            limiter: Limiter::new(rate)?,
             bytes,
             read_only: disk.read_only,
             id: padded,
             config,
         })
+    }
+
+    /// Serves the next request. False if there is none.
+    fn serve_next(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<bool, ChainError> {
+        let Some(chain) = io.pop(index)? else {
+            return Ok(false);
+        };
+        let head = chain.head;
+        // Of a request's header and status; the data of one that is refused is not moved.
+        let bytes = chain.readable.len().max(chain.writable.len());
+        let written = self.serve(chain)?;
+        self.limiter.count(bytes.min(MAX_BYTES as usize));
+        io.push(index, head, written)?;
+        Ok(true)
     }
 
     fn serve(&self, mut chain: Chain<'_>) -> Result<u32, ChainError> {
@@ -282,9 +306,35 @@ impl VirtioDevice for Block {
         read_config_space(self.config.as_slice(), offset, data);
     }
 
+    fn start(&mut self, _features: u64, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let watched = self.limiter.watch(io.host, TOKEN_TIMER);
+        watched.map_err(DeviceError::host(NAME, "watch the limiter's timer"))
+    }
+
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        io.drain(index, |chain| self.serve(chain))
-            .map_err(DeviceError::queue("block", index))
+        loop {
+            let admitted = self.limiter.admits();
+            if !admitted.map_err(DeviceError::host(NAME, "set the limiter's timer"))? {
+                return Ok(());
+            }
+            let served = self.serve_next(index, io);
+            if !served.map_err(DeviceError::queue(NAME, index))? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn process_host_event(
+        &mut self,
+        _token: u32,
+        _ready: Readiness,
+        io: &mut DeviceIo<'_>,
+    ) -> Result<(), DeviceError> {
+        self.process_queue(QUEUE, io)
+    }
+
+    fn reset(&mut self, host: &mut dyn HostFds) {
+        self.limiter.unwatch(host);
     }
 }
 

@@ -49,6 +49,9 @@ pub enum Status {
 }
 
 /// The only queue: requests.
+pub const QUEUE: usize = 0;
+
+/// Its size.
 pub const QUEUE_SIZES: &[u16] = &[256];
 
 /// Sectors have 512 bytes.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::virtio::fake_driver::FakeDriver;
+use rvm_protocol::vmm::TokenBucket;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt as _;
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
@@ -21,7 +22,12 @@ fn disk(read_only: bool) -> (FakeDriver<Block>, File) {
     for sector in 0..SECTORS {
         file.write_all(&[sector as u8; 512]).unwrap();
     }
-    let block = Block::new(file.try_clone().unwrap(), &config(read_only, 512)).unwrap();
+    let block = Block::new(
+        file.try_clone().unwrap(),
+        &config(read_only, 512),
+        &Rate::default(),
+    )
+    .unwrap();
     (FakeDriver::new(block), file)
 }
 
@@ -59,7 +65,8 @@ fn sectors_are_read_from_their_place() {
 fn a_request_transfers_no_more_than_its_segments_may_have() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(2 * MAX_BYTES).unwrap();
-    let mut driver = FakeDriver::new(Block::new(file, &config(false, 512)).unwrap());
+    let mut driver =
+        FakeDriver::new(Block::new(file, &config(false, 512), &Rate::default()).unwrap());
     // The same memory over and over, 2 MiB at a time.
     let mut read = |bytes: u64| {
         let start = crate::virtio::fake_driver::BUFFERS_START;
@@ -183,13 +190,22 @@ fn flags_that_a_range_cannot_have_are_unsupported() {
 fn a_disk_has_whole_blocks_of_the_size_that_the_host_gave() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(3 * 4096 + 512).unwrap();
-    let block = Block::new(file.try_clone().unwrap(), &config(false, 4096)).unwrap();
+    let block = Block::new(
+        file.try_clone().unwrap(),
+        &config(false, 4096),
+        &Rate::default(),
+    )
+    .unwrap();
     let mut space = [0; 24];
     block.read_config(0, &mut space);
     assert_eq!(space[..8], 24_u64.to_le_bytes());
     assert_eq!(space[20..], 4096_u32.to_le_bytes());
     for size in [0, 1, 511, 1536, 8192, u32::MAX] {
-        let wrong = Block::new(file.try_clone().unwrap(), &config(false, size));
+        let wrong = Block::new(
+            file.try_clone().unwrap(),
+            &config(false, size),
+            &Rate::default(),
+        );
         assert!(wrong.is_err(), "{size}");
     }
 }
@@ -233,9 +249,44 @@ fn a_write_that_the_file_refuses_is_an_io_error() {
     let named = tempfile::NamedTempFile::new().unwrap();
     named.as_file().set_len(SECTORS * 512).unwrap();
     let file = File::open(named.path()).unwrap();
-    let mut driver = FakeDriver::new(Block::new(file, &config(false, 512)).unwrap());
+    let mut driver =
+        FakeDriver::new(Block::new(file, &config(false, 512), &Rate::default()).unwrap());
     let request = [header(request::OUT, 3), vec![0xaa; 512]].concat();
     assert_eq!(ask(&mut driver, &request, 0).1, Status::IoError as u8);
     let (data, status) = ask(&mut driver, &header(request::IN, 3), 512);
     assert_eq!((data, status), (vec![0; 512], Status::Ok as u8));
+}
+
+#[test]
+fn a_limited_disk_serves_what_its_rate_admits_and_goes_on_by_itself() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(SECTORS * 512).unwrap();
+    let rate = Rate {
+        // One request that owes 4 KiB, of which 1 KiB comes back in 50 ms.
+        bytes: Some(TokenBucket {
+            size: 1024,
+            refill_ms: 50,
+            burst: 0,
+        }),
+        operations: None,
+    };
+    let mut driver = FakeDriver::new(Block::new(file, &config(false, 512), &rate).unwrap());
+    for _ in 0..3 {
+        driver.post(0, &header(request::IN, 0), 4096 + 1);
+    }
+    driver.notify(0).unwrap();
+    driver.notify(0).unwrap();
+    let answers =
+        |driver: &mut FakeDriver<Block>| std::iter::from_fn(|| driver.response(0)).count();
+    assert_eq!(answers(&mut driver), 1, "however often it is notified");
+    let begun = std::time::Instant::now();
+    let mut answered = 0;
+    while answered < 2 {
+        assert!(begun.elapsed().as_secs() < 20, "{answered}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        // As the timer does.
+        driver.wake().unwrap();
+        answered += answers(&mut driver);
+    }
+    assert!(begun.elapsed().as_millis() >= 250, "{:?}", begun.elapsed());
 }

@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rvm_protocol::vmm::DiskConfig;
+use rvm_protocol::vmm::{DiskConfig, Rate, Rates};
 use rvm_protocol::{GUEST_CID, READY_PORT};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
@@ -175,7 +175,7 @@ fn disk(input: &[u8]) {
         serial: "disk".to_owned(),
         block_size: [512, 4096][usize::from(decisions.choose(2))],
     };
-    let driver = FakeDriver::new(Block::new(file, &config).unwrap());
+    let driver = FakeDriver::new(Block::new(file, &config, &Rate::default()).unwrap());
     play(driver, acts(decisions.0), no_host);
 }
 
@@ -204,7 +204,9 @@ fn network(input: &[u8]) {
     for socket in [&ours, &theirs] {
         socket.set_nonblocking(true).unwrap();
     }
-    let driver = FakeDriver::without_start(Net::new(File::from(OwnedFd::from(ours)), [0; 6]));
+    let driver = FakeDriver::without_start(
+        Net::new(File::from(OwnedFd::from(ours)), [0; 6], &Rates::default()).unwrap(),
+    );
     play(driver, acts(input), |bytes| {
         let _ = theirs.send(&[&[0; 12], bytes].concat());
         let _ = theirs.recv(&mut [0; 100]);

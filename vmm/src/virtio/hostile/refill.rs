@@ -125,7 +125,7 @@ fn a_disk_that_is_refilled_yields() {
         block_size: 512,
     };
     // Reads the first sectors.
-    let disk = Block::new(file, &config).unwrap();
+    let disk = Block::new(file, &config, &Rate::default()).unwrap();
     refilled(disk, 0, &[0; 16], 512 + 1);
 }
 
@@ -133,7 +133,7 @@ fn a_disk_that_is_refilled_yields() {
 fn a_network_card_that_is_refilled_yields() {
     let (ours, _theirs) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let card = Net::new(File::from(OwnedFd::from(ours)), [0; 6]);
+    let card = Net::new(File::from(OwnedFd::from(ours)), [0; 6], &Rates::default()).unwrap();
     refilled(card, 1, &[0; 100], 0);
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use rvm_protocol::vmm::DiskConfig;
+use rvm_protocol::vmm::{DiskConfig, Rate};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::decisions::Decisions;
@@ -170,7 +170,7 @@ fn disk() -> Block {
         serial: String::new(),
         block_size: 512,
     };
-    Block::new(file, &config).unwrap()
+    Block::new(file, &config, &Rate::default()).unwrap()
 }
 
 /// Plays with the registers of a slot as the bytes decide, the first of which chooses the device.

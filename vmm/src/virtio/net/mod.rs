@@ -12,14 +12,18 @@ use super::chain::ChainError;
 use super::device::{
     DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
 };
+use super::rate::Limiter;
 use super::spec::device_id;
 
 pub use self::spec::QUEUE_SIZES;
+use rvm_protocol::vmm::Rates;
 
 const NAME: &str = "net";
 
-/// The token of the TAP, the only host descriptor.
+/// The tokens of the host descriptors: the TAP, and the timers of the limiters.
 const TOKEN_TAP: u32 = 0;
+const TOKEN_RX: u32 = 1;
+const TOKEN_TX: u32 = 2;
 
 pub struct Net {
     tap: File,
@@ -30,23 +34,28 @@ pub struct Net {
     length: usize,
     /// The TAP may have more packets.
     readable: bool,
+    rx: Limiter,
+    tx: Limiter,
 }
 
 impl Net {
     /// A card on `tap`, which is as [`rvm_protocol::vmm::Net::tap`] demands.
-    pub fn new(tap: File, mac: [u8; 6]) -> Self {
-        Self {
+    pub fn new(tap: File, mac: [u8; 6], rates: &Rates) -> io::Result<Self> {
+        Ok(Self {
             tap,
             mac,
             packet: Box::new([0; HEADER + MAX_PACKET]),
             length: 0,
             readable: false,
-        }
+            rx: Limiter::new(&rates.net_rx)?,
+            tx: Limiter::new(&rates.net_tx)?,
+        })
     }
 
     /// Moves packets from the TAP to the guest while there are packets and buffers.
     fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        while self.fetch()?
+        while self.rx.admits().map_err(timer)?
+            && self.fetch()?
             && self
                 .deliver(io)
                 .map_err(DeviceError::queue(NAME, queue::RX))?
@@ -83,6 +92,7 @@ impl Net {
             chains.push(chain);
         }
         let count = u16::try_from(chains.len()).map_err(|_| ChainError::Endless)?;
+        self.rx.count(self.length - HEADER.min(self.length));
         self.packet[HEADER_NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
         let mut rest = &self.packet[..self.length];
         for mut chain in chains {
@@ -95,18 +105,30 @@ impl Net {
     }
 
     /// Moves the guest's packets to the TAP.
-    fn transmit(&self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        io.drain(queue::TX, |chain| {
-            let length = chain.readable.len();
-            if length <= HEADER || length > HEADER + MAX_PACKET {
-                return Err(ChainError::Short("packet"));
-            }
-            // A packet that the TAP refuses, because it is full or down or the packet is malformed,
-            // is dropped, as on any network.
-            let _ = chain.readable.write_to(&self.tap, None);
-            Ok(0)
-        })
-        .map_err(DeviceError::queue(NAME, queue::TX))
+    fn transmit(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        while self.tx.admits().map_err(timer)?
+            && self
+                .transmit_one(io)
+                .map_err(DeviceError::queue(NAME, queue::TX))?
+        {}
+        Ok(())
+    }
+
+    /// False if there is no packet.
+    fn transmit_one(&mut self, io: &mut DeviceIo<'_>) -> Result<bool, ChainError> {
+        let Some(chain) = io.pop(queue::TX)? else {
+            return Ok(false);
+        };
+        let length = chain.readable.len();
+        if length <= HEADER || length > HEADER + MAX_PACKET {
+            return Err(ChainError::Short("packet"));
+        }
+        // A packet that the TAP refuses, because it is full or down or the packet is malformed, is
+        // dropped, as on any network.
+        let _ = chain.readable.write_to(&self.tap, None);
+        self.tx.count(length - HEADER);
+        io.push(queue::TX, chain.head, 0)?;
+        Ok(true)
     }
 
     fn watch(&self, host: &mut dyn HostFds) -> Result<(), DeviceError> {
@@ -140,6 +162,8 @@ impl VirtioDevice for Net {
     fn start(&mut self, features: u64, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         set_offloads(&self.tap, offloads(features))
             .map_err(DeviceError::host(NAME, "TUNSETOFFLOAD"))?;
+        self.rx.watch(io.host, TOKEN_RX).map_err(timer)?;
+        self.tx.watch(io.host, TOKEN_TX).map_err(timer)?;
         self.watch(io.host)
     }
 
@@ -152,19 +176,28 @@ impl VirtioDevice for Net {
 
     fn process_host_event(
         &mut self,
-        _token: u32,
+        token: u32,
         _ready: Readiness,
         io: &mut DeviceIo<'_>,
     ) -> Result<(), DeviceError> {
-        self.readable = true;
+        if token == TOKEN_TX {
+            return self.transmit(io);
+        }
+        self.readable |= token == TOKEN_TAP;
         self.receive(io)
     }
 
     fn reset(&mut self, host: &mut dyn HostFds) {
         host.unwatch(self.tap.as_fd());
+        self.rx.unwatch(host);
+        self.tx.unwatch(host);
         self.length = 0;
         self.readable = false;
     }
+}
+
+fn timer(error: io::Error) -> DeviceError {
+    DeviceError::host(NAME, "set a limiter's timer")(error)
 }
 
 /// The offloads (TUNSETOFFLOAD) that the TAP may use, given the features that the driver accepted.

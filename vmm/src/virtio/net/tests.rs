@@ -3,12 +3,14 @@ use crate::virtio::fake_driver::FakeDriver;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
+use rvm_protocol::vmm::{Rate, TokenBucket};
+
 // A pair of datagram sockets replaces the TAP: like a TAP it preserves packet boundaries. `start`,
 // whose ioctls need a TAP, is not called.
 fn net() -> (FakeDriver<Net>, File) {
     let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let device = Net::new(File::from(OwnedFd::from(ours)), [0; 6]);
+    let device = Net::new(File::from(OwnedFd::from(ours)), [0; 6], &Rates::default()).unwrap();
     (
         FakeDriver::without_start(device),
         File::from(OwnedFd::from(theirs)),
@@ -140,7 +142,8 @@ mod tap {
                 let status = Command::new("ip").args(line.split(' ')).status().unwrap();
                 assert!(status.success(), "ip {line}");
             }
-            let mut driver = FakeDriver::without_start(Net::new(tap, MAC));
+            let mut driver =
+                FakeDriver::without_start(Net::new(tap, MAC, &Rates::default()).unwrap());
             driver.call(|net, io| net.start(features, io)).unwrap();
             test(driver);
         };
@@ -315,5 +318,69 @@ mod tap {
         let partial = sum(&pseudo);
         answer[16..18].copy_from_slice(&partial.to_be_bytes());
         packet
+    }
+}
+
+/// A card whose rates admit one operation, and the next in an hour.
+fn limited(rates: &Rates) -> (FakeDriver<Net>, File) {
+    let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    for socket in [&ours, &theirs] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let device = Net::new(File::from(OwnedFd::from(ours)), [0; 6], rates).unwrap();
+    (
+        FakeDriver::without_start(device),
+        File::from(OwnedFd::from(theirs)),
+    )
+}
+
+fn one_an_hour() -> Rate {
+    Rate {
+        bytes: None,
+        operations: Some(TokenBucket {
+            size: 1,
+            refill_ms: 3_600_000,
+            burst: 0,
+        }),
+    }
+}
+
+#[test]
+fn a_limited_card_sends_what_its_rate_admits_and_receives_all() {
+    let net_tx = one_an_hour();
+    let (mut driver, mut tap) = limited(&Rates {
+        net_tx,
+        ..Rates::default()
+    });
+    for _ in 0..2 {
+        driver.post(queue::TX, &packet(100), 0);
+        driver.post(queue::RX, &[], 2048);
+        tap.write_all(&packet(100)).unwrap();
+    }
+    driver.notify(queue::TX).unwrap();
+    assert_eq!(tap.read(&mut [0; 1000]).unwrap(), packet(100).len());
+    assert!(tap.read(&mut [0; 1000]).is_err(), "the other waits");
+    notify_readable(&mut driver);
+    assert_eq!(std::iter::from_fn(|| driver.response(queue::RX)).count(), 2);
+}
+
+#[test]
+fn a_limited_card_receives_what_its_rate_admits_and_sends_all() {
+    let net_rx = one_an_hour();
+    let (mut driver, mut tap) = limited(&Rates {
+        net_rx,
+        ..Rates::default()
+    });
+    for _ in 0..2 {
+        driver.post(queue::TX, &packet(100), 0);
+        driver.post(queue::RX, &[], 2048);
+        tap.write_all(&packet(100)).unwrap();
+    }
+    notify_readable(&mut driver);
+    driver.notify(queue::RX).unwrap();
+    assert_eq!(std::iter::from_fn(|| driver.response(queue::RX)).count(), 1);
+    driver.notify(queue::TX).unwrap();
+    for _ in 0..2 {
+        assert_eq!(tap.read(&mut [0; 1000]).unwrap(), packet(100).len());
     }
 }
