@@ -13,6 +13,7 @@ pub mod cpu_list;
 pub mod error_chain;
 pub mod inherited_fds;
 pub mod keyring;
+pub mod landlock;
 pub mod loopback;
 pub mod mempolicy;
 pub mod mount;

@@ -158,6 +158,11 @@ const RIGHTS: &[Attempt] = &[
         syscall(libc::SYS_ioperm, [0x80, 1, 1, 0, 0])
     }),
     ("regain a capability", |_| regain_capability()),
+    ("become root", |_| {
+        syscall(libc::SYS_setresuid, [0, 0, 0, 0, 0])
+    }),
+    ("make very many processes", |_| make_processes()),
+    ("execute a program", |_| execute()),
     ("raise its own limits", |_| {
         let unlimited = Rlimit {
             current: None,
@@ -335,6 +340,42 @@ fn load_bpf() -> io::Result<()> {
         size_of::<Load>() as libc::c_long,
     );
     syscall(libc::SYS_bpf, [BPF_PROG_LOAD, at, size, 0, 0])
+}
+
+/// Makes more processes than a jail may have threads. They end with this one.
+#[expect(unsafe_code, reason = "fork")]
+fn make_processes() -> io::Result<()> {
+    let (end, kept) = io::pipe()?;
+    for _ in 0..600 {
+        // SAFETY: there is one thread, and the child makes system calls alone.
+        match unsafe { libc::fork() } {
+            -1 => return Err(Error::last_os_error()),
+            0 => {
+                drop(kept);
+                let mut byte = 0_u8;
+                // SAFETY: the byte is one byte long; the parent's end closes the pipe.
+                unsafe {
+                    libc::read(end.as_raw_fd(), (&raw mut byte).cast(), 1);
+                    libc::_exit(0)
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Executes a program of the system, or of the container.
+fn execute() -> io::Result<()> {
+    use std::os::unix::process::CommandExt;
+    let mut last = Error::from_raw_os_error(libc::ENOENT);
+    for program in ["/usr/bin/true", "/bin/true", "/box/rootfs/bin/busybox"] {
+        let failed = std::process::Command::new(program).arg("true").exec();
+        if failed.kind() != io::ErrorKind::NotFound {
+            last = failed;
+        }
+    }
+    Err(last)
 }
 
 fn regain_capability() -> io::Result<()> {

@@ -96,8 +96,8 @@ fn in_a_backend(channel: &Channel, host: &Host) -> Report {
 }
 
 fn in_qemu(channel: &Channel, host: &Host) -> Report {
-    let (config, _fds) = configuration::<QemuConfig>(channel);
-    jails::enter_qemu(&config).unwrap();
+    let (config, fds) = configuration::<QemuConfig>(channel);
+    jails::enter_qemu(&config, &fds).unwrap();
     attempts::run(host, || {})
 }
 

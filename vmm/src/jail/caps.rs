@@ -5,7 +5,7 @@ use rustix::thread::{
     set_capabilities, set_capabilities_secure_bits,
 };
 
-use super::{JailError, step};
+use super::{JailError, step, user};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caps {
@@ -39,26 +39,40 @@ impl Caps {
     /// file belongs to that user. Whether the process may create it is for the guest's kernel to
     /// say: root of a user namespace may do so in directories of every user there. The host's
     /// kernel sees only the user, and would refuse.
-    pub(super) fn keep(self) -> Result<(), JailError> {
+    ///
+    /// In between, while it may, the process takes on its own id, if it has one.
+    pub(super) fn keep(self, own_id: Option<u32>) -> Result<(), JailError> {
         let kept = self.set();
         let bits = CapabilitiesSecureBits::NO_SETUID_FIXUP
             | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
         set_capabilities_secure_bits(bits).map_err(step("keep capabilities"))?;
+        if let Some(id) = own_id {
+            user::become_own(id).map_err(step("take on its own user and group"))?;
+        }
         // CAP_SETPCAP is needed to drop the others.
         for capability in CapabilitySet::all() - kept - CapabilitySet::SETPCAP {
             drop_from_bounding_set(capability)?;
         }
         drop_from_bounding_set(CapabilitySet::SETPCAP)?;
-        set_capabilities(
-            None,
-            CapabilitySets {
-                effective: kept,
-                permitted: kept,
-                inheritable: CapabilitySet::empty(),
-            },
-        )
-        .map_err(step("drop capabilities"))
+        keep_only(kept)
     }
+
+    /// Drops those that a thread does not need which works as this.
+    pub(super) fn keep_in_thread(self) -> Result<(), JailError> {
+        match self {
+            Self::FileServer => user::serve_as_root().map_err(step("become root to files")),
+            Self::None => keep_only(CapabilitySet::empty()),
+        }
+    }
+}
+
+fn keep_only(kept: CapabilitySet) -> Result<(), JailError> {
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).map_err(step("drop capabilities"))
 }
 
 fn drop_from_bounding_set(capability: CapabilitySet) -> Result<(), JailError> {

@@ -8,7 +8,7 @@ use std::io;
 
 use rvm_sys::seccomp::{Architecture, Comparison, Condition, Program, X86_64, install};
 
-use super::JailError;
+use super::{Caps, JailError};
 
 /// A kind of thread, by what it does after its setup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +41,13 @@ enum When {
     OneOf(u8, &'static [u64]),
     /// The argument with this index has none of these bits.
     Without(u8, u64),
+    /// The call fails with ENOSYS, as in a kernel that does not have it.
+    Missing,
 }
 
 type Rules = &'static [(libc::c_long, When)];
 
-use When::{Always, OneOf, Without};
+use When::{Always, Missing, OneOf, Without};
 
 /// Memory, locks, time and exit.
 const COMMON: Rules = &[
@@ -141,15 +143,33 @@ const VCPU: Rules = &[
     (libc::SYS_ftruncate, Always),
 ];
 
-/// Creating a vCPU and its thread, which applies a filter of its own.
-const CPU_HOTPLUG: Rules = &[
-    (libc::SYS_ioctl, OneOf(1, CREATE_VCPU_IOCTLS)),
-    (libc::SYS_clone3, Always),
+/// Creating a thread. The flags of clone3(2) are in memory, where a filter cannot see them; without
+/// it the C library takes clone(2).
+const NEW_THREADS: Rules = &[
+    (libc::SYS_clone3, Missing),
+    (libc::SYS_clone, OneOf(0, &[THREAD_FLAGS])),
     (libc::SYS_set_robust_list, Always),
     (libc::SYS_rseq, Always),
-    (libc::SYS_gettid, Always),
     (libc::SYS_sched_getaffinity, Always),
     (libc::SYS_prctl, OneOf(0, &[libc::PR_SET_NAME as u64])),
+];
+
+/// With these pthread_create(3) calls clone(2): a thread of the process, and no namespaces.
+const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+
+/// Creating a vCPU, whose thread applies a filter of its own.
+const CPU_HOTPLUG: Rules = &[
+    (libc::SYS_ioctl, OneOf(1, CREATE_VCPU_IOCTLS)),
+    (libc::SYS_gettid, Always),
+    (libc::SYS_capset, Always),
     (libc::SYS_seccomp, Always),
 ];
 
@@ -209,7 +229,14 @@ const FILES: Rules = &[
     (libc::SYS_unshare, OneOf(0, &[libc::CLONE_FS as u64])),
     (libc::SYS_capget, Always),
     (libc::SYS_capset, Always),
-    (libc::SYS_prctl, Always),
+    // Of libcap-ng: reading the bounding set and the ambient capabilities.
+    (
+        libc::SYS_prctl,
+        OneOf(
+            0,
+            &[libc::PR_CAPBSET_READ as u64, libc::PR_CAP_AMBIENT as u64],
+        ),
+    ),
     (libc::SYS_setresuid, Always),
     (libc::SYS_setresgid, Always),
     (libc::SYS_setgroups, Always),
@@ -301,10 +328,6 @@ const FILE_LOCKS: Rules = &[
             ],
         ),
     ),
-    (libc::SYS_clone3, Always),
-    (libc::SYS_set_robust_list, Always),
-    (libc::SYS_rseq, Always),
-    (libc::SYS_sched_getaffinity, Always),
     // The signal that ends a wait.
     (libc::SYS_tgkill, Always),
 ];
@@ -337,14 +360,8 @@ const VHOST_USER: Rules = &[
     (libc::SYS_accept4, Always),
     (libc::SYS_recvmsg, Always),
     (libc::SYS_sendmsg, Always),
-    // The library creates one of its threads after the filter was applied.
-    (libc::SYS_clone3, Always),
     (libc::SYS_epoll_create1, Always),
     (libc::SYS_rt_sigaction, Always),
-    (libc::SYS_set_robust_list, Always),
-    (libc::SYS_rseq, Always),
-    (libc::SYS_prctl, OneOf(0, &[libc::PR_SET_NAME as u64])),
-    (libc::SYS_sched_getaffinity, Always),
     (libc::SYS_fcntl, OneOf(1, FILE_FCNTLS)),
     (libc::SYS_dup, Always),
     (libc::SYS_ioctl, OneOf(1, &[FIONBIO])),
@@ -362,22 +379,41 @@ impl ThreadKind {
         match self {
             Self::Main => vec![COMMON, EPOLL, MAIN, VSOCK, CONSOLE],
             Self::MainWithCpuHotplug => {
-                vec![COMMON, EPOLL, MAIN, VSOCK, CONSOLE, VCPU, CPU_HOTPLUG]
+                vec![
+                    COMMON,
+                    EPOLL,
+                    MAIN,
+                    VSOCK,
+                    CONSOLE,
+                    VCPU,
+                    NEW_THREADS,
+                    CPU_HOTPLUG,
+                ]
             }
             Self::Vcpu => vec![COMMON, VCPU],
-            Self::Files => vec![COMMON, EPOLL, FILES, FILE_LOCKS],
+            Self::Files => vec![COMMON, EPOLL, FILES, FILE_LOCKS, NEW_THREADS],
             Self::Disk => vec![COMMON, EPOLL, DISK],
             Self::Network => vec![COMMON, EPOLL, NETWORK],
             Self::Vsock => vec![COMMON, EPOLL, VSOCK],
             Self::Console => vec![COMMON, CONSOLE],
-            Self::VhostUser => vec![COMMON, EPOLL, VHOST_USER],
+            // The library creates one of its threads after the filter was applied.
+            Self::VhostUser => vec![COMMON, EPOLL, VHOST_USER, NEW_THREADS],
         }
     }
 
     /// Applies the filter to the calling thread, and to the threads that it creates later. The
-    /// thread has no_new_privs, as all do in the jail.
+    /// thread has no_new_privs, as all do in the jail. Only the file server's threads keep
+    /// capabilities, and are root to the files.
     pub fn apply(self) -> Result<(), JailError> {
+        self.caps().keep_in_thread()?;
         load(&self.program())
+    }
+
+    fn caps(self) -> Caps {
+        match self {
+            Self::Files => Caps::FileServer,
+            _ => Caps::None,
+        }
     }
 
     fn program(self) -> Program {
@@ -388,7 +424,7 @@ impl ThreadKind {
         for &(call, when) in self.rules().into_iter().flatten() {
             let rules = calls.calls.entry(call as u32).or_default();
             match when.conditions() {
-                None => rules.always = Some(libc::SECCOMP_RET_ALLOW),
+                None => rules.always = Some(when.action()),
                 Some(allowed) => {
                     let allowed = allowed.into_iter();
                     let allowed = allowed.map(|one| (vec![one], libc::SECCOMP_RET_ALLOW));
@@ -414,6 +450,13 @@ pub(super) fn load(program: &Program) -> Result<(), JailError> {
 }
 
 impl When {
+    fn action(self) -> u32 {
+        match self {
+            Missing => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+            Always | OneOf(..) | Without(..) => libc::SECCOMP_RET_ALLOW,
+        }
+    }
+
     /// The conditions of which one must hold; None if there are none. Only the low 32 bits of an
     /// argument are compared with a value: the kernel, too, ignores the others.
     fn conditions(self) -> Option<Vec<Condition>> {
@@ -423,7 +466,7 @@ impl When {
             value,
         };
         match self {
-            Always => None,
+            Always | Missing => None,
             OneOf(argument, values) => {
                 let low = u64::from(u32::MAX);
                 let values = values.iter();

@@ -1,4 +1,5 @@
-//! The limits of a jailed process: many descriptors, no core dump, no user namespaces.
+//! The limits of a jailed process: many descriptors, some threads, no core dump, no user
+//! namespaces.
 
 use std::os::fd::OwnedFd;
 
@@ -7,20 +8,37 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{JailError, step};
 
-/// Raises RLIMIT_NOFILE to its maximum, because each open file of the guest is a descriptor of this
-/// process, and forbids core dumps.
+/// The most descriptors of a jailed process: what systemd allows a service by default. Each open
+/// file takes about a KiB of the kernel's memory, and on hosts without a limit a guest could open a
+/// thousand million.
+const MAX_FDS: u64 = 524_288;
+
+/// The most threads of a jailed process: 254 for vCPUs, QEMU's workers, and those of devices.
+const MAX_THREADS: u64 = 512;
+
+/// Raises RLIMIT_NOFILE, because each open file of the guest is a descriptor of this process,
+/// limits the threads, also where the container's control group has no limit, and forbids core
+/// dumps.
+///
+/// The kernel counts threads by user, and not those of root: this holds for a process with a user
+/// of its own.
 pub fn set_resource_limits() -> Result<(), JailError> {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
+    let hard = getrlimit(Resource::Nofile).maximum;
+    set(
+        Resource::Nofile,
+        hard.map_or(MAX_FDS, |hard| hard.min(MAX_FDS)),
+    )
+    .map_err(step("raise RLIMIT_NOFILE"))?;
+    set(Resource::Nproc, MAX_THREADS).map_err(step("set RLIMIT_NPROC"))?;
+    set(Resource::Core, 0).map_err(step("set RLIMIT_CORE"))
+}
+
+fn set(resource: Resource, limit: u64) -> rustix::io::Result<()> {
+    let limit = Rlimit {
+        current: Some(limit),
+        maximum: Some(limit),
     };
-    setrlimit(Resource::Nofile, raised).map_err(step("raise RLIMIT_NOFILE"))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(step("set RLIMIT_CORE"))
+    setrlimit(resource, limit)
 }
 
 /// The limit on user namespaces within the one that the process will be in. In a namespace of its

@@ -7,8 +7,10 @@
 //!   mount namespace, so that the process can neither mount nor unmount, and which cannot have
 //!   children;
 //! - an empty session keyring;
+//! - a user and a group of its own;
 //! - no capabilities but those of the file server, which hold only within the user namespace;
 //! - no new privileges;
+//! - less rights by [`landlock`], where the kernel has it;
 //! - a system call filter per thread, see [`filter`].
 //!
 //! The process cannot enter a pid namespace by itself, so rvm starts it in one.
@@ -16,6 +18,7 @@
 mod caps;
 pub mod filter;
 mod keyring;
+pub mod landlock;
 mod limits;
 pub mod qemu_filter;
 mod root;
@@ -33,6 +36,7 @@ use rustix::thread::UnshareFlags;
 pub use caps::Caps;
 use limits::UserNamespaces;
 pub use root::Root;
+use user::Ids;
 pub use user::try_namespace;
 
 /// The jail could not be entered; the process must not continue.
@@ -91,14 +95,18 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     let own_status = File::open("/proc/self/status").map_err(step("open /proc/self/status"))?;
     limits::set_resource_limits()?;
     let user_namespaces = UserNamespaces::open()?;
-    let mapper = user::Mapper::spawn()?;
+    let own_id = user::own_id(parent)?;
+    let mapper = user::Mapper::spawn(match (caps, own_id) {
+        (Caps::None, Some(id)) => Ids::Only(id),
+        _ => Ids::All,
+    })?;
     root.enter()
         .and_then(|()| enter_namespaces())
         .map_err(user::explain)?;
     mapper.map()?;
     user_namespaces.forbid()?;
     keyring::leave_session()?;
-    caps.keep()?;
+    caps.keep(own_id)?;
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     // A change of identity clears it (prctl(2)), so this comes late.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -140,6 +148,7 @@ pub fn enter_file_server(shared_dir: &Path, parent: u32) -> Result<File, JailErr
     let proc_self_fd = own_descriptors()?;
     let root = Root::Directory(shared_dir.to_owned());
     enter(&root, Caps::FileServer, parent)?;
+    landlock::restrict_file_server()?;
     Ok(proc_self_fd)
 }
 

@@ -34,7 +34,7 @@ pub enum QemuError {
 pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| QemuError::Descriptor(e.into()))?;
-    enter_jail(config)?;
+    enter_jail(config, &fds)?;
     pass_on(fds).map_err(QemuError::Descriptor)?;
     let stdout = null.try_clone().map_err(QemuError::Descriptor)?;
     let error = Command::new(&config.program)
@@ -49,10 +49,11 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
     })
 }
 
-/// Enters the jail of QEMU.
-pub fn enter_jail(config: &QemuConfig) -> Result<(), JailError> {
+/// Enters the jail of QEMU, which gets these descriptors.
+pub fn enter_jail(config: &QemuConfig, fds: &[OwnedFd]) -> Result<(), JailError> {
     let root = Root::Program(config.stage_dir.clone());
     jail::enter(&root, Caps::None, config.parent)?;
+    jail::landlock::restrict_program(&config.program, fds)?;
     qemu_filter::apply()
 }
 

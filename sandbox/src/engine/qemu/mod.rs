@@ -6,8 +6,10 @@ mod machine;
 mod qmp;
 mod tsc;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,6 +76,18 @@ pub(super) static ENGINE: Engine = Engine {
     start,
 };
 
+/// A file that QEMU opens by its descriptor's name, as the user of its own that it is in its jail.
+fn for_any_user(what: &'static str, path: &Path, file: File) -> Result<File, EngineError> {
+    const READABLE: u32 = 0o004;
+    let metadata = file.metadata().map_err(open_failed(what, path))?;
+    if metadata.mode() & READABLE == 0 {
+        let reason = "QEMU runs as another user than root, and it is not readable by others";
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, reason);
+        return Err(open_failed(what, path)(error));
+    }
+    Ok(file)
+}
+
 fn probe(config: &Config) -> Verdict {
     let path = config.qemu.display();
     match config.qemu.exists() {
@@ -124,8 +138,15 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     let mut fds = Fds::default();
     for fd in Fd::ALL {
         match fd {
-            Fd::Kernel => fds.add(open_kernel(&config.kernel)?),
-            Fd::Initramfs => fds.add(open_initramfs(&config.initramfs)?),
+            Fd::Kernel => {
+                let kernel = open_kernel(&config.kernel)?;
+                fds.add(for_any_user("the guest kernel", &config.kernel, kernel)?)
+            }
+            Fd::Initramfs => {
+                let initramfs = open_initramfs(&config.initramfs)?;
+                let path = &config.initramfs;
+                fds.add(for_any_user("the guest's initramfs", path, initramfs)?)
+            }
             Fd::Console => fds.add(console.try_clone().map_err(io_failed("dup"))?),
             Fd::Vsock => fds.add(vsock.try_clone().map_err(io_failed("dup"))?),
             Fd::Files => fds.add(files.try_clone().map_err(io_failed("dup"))?),
@@ -160,7 +181,7 @@ fn find_program(path: &Path) -> Result<PathBuf, EngineError> {
 
 /// A listening socket and a connection that waits at it. Its name is gone when this returns.
 fn vhost_user_pair(dir: &Path) -> Result<(UnixListener, UnixStream), EngineError> {
-    let dir = fs::File::open(dir).map_err(io_failed("open the sandbox's directory"))?;
+    let dir = File::open(dir).map_err(io_failed("open the sandbox's directory"))?;
     // A socket's address has room for 107 bytes, and a state root may be longer.
     let path = PathBuf::from(format!(
         "/proc/self/fd/{}/{VHOST_USER_SOCKET}",

@@ -16,9 +16,11 @@ fn every_kind_of_thread_has_a_filter_that_the_kernel_accepts() {
         ThreadKind::VhostUser,
     ] {
         // A thread of its own keeps the filter from the other tests.
-        std::thread::spawn(move || kind.apply().unwrap())
-            .join()
-            .unwrap();
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            kind.apply().unwrap();
+        });
+        thread.join().unwrap();
     }
 }
 
@@ -84,6 +86,42 @@ fn a_call_that_is_not_listed_or_has_other_arguments_kills_the_process() {
         "the kernel ignores the high half"
     );
     assert_eq!(run(KVM_IRQFD), Some(libc::SIGSYS));
+}
+
+#[test]
+fn threads_can_be_made_and_nothing_else_by_clone() {
+    let threads = [
+        ThreadKind::MainWithCpuHotplug,
+        ThreadKind::Files,
+        ThreadKind::VhostUser,
+    ];
+    for kind in threads {
+        let signal = |call, arguments| signal_after(kind, call, arguments);
+        assert_eq!(signal(libc::SYS_clone3, [0; 3]), None, "it is missing");
+        let new = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::SIGCHLD];
+        for flags in new
+            .map(|flag| THREAD_FLAGS | flag as u64)
+            .into_iter()
+            .chain([0])
+        {
+            let ends = signal(libc::SYS_clone, [flags, 0, 0]);
+            assert_eq!(ends, Some(libc::SIGSYS), "{kind:?} {flags:#x}");
+        }
+    }
+    let made = std::thread::spawn(|| {
+        ThreadKind::Files.apply().unwrap();
+        std::thread::spawn(|| 7).join().unwrap()
+    });
+    assert_eq!(made.join().unwrap(), 7);
+}
+
+#[test]
+fn no_thread_clears_its_parent_death_signal() {
+    let signal = libc::PR_SET_PDEATHSIG as u64;
+    for kind in [ThreadKind::Files, ThreadKind::MainWithCpuHotplug] {
+        let ends = signal_after(kind, libc::SYS_prctl, [signal, 0, 0]);
+        assert_eq!(ends, Some(libc::SIGSYS), "{kind:?}");
+    }
 }
 
 #[test]

@@ -203,10 +203,10 @@ impl Fs {
                 &Err(error),
             )));
         }
-        if let Some(header) = header.filter(|header| self.front.handles(header)) {
-            if let Handled::Here(written) = self.handle(index, &header, chain, io)? {
-                return Ok(written);
-            }
+        if let Some(header) = header.filter(|header| self.front.handles(header))
+            && let Handled::Here(written) = self.handle(index, &header, chain, io)?
+        {
+            return Ok(written);
         }
         let unparsed = io.unparsed(index).map_err(DeviceError::queue(NAME, index));
         let Some(request) = unparsed? else {
