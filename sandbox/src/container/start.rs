@@ -440,7 +440,8 @@ impl Start<'_> {
         }
     }
 
-    /// Lets the container's init process execute its program, or the container go on from its image.
+    /// Lets the container's init process execute its program, or the container go on from its
+    /// image.
     pub async fn start(&self, guest: &Guest, timings: &mut Timings) -> Result<(), StartError> {
         let started = guest.start_container(self.container.id(), timings);
         started.await.map_err(plain)?;
