@@ -144,23 +144,34 @@ fn parent_of(mut status: File) -> io::Result<Option<u32>> {
 
 /// Enters the jail of a process that serves the files of `shared_dir`, as [`enter`]. Returns what
 /// [`own_descriptors`] does.
-pub fn enter_file_server(shared_dir: &Path, parent: u32) -> Result<File, JailError> {
-    let proc_self_fd = own_descriptors()?;
+pub fn enter_file_server(shared_dir: &Path, parent: u32) -> Result<OwnDescriptors, JailError> {
+    let own = own_descriptors()?;
     let root = Root::Directory(shared_dir.to_owned());
     enter(&root, Caps::FileServer, parent)?;
     landlock::restrict_file_server()?;
-    Ok(proc_self_fd)
+    Ok(own)
 }
 
-/// Opens /proc/self/fd, through which a file server reopens its own descriptors. The caller is not
-/// in the jail yet, which has no /proc.
+/// What a file server needs of /proc, which the jail lacks.
+#[derive(Debug)]
+pub struct OwnDescriptors {
+    /// /proc/self/fd, through which it reopens its own descriptors.
+    pub files: File,
+    /// /proc/self/fdinfo, which tells the locks that they have.
+    pub infos: File,
+}
+
+/// Opens directories of /proc/self. The caller is not in the jail yet.
 ///
-/// The descriptor is the root of a detached mount: from /proc/self/fd itself `..` would lead to the
-/// host's /proc/sys, which root's uid alone may write to.
-fn own_descriptors() -> Result<File, JailError> {
+/// The descriptors are the roots of detached mounts: from /proc/self/fd itself `..` would lead to
+/// the host's /proc/sys, which root's uid alone may write to.
+fn own_descriptors() -> Result<OwnDescriptors, JailError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let fd = open_tree(CWD, "/proc/self/fd", flags).map_err(step("open /proc/self/fd"))?;
-    Ok(fd.into())
+    let open = |path| open_tree(CWD, path, flags).map(File::from);
+    Ok(OwnDescriptors {
+        files: open("/proc/self/fd").map_err(step("open /proc/self/fd"))?,
+        infos: open("/proc/self/fdinfo").map_err(step("open /proc/self/fdinfo"))?,
+    })
 }
 
 #[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
@@ -177,11 +188,13 @@ mod tests {
 
     #[test]
     fn own_descriptors_can_be_reopened_and_lead_nowhere_else() {
-        let directory = own_descriptors().unwrap();
-        let open = |path: &str| openat(&directory, path, OFlags::RDONLY, Mode::empty());
+        let own = own_descriptors().unwrap();
+        let open = |path: &str| openat(&own.files, path, OFlags::RDONLY, Mode::empty());
         let file = tempfile::tempfile().unwrap();
         open(&file.as_raw_fd().to_string()).unwrap();
         assert!(open("../../sys/kernel/core_pattern").is_err());
         assert!(open("../status").is_err());
+        let number = file.as_raw_fd().to_string();
+        openat(&own.infos, number, OFlags::RDONLY, Mode::empty()).unwrap();
     }
 }

@@ -14,6 +14,7 @@ use super::saved::{MachineState, SavedError};
 use crate::bus::FixedSlot;
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
+use crate::jail::OwnDescriptors;
 use crate::jail::filter::ThreadKind;
 use crate::logging::error_chain;
 use crate::memory::CurrentMemory;
@@ -57,7 +58,7 @@ impl Devices {
         fds: &mut PassedFds,
         (memory, console): (&CurrentMemory, &Arc<Mutex<ConsoleLog>>),
         role: &Role,
-        proc_self_fd: File,
+        own: OwnDescriptors,
     ) -> Result<Self, MachineError> {
         let mut slots = Slots {
             memory,
@@ -75,7 +76,7 @@ impl Devices {
                 FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
             })?;
         }
-        let files = files(proc_self_fd)?;
+        let files = files(own)?;
         let removed = files.removed_files();
         removed.set(role.removed_files(fds)?);
         slots.add_worker("fs", ThreadKind::Files, Box::new(files))?;
@@ -274,8 +275,8 @@ fn vsock(config: &MachineConfig, fds: &mut PassedFds, role: &Role) -> Result<Vso
     vsock.map_err(failed("vsock"))
 }
 
-fn files(proc_self_fd: File) -> Result<Fs, MachineError> {
-    let resources = ServerResources::new(proc_self_fd);
+fn files(own: OwnDescriptors) -> Result<Fs, MachineError> {
+    let resources = ServerResources::new(own);
     Fs::new(resources, SHARED_TAG).map_err(failed("fs"))
 }
 

@@ -24,7 +24,7 @@ use crate::bus::{Bus, BusError};
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{DiskSlots, HotplugMemory, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
-use crate::jail::{self, JailError};
+use crate::jail::{self, JailError, OwnDescriptors};
 use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
@@ -114,7 +114,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let mut fds = PassedFds::new(fds);
     config::validate(config)?;
 
-    let proc_self_fd = enter_jail(config)?;
+    let own = enter_jail(config)?;
     let jail_ns = stopwatch.lap();
 
     let kernel = Kernel::take(config, &mut fds)?;
@@ -126,7 +126,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     } = Frame::new(config, &kernel, &mut fds)?;
     let current = CurrentMemory::new(Arc::clone(&memory));
     let role = Role::of(config, saved.as_ref())?;
-    let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, proc_self_fd)?;
+    let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, own)?;
     let machine_ns = stopwatch.lap();
 
     let vcpus = match &saved {
@@ -255,11 +255,11 @@ fn connect(
     fds: &mut PassedFds,
     (vm, memory): (&Vm, &CurrentMemory),
     role: &Role,
-    proc_self_fd: File,
+    own: OwnDescriptors,
 ) -> Result<(Devices, Bus), MachineError> {
     let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
     let console = Arc::new(Mutex::new(console));
-    let devices = Devices::create(config, fds, (memory, &console), role, proc_self_fd)?;
+    let devices = Devices::create(config, fds, (memory, &console), role, own)?;
     let bus = Bus::new(vm, &devices.slots, console)?;
     Ok((devices, bus))
 }
@@ -272,9 +272,8 @@ fn spawn_workers(workers: Vec<WorkerThread>, state: &Arc<RunState>) -> Result<()
     Ok(())
 }
 
-/// Enters the jail of a machine. Returns /proc/self/fd, which the file server needs and the jail
-/// lacks.
-pub fn enter_jail(config: &MachineConfig) -> Result<File, JailError> {
+/// Enters the jail of a machine.
+pub fn enter_jail(config: &MachineConfig) -> Result<OwnDescriptors, JailError> {
     jail::enter_file_server(&config.shared_dir, config.parent)
 }
 

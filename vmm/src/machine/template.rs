@@ -28,7 +28,7 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
     let mut fds = PassedFds::new(fds);
     let (machine, files) = (&config.machine, &config.files);
     config::validate(machine)?;
-    let proc_self_fd = enter_jail(machine)?;
+    let own = enter_jail(machine)?;
 
     let (state_file, memory_file) = (fds.take(files.state)?, fds.take(files.memory)?);
     let kernel = Kernel::take(machine, &mut fds)?;
@@ -41,7 +41,7 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
     let ready = Arc::new(HeldRequest::default());
     let current = CurrentMemory::new(Arc::clone(&memory));
     let role = Role::Template(Arc::clone(&ready));
-    let (devices, bus) = connect(machine, &mut fds, (&vm, &current), &role, proc_self_fd)?;
+    let (devices, bus) = connect(machine, &mut fds, (&vm, &current), &role, own)?;
 
     let vcpus = kernel.load(machine, &memory, &vm, bus.slots())?;
     let state = RunState::new(bus).map_err(MachineError::Thread)?;

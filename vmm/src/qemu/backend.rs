@@ -14,7 +14,7 @@ use rvm_protocol::vmm::BackendConfig;
 
 use crate::fds::{MissingFd, PassedFds};
 use crate::jail::filter::ThreadKind;
-use crate::jail::{self, JailError};
+use crate::jail::{self, JailError, OwnDescriptors};
 use crate::logging::error_chain;
 use crate::threads;
 use crate::virtio::console::ConsoleLog;
@@ -51,7 +51,7 @@ pub enum BackendError {
 /// Serves one QEMU until it disconnects. The calling thread is the process's only one.
 pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendError> {
     let mut fds = PassedFds::new(fds);
-    let proc_self_fd = enter_jail(config)?;
+    let own = enter_jail(config)?;
     let (ends, end) = mpsc::channel();
     let vsock = Service {
         name: "vsock",
@@ -64,8 +64,7 @@ pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendErr
     };
     let files = Service {
         name: "fs",
-        device: Fs::new(ServerResources::new(proc_self_fd), SHARED_TAG)
-            .map_err(BackendError::Files)?,
+        device: Fs::new(ServerResources::new(own), SHARED_TAG).map_err(BackendError::Files)?,
         queues: FILES_QUEUES,
         serves_config: false,
         buffers: Buffers::Bounced,
@@ -86,9 +85,8 @@ pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendErr
     Ok(())
 }
 
-/// Enters the jail of a back end. Returns /proc/self/fd, which the file server needs and the jail
-/// lacks.
-pub fn enter_jail(config: &BackendConfig) -> Result<File, JailError> {
+/// Enters the jail of a back end.
+pub fn enter_jail(config: &BackendConfig) -> Result<OwnDescriptors, JailError> {
     jail::enter_file_server(&config.shared_dir, config.parent)
 }
 

@@ -10,6 +10,7 @@ use vm_memory::ByteValued;
 
 use super::spec::{HIPRIO_QUEUE, REQUEST_QUEUE};
 use super::{Busy, DeviceError, Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
+use crate::jail::OwnDescriptors;
 use crate::virtio::fake_driver::{FakeDriver, Watches};
 
 pub const LOOKUP: u32 = 1;
@@ -29,9 +30,12 @@ pub type Answer = Result<Vec<u8>, i32>;
 fn device(root: &Path) -> Fs {
     // As in the jail.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc_self_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty()).unwrap();
+    let open = |path: &str| rustix::fs::open(path, flags, Mode::empty()).unwrap().into();
     let resources = ServerResources {
-        proc_self_fd: proc_self_fd.into(),
+        own: OwnDescriptors {
+            files: open("/proc/self/fd"),
+            infos: open("/proc/self/fdinfo"),
+        },
         max_fds: 1024,
     };
     Fs::of_directory(root.to_str().unwrap(), resources, "tag").unwrap()

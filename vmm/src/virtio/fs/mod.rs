@@ -54,6 +54,7 @@ use super::device::{
     Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
 };
 use super::spec::device_id;
+use crate::jail::OwnDescriptors;
 use crate::memory::GuestMemory;
 
 const NAME: &str = "fs";
@@ -75,18 +76,17 @@ const NAMELESS_PART: u64 = 8;
 
 /// Resources that the file server needs from outside the jail.
 pub struct ServerResources {
-    /// /proc/self/fd, opened before the jail, where there is no /proc.
-    pub proc_self_fd: File,
+    pub own: OwnDescriptors,
     /// RLIMIT_NOFILE
     pub max_fds: u64,
 }
 
 impl ServerResources {
     /// The resources of the calling process.
-    pub fn new(proc_self_fd: File) -> Self {
+    pub fn new(own: OwnDescriptors) -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         Self {
-            proc_self_fd,
+            own,
             max_fds: limit.current.unwrap_or(u64::MAX),
         }
     }
@@ -97,6 +97,8 @@ pub struct Fs {
     front: Front,
     server: Server<CloseToOpen>,
     removed: Arc<RemovedFiles>,
+    /// See [`OwnDescriptors`].
+    infos: File,
     /// The thread has a working directory and a umask of its own.
     fs_is_unshared: bool,
 }
@@ -108,7 +110,8 @@ impl Fs {
     }
 
     fn of_directory(root: &str, resources: ServerResources, tag: &str) -> io::Result<Self> {
-        let proc_self_fd = resources.proc_self_fd.try_clone()?;
+        let OwnDescriptors { files, infos } = resources.own;
+        let proc_self_fd = files.try_clone()?;
         make_room_for_files(&proc_self_fd, resources.max_fds);
         let max_nameless = resources.max_fds / NAMELESS_PART;
         let reserved = RESERVED_FDS + max_nameless;
@@ -119,7 +122,7 @@ impl Fs {
             root_dir: root.to_owned(),
             xattr: true,
             xattrmap: Some(xattrs::map()?),
-            proc_sfd_rawfd: Some(resources.proc_self_fd),
+            proc_sfd_rawfd: Some(files),
             announce_submounts: true,
             killpriv_v2: true,
             posix_acl: NegotiationMode::Auto,
@@ -146,6 +149,7 @@ impl Fs {
             front: Front::new(Arc::clone(&fs), opens.clone())?,
             server: Server::new(opens),
             removed: Arc::default(),
+            infos,
             fs_is_unshared: false,
         })
     }

@@ -10,11 +10,14 @@ use virtiofsd::fuse::{InHeader, OutHeader};
 use vm_memory::ByteValued;
 
 fn fs() -> FakeDriver<Fs> {
-    let proc_self_fd = File::open("/proc/self/fd").unwrap();
+    let open = |path: &str| File::open(path).unwrap();
     FakeDriver::new(
         Fs::new(
             ServerResources {
-                proc_self_fd,
+                own: OwnDescriptors {
+                    files: open("/proc/self/fd"),
+                    infos: open("/proc/self/fdinfo"),
+                },
                 max_fds: 1024,
             },
             "tag",

@@ -50,7 +50,8 @@ pub struct NotLocked {
 }
 
 impl Locks {
-    pub fn saved(&self, proc_self_fd: &File) -> io::Result<SavedLocks> {
+    /// What is locked, by /proc/self/fdinfo.
+    pub fn saved(&self, infos: &File) -> io::Result<SavedLocks> {
         let mut saved = SavedLocks::default();
         for (id, owner) in &self.owners {
             saved.owners.push(SavedOwner {
@@ -64,7 +65,7 @@ impl Locks {
         let owners = (self.owners.iter()).map(|(id, owner)| (id.inode, owner.description));
         let handles = owners.chain(self.flocked.iter().copied());
         for (inode, handle) in handles {
-            let found = self.with_file(inode, handle, |file| locks_of(proc_self_fd, file));
+            let found = self.with_file(inode, handle, |file| locks_of(infos, file));
             // A handle that the guest has released without a word about locks.
             if matches!(found, Err(Errno::BADF)) {
                 continue;
@@ -125,10 +126,10 @@ impl Held {
 /// What a lock excludes and its range, as in [`Held`].
 type Lock = (bool, Option<(u64, u64)>);
 
-fn locks_of(proc_self_fd: &File, file: &File) -> io::Result<Vec<Lock>> {
-    let path = format!("../fdinfo/{}", file.as_raw_fd());
+fn locks_of(infos: &File, file: &File) -> io::Result<Vec<Lock>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let info = File::from(openat(proc_self_fd, path, flags, Mode::empty())?);
+    let number = file.as_raw_fd().to_string();
+    let info = File::from(openat(infos, number, flags, Mode::empty())?);
     let mut text = String::new();
     info.take(FDINFO_BYTES).read_to_string(&mut text)?;
     Ok(text.lines().filter_map(parse).collect())
@@ -188,13 +189,13 @@ mod tests {
 
     #[test]
     fn the_kernel_tells_of_both_kinds_of_locks() {
-        let proc_self_fd = File::open("/proc/self/fd").unwrap();
+        let infos = File::open("/proc/self/fdinfo").unwrap();
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(locks_of(&proc_self_fd, &file).unwrap(), []);
+        assert_eq!(locks_of(&infos, &file).unwrap(), []);
         let range = Range::new(3, 8).unwrap();
         ofd_locks::try_lock(&file, range, Kind::Exclusive).unwrap();
         flock(&file, FlockOperation::NonBlockingLockShared).unwrap();
-        let mut found = locks_of(&proc_self_fd, &file).unwrap();
+        let mut found = locks_of(&infos, &file).unwrap();
         found.sort();
         assert_eq!(found, [(false, None), (true, Some((3, 8)))]);
     }

@@ -49,7 +49,7 @@ pub fn save(fs: &mut Fs, io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
         return Ok(Vec::new());
     }
     let handles = handles(&server, &files).map_err(|error| busy("list the open files", &error))?;
-    let locks = fs.front.locks.saved(files.proc_self_fd());
+    let locks = fs.front.locks.saved(&fs.infos);
     let mut session = Session {
         init,
         options: server.options,
