@@ -354,6 +354,19 @@ mod tests {
     }
 
     #[test]
+    fn the_queues_of_a_started_device_cannot_be_changed() {
+        let (_thread, mut transport) = started();
+        let state =
+            |transport: &MmioTransport| postcard::to_stdvec(&transport.save().unwrap()).unwrap();
+        let before = state(&transport);
+        for register in [reg::QUEUE_NUM, reg::QUEUE_READY, reg::QUEUE_DESC_LOW] {
+            write_register(&mut transport, register, 0x40);
+        }
+        assert_eq!(state(&transport), before);
+        assert_eq!(read(&transport, reg::QUEUE_READY), 1);
+    }
+
+    #[test]
     fn a_state_that_does_not_fit_the_slot_is_refused() {
         let (_thread, saved) = started();
         let state = || saved.save().unwrap();
