@@ -19,7 +19,7 @@ use tokio::sync::RwLock;
 
 use crate::dir::SandboxDir;
 use crate::host::timings::Timings;
-use crate::sandbox::{CheckpointError, MemoryResult, Sandbox, SandboxError, Wanted};
+use crate::sandbox::{CheckpointError, MemoryResult, Sandbox, SandboxError, ToSave};
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
 use rvm_sys::error_chain::chain;
@@ -272,7 +272,7 @@ impl Server<'_> {
             return Err(CheckpointError::Unsupported(others).into());
         }
         let state = store.open(id.as_str())?.state()?;
-        let wanted = Wanted {
+        let wanted = ToSave {
             id,
             paused: state.status() == Status::Paused,
             guest_pid: state.guest_pid.unwrap_or(0),

@@ -437,6 +437,33 @@ fn nothing_is_left_of_a_checkpoint_whose_machine_or_monitor_is_killed() {
     }
 }
 
+#[test]
+fn nothing_is_left_of_a_restore_that_is_killed_and_the_checkpoint_is_as_good_as_before() {
+    let Some(rvm) = world() else { return };
+    let bundle = Bundle::shell(COUNT);
+    let image = rvm.path("image");
+    start(&rvm, &bundle, "box");
+    save(&rvm, "box", &image, &[]);
+    for round in 0..6_u64 {
+        let mut restore = rvm.command(&["restore", "--image-path"]);
+        restore
+            .arg(&image)
+            .arg("--bundle")
+            .arg(bundle.write())
+            .arg("box");
+        let mut restoring = restore.stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(80 * round));
+        // This process stands for the container, and its machine ends with it.
+        restoring.kill().unwrap();
+        restoring.wait().unwrap();
+        rvm.call(&["delete", "--force", "box"]);
+        rvm.assert_nothing_left();
+    }
+    let output = restore(&rvm, &bundle, &image, "box");
+    wait_for_more(&output, 0);
+    end(&rvm, "box");
+}
+
 /// The pid of the only machine's rvm-vmm.
 fn machine(rvm: &Rvm) -> i32 {
     let record = fs::read_to_string(rvm.root().join("box/sandbox.json")).unwrap();

@@ -338,6 +338,28 @@ fn restore_undoes_the_changes_of_a_dead_sandbox_and_no_others() {
 }
 
 #[test]
+fn saved_nics_serve_the_interfaces_of_their_names_then_others_and_are_idle_else() {
+    let mut world = World::with_link("eth0");
+    world.add_link("net7");
+    let found = world.scan();
+    let saved = [("gone", 1), ("eth0", 2), ("gone too", 3)].map(|(link, last)| SavedCard {
+        mac: [2, 0, 0, 0, 0, last],
+        link: Some(link.to_owned()),
+    });
+    let nics = world.inside.saved_nics(&found, &saved).unwrap();
+    let macs = |nics: &[SavedCard]| nics.iter().map(|nic| nic.mac[5]).collect::<Vec<_>>();
+    assert_eq!(
+        nics.iter().map(|nic| nic.mac[5]).collect::<Vec<_>>(),
+        macs(&saved)
+    );
+    let cards = world.inside.cards();
+    let links: Vec<_> = cards.iter().map(|card| card.link.as_deref()).collect();
+    assert_eq!(links, [Some("net7"), Some("eth0"), None]);
+    assert_eq!(world.inside.idle_nics(), [saved[2].mac]);
+    assert!(world.inside.unserved(&found).is_empty());
+}
+
+#[test]
 fn an_idle_nic_serves_a_later_interface_and_is_idle_again_when_that_goes() {
     let mut world = World::new();
     let found = world.scan();

@@ -47,7 +47,7 @@ impl CheckpointError {
 
 /// What is to be saved.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct ToSave<'a> {
     /// The only container of the machine.
     pub id: &'a ContainerId,
     /// Whether its processes are paused.
@@ -61,7 +61,7 @@ pub struct Wanted<'a> {
 impl Sandbox {
     /// Writes the machine to a checkpoint in a directory. Its processes stand still meanwhile, and
     /// unless they are to go on, the machine has ended then.
-    pub async fn checkpoint(&self, wanted: Wanted<'_>, dir: &Path) -> Result<(), CheckpointError> {
+    pub async fn checkpoint(&self, wanted: ToSave<'_>, dir: &Path) -> Result<(), CheckpointError> {
         let (guest, machine) = (self.guest(), self.machine());
         let supported = machine.engine().checkpoints;
         supported.map_err(EngineError::Unsupported)?;

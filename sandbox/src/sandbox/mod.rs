@@ -27,7 +27,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::stdio::StdioError;
 use crate::network::NetworkError;
 
-pub use checkpoint::{CheckpointError, Wanted};
+pub use checkpoint::{CheckpointError, ToSave};
 pub use disks::DiskError;
 pub use failure::GuestFailure;
 pub use guest::Guest;
