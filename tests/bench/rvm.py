@@ -28,13 +28,14 @@ class Rvm:
         directory = os.path.join(self.bundle, "rootfs/bin")
         os.makedirs(directory)
         shutil.copy(shutil.which("busybox"), directory)
-        for applet in ("true", "echo", "cat", "sleep", "sh"):
+        for applet in ("true", "echo", "cat", "dd", "sleep", "sh"):
             os.symlink("busybox", os.path.join(directory, applet))
 
-    def configure(self, *args, network=None, volume=None):
+    def configure(self, *args, network=None, volume=None, memory=None):
         """The bundle runs these arguments, in the network namespace at this path or a new one, with
-        this volume, its source and its type, as /data. What `runc spec` writes, without a terminal;
-        with a volume, the caches may be dropped."""
+        this volume, its source and its type, as /data, with so many MiB of memory, which /dev/shm
+        may fill. What `runc spec` writes, without a terminal; with a volume, the caches may be
+        dropped."""
         path = os.path.join(self.bundle, "config.json")
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
@@ -46,6 +47,11 @@ class Rvm:
         for namespace in config["linux"]["namespaces"]:
             if namespace["type"] == "network" and network:
                 namespace["path"] = network
+        if memory:
+            config["linux"]["resources"]["memory"] = {"limit": memory << 20}
+            for mount in config["mounts"]:
+                if mount["destination"] == "/dev/shm":
+                    mount["options"] = ["mode=1777"]
         if volume:
             source, kind = volume
             options = ["rbind", "rw"] if kind == "bind" else ["rw"]
