@@ -70,7 +70,8 @@ impl Attack {
             "secret": secret,
         });
         fs::write(rvm.path("host.json"), host.to_string()).unwrap();
-        let rvm = rvm.configured(&format!("vmm = {program:?}"));
+        // The attempts take long on a machine that software emulates.
+        let rvm = rvm.configured(&format!("vmm = {program:?}\nstart_timeout_seconds = 600"));
         Self {
             rvm,
             program,
