@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rvm_protocol::ContainerId;
+use rvm_protocol::vmm::{MAX_DISKS, MAX_NETS};
 use serde::{Deserialize, Serialize};
 
 use crate::network::SavedCard;
@@ -89,6 +90,20 @@ pub struct Manifest {
     pub now: Size,
     /// The machine's network cards.
     pub cards: Vec<SavedCard>,
+}
+
+impl Manifest {
+    /// Whether there can be such a machine. Whether it is the one in the state, rvm-vmm finds out.
+    fn check(&self) -> Result<(), serde_json::Error> {
+        let sizes = [self.machine.start, self.machine.max, self.now];
+        let is_possible = sizes.iter().all(|size| size.is_possible())
+            && self.machine.disk_slots <= MAX_DISKS
+            && self.machine.cards_at_start.max(self.cards.len()) <= MAX_NETS;
+        match is_possible {
+            true => Ok(()),
+            false => Err(serde::de::Error::custom("no machine is like this")),
+        }
+    }
 }
 
 /// What a machine was started with.
@@ -173,7 +188,8 @@ impl Image {
                 found: document.rvm,
             });
         }
-        let manifest = serde_json::from_value(document.rest.into()).map_err(malformed)?;
+        let manifest: Manifest = serde_json::from_value(document.rest.into()).map_err(malformed)?;
+        manifest.check().map_err(malformed)?;
         Ok(Self {
             manifest,
             files: Files {
@@ -356,6 +372,22 @@ mod tests {
         assert!(other.to_string().contains("by rvm 9.8.7"), "{other}");
         for wrong in ["", "[]", "{}", r#"{"version":1,"rvm":3}"#] {
             assert!(matches!(text(wrong), ImageError::Manifest { .. }));
+        }
+        let impossible: [fn(&mut Manifest); 4] = [
+            |manifest| manifest.machine.start.vcpus = 0,
+            |manifest| manifest.machine.max.memory_mib = u64::MAX,
+            |manifest| manifest.machine.disk_slots = usize::MAX,
+            |manifest| manifest.machine.cards_at_start = usize::MAX,
+        ];
+        for change in impossible {
+            let mut manifest = manifest();
+            change(&mut manifest);
+            NewImage::create(dir.path())
+                .unwrap()
+                .finish(&manifest)
+                .unwrap();
+            let refused = Image::open(dir.path()).unwrap_err();
+            assert!(matches!(refused, ImageError::Manifest { .. }), "{refused}");
         }
         let version = env!("CARGO_PKG_VERSION");
         let partial = text(&format!(

@@ -130,6 +130,12 @@ pub enum SizeError {
 }
 
 impl Size {
+    /// Whether a machine can have it.
+    pub(crate) fn is_possible(&self) -> bool {
+        (1..=MAX_VCPUS).contains(&u64::from(self.vcpus))
+            && (1..=MAX_MEMORY_MIB).contains(&self.memory_mib)
+    }
+
     /// The largest size that a machine of this size can be resized to: the configuration's maximum
     /// of vCPUs, and `memory_mib`.
     pub fn with_room(self, bounds: &Bounds, memory_mib: u64) -> Self {
