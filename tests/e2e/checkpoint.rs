@@ -1,5 +1,7 @@
 //! Checkpoints: a container with its machine is written to files, and goes on from them.
 
+#[path = "checkpoint/files.rs"]
+mod files;
 #[path = "checkpoint/network.rs"]
 mod network;
 
