@@ -2,13 +2,15 @@
 
 #[path = "checkpoint/files.rs"]
 mod files;
+#[path = "checkpoint/input.rs"]
+mod input;
 #[path = "checkpoint/network.rs"]
 mod network;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use rvm_tests::command::{self, eventually, signal};
 use rvm_tests::{Bundle, Rvm, terminal};
@@ -232,57 +234,12 @@ fn a_container_of_another_id_can_do_whatever_one_can() {
     end(&rvm, "third");
 }
 
-#[test]
-fn input_and_the_exit_code_are_those_of_the_restored() {
-    let Some(rvm) = world() else { return };
-    let script = "while read line; do echo got $line; done; echo end; exit 7";
-    let bundle = Bundle::shell(script);
-    let image = rvm.path("image");
-    let mut first = rvm.spawn_piped(&bundle, "box");
-    let mut input = first.stdin.take().unwrap();
-    std::io::Write::write_all(&mut input, b"one\n").unwrap();
-    wait_until_running(&rvm);
-    save(&rvm, "box", &image, &["--leave-running"]);
-    drop(input);
-    let ended = command::wait(first);
-    assert_eq!(ended.status.code(), Some(7));
-    assert_eq!(String::from_utf8_lossy(&ended.stdout), "got one\nend\n");
-    for text in ["two\nthree\n", ""] {
-        let child = in_foreground(&rvm, &bundle, &image);
-        let (code, output) = talk(child, text);
-        assert_eq!(code, Some(7));
-        let lines: String = text.lines().map(|line| format!("got {line}\n")).collect();
-        assert!(output.ends_with(&format!("{lines}end\n")), "{output}");
-    }
-}
-
 /// Waits for a container that another process makes.
 fn wait_until_running(rvm: &Rvm) {
     eventually("a running container", || {
         let state = rvm.call(&["state", "box"]);
         state.stdout.contains("\"running\"")
     });
-}
-
-fn in_foreground(rvm: &Rvm, bundle: &Bundle, image: &Path) -> Child {
-    let mut restore = rvm.command(&["restore", "--image-path"]);
-    restore
-        .arg(image)
-        .arg("--bundle")
-        .arg(bundle.write())
-        .arg("box");
-    let piped = restore.stdin(Stdio::piped()).stdout(Stdio::piped());
-    piped.spawn().unwrap()
-}
-
-/// Writes all input; returns the exit code and the output.
-fn talk(mut child: Child, input: &str) -> (Option<i32>, String) {
-    let mut stdin = child.stdin.take().unwrap();
-    std::io::Write::write_all(&mut stdin, input.as_bytes()).unwrap();
-    drop(stdin);
-    let output = command::wait(child);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    (output.status.code(), text)
 }
 
 #[test]

@@ -33,7 +33,7 @@ struct State {
 /// Input that is on its way.
 pub(super) struct Inside<'a>(&'a InputGate);
 
-/// A closed gate. It opens when this is dropped.
+/// A closed gate. It opens when this is dropped, unless it is to stay closed.
 #[derive(Debug)]
 pub struct Closed(&'static InputGate);
 
@@ -63,6 +63,14 @@ pub fn close() -> Option<Closed> {
         .wait_timeout_while(GATE.lock(), PATIENCE, is_busy);
     let is_clear = waited.unwrap_or_else(PoisonError::into_inner).0.inside == 0;
     is_clear.then_some(closed)
+}
+
+impl Closed {
+    /// Leaves the gate closed for as long as this process lives: the guest has ended, and who is
+    /// let in would read what the next reader of the input is to have.
+    pub fn for_good(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Inside<'_> {

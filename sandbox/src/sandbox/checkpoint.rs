@@ -86,7 +86,7 @@ impl Sandbox {
         };
         let image = NewImage::create(dir)?;
         // What this process reads from then on would be lost with the machine.
-        let _gate = match wanted.leave_running {
+        let gate = match wanted.leave_running {
             true => None,
             false => Some(close_input().await?),
         };
@@ -101,6 +101,9 @@ impl Sandbox {
             Ok(()) => image.finish(&manifest).map_err(CheckpointError::from),
             Err(error) => Err(error.into()),
         };
+        if let (Some(gate), Ok(())) = (gate, &saved) {
+            gate.for_good();
+        }
         if !wanted.paused && (wanted.leave_running || saved.is_err()) {
             let resumed = guest.agent().resume(wanted.id).await;
             // Why the machine could not be saved explains more.
