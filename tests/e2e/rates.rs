@@ -88,8 +88,14 @@ fn a_card_sends_at_its_rate() {
     peer.ip("link add out type veth peer name in");
     peer.ip(&format!("link set in netns {path} name eth0"));
     peer.ip("addr add 10.0.1.1/24 dev out");
-    peer.ip("link set out up");
-    for line in ["addr add 10.0.1.2/24 dev eth0", "link set eth0 up"] {
+    peer.ip("link set out address 02:00:00:00:01:01 up");
+    // Who asks for an address waits three seconds for the answer, and packets queue for longer.
+    peer.ip("neigh add 10.0.1.2 lladdr 02:00:00:00:01:02 dev out nud permanent");
+    for line in [
+        "addr add 10.0.1.2/24 dev eth0",
+        "link set eth0 address 02:00:00:00:01:02 up",
+        "neigh add 10.0.1.1 lladdr 02:00:00:00:01:01 dev eth0 nud permanent",
+    ] {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={path}")).arg("ip");
         assert!(command.args(line.split(' ')).status().unwrap().success());
