@@ -86,9 +86,9 @@ impl Network {
         saved: &[SavedCard],
     ) -> Result<Vec<NicBackend>, NetworkError> {
         let named = |card: &SavedCard, link: &Link| card.link.as_deref() == Some(&link.name);
-        let mut others = found.links.iter();
-        let mut others = others
-            .by_ref()
+        let mut others = found
+            .links
+            .iter()
             .filter(|link| !saved.iter().any(|card| named(card, link)));
         let mut nics = Vec::new();
         for card in saved {
