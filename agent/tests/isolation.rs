@@ -9,6 +9,8 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::json;
 use support::{Bundle, Outcome, message};
 
@@ -193,6 +195,63 @@ async fn a_tmpfs_can_start_as_a_copy() {
     );
     assert_eq!(guest.run(&bundle).await.unwrap(), outcome(0, "2\n"));
     assert!(!bundle.rootfs.join("etc/new").exists());
+}
+
+#[tokio::test]
+async fn a_tmpfs_without_a_mode_has_that_of_the_directory_below_it() {
+    let guest = guest_or_skip!();
+    let bundle = [
+        ("/kept", json!([])),
+        ("/set", json!(["mode=444"])),
+        ("/made", json!([])),
+    ]
+    .into_iter()
+    .fold(
+        Bundle::shell(guest.machine, "modes", "stat -c %a /kept /set /made"),
+        |bundle, (at, options)| {
+            bundle.with_mount(
+                json!({ "destination": at, "type": "tmpfs", "source": "tmpfs",
+                    "options": options }),
+            )
+        },
+    );
+    for name in ["kept", "set"] {
+        let directory = bundle.rootfs.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o3710);
+        std::fs::set_permissions(&directory, mode).unwrap();
+    }
+    let expected = outcome(0, "3710\n444\n1777\n");
+    assert_eq!(guest.run(&bundle).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_user_with_a_capability_executes_what_the_capability_allows() {
+    let guest = guest_or_skip!();
+    for (capabilities, is_allowed) in [(json!([]), false), (json!(["CAP_DAC_OVERRIDE"]), true)] {
+        let id = format!("override-{is_allowed}");
+        let bundle = Bundle::shell(guest.machine, &id, "").with(|spec| {
+            spec["process"]["args"] = json!(["/bin/owners"]);
+            spec["process"]["user"] = json!({ "uid": 1000, "gid": 100 });
+            let sets = [
+                "bounding",
+                "effective",
+                "inheritable",
+                "permitted",
+                "ambient",
+            ];
+            for set in sets {
+                spec["process"]["capabilities"][set] = capabilities.clone();
+            }
+        });
+        let program = bundle.rootfs.join("bin/owners");
+        std::fs::write(&program, "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o744)).unwrap();
+        match guest.run(&bundle).await {
+            Ok(ended) => assert!(is_allowed && ended == outcome(0, ""), "{ended:?}"),
+            Err(refused) => assert!(!is_allowed, "{refused:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use rustix::fs::{Access, FileType};
+use rustix::fs::{Access, AtFlags, CWD, FileType};
 use rustix::io::Errno;
 
 use crate::sys::errno_text;
@@ -68,7 +68,8 @@ fn check(path: &str) -> Result<(), Refusal> {
     if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
         return Err(Refusal::NotExecutable(Errno::ISDIR));
     }
-    match rustix::fs::access(path, Access::EXEC_OK) {
+    // As execve(2) will: access(2) without the flag leaves a user's capabilities out.
+    match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
         Ok(()) => Ok(()),
         Err(errno) => Err(Refusal::NotExecutable(errno)),
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, fstat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -121,9 +121,13 @@ impl<'root> Mounts<'root> {
                 mount
             }
         };
+        let mode = self.mode_to_keep(plan)?;
         let target = self.target(plan, &mount)?;
         if let MountSource::Filesystem { copy_up: true, .. } = plan.source {
             copy_up::copy(target.as_fd(), mount.as_fd())?;
+        }
+        if let Some(mode) = mode {
+            chmodat(&mount, ".", mode, AtFlags::empty()).doing(|| "set the mode of the tmpfs")?;
         }
         self.set_attributes(&mount, plan)?;
         attach(&mount, &target)?;
@@ -133,6 +137,24 @@ impl<'root> Mounts<'root> {
                 .doing(|| "set the propagation")?;
         }
         Ok(())
+    }
+
+    /// The permissions of a directory that a tmpfs without the option `mode` is mounted on: the
+    /// tmpfs gets them, as with runc. One on a directory that rvm makes is open to everybody.
+    fn mode_to_keep(&self, plan: &MountPlan) -> Result<Option<Mode>, OsError> {
+        match &plan.source {
+            MountSource::Filesystem { kind, data, .. }
+                if kind == "tmpfs" && data.iter().all(|(key, _)| key != "mode") => {}
+            _ => return Ok(None),
+        }
+        let path = &plan.destination;
+        let status = match targets::open(self.root.as_fd(), path) {
+            Ok(below) => fstat(below),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => Err(errno),
+        };
+        let status = status.doing(|| format!("open {path}"))?;
+        Ok(Some(Mode::from_raw_mode(status.st_mode & 0o7777)))
     }
 
     /// Opens the mount point, and makes it if it is missing.

@@ -9,14 +9,14 @@
 //! | memory.swap | the same distance above the host's memory limit as above config.json's |
 //! | memory.reservation | the same distance below it |
 //! | cpu, blockIO | as written: the machine's own work counts |
-//! | pids.limit | [`THREADS`] more |
+//! | pids.limit | at least [`THREADS`]: the container's processes are in the guest |
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
 use crate::sizing;
 
-/// Threads of the monitor and of the processes that run a machine: one per vCPU, the devices' and
-/// QEMU's own.
+/// Room for the threads of the monitor and of the processes that run a machine: one per vCPU, the
+/// devices' and QEMU's own.
 pub const THREADS: i64 = 512;
 
 /// A value for an interface file.
@@ -167,7 +167,7 @@ pub fn pids(resources: &LinuxResources) -> Option<i64> {
     match limit {
         0 => None,
         ..0 => Some(-1),
-        limit => Some(limit.saturating_add(THREADS)),
+        limit => Some(limit.max(THREADS)),
     }
 }
 

@@ -69,10 +69,7 @@ fn processes_have_limits_and_end_with_the_groups() {
         assert!(files::processes(&dir.path).unwrap().contains(&pid));
     }
     assert_eq!(group.read("cpuset", "cpuset.cpus"), "0");
-    assert_eq!(
-        group.read("pids", "pids.max"),
-        (100 + limits::THREADS).to_string()
-    );
+    assert_eq!(group.read("pids", "pids.max"), limits::THREADS.to_string());
     let memory = limits::memory(resources.memory().as_ref().unwrap(), ENGINE);
     let expected = memory.limit.unwrap().to_string();
     match group.0.version {

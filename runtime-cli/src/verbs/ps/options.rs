@@ -7,7 +7,7 @@ use super::columns::Column;
 /// The columns that the options ask for; those of -ef, as with runc, if there are none.
 ///
 /// runc runs ps(1) on the host, where the guest's processes are not seen. Options that choose
-/// processes have no meaning but for -e and -A: all are shown.
+/// processes (-a, -A, -d, -e and -x) have no effect: all are shown.
 pub fn parse(options: &[String]) -> anyhow::Result<Vec<Column>> {
     let mut columns = Vec::new();
     let mut is_full = options.is_empty();
@@ -20,7 +20,7 @@ pub fn parse(options: &[String]) -> anyhow::Result<Vec<Column>> {
         while let Some(letter) = letters.chars().next() {
             letters = &letters[letter.len_utf8()..];
             match letter {
-                'e' | 'A' => {}
+                'a' | 'A' | 'd' | 'e' | 'x' => {}
                 'f' => is_full = true,
                 'o' => {
                     // The list is the rest of the argument, or the next one.
@@ -44,8 +44,8 @@ pub fn parse(options: &[String]) -> anyhow::Result<Vec<Column>> {
 
 fn refuse(option: &str) -> anyhow::Result<Vec<Column>> {
     bail!(
-        "ps option {option:?} is not supported, only -e, -A, -f and -o are; to have another, \
-         execute ps in the container"
+        "ps option {option:?} is not supported, only -a, -A, -d, -e, -x, -f and -o are; to have \
+         another, execute ps in the container"
     )
 }
 
@@ -96,6 +96,7 @@ mod tests {
             (&["-e", "-f"], full),
             (&["-Af"], full),
             (&["-e"], "PID TTY TIME CMD"),
+            (&["-e", "-x"], "PID TTY TIME CMD"),
             (&["-eo", "pid,comm"], "PID COMMAND"),
             (&["-opid,user", "-o", "args=WHAT"], "PID USER WHAT"),
             (&["-e", "-f", "-o", "pid ppid"], "PID PPID"),
