@@ -9,7 +9,7 @@ use rvm_protocol::{ContainerId, SHARED_CACHE_TIMEOUT};
 use rvm_sys::error_chain::chain;
 
 use crate::boot;
-use crate::container::{self, Container, ContainerError, Runtime, StateError};
+use crate::container::{self, AbsentDevices, Container, ContainerError, Runtime, StateError};
 use crate::disks::{DiskError, Disks};
 use crate::names::Names;
 use crate::network::Network;
@@ -86,7 +86,7 @@ impl Sandbox {
     pub async fn create(
         &self,
         id: &ContainerId,
-        config: &[u8],
+        config: (&[u8], &AbsentDevices),
         ids: &StreamIds,
     ) -> Result<Arc<Container>, SandboxError> {
         {

@@ -10,6 +10,7 @@ use rvm_protocol::ContainerId;
 use tokio::sync::oneshot;
 
 use super::control::{Control, LaunchError, Progress};
+use super::devices::AbsentDevices;
 use super::idmap::{self, write_maps};
 use super::launch::{Launch, OpenNamespace, User, memory_file, write_plan};
 use super::spec::{self, ContainerSpec, Namespaces, UserNamespace};
@@ -29,12 +30,13 @@ use crate::volumes::HostDir;
 pub async fn create(
     runtime: &Runtime,
     id: &ContainerId,
-    config: &[u8],
+    (config, absent): (&[u8], &AbsentDevices),
     ids: &StreamIds,
     disks: DeviceMap,
 ) -> Result<Arc<Container>, ContainerError> {
     let mut spec = spec::translate(id.as_str(), config)?;
-    devices::prepare(&mut spec.container, spec.resources.as_ref(), &disks)?;
+    let resources = spec.resources.as_ref();
+    devices::prepare(&mut spec.container, resources, (&disks, absent))?;
     if let Some(resources) = &mut spec.resources {
         disks.translate(resources);
     }

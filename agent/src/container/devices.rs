@@ -3,13 +3,15 @@
 //! A number means the same device in guest and host only where the kernel's documentation
 //! (admin-guide/devices.txt) assigns it. So a container gets nodes for those numbers alone, and
 //! only where the guest has the device: with any other number it would get a different device, such
-//! as a disk of the guest. A block device of the host that is a disk of the container has the
-//! guest's number of it.
+//! as a disk of the guest. A number that neither has leads nowhere, as on the host. A block device
+//! of the host that is a disk of the container has the guest's number of it.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 use rustix::fs::{Gid, Mode, Uid};
+use rvm_protocol::agent::AbsentDevice;
 
 use super::ContainerError;
 use super::control::LaunchError;
@@ -31,11 +33,34 @@ const TERMINALS: u32 = 5;
 const MISC: u32 = 10;
 const UNIX98_TERMINALS: std::ops::RangeInclusive<u32> = 136..=143;
 
+/// Devices that the host does not have, by kind (`S_IFBLK` or `S_IFCHR`) and number.
+#[derive(Debug, Default)]
+pub struct AbsentDevices(HashSet<(u32, u32, u32)>);
+
+impl AbsentDevices {
+    pub fn new(devices: &[AbsentDevice]) -> Self {
+        let devices = devices.iter().map(|device| {
+            let kind = match device.is_block {
+                true => libc::S_IFBLK,
+                false => libc::S_IFCHR,
+            };
+            (kind, device.number.major, device.number.minor)
+        });
+        Self(devices.collect())
+    }
+
+    /// Whether neither the host nor the guest has a device, so that its node leads nowhere.
+    fn leads_nowhere(&self, device: &DevicePlan) -> bool {
+        let kind = device.mode & libc::S_IFMT;
+        self.0.contains(&(kind, device.major, device.minor)) && !exists(device)
+    }
+}
+
 /// Gives the container its disks, and refuses devices of a plan that the guest does not have.
 pub fn prepare(
     plan: &mut ContainerPlan,
     resources: Option<&LinuxResources>,
-    disks: &DeviceMap,
+    (disks, absent): (&DeviceMap, &AbsentDevices),
 ) -> Result<(), ContainerError> {
     let all = std::mem::take(&mut plan.devices);
     let is_block = |device: &DevicePlan| device.mode & libc::S_IFMT == libc::S_IFBLK;
@@ -50,7 +75,7 @@ pub fn prepare(
             _ => plan.devices.push(device),
         }
     }
-    check(plan, resources)?;
+    check(plan, resources, absent)?;
     plan.devices.extend(given);
     Ok(bind_disks(&mut plan.mounts, disks)?)
 }
@@ -93,9 +118,13 @@ fn set_owner(node: &str, device: &DevicePlan) -> Result<(), OsError> {
 
 /// A container that may use every device gets those that exist: for it, engines list every device
 /// of the host.
-fn check(plan: &mut ContainerPlan, resources: Option<&LinuxResources>) -> Result<(), SpecError> {
+fn check(
+    plan: &mut ContainerPlan,
+    resources: Option<&LinuxResources>,
+    absent: &AbsentDevices,
+) -> Result<(), SpecError> {
     let may_use_all = allows_all(resources.and_then(|resources| resources.devices().as_deref()));
-    let missing = |device: &DevicePlan| !is_there(device);
+    let missing = |device: &DevicePlan| !is_there(device) && !absent.leads_nowhere(device);
     if !may_use_all {
         return match plan.devices.iter().find(|device| missing(device)) {
             Some(device) => Err(refusal(device)),
@@ -120,19 +149,25 @@ fn refusal(device: &DevicePlan) -> SpecError {
     }
 }
 
-fn is_there(device: &DevicePlan) -> bool {
-    let exists = |kind: &str| {
-        let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
-        Path::new(&path).exists()
+/// Whether the guest has a device of the number.
+fn exists(device: &DevicePlan) -> bool {
+    let kind = match device.mode & libc::S_IFMT {
+        libc::S_IFBLK => "block",
+        _ => "char",
     };
+    let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
+    Path::new(&path).exists()
+}
+
+fn is_there(device: &DevicePlan) -> bool {
     match (device.mode & libc::S_IFMT, device.major) {
         (libc::S_IFIFO, _) => true,
         // The kernel makes it when it is opened.
         (libc::S_IFBLK, LOOP) => true,
         (libc::S_IFCHR, major) if UNIX98_TERMINALS.contains(&major) => true,
-        (libc::S_IFCHR, MEMORY | TERMINALS) => exists("char"),
+        (libc::S_IFCHR, MEMORY | TERMINALS) => exists(device),
         (libc::S_IFCHR, MISC) => {
-            (FIRST_STATIC_MISC..FIRST_DYNAMIC_MISC).contains(&device.minor) && exists("char")
+            (FIRST_STATIC_MISC..FIRST_DYNAMIC_MISC).contains(&device.minor) && exists(device)
         }
         _ => false,
     }
@@ -163,12 +198,20 @@ mod tests {
     }
 
     fn left(devices: Vec<DevicePlan>, rules: Value) -> Result<usize, String> {
+        left_of(devices, rules, &AbsentDevices::default())
+    }
+
+    fn left_of(
+        devices: Vec<DevicePlan>,
+        rules: Value,
+        absent: &AbsentDevices,
+    ) -> Result<usize, String> {
         let resources = serde_json::from_value(json!({ "devices": rules })).unwrap();
         let mut plan = ContainerPlan {
             devices,
             ..ContainerPlan::default()
         };
-        match check(&mut plan, Some(&resources)) {
+        match check(&mut plan, Some(&resources), absent) {
             Ok(()) => Ok(plan.devices.len()),
             Err(error) => Err(error.to_string()),
         }
@@ -194,6 +237,19 @@ mod tests {
             message.contains("linux.devices: /dev/sda is block device 8:0"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_device_that_nobody_has_is_a_node_that_leads_nowhere() {
+        let absent = AbsentDevices(HashSet::from([
+            (libc::S_IFCHR, 10, 65_000),
+            (libc::S_IFCHR, 1, 3),
+        ]));
+        let left = |device| left_of(vec![device], json!([]), &absent);
+        assert_eq!(left(device("/dev/x", libc::S_IFCHR, 10, 65_000)), Ok(1));
+        assert!(left(device("/dev/x", libc::S_IFBLK, 10, 65_000)).is_err());
+        let of_the_guest = device("/dev/x", libc::S_IFCHR, 1, 3);
+        assert!(!absent.leads_nowhere(&of_the_guest));
     }
 
     fn bound(path: &str) -> Result<String, String> {

@@ -27,6 +27,7 @@ use rvm_protocol::{ContainerId, ExecId};
 
 pub use control::LaunchError;
 pub use create::create;
+pub use devices::AbsentDevices;
 pub use error::ContainerError;
 pub use exec::{ExecRequest, exec};
 pub use runtime::Runtime;

@@ -164,16 +164,16 @@ impl<'root> Mounts<'root> {
             false => Kind::File,
         };
         let target = targets::open_or_make(self.root.as_fd(), &plan.destination, kind)?;
-        let is_kernel_interface = matches!(&plan.source,
-            MountSource::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs");
-        if is_kernel_interface {
+        match &plan.source {
             // A link of the image at the mount point would move the mount, and masked paths below
             // it would stay visible (CVE-2023-27561).
-            let flags = OFlags::PATH | OFlags::DIRECTORY;
-            return targets::open_without_links(self.root.as_fd(), &plan.destination, flags)
-                .doing(|| "the filesystem must be mounted on an ordinary directory");
+            MountSource::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs" => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY;
+                targets::open_without_links(self.root.as_fd(), &plan.destination, flags)
+                    .doing(|| format!("filesystem {kind:?} must be mounted on ordinary directory"))
+            }
+            _ => Ok(target),
         }
-        Ok(target)
     }
 
     fn set_attributes(&mut self, mount: &OwnedFd, plan: &MountPlan) -> Result<(), OsError> {

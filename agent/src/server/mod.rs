@@ -13,7 +13,7 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 pub use host_only::listen;
 
-use crate::container::{self, Container, ContainerError, ExecRequest};
+use crate::container::{self, AbsentDevices, Container, ContainerError, ExecRequest};
 use crate::events::Event;
 use crate::process::{Process, Standing};
 use crate::sandbox::Sandbox;
@@ -133,7 +133,8 @@ impl api::Agent for Service {
             let id = ContainerId::new(request.container_id)?;
             let ids = StreamIds::from(request.stdio.get_or_default());
             let spec = document(&sandbox, request.spec, request.spec_stream).await?;
-            Ok(sandbox.create(&id, &spec, &ids).await?)
+            let absent = AbsentDevices::new(&request.absent_devices);
+            Ok(sandbox.create(&id, (&spec, &absent), &ids).await?)
         });
         let pid = container.await?.init().pid();
         Ok(api::CreateContainerResponse {

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use rustix::rand::GetRandomFlags;
 use rvm_protocol::agent::{
-    AgentClient, CheckRequest, CheckResponse, CreateContainerRequest, StartContainerRequest, Stdio,
+    AbsentDevice, AgentClient, CheckRequest, CheckResponse, CreateContainerRequest,
+    StartContainerRequest, Stdio,
 };
 use rvm_protocol::failure::{Code, Failure};
 use rvm_protocol::{AGENT_PORT, AGENT_PROTOCOL_VERSION, ContainerId};
@@ -141,7 +142,7 @@ impl Agent {
     pub async fn create_container(
         &self,
         id: &ContainerId,
-        spec: Document,
+        (spec, absent_devices): (Document, Vec<AbsentDevice>),
         stdio: Stdio,
         limit: Duration,
     ) -> Result<u32, AgentError> {
@@ -149,6 +150,7 @@ impl Agent {
             container_id: self.id(id),
             spec: spec.inline,
             spec_stream: spec.stream,
+            absent_devices,
             stdio: Some(stdio).into(),
             ..Default::default()
         };

@@ -20,6 +20,7 @@ use crate::guest::agent::{Agent, AgentError, Exit};
 use crate::guest::document::Document;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::host::timings::Timings;
+use crate::spec::devices;
 use rvm_sys::readiness::Readable;
 
 /// How long the agent of another process's machine may take to create or start a container, if the
@@ -243,7 +244,7 @@ impl Guest {
     ) -> Result<(Relay, u32), SandboxError> {
         let (relay, stdio) = Relay::start(&self.dir, host)?;
         self.set_streams(id, Relay::ids(&stdio));
-        let spec = Document::send(&self.dir, spec)?;
+        let spec = (Document::send(&self.dir, spec)?, devices::absent(spec));
         let created = self.agent.create_container(id, spec, stdio, self.limit);
         let stage = "the container's creation";
         let pid = self.guarded(stage, timings, created).await?;
