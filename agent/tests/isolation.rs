@@ -182,6 +182,29 @@ async fn a_mount_inside_proc_is_refused() {
 }
 
 #[tokio::test]
+async fn a_nested_user_namespace_mounts_nothing_past_masked_paths() {
+    let guest = guest_or_skip!();
+    let mount = "unshare -mrpf mount -t proc proc /tmp && echo proc;
+                 unshare -mrn mount -o ro,nosuid,nodev,noexec -t sysfs sysfs /tmp && echo sysfs";
+    for (id, masked, expected) in [
+        ("past-masks", json!(["/proc/keys", "/sys/firmware"]), ""),
+        ("no-masks", json!([]), "proc\nsysfs\n"),
+    ] {
+        let bundle = Bundle::shell(guest.machine, id, mount).with(|spec| {
+            // A container that has CAP_SYS_ADMIN and masks nothing sees the machine's own
+            // /proc/meminfo, with no mount on it.
+            for set in ["bounding", "effective", "permitted"] {
+                spec["process"]["capabilities"][set] = json!(["CAP_SETFCAP", "CAP_SYS_ADMIN"]);
+            }
+            spec["linux"]["maskedPaths"] = masked;
+            spec["linux"]["readonlyPaths"] = json!([]);
+        });
+        let ended = guest.run(&bundle).await.unwrap();
+        assert_eq!(ended.stdout, expected, "{id}: {}", ended.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_tmpfs_can_start_as_a_copy() {
     let guest = guest_or_skip!();
     let bundle = Bundle::shell(

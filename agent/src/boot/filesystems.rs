@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
     mount_change, mount_remount, move_mount, open_tree, unmount,
@@ -55,6 +55,9 @@ const REST: [Mount; 4] = [
     filesystem("tmpfs", "/tmp", MountFlags::NOSUID, Some(c"mode=1777")),
     filesystem("cgroup2", "/sys/fs/cgroup", HARDENED, Some(c"nsdelegate")),
 ];
+
+/// Where mounts are that lie in no other but the root.
+const TOP: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
 
 /// Mounts proc, sysfs and devtmpfs.
 pub fn mount_kernel_interfaces() -> Result<(), OsError> {
@@ -111,19 +114,21 @@ pub fn unmount_shared() {
 /// read-only, through any mount in any namespace.
 ///
 /// pivot_root(2) refuses the initial root, which has no parent mount. A bind mount of it on itself
-/// has one.
+/// has one. The other mounts move there: one that stayed below would be in the mount namespace of
+/// every container, out of its sight, and a proc or sysfs that nothing covers in a namespace lets
+/// any user who makes a user namespace in it mount another, past masked and read-only paths.
 pub fn seal_root() -> Result<(), OsError> {
     mount_remount("/", MountFlags::RDONLY, c"").doing(|| "make the initial root read-only")?;
-    let tree = open_tree(
-        CWD,
-        "/",
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE,
-    )
-    .doing(|| "copy the initial root")?;
-    move_mount(&tree, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    let below = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "open the initial root")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = open_tree(CWD, "/", flags).doing(|| "copy the initial root")?;
+    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing(|| "mount the initial root on itself")?;
-    rustix::process::fchdir(&tree).doing(|| "enter the initial root")?;
+    for at in TOP {
+        move_mount(&below, at, &root, at, MoveMountFlags::empty())
+            .doing(|| format!("move the mount on /{at}"))?;
+    }
+    rustix::process::fchdir(&root).doing(|| "enter the initial root")?;
     rustix::process::chroot(".").doing(|| "change root to the initial root")
 }
