@@ -227,6 +227,7 @@ fn a_program_whose_output_nobody_wants_ends_on_time() {
 mod at_a_terminal {
     use super::*;
     use rvm_tests::terminal::{self, Reception};
+    use serde_json::json;
 
     fn bundle(script: &str) -> Bundle {
         Bundle::shell(script).with(|config| config["process"]["terminal"] = true.into())
@@ -285,6 +286,24 @@ mod at_a_terminal {
         terminal.expect("back\r\n");
         rvm.wait_for_status("box", "stopped");
         rvm.ok(&["delete", "box"]);
+    }
+
+    #[test]
+    fn of_an_engine_that_sets_no_size_has_the_configured_one() {
+        let rvm = Rvm::new();
+        let socket = Reception::new(rvm.path("console.sock"));
+        let bundle = bundle("read line; stty size; exec sleep 100").with(|config| {
+            config["process"]["consoleSize"] = json!({ "height": 10, "width": 110 });
+        });
+        let mut run = rvm.command(&["run", "--detach", "--console-socket"]);
+        run.arg(socket.path()).arg("--bundle").arg(bundle.write());
+        run.arg("box").stdout(Stdio::null()).stderr(Stdio::null());
+        let child = run.spawn().unwrap();
+        let mut terminal = socket.terminal();
+        assert!(command::wait(child).status.success());
+        terminal.write("now\n");
+        terminal.expect("10 110\r\n");
+        rvm.ok(&["delete", "--force", "box"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::caller::interrupted;
 use crate::guest::agent::Agent;
 use crate::guest::stdio::Relay;
 use crate::host::signals::Signals;
-use crate::host::terminal::{self, RawTerminal, StandardStream};
+use crate::host::terminal::{self, RawTerminal, StandardStream, WindowSize};
 
 /// How long after the end of the process's standard error this process keeps its own. The end of
 /// the process or of its machine ends the stream as well, and what is to be said then is known a
@@ -29,10 +29,11 @@ pub(super) struct GuestProcess {
 
 impl GuestProcess {
     /// Gives the process's terminal the size of the host's, which may have changed before signals
-    /// were passed on.
+    /// were passed on. A new terminal for a console socket has none: `process.consoleSize` holds
+    /// until the engine sets one.
     pub(super) async fn fit_terminal(&self) {
-        if let Some(terminal) = &self.terminal {
-            let size = terminal.size();
+        let size = self.terminal.as_ref().map(RawTerminal::size);
+        if let Some(size) = size.filter(|size| *size != WindowSize::default()) {
             let fitted = self.agent.resize_terminal(&self.id, size.rows, size.cols);
             let _ = fitted.await;
         }
