@@ -304,6 +304,24 @@ async fn seccomp_filters_with_and_without_no_new_privs() {
 }
 
 #[tokio::test]
+async fn a_hook_in_the_container_is_under_its_filter() {
+    let guest = guest_or_skip!();
+    let bundle = Bundle::shell(guest.machine, "filtered-hook", "true").with(|spec| {
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL" }],
+        });
+        spec["hooks"] = json!({ "startContainer": [
+            { "path": "/bin/busybox", "args": ["mkdir", "/tmp/made"] },
+        ] });
+    });
+    let refused = message(guest.run(&bundle).await);
+    let expected = "error running startContainer hook #0: signal: bad system call";
+    assert!(refused.contains(expected), "{refused}");
+}
+
+#[tokio::test]
 async fn a_user_namespace_maps_root_to_somebody_else() {
     let guest = guest_or_skip!();
     let command = "id -u; cat /proc/self/uid_map | tr -s ' '; cat /proc/self/oom_score_adj; \

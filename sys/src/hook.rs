@@ -15,6 +15,8 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::seccomp;
+
 /// How much of a hook's output ends up in a message, in bytes.
 const MAX_OUTPUT: u64 = 4096;
 
@@ -31,6 +33,9 @@ pub struct Hook<'a> {
     pub directory: Option<&'a Path>,
     /// How long it may run.
     pub timeout: Option<Duration>,
+    /// The system call filter that it runs under, with the flags to install it; see
+    /// [`seccomp::install`].
+    pub filter: Option<(&'a [u8], u64)>,
 }
 
 /// A hook that runs. Dropping it kills it.
@@ -73,6 +78,9 @@ impl Running {
             .stdin(stdin)
             .stdout(Stdio::from(stdout.try_clone()?))
             .stderr(Stdio::from(stderr.try_clone()?));
+        if let Some((filter, flags)) = hook.filter {
+            filter_calls(&mut command, filter.to_owned(), flags);
+        }
         let child = command.spawn()?;
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         Ok(Self {
@@ -175,9 +183,18 @@ fn signal_name(signal: i32) -> String {
         libc::SIGPIPE => "broken pipe",
         libc::SIGALRM => "alarm clock",
         libc::SIGTERM => "terminated",
+        libc::SIGSYS => "bad system call",
         other => return format!("signal {other}"),
     };
     name.to_owned()
+}
+
+/// Has a command's process install a filter right before it executes the program.
+#[expect(unsafe_code, reason = "pre_exec")]
+fn filter_calls(command: &mut Command, filter: Vec<u8>, flags: u64) {
+    let install = move || Ok(seccomp::install(&filter, flags)?);
+    // SAFETY: between fork and execve the closure makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(install) };
 }
 
 fn ends_within(pidfd: &OwnedFd, limit: Duration) -> rustix::io::Result<bool> {
@@ -218,6 +235,7 @@ mod tests {
             env: Some(&["GREETING=hello".to_owned()]),
             directory: None,
             timeout,
+            filter: None,
         };
         Running::start(&hook, b"state").unwrap().wait().unwrap()
     }
@@ -260,6 +278,7 @@ mod tests {
             env: Some(&[]),
             directory: Some(Path::new("/")),
             timeout: Some(Duration::from_secs(10)),
+            filter: None,
         };
         let end = Running::start(&hook, b"").unwrap().end().await.unwrap();
         assert_eq!(end.to_string(), "exit status 1, stdout: , stderr: ");

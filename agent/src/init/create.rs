@@ -41,7 +41,10 @@ pub(super) fn run(
     control.wait_for_start();
 
     let env = program.environment();
-    hooks::run_all(HookPoint::StartContainer, &plan.start_hooks, &env, plan).stage("hooks")?;
+    // The hooks are programs of the container's files, and so under its filter.
+    let filter_of_hooks = process.seccomp_flags.map(|flags| (filter, flags));
+    let (point, hooks) = (HookPoint::StartContainer, &plan.start_hooks);
+    hooks::run_all(point, hooks, &env, filter_of_hooks, plan).stage("hooks")?;
     program.execute(process, filter)
 }
 
@@ -108,7 +111,7 @@ fn make_file_system(
         terminal.become_stdio().stage("console")?;
     }
     let hooks = &plan.create_hooks;
-    hooks::run_all(HookPoint::CreateContainer, hooks, &process.env, plan).stage("hooks")?;
+    hooks::run_all(HookPoint::CreateContainer, hooks, &process.env, None, plan).stage("hooks")?;
     root.make_directory(&process.cwd).stage("cwd")?;
     write_sysctls(&plan.sysctls).stage("sysctl")?;
     masks::make_read_only(&root, &plan.readonly_paths).stage("readonly paths")?;

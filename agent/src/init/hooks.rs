@@ -65,12 +65,13 @@ struct State<'plan> {
     annotations: &'plan BTreeMap<String, String>,
 }
 
-/// Runs the hooks of a point in order; the first failure ends the run. A hook without an
-/// environment of its own gets `env`.
+/// Runs the hooks of a point in order, under a filter of system calls with its flags if there is
+/// one; the first failure ends the run. A hook without an environment of its own gets `env`.
 pub fn run_all(
     point: HookPoint,
     hooks: &[HookPlan],
     env: &[String],
+    filter: Option<(&[u8], u64)>,
     plan: &ContainerPlan,
 ) -> Result<(), HookError> {
     if hooks.is_empty() {
@@ -87,7 +88,7 @@ pub fn run_all(
     let state = serde_json::to_vec(&state).unwrap_or_default();
     for (index, hook) in hooks.iter().enumerate() {
         let point = point.name();
-        let end = run_one(hook, env, &state).map_err(|source| HookError::Run {
+        let end = run_one(hook, env, filter, &state).map_err(|source| HookError::Run {
             point,
             index,
             source,
@@ -99,13 +100,19 @@ pub fn run_all(
     Ok(())
 }
 
-fn run_one(hook: &HookPlan, env: &[String], state: &[u8]) -> Result<End, OsError> {
+fn run_one(
+    hook: &HookPlan,
+    env: &[String],
+    filter: Option<(&[u8], u64)>,
+    state: &[u8],
+) -> Result<End, OsError> {
     let process = Hook {
         path: Path::new(&hook.path),
         args: &hook.args,
         env: Some(hook.env.as_deref().unwrap_or(env)),
         directory: None,
         timeout: hook.timeout.map(Duration::from_secs),
+        filter,
     };
     Running::start(&process, state)
         .and_then(Running::wait)

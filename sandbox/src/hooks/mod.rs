@@ -189,6 +189,7 @@ fn start_process(hook: &Hook, input: &[u8], bundle: &Path) -> io::Result<Running
             Path::new("/")
         }),
         timeout: seconds.map(Duration::from_secs),
+        filter: None,
     };
     Running::start(&process, input)
 }
