@@ -1,0 +1,155 @@
+//! Devices that are asked for what they should not do, by the rules of their queues.
+
+use crate::cpu::{SERIAL, out8, put8, put16, put32, put64};
+use crate::guest::Guest;
+use crate::virtio::{BUFFERS, NEXT, Queue, WRITE, device_id};
+
+/// What a terminal must not get from a log.
+const ESCAPES: &[u8] = b"\x1b]0;owned\x07\x1b[2J\x1b[31m\xe2\x80\xae\x9b31m\0\r\n";
+
+/// Bytes of a buffer of the console.
+const OUTPUT: u32 = 0x1_0000;
+
+/// Posts the buffers of `length` bytes, as many as the queue holds, and waits for one.
+fn post_all(queue: &mut Queue, length: u32, flags: u16) {
+    for index in 0..queue.entries {
+        queue.describe(index, BUFFERS, length, flags, 0);
+        queue.post(index);
+    }
+    queue.notify();
+    for _ in 0..queue.entries {
+        if queue.wait().is_none() {
+            return;
+        }
+    }
+}
+
+/// Has the device started anew if it has not answered: it may wait for a reset.
+fn give_up_without<T>(guest: &mut Guest, answer: Option<T>) {
+    if answer.is_none() {
+        guest.driven = None;
+    }
+}
+
+/// Output to the console without end.
+pub fn console(guest: &mut Guest) {
+    if guest.driven.is_none() {
+        for (place, byte) in (0..u64::from(OUTPUT)).zip(ESCAPES.iter().cycle()) {
+            put8(BUFFERS + place, *byte);
+        }
+    }
+    if let Some([_, transmit, ..]) = guest.drive(device_id::CONSOLE) {
+        post_all(transmit, OUTPUT, 0);
+    }
+}
+
+/// Output to the serial port without end.
+pub fn serial(_: &mut Guest) {
+    for byte in ESCAPES {
+        out8(SERIAL, *byte);
+    }
+}
+
+/// Pages that are given to the host and taken back: in use, again and again, and none of the
+/// guest's.
+pub fn balloon(guest: &mut Guest) {
+    let number = guest.dice.below(2) as usize;
+    let base = guest.dice.one_of(&[
+        0x800_u32,
+        0x1800,
+        0x5f00,
+        0x6000,
+        0xd_0000,
+        0xf_fff0,
+        u32::MAX,
+    ]);
+    for index in 0..0x400 {
+        // Not the pages of this program.
+        let page = base.wrapping_add(index % 0x100).max(0x800);
+        let page = if (0x800..0xf00).contains(&page) {
+            0x2000
+        } else {
+            page
+        };
+        put32(BUFFERS + 0x80_0000 + 4 * u64::from(index), page);
+    }
+    if let Some(queues) = guest.drive(device_id::BALLOON) {
+        let answer = queues[number].ask((BUFFERS + 0x80_0000, 0x1000), (0, 0));
+        give_up_without(guest, answer);
+    }
+}
+
+/// Reports of free pages that are in use, of the queue itself, of none, and of all.
+pub fn reports(guest: &mut Guest) {
+    let dice = &mut guest.dice;
+    let ranges = [(); 8].map(|()| {
+        let start = dice.one_of(&[
+            BUFFERS,
+            0x200_0000,
+            0x5f0_0000,
+            0x600_0000,
+            0xd000_0000,
+            !0xfff,
+        ]);
+        (
+            start,
+            dice.one_of(&[0, 1, 0x1000, 0x20_0000, 0x1000_0000, u32::MAX]),
+        )
+    });
+    let Some(queues) = guest.drive(device_id::BALLOON) else {
+        return;
+    };
+    let Some(queue) = queues.iter_mut().rfind(|queue| queue.entries > 0) else {
+        return;
+    };
+    for (index, (start, length)) in (0..).zip(ranges) {
+        let flags = if index < 7 { WRITE | NEXT } else { WRITE };
+        queue.describe(index, start, length, flags, index + 1);
+    }
+    queue.post(0);
+    queue.notify();
+    let answer = queue.wait();
+    give_up_without(guest, answer);
+}
+
+/// Memory that is plugged and unplugged, and that is not there. Machines have the device once they
+/// have grown.
+pub fn memory_plug(guest: &mut Guest) {
+    let dice = &mut guest.dice;
+    let (kind, blocks) = (dice.below(6), dice.one_of(&[0, 1, 2, 64, u16::MAX]));
+    let start = dice.one_of(&[
+        0,
+        BUFFERS,
+        0x600_0000,
+        0x800_0000,
+        1 << 32,
+        (1 << 32) + 0x20_0000,
+        !0,
+    ]);
+    put16(BUFFERS, kind as u16);
+    put64(BUFFERS + 8, start);
+    put16(BUFFERS + 16, blocks);
+    if let Some([requests, ..]) = guest.drive(device_id::MEM) {
+        let answer = requests.ask((BUFFERS, 24), (BUFFERS + 64, 10));
+        give_up_without(guest, answer);
+    }
+}
+
+/// Random numbers without end.
+pub fn random(guest: &mut Guest) {
+    if let Some([requests, ..]) = guest.drive(device_id::RNG) {
+        post_all(requests, 0x10_0000, WRITE);
+    }
+}
+
+/// Packets of every length to the network, and a console's input that nobody asked for.
+pub fn packets(guest: &mut Guest) {
+    let length = guest
+        .dice
+        .one_of(&[0, 1, 11, 12, 13, 26, 1514, 65_550, 65_551, 0x10_0000]);
+    let kind = guest.dice.roll();
+    put64(BUFFERS, kind);
+    if let Some([_, transmit, ..]) = guest.drive(device_id::NET) {
+        post_all(transmit, length, 0);
+    }
+}

@@ -1,0 +1,142 @@
+//! virtio-fs: FUSE requests, as include/uapi/linux/fuse.h defines them.
+
+use crate::cpu::{fill, get32, get64, put8, put32, put64};
+use crate::virtio::{BUFFERS, Device, Queue};
+
+/// Operations.
+pub mod fuse {
+    pub const LOOKUP: u32 = 1;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RMDIR: u32 = 11;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
+    pub const OPEN: u32 = 14;
+    pub const SETXATTR: u32 = 21;
+    pub const GETXATTR: u32 = 22;
+    pub const INIT: u32 = 26;
+    pub const CREATE: u32 = 35;
+    pub const RENAME2: u32 = 45;
+}
+
+/// The lengths of the headers.
+const SENT: u64 = 40;
+const RETURNED: u64 = 16;
+
+/// The node of the shared directory.
+pub const TOP: u64 = 1;
+
+/// Where requests and their answers are.
+const REQUEST: u64 = BUFFERS;
+pub const ANSWER: u64 = BUFFERS + 0x1_0000;
+const ROOM: u32 = 0x2000;
+
+/// The container of the test, whose root the guest works in.
+const CONTAINER: [&[u8]; 2] = [b"box", b"rootfs"];
+
+/// The device.
+pub struct Files {
+    requests: Queue,
+    unique: u64,
+    /// The node of the container's root.
+    pub root: u64,
+    /// It has not answered a request.
+    pub is_silent: bool,
+}
+
+/// A request that is being written.
+pub struct Request(u64);
+
+impl Request {
+    /// Without the header, which comes last.
+    pub fn new() -> Self {
+        Self(REQUEST + SENT)
+    }
+
+    pub fn word(mut self, value: u32) -> Self {
+        put32(self.0, value);
+        self.0 += 4;
+        self
+    }
+
+    pub fn long(mut self, value: u64) -> Self {
+        put64(self.0, value);
+        self.0 += 8;
+        self
+    }
+
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        for byte in bytes {
+            put8(self.0, *byte);
+            self.0 += 1;
+        }
+        self
+    }
+
+    /// With the zero at its end.
+    pub fn name(self, name: &[u8]) -> Self {
+        self.bytes(name).bytes(&[0])
+    }
+}
+
+impl Files {
+    /// Starts the device, and looks the container's root up.
+    pub fn new(device: Device) -> Self {
+        let [_, requests, ..] = device.start();
+        let mut files = Self {
+            requests,
+            unique: 2,
+            root: TOP,
+            is_silent: false,
+        };
+        let mut init = Request::new().word(7).word(38).word(0x10_0000).word(0);
+        for _ in 0..12 {
+            init = init.word(0);
+        }
+        files.ask(fuse::INIT, 0, init);
+        for name in CONTAINER {
+            if let Some(node) = files.lookup(files.root, name) {
+                files.root = node;
+            }
+        }
+        files
+    }
+
+    /// Sends a request; returns the error, 0 for success. None if there is no answer in time.
+    pub fn ask(&mut self, operation: u32, node: u64, request: Request) -> Option<i32> {
+        let length = (request.0 - REQUEST) as u32;
+        self.ask_lying(operation, node, request, length)
+    }
+
+    /// Sends a request whose header has this length.
+    pub fn ask_lying(
+        &mut self,
+        operation: u32,
+        node: u64,
+        request: Request,
+        length: u32,
+    ) -> Option<i32> {
+        let sent = (request.0 - REQUEST) as u32;
+        self.unique += 2;
+        put32(REQUEST, length);
+        put32(REQUEST + 4, operation);
+        put64(REQUEST + 8, self.unique);
+        put64(REQUEST + 16, node);
+        // Root's, of process 1.
+        put64(REQUEST + 24, 0);
+        put64(REQUEST + 32, 1);
+        fill(ANSWER, 0, RETURNED as usize);
+        let answer = self.requests.ask((REQUEST, sent), (ANSWER, ROOM));
+        self.is_silent |= answer.is_none();
+        answer?;
+        Some(get32(ANSWER + 4).cast_signed())
+    }
+
+    /// The node of a name in a directory.
+    pub fn lookup(&mut self, directory: u64, name: &[u8]) -> Option<u64> {
+        let error = self.ask(fuse::LOOKUP, directory, Request::new().name(name))?;
+        (error == 0).then(|| get64(ANSWER + RETURNED))
+    }
+}
