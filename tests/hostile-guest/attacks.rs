@@ -93,6 +93,7 @@ pub static ATTACKS: &[Attack] = &[
     beside_the_agent("holes", processor::holes),
     beside_the_agent("cpuid", processor::cpuid),
     beside_the_agent("interrupts", processor::interrupts),
+    beside_the_agent("timer", processor::timer),
     instead("triple-fault", processor::triple_fault),
     privileged(
         "model-specific-registers",

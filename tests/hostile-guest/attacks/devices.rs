@@ -1,8 +1,8 @@
 //! Devices that are asked for what they should not do, by the rules of their queues.
 
-use crate::cpu::{SERIAL, out8, put8, put16, put32, put64};
+use crate::cpu::{SERIAL, get64, out8, put8, put16, put32, put64};
 use crate::guest::Guest;
-use crate::virtio::{BUFFERS, NEXT, Queue, WRITE, device_id};
+use crate::virtio::{BUFFERS, NEXT, Queue, WRITE, device_id, reg};
 
 /// What a terminal must not get from a log.
 const ESCAPES: &[u8] = b"\x1b]0;owned\x07\x1b[2J\x1b[31m\xe2\x80\xae\x9b31m\0\r\n";
@@ -10,14 +10,18 @@ const ESCAPES: &[u8] = b"\x1b]0;owned\x07\x1b[2J\x1b[31m\xe2\x80\xae\x9b31m\0\r\
 /// Bytes of a buffer of the console.
 const OUTPUT: u32 = 0x1_0000;
 
-/// Posts the buffers of `length` bytes, as many as the queue holds, and waits for one.
+/// Posts as many buffers as the queue holds, and waits for them.
 fn post_all(queue: &mut Queue, length: u32, flags: u16) {
-    for index in 0..queue.entries {
+    post(queue, queue.entries, length, flags);
+}
+
+fn post(queue: &mut Queue, count: u16, length: u32, flags: u16) {
+    for index in 0..count {
         queue.describe(index, BUFFERS, length, flags, 0);
         queue.post(index);
     }
     queue.notify();
-    for _ in 0..queue.entries {
+    for _ in 0..count {
         if queue.wait().is_none() {
             return;
         }
@@ -112,20 +116,21 @@ pub fn reports(guest: &mut Guest) {
     give_up_without(guest, answer);
 }
 
-/// Memory that is plugged and unplugged, and that is not there. Machines have the device once they
-/// have grown.
+/// Memory that is plugged and unplugged as the host has not asked, and that is not there. Machines
+/// have the device once they have grown.
 pub fn memory_plug(guest: &mut Guest) {
+    /// The place of `addr` in struct virtio_mem_config.
+    const REGION: u64 = reg::CONFIG + 16;
+    let region = loop {
+        match guest.devices.find(device_id::MEM) {
+            Some(device) => break get64(device.window + REGION),
+            None => guest.agent.serve(),
+        }
+    };
     let dice = &mut guest.dice;
+    let block = region + 0x20_0000 * dice.below(128);
     let (kind, blocks) = (dice.below(6), dice.one_of(&[0, 1, 2, 64, u16::MAX]));
-    let start = dice.one_of(&[
-        0,
-        BUFFERS,
-        0x600_0000,
-        0x800_0000,
-        1 << 32,
-        (1 << 32) + 0x20_0000,
-        !0,
-    ]);
+    let start = dice.one_of(&[block, block, block + 1, 0, BUFFERS, 1 << 32, !0]);
     put16(BUFFERS, kind as u16);
     put64(BUFFERS + 8, start);
     put16(BUFFERS + 16, blocks);
@@ -138,7 +143,7 @@ pub fn memory_plug(guest: &mut Guest) {
 /// Random numbers without end.
 pub fn random(guest: &mut Guest) {
     if let Some([requests, ..]) = guest.drive(device_id::RNG) {
-        post_all(requests, 0x10_0000, WRITE);
+        post(requests, 8, 0x1_0000, WRITE);
     }
 }
 

@@ -1,0 +1,236 @@
+//! A hostile kernel (`tests/hostile-guest`) in the place of the guest's: it plays the agent until a
+//! container runs, and then attacks. rvm and what it has started stay small, verbs answer, what the
+//! user sees is short and clean, another machine works on, and nothing is left behind.
+//!
+//! The guest spends its time in user mode, which a host whose KVM emulates kernel mode executes at
+//! full speed. So the tests of the `qemu` engine attack `rvm-vmm machine` as well, if there is a
+//! /dev/kvm at all.
+//!
+//! With `--show-output` each test prints a row of the table for each engine: attack, engine, rounds,
+//! the most memory, descriptors and threads of one process, the share of a CPU that the monitor
+//! took, the bytes of the console's log and of what the user saw, the longest verb.
+
+#[path = "hostile_guest/bounds.rs"]
+mod bounds;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use bounds::Bounds;
+use rvm_tests::{Bundle, Rvm, command, engine};
+
+/// How long the guest attacks before the container is killed.
+const ATTACK: Duration = Duration::from_millis(700);
+
+/// How long a verb may take: the guest has five seconds to end what is killed.
+const MAX_TIME: Duration = Duration::from_secs(15);
+
+/// How an attack ends.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    /// The container runs until it is killed.
+    Killed,
+    /// The same, but it may be the guest or its machine that ends first. QEMU and its back end
+    /// answer what breaks the rules of a queue so.
+    Either,
+    /// The guest ends by itself.
+    Dead,
+}
+
+/// Tests by name: the attack, and what it may come to on the `kvm` engine.
+macro_rules! cases {
+    ($($name:ident: $attack:literal $end:ident;)*) => {$(
+        #[test]
+        fn $name() {
+            attacked($attack, End::$end);
+        }
+    )*};
+}
+
+cases! {
+    a_kernel_that_does_nothing_is_a_guest_like_others: "nothing" Killed;
+
+    // Queues and registers.
+    queues_of_any_size_anywhere_are_refused: "bad-queues" Killed;
+    descriptors_that_lead_anywhere_harm_nobody: "bad-chains" Killed;
+    chains_without_an_end_end: "loops" Killed;
+    indirect_tables_of_any_contents_harm_nobody: "indirect" Killed;
+    requests_that_change_while_they_are_read_harm_nobody: "rewrites" Killed;
+    devices_that_are_reset_at_work_start_again: "resets" Killed;
+    a_storm_of_notifications_keeps_nobody_busy: "doorbells" Killed;
+    any_access_to_any_register_is_answered: "registers" Killed;
+    a_flood_of_the_configuration_space_is_answered: "config-space" Killed;
+
+    // Devices.
+    a_flood_of_the_console_fills_no_disk: "console" Killed;
+    a_flood_of_the_serial_port_fills_no_disk: "serial" Killed;
+    pages_of_the_balloon_may_be_any: "balloon" Killed;
+    free_pages_that_are_not_free_cost_the_guest_alone: "reports" Killed;
+    a_flood_for_random_numbers_is_answered: "random" Killed;
+    packets_of_any_length_are_sent_or_dropped: "packets" Killed;
+
+    // Streams.
+    nobody_listens_to_the_guest: "connections" Killed;
+    packets_of_no_stream_take_no_room: "half-open" Killed;
+    packets_that_are_shorter_than_they_say_end_the_agent: "short-packets" Either;
+    output_beyond_all_credit_is_cut_off: "output" Either;
+    ends_of_other_containers_are_not_believed: "forged-ends" Killed;
+    answers_that_nobody_waits_for_are_dropped: "answers" Killed;
+    an_agent_that_speaks_no_ttrpc_is_told: "garbage" Either;
+    lies_about_credit_end_the_stream: "credit" Either;
+    a_guest_that_takes_no_packets_is_killed: "deaf" Either;
+    a_guest_that_reads_nothing_is_killed: "never-reads" Killed;
+
+    // Files.
+    a_flood_of_names_takes_no_memory: "lookups" Killed;
+    names_of_every_length_and_byte_stay_in_the_root: "names" Killed;
+    messages_of_any_contents_are_refused: "messages" Either;
+    files_that_are_never_closed_are_the_file_servers: "open-files" Killed;
+    files_that_change_places_lead_nowhere: "renames" Killed;
+
+    // The processor and what is not there.
+    ports_are_there_or_not: "ports" Either;
+    addresses_where_nothing_is_read_as_nothing: "holes" Killed;
+    every_leaf_of_cpuid_is_answered: "cpuid" Killed;
+    interrupts_for_everybody_reach_nobody_else: "interrupts" Killed;
+    a_timer_without_a_pause_stops_its_guest_alone: "timer" Killed;
+    a_triple_fault_is_an_end: "triple-fault" Dead;
+    model_specific_registers_are_refused: "model-specific-registers" Killed;
+    hypercalls_are_refused: "hypercalls" Killed;
+    a_halted_processor_is_killed: "halt" Killed;
+}
+
+/// Attacks that need kernel mode as a processor has it.
+const PRIVILEGED: [&str; 3] = ["model-specific-registers", "hypercalls", "halt"];
+
+/// Attacks that leave no room for other output, and one that stops the guest on QEMU.
+const MUTE: [&str; 3] = ["console", "serial", "timer"];
+
+/// The engines that are attacked.
+fn engines(attack: &str) -> Vec<String> {
+    let mut engines = vec![engine()];
+    let has_device = Path::new("/dev/kvm").exists();
+    if engines[0] == "qemu" && has_device && !PRIVILEGED.contains(&attack) {
+        engines.push("kvm".to_owned());
+    }
+    engines
+}
+
+/// A world whose guests are hostile.
+fn world(engine: &str, attack: &str) -> Rvm {
+    let rvm = Rvm::new().on_engine(engine);
+    let config = format!(
+        "templates = \"off\"\nkernel = {:?}\nkernel_params = \"attack={attack}\"\nvcpus = 1\n\
+         max_vcpus = 1",
+        env!("CARGO_BIN_EXE_rvm-hostile-guest")
+    );
+    rvm.configured(&config)
+}
+
+fn attacked(attack: &str, end: End) {
+    std::thread::scope(|scope| {
+        for engine in engines(attack) {
+            scope.spawn(move || live(attack, &engine, end));
+        }
+    });
+}
+
+/// Leads a container through its life in a hostile guest.
+fn live(attack: &str, engine: &str, end: End) {
+    let rvm = world(engine, attack);
+    let mut bounds = Bounds::new(&rvm);
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    bounds.time("create", || rvm.create(&bundle, "box"));
+    bounds.time("start", || rvm.ok(&["start", "box"]));
+    bounds.begin(&bundle);
+    let begun = Instant::now();
+    while begun.elapsed() < ATTACK {
+        bounds.look();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bounds.end(&bundle);
+    if end == End::Dead {
+        bounds.time("end", || rvm.wait_for_status("box", "stopped"));
+    }
+    bounds.time("state", || rvm.ok(&["state", "box"]));
+    let killed = bounds.time("kill", || rvm.call(&["kill", "box", "KILL"]));
+    bounds.time("delete", || rvm.ok(&["delete", "--force", "box"]));
+    let said_something = bounds.check(attack, engine, &killed.stderr);
+    // Its first round can be the last of a machine that may end.
+    let is_mute =
+        end == End::Dead || end == End::Either && engine == "qemu" || MUTE.contains(&attack);
+    assert!(
+        said_something || is_mute,
+        "nothing was attacked: {}",
+        bounds.seen()
+    );
+    let is_dead = killed.stderr.contains("container not running");
+    assert_eq!(killed.code, i32::from(is_dead), "{}", killed.stderr);
+    match end {
+        End::Dead => assert!(is_dead, "{}", bounds.seen()),
+        End::Killed if engine == "kvm" => assert!(!is_dead, "{}", bounds.seen()),
+        End::Killed | End::Either => {}
+    }
+    rvm.assert_nothing_left();
+}
+
+/// Memory that the machine has grown by can be plugged and unplugged in no way but the host's.
+#[test]
+fn memory_that_is_plugged_without_being_granted_is_refused() {
+    for engine in engines("memory-plug").iter().filter(|it| *it == "kvm") {
+        let rvm = world(engine, "memory-plug");
+        let mut bounds = Bounds::new(&rvm);
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        rvm.create(&bundle, "box");
+        rvm.ok(&["start", "box"]);
+        bounds.begin(&bundle);
+        // 200 MiB more than it has, which it never takes as it should.
+        let mut update = rvm.command(&["update", "--memory", "750000000", "box"]);
+        let update = update.stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(2 * ATTACK);
+        bounds.end(&bundle);
+        let killed = bounds.time("kill", || rvm.call(&["kill", "box", "KILL"]));
+        bounds.time("delete", || rvm.ok(&["delete", "--force", "box"]));
+        let updated = bounds.time("update", || command::wait(update));
+        let said = String::from_utf8_lossy(&updated.stderr).into_owned();
+        let plugged = bounds.check("memory-plug", engine, &(said + &killed.stderr));
+        assert!(plugged, "the machine has not grown");
+        rvm.assert_nothing_left();
+    }
+}
+
+/// Attacks that keep the host as busy as they can.
+const FLOODS: [&str; 4] = ["doorbells", "console", "lookups", "half-open"];
+
+#[test]
+fn a_neighbour_works_on_while_others_flood_the_host() {
+    let neighbour = Rvm::new();
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    neighbour.create(&bundle, "neighbour");
+    neighbour.ok(&["start", "neighbour"]);
+    let work = || {
+        let script = "echo done > /work && cat /work && rm /work";
+        let start = Instant::now();
+        let output = neighbour.ok(&["exec", "neighbour", "sh", "-c", script]);
+        assert_eq!(output, "done\n");
+        start.elapsed()
+    };
+    let alone = work();
+    let hostile = FLOODS.map(|attack| {
+        let rvm = world(engines(attack).last().unwrap(), attack);
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        rvm.create(&bundle, "box");
+        rvm.ok(&["start", "box"]);
+        (rvm, bundle)
+    });
+    let beside = [(); 3].map(|()| work()).into_iter().max().unwrap();
+    for (rvm, _) in &hostile {
+        rvm.ok(&["kill", "box", "KILL"]);
+        rvm.ok(&["delete", "--force", "box"]);
+    }
+    println!("| neighbour of {FLOODS:?} | {beside:?}, alone {alone:?} |");
+    assert!(beside <= MAX_TIME, "{beside:?}");
+    neighbour.ok(&["kill", "neighbour", "KILL"]);
+    neighbour.ok(&["delete", "--force", "neighbour"]);
+}
