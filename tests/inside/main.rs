@@ -12,7 +12,12 @@
 //!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
 //!   rvm-inside files DIR      tries claims about the files of a directory (files.rs)
 //!   rvm-inside identity -     prints what tells its machine and itself apart from all others
+//!   rvm-inside attack -       tries to reach the machine and its other containers (attack.rs)
+//!   rvm-inside restart -      restarts the machine, and prints what came of it
 
+#![allow(unsafe_code, reason = "system calls that rustix does not have")]
+
+mod attack;
 mod file_costs;
 mod files;
 mod identity;
@@ -50,6 +55,8 @@ fn main() {
         ("file-costs", dir) => file_costs::measure(Path::new(dir), FILE_MIB).unwrap(),
         ("files", dir) => files::run(dir),
         ("identity", _) => identity::print().unwrap(),
+        ("attack", _) => attack::run(),
+        ("restart", _) => attack::restart(),
         ("user", operation) => files::act(operation, &arguments[2]),
         ("give-away", path) => files::rights::give_away(path),
         ("pause", _) => drop(std::io::stdin().read(&mut [0])),
