@@ -1,5 +1,5 @@
-//! Links the hostile guest as a kernel, and generates the messages of `proto/cri.proto`, which is Kubernetes's own file (k8s.io/cri-api,
-//! pkg/apis/runtime/v1/api.proto), without protoc.
+//! Links the hostile guest as a kernel, and generates the messages of `proto/cri.proto`, which is
+//! Kubernetes's own file (k8s.io/cri-api, pkg/apis/runtime/v1/api.proto), without protoc.
 
 fn main() {
     // No process's start, no relocations at the start: a file that is loaded where it says, from

@@ -6,9 +6,10 @@
 //! full speed. So the tests of the `qemu` engine attack `rvm-vmm machine` as well, if there is a
 //! /dev/kvm at all.
 //!
-//! With `--show-output` each test prints a row of the table for each engine: attack, engine, rounds,
-//! the most memory, descriptors and threads of one process, the share of a CPU that the monitor
-//! took, the bytes of the console's log and of what the user saw, the longest verb.
+//! With `--show-output` each test prints a row of the table for each engine: attack, engine,
+//! rounds, the most memory, descriptors and threads of one process, the share of a CPU that the
+//! monitor took, files below the container's root, the bytes of the console's log and of what the
+//! user saw, the longest verb.
 
 #[path = "hostile_guest/bounds.rs"]
 mod bounds;

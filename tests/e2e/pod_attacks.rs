@@ -16,8 +16,8 @@ const HARMLESS: &str = "DAC_READ_SEARCH LINUX_IMMUTABLE NET_BROADCAST NET_ADMIN 
      AUDIT_CONTROL MAC_OVERRIDE MAC_ADMIN WAKE_ALARM BLOCK_SUSPEND AUDIT_READ BPF \
      CHECKPOINT_RESTORE";
 
-/// Capabilities that make a container the owner of its machine, or show it more than itself, as on a
-/// host without machines, and what each reaches; docs/threat-model.md has the same table.
+/// Capabilities that make a container the owner of its machine, or show it more than itself, as on
+/// a host without machines, and what each reaches; docs/threat-model.md has the same table.
 const OWNERS: [(&str, &[&str]); 4] = [
     ("PERFMON", &["perf"]),
     (

@@ -1,6 +1,6 @@
-//! From the machine's first instruction to Rust code. `rvm-vmm` starts a kernel in 64-bit mode, with
-//! the boot parameters in RSI; QEMU starts it in 32-bit mode, with its start info in EBX, at the
-//! address that a note in the file names (PVH).
+//! From the machine's first instruction to Rust code. `rvm-vmm` starts a kernel in 64-bit mode,
+//! with the boot parameters in RSI; QEMU starts it in 32-bit mode, with its start info in EBX, at
+//! the address that a note in the file names (PVH).
 //!
 //! After [`crate::kernel`] the guest goes on in ring 3, which may use every address and every port.
 //! A processor whose kernel mode is emulated runs that at its full speed.

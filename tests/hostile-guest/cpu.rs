@@ -1,5 +1,5 @@
-//! Memory, ports, and the few functions of C that compiled code calls: those of the C library choose
-//! their faster versions when a process starts, and no process starts here.
+//! Memory, ports, and the few functions of C that compiled code calls: those of the C library
+//! choose their faster versions when a process starts, and no process starts here.
 
 use std::arch::asm;
 

@@ -1,5 +1,5 @@
-//! Exceptions in kernel mode that the guest survives: it goes on after the instruction. In user mode
-//! there is no stack for a handler, so that any exception ends the guest.
+//! Exceptions in kernel mode that the guest survives: it goes on after the instruction. In user
+//! mode there is no stack for a handler, so that any exception ends the guest.
 
 use std::arch::{asm, global_asm};
 

@@ -133,8 +133,8 @@ impl<'a> Bounds<'a> {
         &self.seen
     }
 
-    /// Asserts the bounds and prints a row of the table. `error` is what the last verb said. Returns
-    /// whether the guest has said that it attacks.
+    /// Asserts the bounds and prints a row of the table. `error` is what the last verb said.
+    /// Returns whether the guest has said that it attacks.
     pub fn check(&mut self, attack: &str, engine: &str, error: &str) -> bool {
         let log = fs::read(self.rvm.path("create.log")).unwrap();
         self.seen = String::from_utf8_lossy(&log).replace('#', "") + error;
