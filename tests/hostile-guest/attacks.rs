@@ -72,6 +72,7 @@ pub static ATTACKS: &[Attack] = &[
     beside_the_agent("balloon", devices::balloon),
     beside_the_agent("reports", devices::reports),
     beside_the_agent("memory-plug", devices::memory_plug),
+    beside_the_agent("sectors", devices::sectors),
     beside_the_agent("random", devices::random),
     beside_the_agent("packets", devices::packets),
     beside_the_agent("connections", vsock::connections),

@@ -38,13 +38,26 @@ impl Guest {
         }
     }
 
-    /// The queues of the machine's device of this type, which is started at the first call. None if
-    /// there is none.
-    pub fn drive(&mut self, id: u32) -> Option<&mut [Queue; QUEUES as usize]> {
-        if self.driven.is_none() {
-            let device = self.devices.find(id)?;
-            self.driven = Some((device, device.start()));
+    /// The queues of the machine's device of this type, which is started at the first call. A guest
+    /// without one never returns, so that it counts no round.
+    pub fn drive(&mut self, id: u32) -> &mut [Queue; QUEUES as usize] {
+        let found = match self.driven.take() {
+            Some(driven) => driven,
+            None => {
+                let device = self.wait_for(id);
+                (device, device.start())
+            }
+        };
+        &mut self.driven.insert(found).1
+    }
+
+    /// The machine's device of this type, once there is one.
+    pub fn wait_for(&mut self, id: u32) -> Device {
+        loop {
+            match self.devices.find(id) {
+                Some(device) => return device,
+                None => self.agent.serve(),
+            }
         }
-        self.driven.as_mut().map(|(_, queues)| queues)
     }
 }

@@ -26,7 +26,7 @@ use cpu::{print, print_number};
 use guest::Guest;
 
 /// How often the agent looks for packets between the start of the container and the attack.
-const LULL: u32 = 300_000;
+const LULL: u32 = 50_000;
 
 /// The attack that the command line names.
 fn attack() -> Option<&'static attacks::Attack> {

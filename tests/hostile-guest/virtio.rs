@@ -26,6 +26,7 @@ pub mod reg {
 /// Device types, section 5.
 pub mod device_id {
     pub const NET: u32 = 1;
+    pub const BLOCK: u32 = 2;
     pub const CONSOLE: u32 = 3;
     pub const RNG: u32 = 4;
     pub const BALLOON: u32 = 5;

@@ -84,6 +84,20 @@ impl<'a> Bounds<'a> {
         self.files = self.count_files(bundle);
     }
 
+    /// Whether the guest has said that it attacks.
+    pub fn has_begun(&self) -> bool {
+        self.count_rounds() > 0
+    }
+
+    fn count_rounds(&self) -> u64 {
+        let text = fs::read(self.rvm.root().join("box/console.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).replace('\0', "");
+        let counts = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("rounds ")?.parse().ok());
+        counts.max().unwrap_or(0)
+    }
+
     /// Looks at every process.
     pub fn look(&mut self) {
         for pid in self.rvm.processes() {
@@ -120,12 +134,7 @@ impl<'a> Bounds<'a> {
             self.files.0 <= own,
             "the guest has added to the shared directory itself"
         );
-        let text = fs::read(self.rvm.root().join("box/console.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).replace('\0', "");
-        let rounds = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("rounds ")?.parse().ok());
-        self.rounds = rounds.max().unwrap_or(0);
+        self.rounds = self.count_rounds();
     }
 
     /// What the user has seen of the container's monitor, without the container's output.

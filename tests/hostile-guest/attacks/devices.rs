@@ -42,9 +42,7 @@ pub fn console(guest: &mut Guest) {
             put8(BUFFERS + place, *byte);
         }
     }
-    if let Some([_, transmit, ..]) = guest.drive(device_id::CONSOLE) {
-        post_all(transmit, OUTPUT, 0);
-    }
+    post_all(&mut guest.drive(device_id::CONSOLE)[1], OUTPUT, 0);
 }
 
 /// Output to the serial port without end.
@@ -77,10 +75,8 @@ pub fn balloon(guest: &mut Guest) {
         };
         put32(BUFFERS + 0x80_0000 + 4 * u64::from(index), page);
     }
-    if let Some(queues) = guest.drive(device_id::BALLOON) {
-        let answer = queues[number].ask((BUFFERS + 0x80_0000, 0x1000), (0, 0));
-        give_up_without(guest, answer);
-    }
+    let answer = guest.drive(device_id::BALLOON)[number].ask((BUFFERS + 0x80_0000, 0x1000), (0, 0));
+    give_up_without(guest, answer);
 }
 
 /// Reports of free pages that are in use, of the queue itself, of none, and of all.
@@ -100,9 +96,7 @@ pub fn reports(guest: &mut Guest) {
             dice.one_of(&[0, 1, 0x1000, 0x20_0000, 0x1000_0000, u32::MAX]),
         )
     });
-    let Some(queues) = guest.drive(device_id::BALLOON) else {
-        return;
-    };
+    let queues = guest.drive(device_id::BALLOON);
     let Some(queue) = queues.iter_mut().rfind(|queue| queue.entries > 0) else {
         return;
     };
@@ -121,12 +115,7 @@ pub fn reports(guest: &mut Guest) {
 pub fn memory_plug(guest: &mut Guest) {
     /// The place of `addr` in struct virtio_mem_config.
     const REGION: u64 = reg::CONFIG + 16;
-    let region = loop {
-        match guest.devices.find(device_id::MEM) {
-            Some(device) => break get64(device.window + REGION),
-            None => guest.agent.serve(),
-        }
-    };
+    let region = get64(guest.wait_for(device_id::MEM).window + REGION);
     let dice = &mut guest.dice;
     let block = region + 0x20_0000 * dice.below(128);
     let (kind, blocks) = (dice.below(6), dice.one_of(&[0, 1, 2, 64, u16::MAX]));
@@ -134,17 +123,36 @@ pub fn memory_plug(guest: &mut Guest) {
     put16(BUFFERS, kind as u16);
     put64(BUFFERS + 8, start);
     put16(BUFFERS + 16, blocks);
-    if let Some([requests, ..]) = guest.drive(device_id::MEM) {
-        let answer = requests.ask((BUFFERS, 24), (BUFFERS + 64, 10));
-        give_up_without(guest, answer);
-    }
+    let answer = guest.drive(device_id::MEM)[0].ask((BUFFERS, 24), (BUFFERS + 64, 10));
+    give_up_without(guest, answer);
+}
+
+/// Requests to a disk: of every kind and of none, for sectors that it does not have, with more and
+/// less than they need.
+pub fn sectors(guest: &mut Guest) {
+    let dice = &mut guest.dice;
+    let kind = dice.one_of(&[0, 1, 4, 8, 11, 13, 14, 99]);
+    let sector = dice.one_of(&[0, 1, 2047, 2048, 1 << 32, 1 << 55, u64::MAX]);
+    let length = dice.one_of(&[0, 1, 16, 511, 512, 4096, 0x10_0000, 0x100_0000]);
+    let flags = dice.one_of(&[NEXT, NEXT | WRITE]);
+    put32(BUFFERS, kind);
+    put64(BUFFERS + 8, sector);
+    // The range of a request to discard.
+    put64(BUFFERS + 0x1000, sector);
+    put64(BUFFERS + 0x1008, dice.roll());
+    let queue = &mut guest.drive(device_id::BLOCK)[0];
+    queue.describe(0, BUFFERS, 16, NEXT, 1);
+    queue.describe(1, BUFFERS + 0x1000, length, flags, 2);
+    queue.describe(2, BUFFERS + 0x800, 1, WRITE, 0);
+    queue.post(0);
+    queue.notify();
+    let answer = queue.wait();
+    give_up_without(guest, answer);
 }
 
 /// Random numbers without end.
 pub fn random(guest: &mut Guest) {
-    if let Some([requests, ..]) = guest.drive(device_id::RNG) {
-        post(requests, 8, 0x1_0000, WRITE);
-    }
+    post(&mut guest.drive(device_id::RNG)[0], 8, 0x1_0000, WRITE);
 }
 
 /// Packets of every length to the network, and a console's input that nobody asked for.
@@ -154,7 +162,5 @@ pub fn packets(guest: &mut Guest) {
         .one_of(&[0, 1, 11, 12, 13, 26, 1514, 65_550, 65_551, 0x10_0000]);
     let kind = guest.dice.roll();
     put64(BUFFERS, kind);
-    if let Some([_, transmit, ..]) = guest.drive(device_id::NET) {
-        post_all(transmit, length, 0);
-    }
+    post_all(&mut guest.drive(device_id::NET)[1], length, 0);
 }

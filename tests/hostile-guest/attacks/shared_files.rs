@@ -15,10 +15,7 @@ const LONGEST: usize = 5000;
 fn with_files(guest: &mut Guest, round: impl FnOnce(&mut Files, &mut Guest)) {
     let mut files = match guest.files.take() {
         Some(files) => files,
-        None => match guest.devices.find(device_id::FS) {
-            Some(device) => Files::new(device),
-            None => return,
-        },
+        None => Files::new(guest.wait_for(device_id::FS)),
     };
     round(&mut files, guest);
     // A device that does not answer may wait for a reset.
