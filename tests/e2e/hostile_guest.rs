@@ -249,6 +249,56 @@ fn memory_that_is_plugged_without_being_granted_is_refused() {
     }
 }
 
+/// A guest whose devices have failed cannot be saved, and is told so; any other goes on with its
+/// attack where it was.
+#[test]
+fn a_guest_is_saved_and_restored_in_the_middle_of_its_attack_or_refused() {
+    let attacks = [
+        "lookups",
+        "open-files",
+        "half-open",
+        "resets",
+        "rewrites",
+        "bad-queues",
+    ];
+    for attack in attacks {
+        if !engines(attack).contains(&"kvm".to_owned()) {
+            return println!("skipped: only the engine kvm saves machines");
+        }
+        let rvm = world("kvm", attack);
+        let mut bounds = Bounds::new(&rvm);
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        rvm.create(&bundle, "box");
+        rvm.ok(&["start", "box"]);
+        std::thread::sleep(ATTACK);
+        let image = rvm.path("image");
+        let image = image.to_str().unwrap();
+        let save = ["checkpoint", "--image-path", image, "box"];
+        let saved = bounds.time("checkpoint", || rvm.call(&save));
+        println!(
+            "| {attack} | checkpoint {} | {} |",
+            saved.code,
+            saved.stderr.trim_end()
+        );
+        if saved.code == 0 {
+            let mut restore = rvm.command(&["restore", "--detach", "--image-path", image]);
+            restore.arg("--bundle").arg(bundle.write()).arg("box");
+            // The monitor keeps them.
+            let log = File::create(rvm.path("restore.log")).unwrap();
+            restore.stdout(Stdio::null()).stderr(log);
+            let restored = bounds.time("restore", || restore.status().unwrap());
+            assert!(restored.success(), "{attack}: {restored}");
+            std::thread::sleep(ATTACK);
+        } else {
+            let words = "rvm-vmm refuses to save the machine";
+            assert!(saved.stderr.contains(words), "{}", saved.stderr);
+        }
+        bounds.time("kill", || rvm.ok(&["kill", "box", "KILL"]));
+        bounds.time("delete", || rvm.ok(&["delete", "--force", "box"]));
+        rvm.assert_nothing_left();
+    }
+}
+
 /// Attacks that keep the host as busy as they can.
 const FLOODS: [&str; 4] = ["doorbells", "console", "lookups", "half-open"];
 
