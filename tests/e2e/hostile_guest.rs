@@ -95,6 +95,8 @@ cases! {
     names_of_every_length_and_byte_stay_in_the_root: "names" Killed;
     messages_of_any_contents_are_refused: "messages" Either;
     files_that_are_never_closed_are_the_file_servers: "open-files" Killed;
+    what_is_no_file_is_not_opened: "special-files" Killed;
+    offsets_at_every_limit_are_errors: "offsets" Killed;
     files_that_change_places_lead_nowhere: "renames" Killed;
 
     // The processor and what is not there.

@@ -14,11 +14,17 @@ pub mod fuse {
     pub const RENAME: u32 = 12;
     pub const LINK: u32 = 13;
     pub const OPEN: u32 = 14;
+    pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
+    pub const RELEASE: u32 = 18;
     pub const SETXATTR: u32 = 21;
     pub const GETXATTR: u32 = 22;
     pub const INIT: u32 = 26;
     pub const CREATE: u32 = 35;
+    pub const FALLOCATE: u32 = 43;
     pub const RENAME2: u32 = 45;
+    pub const LSEEK: u32 = 46;
+    pub const COPY_FILE_RANGE: u32 = 47;
 }
 
 /// The lengths of the headers.
@@ -132,6 +138,12 @@ impl Files {
         self.is_silent |= answer.is_none();
         answer?;
         Some(get32(ANSWER + 4).cast_signed())
+    }
+
+    /// The handle of a node that is opened.
+    pub fn open(&mut self, node: u64, flags: u32) -> Option<u64> {
+        let error = self.ask(fuse::OPEN, node, Request::new().word(flags).word(0))?;
+        (error == 0).then(|| get64(ANSWER + RETURNED))
     }
 
     /// The node of a name in a directory.

@@ -147,6 +147,115 @@ pub fn open_files(guest: &mut Guest) {
     });
 }
 
+/// FIFOs, sockets, devices and links that are opened, which waits, or works on what is not a file.
+pub fn special_files(guest: &mut Guest) {
+    with_files(guest, |files, guest| {
+        let name = [b's', b'0' + guest.dice.below(10) as u8];
+        let new = Request::new();
+        let kind = guest
+            .dice
+            .one_of(&[0o10_666, 0o140_666, 0o20_666, 0o60_666]);
+        match guest.dice.below(4) {
+            0 => files.ask(
+                fuse::SYMLINK,
+                files.root,
+                new.name(&name).name(b"/dev/zero"),
+            ),
+            _ => files.ask(
+                fuse::MKNOD,
+                files.root,
+                new.word(kind).word(0x103).long(0).name(&name),
+            ),
+        };
+        let node = files.lookup(files.root, &name);
+        let flags = guest
+            .dice
+            .one_of(&[0, 1, READ_WRITE, 0o1000, 0o4000, 0o10000]);
+        if let Some(handle) = node.and_then(|node| files.open(node, flags)) {
+            let read = Request::new()
+                .long(handle)
+                .long(0)
+                .word(4096)
+                .word(0)
+                .long(0)
+                .long(0);
+            files.ask(fuse::READ, node.unwrap_or(TOP), read);
+        }
+        // What is there already, and for reading alone.
+        let create = Request::new().word(CREATE | flags).word(0o100_666).long(0);
+        files.ask(fuse::CREATE, files.root, create.name(&name));
+        if guest.dice.below(4) == 0 {
+            files.ask(fuse::UNLINK, files.root, Request::new().name(&name));
+        }
+    });
+}
+
+/// Offsets and lengths at every limit, in a file that has almost nothing.
+pub fn offsets(guest: &mut Guest) {
+    with_files(guest, |files, guest| {
+        let create = Request::new()
+            .word(READ_WRITE | CREATE)
+            .word(0o100_666)
+            .long(0);
+        files.ask(fuse::CREATE, files.root, create.name(b"offsets"));
+        let Some(node) = files.lookup(files.root, b"offsets") else {
+            return;
+        };
+        let Some(handle) = files.open(node, READ_WRITE) else {
+            return;
+        };
+        let new = Request::new().long(handle);
+        let dice = &mut guest.dice;
+        let limits = [
+            0,
+            1,
+            4095,
+            1 << 31,
+            1 << 40,
+            i64::MAX as u64 - 4096,
+            i64::MAX as u64,
+            !0,
+        ];
+        let (offset, length) = (dice.one_of(&limits), dice.one_of(&limits));
+        let (operation, request) = match dice.below(5) {
+            0 => (
+                fuse::READ,
+                new.long(offset).word(length as u32).word(0).long(0).long(0),
+            ),
+            1 => {
+                let write = new.long(offset).word(length as u32).word(0).long(0).long(0);
+                (fuse::WRITE, write.long(!0))
+            }
+            // Holes alone: what takes no room.
+            2 => (
+                fuse::FALLOCATE,
+                new.long(offset).long(length).word(3).word(0),
+            ),
+            3 => (
+                fuse::LSEEK,
+                new.long(offset).word(dice.below(6) as u32).word(0),
+            ),
+            _ => {
+                // Not the whole of a file that a write has made as long as it can be: that would
+                // fill the disk, which a guest may do.
+                let length = if offset > 1 << 40 {
+                    length
+                } else {
+                    length.min(4095)
+                };
+                let copy = new.long(offset).long(node).long(handle);
+                (
+                    fuse::COPY_FILE_RANGE,
+                    copy.long(dice.one_of(&limits)).long(length).long(0),
+                )
+            }
+        };
+        files.ask(operation, node, request);
+        let release = Request::new().long(handle).long(0).long(0);
+        files.ask(fuse::RELEASE, node, release);
+    });
+}
+
 /// Directories, links and files that change places while the host looks at them.
 pub fn renames(guest: &mut Guest) {
     with_files(guest, |files, guest| {
