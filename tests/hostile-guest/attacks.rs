@@ -91,6 +91,7 @@ pub static ATTACKS: &[Attack] = &[
     beside_the_agent("open-files", shared_files::open_files),
     beside_the_agent("special-files", shared_files::special_files),
     beside_the_agent("offsets", shared_files::offsets),
+    beside_the_agent("locks", shared_files::locks),
     beside_the_agent("renames", shared_files::renames),
     beside_the_agent("ports", processor::ports),
     beside_the_agent("holes", processor::holes),

@@ -1,7 +1,7 @@
 //! virtio-fs: FUSE requests, as include/uapi/linux/fuse.h defines them.
 
 use crate::cpu::{fill, get32, get64, put8, put32, put64};
-use crate::virtio::{BUFFERS, Device, Queue};
+use crate::virtio::{BUFFERS, Device, NEXT, Queue, WRITE};
 
 /// Operations.
 pub mod fuse {
@@ -20,6 +20,8 @@ pub mod fuse {
     pub const SETXATTR: u32 = 21;
     pub const GETXATTR: u32 = 22;
     pub const INIT: u32 = 26;
+    pub const SETLK: u32 = 32;
+    pub const SETLKW: u32 = 33;
     pub const CREATE: u32 = 35;
     pub const FALLOCATE: u32 = 43;
     pub const RENAME2: u32 = 45;
@@ -39,6 +41,9 @@ const REQUEST: u64 = BUFFERS;
 pub const ANSWER: u64 = BUFFERS + 0x1_0000;
 const ROOM: u32 = 0x2000;
 
+/// Requests that nobody waits for, a page each.
+const FLOOD: u64 = BUFFERS + 0x10_0000;
+
 /// The container of the test, whose root the guest works in.
 const CONTAINER: [&[u8]; 2] = [b"box", b"rootfs"];
 
@@ -48,6 +53,10 @@ pub struct Files {
     unique: u64,
     /// The node of the container's root.
     pub root: u64,
+    /// The node and the handle of a file that is locked.
+    pub locked: Option<(u64, u64)>,
+    /// Requests that nobody has waited for.
+    in_flight: u16,
     /// It has not answered a request.
     pub is_silent: bool,
 }
@@ -95,6 +104,8 @@ impl Files {
             requests,
             unique: 2,
             root: TOP,
+            locked: None,
+            in_flight: 0,
             is_silent: false,
         };
         let mut init = Request::new().word(7).word(38).word(0x10_0000).word(0);
@@ -124,20 +135,56 @@ impl Files {
         request: Request,
         length: u32,
     ) -> Option<i32> {
-        let sent = (request.0 - REQUEST) as u32;
         self.unique += 2;
-        put32(REQUEST, length);
+        let sent = self.head(operation, node, request, Some(length));
+        fill(ANSWER, 0, RETURNED as usize);
+        let answer = self.requests.ask((REQUEST, sent), (ANSWER, ROOM));
+        self.is_silent |= answer.is_none();
+        answer?;
+        Some(get32(ANSWER + 4).cast_signed())
+    }
+
+    /// Sends a request as often as the queue has room, and waits for no answer. Returns how often.
+    pub fn flood(
+        &mut self,
+        operation: u32,
+        node: u64,
+        mut request: impl FnMut(u64) -> Request,
+    ) -> u16 {
+        while self.requests.take().is_some() {
+            self.in_flight -= 1;
+        }
+        let room = self.requests.entries / 2 - self.in_flight;
+        for _ in 0..room {
+            self.unique += 2;
+            let bytes = self.head(operation, node, request(self.unique), None);
+            // Each place of the ring has descriptors and memory of its own, which the answer may
+            // still need: a guest that does not care.
+            let place = self.requests.next_place() % (self.requests.entries / 2);
+            let copy = FLOOD + u64::from(place) * 0x1000;
+            crate::cpu::copy(copy, REQUEST, bytes as usize);
+            self.requests
+                .describe(2 * place, copy, bytes, NEXT, 2 * place + 1);
+            self.requests
+                .describe(2 * place + 1, copy + 0x800, 0x800, WRITE, 0);
+            self.requests.post(2 * place);
+            self.in_flight += 1;
+        }
+        self.requests.notify();
+        room
+    }
+
+    /// Writes a request's header; returns its length in the guest's memory.
+    fn head(&self, operation: u32, node: u64, request: Request, length: Option<u32>) -> u32 {
+        let sent = (request.0 - REQUEST) as u32;
+        put32(REQUEST, length.unwrap_or(sent));
         put32(REQUEST + 4, operation);
         put64(REQUEST + 8, self.unique);
         put64(REQUEST + 16, node);
         // Root's, of process 1.
         put64(REQUEST + 24, 0);
         put64(REQUEST + 32, 1);
-        fill(ANSWER, 0, RETURNED as usize);
-        let answer = self.requests.ask((REQUEST, sent), (ANSWER, ROOM));
-        self.is_silent |= answer.is_none();
-        answer?;
-        Some(get32(ANSWER + 4).cast_signed())
+        sent
     }
 
     /// The handle of a node that is opened.

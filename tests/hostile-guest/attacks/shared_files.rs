@@ -256,6 +256,39 @@ pub fn offsets(guest: &mut Guest) {
     });
 }
 
+/// Locks that others hold, for which every owner waits, and which nobody gives back.
+pub fn locks(guest: &mut Guest) {
+    with_files(guest, |files, _| {
+        /// F_WRLCK
+        const EXCLUSIVE: u32 = 1;
+        let (node, handle) = match files.locked {
+            Some(locked) => locked,
+            None => {
+                let create = Request::new()
+                    .word(READ_WRITE | CREATE)
+                    .word(0o100_666)
+                    .long(0);
+                files.ask(fuse::CREATE, files.root, create.name(b"locked"));
+                let node = files.lookup(files.root, b"locked").unwrap_or(TOP);
+                (node, files.open(node, READ_WRITE).unwrap_or(0))
+            }
+        };
+        let lock = |owner| {
+            let range = Request::new()
+                .long(handle)
+                .long(owner)
+                .long(0)
+                .long(i64::MAX as u64);
+            range.word(EXCLUSIVE).word(1).long(0)
+        };
+        if files.locked.is_none() {
+            files.ask(fuse::SETLK, node, lock(1));
+            files.locked = Some((node, handle));
+        }
+        files.flood(fuse::SETLKW, node, lock);
+    });
+}
+
 /// Directories, links and files that change places while the host looks at them.
 pub fn renames(guest: &mut Guest) {
     with_files(guest, |files, guest| {
