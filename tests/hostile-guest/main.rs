@@ -37,8 +37,9 @@ fn attack() -> Option<&'static attacks::Attack> {
 
 /// What the guest does in kernel mode.
 extern "C" fn kernel() {
-    traps::install();
-    if attack().is_some_and(|attack| attack.needs_kernel_mode) {
+    let stays = attack().is_some_and(|attack| attack.needs_kernel_mode);
+    traps::install(stays);
+    if stays {
         user();
     }
 }
