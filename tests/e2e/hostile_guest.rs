@@ -306,6 +306,9 @@ fn a_guest_is_saved_and_restored_in_the_middle_of_its_attack_or_refused() {
 /// Attacks that keep the host as busy as they can.
 const FLOODS: [&str; 4] = ["doorbells", "console", "lookups", "half-open"];
 
+/// How long a neighbour's work may take.
+const NEIGHBOURS_TIME: Duration = Duration::from_secs(60);
+
 #[test]
 fn a_neighbour_works_on_while_others_flood_the_host() {
     let neighbour = Rvm::new();
@@ -333,7 +336,8 @@ fn a_neighbour_works_on_while_others_flood_the_host() {
         rvm.ok(&["delete", "--force", "box"]);
     }
     println!("| neighbour of {FLOODS:?} | {beside:?}, alone {alone:?} |");
-    assert!(beside <= MAX_TIME, "{beside:?}");
+    // As any machine among others that are busy, on CPUs that software may emulate twice.
+    assert!(beside <= NEIGHBOURS_TIME, "{beside:?}");
     neighbour.ok(&["kill", "neighbour", "KILL"]);
     neighbour.ok(&["delete", "--force", "neighbour"]);
 }

@@ -1,5 +1,6 @@
 //! Requests for shared files.
 
+use crate::cpu::Dice;
 use crate::files::{Files, Request, TOP, fuse};
 use crate::guest::Guest;
 use crate::virtio::device_id;
@@ -190,6 +191,55 @@ pub fn special_files(guest: &mut Guest) {
     });
 }
 
+/// A request for an open file, at some limit.
+fn at_limits(dice: &mut Dice, node: u64, handle: u64) -> (u32, Request) {
+    let new = Request::new().long(handle);
+    let limits = [
+        0,
+        1,
+        4095,
+        1 << 31,
+        1 << 40,
+        i64::MAX as u64 - 4096,
+        i64::MAX as u64,
+        !0,
+    ];
+    let (offset, length) = (dice.one_of(&limits), dice.one_of(&limits));
+    match dice.below(5) {
+        0 => (
+            fuse::READ,
+            new.long(offset).word(length as u32).word(0).long(0).long(0),
+        ),
+        1 => {
+            let write = new.long(offset).word(length as u32).word(0).long(0).long(0);
+            (fuse::WRITE, write.long(!0))
+        }
+        // Holes alone: what takes no room.
+        2 => (
+            fuse::FALLOCATE,
+            new.long(offset).long(length).word(3).word(0),
+        ),
+        3 => (
+            fuse::LSEEK,
+            new.long(offset).word(dice.below(6) as u32).word(0),
+        ),
+        _ => {
+            // Not the whole of a file that a write has made as long as it can be: that would
+            // fill the disk, which a guest may do.
+            let length = if offset > 1 << 40 {
+                length
+            } else {
+                length.min(4095)
+            };
+            let copy = new.long(offset).long(node).long(handle);
+            (
+                fuse::COPY_FILE_RANGE,
+                copy.long(dice.one_of(&limits)).long(length).long(0),
+            )
+        }
+    }
+}
+
 /// Offsets and lengths at every limit, in a file that has almost nothing.
 pub fn offsets(guest: &mut Guest) {
     with_files(guest, |files, guest| {
@@ -204,52 +254,7 @@ pub fn offsets(guest: &mut Guest) {
         let Some(handle) = files.open(node, READ_WRITE) else {
             return;
         };
-        let new = Request::new().long(handle);
-        let dice = &mut guest.dice;
-        let limits = [
-            0,
-            1,
-            4095,
-            1 << 31,
-            1 << 40,
-            i64::MAX as u64 - 4096,
-            i64::MAX as u64,
-            !0,
-        ];
-        let (offset, length) = (dice.one_of(&limits), dice.one_of(&limits));
-        let (operation, request) = match dice.below(5) {
-            0 => (
-                fuse::READ,
-                new.long(offset).word(length as u32).word(0).long(0).long(0),
-            ),
-            1 => {
-                let write = new.long(offset).word(length as u32).word(0).long(0).long(0);
-                (fuse::WRITE, write.long(!0))
-            }
-            // Holes alone: what takes no room.
-            2 => (
-                fuse::FALLOCATE,
-                new.long(offset).long(length).word(3).word(0),
-            ),
-            3 => (
-                fuse::LSEEK,
-                new.long(offset).word(dice.below(6) as u32).word(0),
-            ),
-            _ => {
-                // Not the whole of a file that a write has made as long as it can be: that would
-                // fill the disk, which a guest may do.
-                let length = if offset > 1 << 40 {
-                    length
-                } else {
-                    length.min(4095)
-                };
-                let copy = new.long(offset).long(node).long(handle);
-                (
-                    fuse::COPY_FILE_RANGE,
-                    copy.long(dice.one_of(&limits)).long(length).long(0),
-                )
-            }
-        };
+        let (operation, request) = at_limits(&mut guest.dice, node, handle);
         files.ask(operation, node, request);
         let release = Request::new().long(handle).long(0).long(0);
         files.ask(fuse::RELEASE, node, release);
