@@ -241,7 +241,11 @@ fn memory_that_is_plugged_without_being_granted_is_refused() {
         // 200 MiB more than it has, which it never takes as it should.
         let mut update = rvm.command(&["update", "--memory", "750000000", "box"]);
         let update = update.stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(2 * ATTACK);
+        let begun = Instant::now();
+        while !bounds.has_begun() && begun.elapsed() < FIRST_ROUND {
+            bounds.look();
+        }
+        std::thread::sleep(ATTACK);
         bounds.end(&prey.bundle);
         let killed = bounds.time("kill", || rvm.call(&["kill", "box", "KILL"]));
         bounds.time("delete", || rvm.ok(&["delete", "--force", "box"]));
