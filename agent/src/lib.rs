@@ -35,6 +35,30 @@ use sandbox::Sandbox;
 use server::{Service, Timings};
 use sys::{Doing as _, OsError, signal, vsock};
 
+/// What a fuzzer calls, with bytes that the host or an image could hold: one function for each file
+/// in fuzz/fuzz_targets. None may panic.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing {
+    pub use crate::container::hostile::configuration as guest_config;
+    pub use crate::container::seccomp_hostile::profiles as seccomp;
+    pub use crate::server::hostile::requests as agent_requests;
+
+    #[cfg(test)]
+    mod tests {
+        #[test]
+        fn every_target_takes_its_corpus() {
+            rvm_fuzz_input::replay(
+                "rvm_agent",
+                &[
+                    ("agent_requests", super::agent_requests),
+                    ("guest_config", super::guest_config),
+                    ("seccomp", super::seccomp),
+                ],
+            );
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error(transparent)]

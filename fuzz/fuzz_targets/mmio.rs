@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| rvm_vmm::fuzzing::mmio(data));
+rvm_fuzz::target!(rvm_vmm::fuzzing::mmio);

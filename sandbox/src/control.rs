@@ -1,6 +1,9 @@
 //! What other processes may ask of the one that owns a sandbox, over a socket in the sandbox's
 //! directory.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 mod wire;
 
 use std::convert::Infallible;
@@ -99,7 +102,7 @@ impl Request {
     /// How long the owner may take, at most, if the start of a container may take `start`.
     fn owners_limit(&self, start: Duration) -> Duration {
         match self {
-            Self::Start { .. } => NETWORK_TIMEOUT + start,
+            Self::Start { .. } => start.saturating_add(NETWORK_TIMEOUT),
             Self::Resize(_) => RESIZE_TIMEOUT,
             Self::Checkpoint { .. } => CHECKPOINT_TIMEOUT,
         }
@@ -107,7 +110,9 @@ impl Request {
 
     /// How long a client waits, who may have to wait for a request of another first.
     fn clients_limit(&self, start: Duration) -> Duration {
-        self.owners_limit(start) + RESIZE_TIMEOUT.max(NETWORK_TIMEOUT + start) + REQUEST_TIMEOUT
+        let before = RESIZE_TIMEOUT.max(start.saturating_add(NETWORK_TIMEOUT));
+        let both = self.owners_limit(start).saturating_add(before);
+        both.saturating_add(REQUEST_TIMEOUT)
     }
 }
 
@@ -360,5 +365,12 @@ mod tests {
             assert!(owners > limit);
             assert!(start().clients_limit(limit) > owners + owners.max(RESIZE_TIMEOUT));
         }
+    }
+
+    #[test]
+    fn the_longest_start_that_can_be_configured_is_waited_for() {
+        let limit = Duration::from_secs(u64::MAX);
+        assert!(start().owners_limit(limit) >= limit);
+        assert!(start().clients_limit(limit) >= limit);
     }
 }

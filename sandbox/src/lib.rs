@@ -28,3 +28,43 @@ pub mod container;
 pub mod monitor;
 pub mod codes;
 pub mod check;
+
+/// What a fuzzer calls, with bytes that a guest, a process that a guest has taken over, a file or a
+/// user could send: one function for each file in fuzz/fuzz_targets. None may panic.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing {
+    pub use crate::cgroup::systemd_hostile::replies as systemd;
+    pub use crate::control::hostile::messages as control;
+    pub use crate::engine::receive_any as qmp;
+    pub use crate::spec::hostile::configuration as config_json;
+    pub use crate::state::hostile::files as state_files;
+
+    /// An agent's answers, and what is made of them.
+    pub fn agent_answers(input: &[u8]) {
+        let told = crate::guest::agent::hostile::answers(input);
+        for list in &told.processes {
+            let _ = crate::anchor::shown(list);
+        }
+        told.clocks
+            .into_iter()
+            .for_each(crate::sandbox::compare_clocks);
+    }
+
+    #[cfg(test)]
+    mod tests {
+        #[test]
+        fn every_target_takes_its_corpus() {
+            rvm_fuzz_input::replay(
+                "rvm_sandbox",
+                &[
+                    ("agent_answers", super::agent_answers),
+                    ("config_json", super::config_json),
+                    ("control", super::control),
+                    ("qmp", super::qmp),
+                    ("state_files", super::state_files),
+                    ("systemd", super::systemd),
+                ],
+            );
+        }
+    }
+}

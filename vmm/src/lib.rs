@@ -42,46 +42,24 @@ pub mod fuzzing {
     pub use crate::virtio::fs::hostile::requests as fuse_layer;
     pub use crate::virtio::hostile::devices as virtio_devices;
     pub use crate::virtio::hostile::registers as mmio;
+    pub use crate::virtio::vhost_user::hostile::messages as vhost_user;
+    pub use crate::virtio::vsock::hostile::streams as vsock;
 
     #[cfg(test)]
     mod tests {
-        use std::collections::BTreeSet;
-        use std::fs;
-        use std::path::Path;
-
-        type Target = (&'static str, fn(&[u8]));
-
-        const TARGETS: [Target; 4] = [
-            ("fuse_layer", super::fuse_layer),
-            ("mmio", super::mmio),
-            ("template_state", super::template_state),
-            ("virtio_devices", super::virtio_devices),
-        ];
-
-        fn names(dir: &Path) -> BTreeSet<String> {
-            let entries = fs::read_dir(dir).unwrap();
-            let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
-            entries
-                .map(|entry| name(entry).into_string().unwrap())
-                .collect()
-        }
-
         #[test]
         fn every_target_takes_its_corpus() {
-            let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
-            let targets: BTreeSet<String> = TARGETS.map(|(name, _)| name.to_owned()).into();
-            assert_eq!(names(&fuzz.join("corpus")), targets);
-            let files = targets.iter().map(|name| format!("{name}.rs")).collect();
-            assert_eq!(names(&fuzz.join("fuzz_targets")), files);
-            for (name, target) in TARGETS {
-                let corpus = fuzz.join("corpus").join(name);
-                let inputs = names(&corpus);
-                assert!(!inputs.is_empty(), "{name} has no corpus");
-                for input in inputs {
-                    println!("{name}/{input}");
-                    target(&fs::read(corpus.join(input)).unwrap());
-                }
-            }
+            rvm_fuzz_input::replay(
+                "rvm_vmm",
+                &[
+                    ("fuse_layer", super::fuse_layer),
+                    ("mmio", super::mmio),
+                    ("template_state", super::template_state),
+                    ("vhost_user", super::vhost_user),
+                    ("virtio_devices", super::virtio_devices),
+                    ("vsock", super::vsock),
+                ],
+            );
         }
     }
 }

@@ -58,6 +58,18 @@ pub enum CgroupError {
     StillPopulated,
 }
 
+/// What [`Cgroup::apply`] would set, without a cgroup.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn translated(resources: &LinuxResources) -> Result<Vec<String>, ResourceError> {
+    let settings = convert::to_settings(resources)?;
+    for file in resources.unified().iter().flat_map(HashMap::keys) {
+        convert::check_unified_name(file)?;
+    }
+    let rules = device_rules::with_defaults(resources.devices().as_deref().unwrap_or_default())?;
+    bpf::device_program(&rules).map_err(|error| ResourceError::Invalid(error.to_string()))?;
+    Ok(settings.into_iter().map(|setting| setting.value).collect())
+}
+
 /// The group of one container.
 pub struct Cgroup {
     name: String,

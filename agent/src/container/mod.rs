@@ -5,6 +5,9 @@ mod create;
 mod devices;
 mod error;
 mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 mod hostname;
 mod idmap;
 mod launch;
@@ -32,6 +35,8 @@ pub use error::ContainerError;
 pub use exec::{ExecRequest, exec};
 pub use runtime::Runtime;
 pub use seccomp::FilterError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use seccomp::hostile as seccomp_hostile;
 pub use spec::SpecError;
 pub use state::{Operation, State, StateError};
 

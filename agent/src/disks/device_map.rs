@@ -34,7 +34,7 @@ impl DeviceMap {
     }
 
     /// Devices of these numbers, of the host and of the guest.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn of<const COUNT: usize>(numbers: [(Number, Number); COUNT]) -> Self {
         let device = |(host, guest)| MappedDevice {
             host,

@@ -70,6 +70,43 @@ struct Mounted {
 /// A mounted file system.
 struct Mount(PathBuf);
 
+/// What a request plans: disks and directories that are there, and paths that lead nowhere else.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn check_request(request: &MountDisksRequest) {
+    use request::{Disk, Source};
+
+    let Ok(plan) = Plan::parse(request) else {
+        return;
+    };
+    let is_relative = |path: &Path| {
+        let is_name = |part| matches!(part, std::path::Component::Normal(_));
+        path.components().all(is_name)
+    };
+    for disk in &plan.disks {
+        match disk {
+            Disk::Slot { slot, .. } => assert!(*slot >= rvm_protocol::DISK_SLOT),
+            Disk::Image { path, .. } => {
+                let below = path.strip_prefix(rvm_protocol::SHARED_DIR);
+                assert!(below.is_ok_and(is_relative), "{path:?}");
+            }
+        }
+    }
+    for (index, file_system) in plan.file_systems.iter().enumerate() {
+        let new = file_system.new_directories.iter();
+        let mut directories: Vec<_> = new.map(|new| &new.directory).collect();
+        match &file_system.source {
+            Source::Disks(list) => assert!(list.iter().all(|disk| *disk < plan.disks.len())),
+            Source::Bind(directory) => directories.push(directory),
+            Source::Overlay { lower, upper } => {
+                directories.extend(lower);
+                directories.extend(upper.iter().flat_map(|(upper, work)| [upper, work]));
+            }
+        }
+        let is_right = |it: &&request::Directory| it.file_system < index && is_relative(&it.path);
+        assert!(directories.iter().all(is_right), "{file_system:?}");
+    }
+}
+
 impl Disks {
     /// Attaches a container's disks and mounts their file systems, before the container is made.
     pub async fn mount(

@@ -276,6 +276,31 @@ impl Network {
     }
 }
 
+/// Puts the messages of a request together. Each has the length that it says.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn check_request(request: &ConfigureNetworkRequest) {
+    request
+        .interfaces
+        .iter()
+        .for_each(|interface| _ = card_of(interface));
+    let index = |name: &str| Ok(name.len() as u32);
+    for kind in Kind::ALL {
+        for object in kind.of(request) {
+            let Ok(object) = Object::resolve(kind, object, &index) else {
+                continue;
+            };
+            assert!(!object.to_string().is_empty());
+            for message in [object.addition(), object.removal()] {
+                let bytes = message.finish();
+                let length = bytes
+                    .first_chunk()
+                    .map(|length| u32::from_ne_bytes(*length));
+                assert_eq!(length, Some(bytes.len() as u32));
+            }
+        }
+    }
+}
+
 fn card_of(interface: &Interface) -> Result<Mac, NetworkError> {
     let mac = interface.card.as_slice().try_into();
     mac.map_err(|_| NetworkError::Malformed("a MAC address has six bytes"))

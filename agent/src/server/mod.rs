@@ -2,6 +2,9 @@
 
 mod error;
 mod host_only;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 
 use std::sync::Arc;
 use std::time::Duration;

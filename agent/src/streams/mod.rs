@@ -5,6 +5,9 @@
 //! confused host, not a hostile one: only the host can connect to this port.
 
 mod endpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 pub mod relay;
 mod stdio;
 

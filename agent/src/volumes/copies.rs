@@ -69,7 +69,7 @@ fn mount_tmpfs() -> io::Result<()> {
     )?)
 }
 
-async fn update(dir: &Path, request: &UpdateVolumeRequest) -> io::Result<()> {
+pub(super) async fn update(dir: &Path, request: &UpdateVolumeRequest) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     if let Some(root) = request.root.as_ref() {
         set_owner(dir, root)?;

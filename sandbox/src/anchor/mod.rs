@@ -24,6 +24,8 @@ use crate::network::Namespace;
 use crate::share::StorageError;
 use rootfs_view::RootfsView;
 use stand_in::StandIn;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use synthetic_proc::shown;
 
 type Job = Box<dyn FnOnce() + Send>;
 

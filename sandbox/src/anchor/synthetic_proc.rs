@@ -306,6 +306,17 @@ fn joined(ids: &[u32]) -> String {
     words.join("\t")
 }
 
+/// What is shown of a guest's list, as text.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn shown(list: &ListProcessesResponse) -> String {
+    let (clock, pids) = (Clock::read(list.now_ns), PidTable::of(list));
+    let one = |process: &ProcessInfo| {
+        let pid = pids.pid(process)?;
+        Some(stat(pid, process, &pids, &clock) + &status(pid, process, &pids))
+    };
+    list.processes.iter().filter_map(one).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,8 @@ mod remove;
 mod settings;
 mod shared;
 mod stats;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use systemd::hostile as systemd_hostile;
 mod systemd;
 mod v1;
 mod v2;

@@ -36,6 +36,8 @@ pub use files::check_host_memory;
 pub use kvm::template::{Created, Prepared, Template, TemplateError, TemplateInfo, Templates};
 pub use machine::{Machine, MachineEnd, MachineEnded, Plug, Save, Unplug, Vm};
 pub use spawn::SpawnError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use {kvm::receive_any_event, kvm::template::read_any_templates, qemu::receive_any};
 
 /// An engine.
 pub struct Engine {

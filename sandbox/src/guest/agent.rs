@@ -6,6 +6,13 @@
 mod clock;
 mod containers;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "serves tests and a fuzzer alone"
+)]
+pub mod hostile;
 mod network;
 mod processes;
 

@@ -23,6 +23,12 @@ pub(crate) fn clean_failure(failure: &Failure) -> Failure {
     Failure::new(failure.code(), clean(&failure.to_string()))
 }
 
+/// Whether a text is safe to show.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn is_clean(text: &str) -> bool {
+    text.len() <= MAX_TEXT && !text.contains(is_harmful)
+}
+
 fn is_harmful(c: char) -> bool {
     // Line and paragraph separators, and the marks, embeddings, overrides and isolates of Unicode's
     // bidirectional algorithm (UAX #9): characters of the categories Zl, Zp and Cf, not Cc.

@@ -84,6 +84,22 @@ impl Reading {
     }
 }
 
+/// Compares the host's clock with what a guest says. It is corrected to the host's, as far as an
+/// offset has room.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn compare(guest: i64) {
+    let host = now(ClockId::Realtime);
+    for occasion in [Occasion::Jump, Occasion::Drift] {
+        let (Correction::Gradual(offset) | Correction::Step(offset)) =
+            Reading::new(guest, host, 0, EXACT).correction(occasion)
+        else {
+            continue;
+        };
+        let corrected = guest.saturating_add(offset);
+        assert!(corrected.abs_diff(host) <= EXACT.unsigned_abs() || offset.abs() == i64::MAX);
+    }
+}
+
 impl Sandbox {
     /// Sets the clock of a guest that has just booted, or has the time at which its template was
     /// made.

@@ -28,6 +28,8 @@ use crate::guest::stdio::StdioError;
 use crate::network::NetworkError;
 
 pub use checkpoint::{CheckpointError, ToSave};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use clock::compare as compare_clocks;
 pub use disks::DiskError;
 pub use failure::GuestFailure;
 pub use guest::Guest;

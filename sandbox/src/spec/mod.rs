@@ -4,6 +4,9 @@ pub(crate) mod devices;
 mod disks;
 mod features;
 pub(crate) mod hooks;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 mod id_maps;
 pub(crate) mod mounts;
 mod normalize;

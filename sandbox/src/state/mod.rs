@@ -4,6 +4,9 @@
 //! state is written to a new file that is renamed into place, so neither a reader nor a crash meets
 //! half of it.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 mod pods;
 pub mod status;
 pub mod store;

@@ -1,4 +1,5 @@
-//! Conditions on the arguments of a system call. They have 64 bits, and classic BPF compares 32.
+//! Conditions on the arguments of a system call. They have 64 bits, and classic BPF compares 32: a
+//! condition is one on the upper half and one on the lower.
 
 use super::program::{
     AND, Action, Instruction, JUMP_IF_EQUAL, JUMP_IF_GREATER, JUMP_IF_GREATER_OR_EQUAL, LOAD,
@@ -33,6 +34,8 @@ pub struct Condition {
     pub comparison: Comparison,
     /// To what.
     pub value: u64,
+    /// Whether the lower halves alone are compared.
+    pub lower_half: bool,
 }
 
 /// Where to go after a comparison of one half.
@@ -107,46 +110,43 @@ fn steps(condition: &Condition) -> Vec<Step> {
     const ARGUMENTS: u32 = 16;
     let low_at = ARGUMENTS + 8 * u32::from(condition.argument);
     let (low, high) = halves(condition.value);
-    let load_low = || plain(LOAD, low_at);
-    let load_high = || plain(LOAD, low_at + 4);
     let ordered = |code: u16, high_greater: Target, high_less: Target, if_true, if_false| {
-        vec![
-            load_high(),
+        let upper = vec![
             test(JUMP_IF_GREATER, high, high_greater, Next),
             test(JUMP_IF_EQUAL, high, Next, high_less),
-            load_low(),
-            test(code, low, if_true, if_false),
-        ]
+        ];
+        (upper, vec![test(code, low, if_true, if_false)])
     };
-    match condition.comparison {
-        Comparison::Equal => vec![
-            load_high(),
-            test(JUMP_IF_EQUAL, high, Next, Fails),
-            load_low(),
-            test(JUMP_IF_EQUAL, low, Next, Fails),
-        ],
-        Comparison::NotEqual => vec![
-            load_high(),
-            test(JUMP_IF_EQUAL, high, Next, Holds),
-            load_low(),
-            test(JUMP_IF_EQUAL, low, Fails, Next),
-        ],
+    let (upper, lower) = match condition.comparison {
+        Comparison::Equal => (
+            vec![test(JUMP_IF_EQUAL, high, Next, Fails)],
+            vec![test(JUMP_IF_EQUAL, low, Next, Fails)],
+        ),
+        Comparison::NotEqual => (
+            vec![test(JUMP_IF_EQUAL, high, Next, Holds)],
+            vec![test(JUMP_IF_EQUAL, low, Fails, Next)],
+        ),
         Comparison::MaskedEqual(mask) => {
             let (mask_low, mask_high) = halves(mask);
-            vec![
-                load_high(),
-                plain(AND, mask_high),
-                test(JUMP_IF_EQUAL, high, Next, Fails),
-                load_low(),
-                plain(AND, mask_low),
-                test(JUMP_IF_EQUAL, low, Next, Fails),
-            ]
+            let masked = |mask, value| {
+                let equal = test(JUMP_IF_EQUAL, value, Next, Fails);
+                vec![plain(AND, mask), equal]
+            };
+            (masked(mask_high, high), masked(mask_low, low))
         }
         Comparison::Greater => ordered(JUMP_IF_GREATER, Holds, Fails, Next, Fails),
         Comparison::GreaterOrEqual => ordered(JUMP_IF_GREATER_OR_EQUAL, Holds, Fails, Next, Fails),
         Comparison::Less => ordered(JUMP_IF_GREATER_OR_EQUAL, Fails, Holds, Fails, Next),
         Comparison::LessOrEqual => ordered(JUMP_IF_GREATER, Fails, Holds, Fails, Next),
+    };
+    let mut steps = Vec::new();
+    if !condition.lower_half {
+        steps.push(plain(LOAD, low_at + 4));
+        steps.extend(upper);
     }
+    steps.push(plain(LOAD, low_at));
+    steps.extend(lower);
+    steps
 }
 
 fn halves(value: u64) -> (u32, u32) {

@@ -127,14 +127,13 @@ impl Program {
         };
         let mut next = 0;
         for (number, call) in calls {
+            // The numbers of x32 are far above; those between belong to neither.
+            if *number >= X32_BIT && next < X32_BIT {
+                push(next, plain(self.newer));
+                next = X32_BIT;
+            }
             if *number > next {
-                // The numbers of x32 are far above; those between belong to neither.
-                let gap = if *number & X32_BIT != 0 && next & X32_BIT == 0 {
-                    self.newer
-                } else {
-                    self.default
-                };
-                push(next, plain(gap));
+                push(next, plain(self.default));
             }
             let call = match call.always {
                 Some(action) => plain(action),

@@ -464,6 +464,7 @@ impl When {
             argument,
             comparison: Comparison::MaskedEqual(mask),
             value,
+            lower_half: false,
         };
         match self {
             Always | Missing => None,

@@ -138,6 +138,7 @@ const OTHER_THAN_UNIX: Condition = Condition {
     argument: 0,
     comparison: Comparison::NotEqual,
     value: libc::AF_UNIX as u64,
+    lower_half: false,
 };
 
 #[cfg(test)]

@@ -8,6 +8,10 @@
 //! guest's writes to that code, not those of a back end in another process. A device whose buffers
 //! may become code therefore never writes to them: see [`Buffers::Bounced`].
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub(crate) mod hostile;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -322,6 +326,25 @@ pub fn spawn<D: VirtioDevice + 'static>(
     service: Service<D>,
     ends: Sender<End>,
 ) -> Result<(), VhostUserError> {
+    let (name, filter) = (service.name.to_owned(), service.filter);
+    let (mut daemon, listener) = daemon(service, ends.clone(), Some(filter))?;
+    let talk = move || {
+        let end = ThreadKind::VhostUser.apply().map_err(VhostUserError::from);
+        // The library's thread inherits the filter.
+        let end = end.and_then(|()| daemon.start(&mut listener.into()).map_err(failed));
+        // This fails only if the process ends already.
+        let _ = ends.send(end.and_then(|()| wait(&mut daemon)));
+    };
+    threads::spawn(name, talk).map_err(VhostUserError::Thread)
+}
+
+/// The library's part, with the device's thread, and where its front end will connect. The thread
+/// applies `filter` before it serves its first request.
+fn daemon<D: VirtioDevice + 'static>(
+    service: Service<D>,
+    ends: Sender<End>,
+    filter: Option<ThreadKind>,
+) -> Result<(Daemon<D>, UnixListener), VhostUserError> {
     let watches =
         Watches(epoll::create(CreateFlags::CLOEXEC).map_err(|e| VhostUserError::Watch(e.into()))?);
     let postponed_event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
@@ -337,17 +360,17 @@ pub fn spawn<D: VirtioDevice + 'static>(
         queues: service.queues,
         serves_config: service.serves_config,
         buffers: service.buffers,
-        filter: Some(service.filter),
+        filter,
         memory: None,
         watches,
         postponed: Vec::new(),
         postponed_event,
         acked: 0,
         started: false,
-        ends: ends.clone(),
+        ends,
         requests: None,
     };
-    let mut daemon = VhostUserDaemon::new(
+    let daemon = VhostUserDaemon::new(
         "vhost-user".to_owned(),
         Arc::new(Mutex::new(backend)),
         GuestMemoryAtomic::new(GuestMemory::new()),
@@ -358,15 +381,7 @@ pub fn spawn<D: VirtioDevice + 'static>(
             .register_listener(epoll, EventSet::IN, HOST_EVENT.into())
             .map_err(VhostUserError::Watch)?;
     }
-    let mut listener = service.listener.into();
-    let talk = move || {
-        let end = ThreadKind::VhostUser.apply().map_err(VhostUserError::from);
-        // The library's thread inherits the filter.
-        let end = end.and_then(|()| daemon.start(&mut listener).map_err(failed));
-        // This fails only if the process ends already.
-        let _ = ends.send(end.and_then(|()| wait(&mut daemon)));
-    };
-    threads::spawn(service.name.to_owned(), talk).map_err(VhostUserError::Thread)
+    Ok((daemon, service.listener))
 }
 
 type Daemon<D> = VhostUserDaemon<Arc<Mutex<Backend<D>>>>;

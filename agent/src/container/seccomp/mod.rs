@@ -4,6 +4,16 @@
 //! an exec costs nothing; processes only load the result. libseccomp contributes its tables of
 //! system calls, and [`rvm_sys::seccomp`] the program.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "serves tests and a fuzzer alone"
+)]
+mod interpreter;
 mod multiplexed;
 
 use libseccomp::{ScmpArch, ScmpSyscall};
@@ -43,6 +53,10 @@ struct Runnable {
     tables: ScmpArch,
     /// `AUDIT_ARCH_*`
     audit: u32,
+    /// Whether arguments and the values that they are compared to have 32 bits, as in libseccomp:
+    /// a negative number of a profile is meant for both kinds of programs, and what is in the upper
+    /// half of a register is no argument of x32's.
+    has_32_bits: bool,
 }
 
 const I386: u32 = 0x4000_0003;
@@ -53,16 +67,19 @@ const RUNNABLE: [Runnable; 3] = [
         name: Arch::ScmpArchX86_64,
         tables: ScmpArch::X8664,
         audit: X86_64,
+        has_32_bits: false,
     },
     Runnable {
         name: Arch::ScmpArchX86,
         tables: ScmpArch::X86,
         audit: I386,
+        has_32_bits: true,
     },
     Runnable {
         name: Arch::ScmpArchX32,
         tables: ScmpArch::X32,
         audit: X86_64,
+        has_32_bits: true,
     },
 ];
 
@@ -121,7 +138,9 @@ fn rules(
     };
     for syscall in config.syscalls().iter().flatten() {
         let action = action(syscall.action(), syscall.errno_ret())?;
-        let alternatives = alternatives(syscall)?;
+        let mut alternatives = alternatives(syscall)?;
+        let conditions = alternatives.iter_mut().flatten();
+        conditions.for_each(|condition| condition.lower_half = runnable.has_32_bits);
         for name in syscall.names() {
             add(&mut rules, runnable, name, &alternatives, action, default);
         }
@@ -171,6 +190,7 @@ fn condition(arg: &LinuxSeccompArg) -> Result<Condition, FilterError> {
         argument: arg.index() as u8,
         comparison,
         value,
+        lower_half: false,
     })
 }
 
@@ -192,6 +212,7 @@ fn add(
                 argument: 0,
                 comparison: Comparison::Equal,
                 value: ways.selector,
+                lower_half: true,
             };
             let call = rules.calls.entry(ways.through).or_default();
             call.conditional.push((vec![argument], action));

@@ -9,53 +9,8 @@ fn filter(json: &str) -> Filter {
     compile(&serde_json::from_str(json).unwrap()).unwrap()
 }
 
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const AND: u16 = (libc::BPF_ALU | libc::BPF_AND) as u16;
-const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
-const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ) as u16;
-const JUMP_IF_GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT) as u16;
-const JUMP_IF_GREATER_OR_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JGE) as u16;
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-
-/// Runs a filter, as far as libseccomp and the stub use the language.
 fn run(filter: &Filter, architecture: u32, number: u32, args: [u64; 6]) -> u32 {
-    let mut data = Vec::new();
-    data.extend(number.to_ne_bytes());
-    data.extend(architecture.to_ne_bytes());
-    data.extend(0_u64.to_ne_bytes());
-    args.iter().for_each(|arg| data.extend(arg.to_ne_bytes()));
-    let program: Vec<_> = filter
-        .instructions
-        .chunks_exact(8)
-        .map(|b| {
-            let k = u32::from_ne_bytes(b[4..].try_into().unwrap());
-            (
-                u16::from_ne_bytes([b[0], b[1]]),
-                b[2] as usize,
-                b[3] as usize,
-                k,
-            )
-        })
-        .collect();
-    let (mut at, mut a) = (0, 0_u32);
-    loop {
-        let (code, jt, jf, k) = program[at];
-        at += 1;
-        let branch = |condition: bool| if condition { jt } else { jf };
-        match code {
-            LOAD => {
-                let k = k as usize;
-                a = u32::from_ne_bytes(data[k..k + 4].try_into().unwrap());
-            }
-            JUMP => at += k as usize,
-            JUMP_IF_EQUAL => at += branch(a == k),
-            JUMP_IF_GREATER => at += branch(a > k),
-            JUMP_IF_GREATER_OR_EQUAL => at += branch(a >= k),
-            AND => a &= k,
-            RETURN => return k,
-            other => panic!("instruction {other:#x}"),
-        }
-    }
+    interpreter::run(&filter.instructions, architecture, number, args)
 }
 
 const PROFILE: &str = r#"{
@@ -257,4 +212,39 @@ fn a_rule_for_every_second_call_still_fits() {
             "{number} + 1"
         );
     }
+}
+
+#[test]
+fn programs_of_32_bits_compare_the_lower_halves_of_values() {
+    // -1, as a program of 64 bits passes it; one of 32 bits passes the lower half.
+    let filter = filter(
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86","SCMP_ARCH_X32"],
+            "syscalls":[{"names":["setuid"],"action":"SCMP_ACT_ERRNO","args":[
+              {"index":0,"value":18446744073709551615,"op":"SCMP_CMP_EQ"}]}]}"#,
+    );
+    let setuid_of_i386 = |id: u64| run(&filter, I386, 23, [id, 0, 0, 0, 0, 0]);
+    assert_eq!(setuid_of_i386(u32::MAX.into()), EPERM);
+    assert_eq!(setuid_of_i386(1), ALLOW);
+    let number = libc::SYS_setuid as u32;
+    let setuid = |id: u64| run(&filter, X86_64, number, [id, 0, 0, 0, 0, 0]);
+    assert_eq!((setuid(u64::MAX), setuid(u32::MAX.into())), (EPERM, ALLOW));
+    let setuid_of_x32 = |id: u64| run(&filter, X86_64, X32_BIT | number, [id, 0, 0, 0, 0, 0]);
+    assert_eq!(
+        (setuid_of_x32(u64::MAX), setuid_of_x32(u64::MAX >> 1)),
+        (EPERM, EPERM)
+    );
+}
+
+#[test]
+fn a_call_of_x32_before_the_first_that_is_listed_is_like_others_that_are_not() {
+    let filter = filter(
+        r#"{"defaultAction":"SCMP_ACT_KILL_PROCESS","architectures":["SCMP_ARCH_X32"],
+            "syscalls":[{"names":["getpid"],"action":"SCMP_ACT_ALLOW"}]}"#,
+    );
+    let call = |number: i64| run(&filter, X86_64, X32_BIT | number as u32, [0; 6]);
+    assert_eq!(call(libc::SYS_getpid), ALLOW);
+    assert_eq!(call(libc::SYS_write), libc::SECCOMP_RET_KILL_PROCESS);
+    assert_eq!(call(libc::SYS_getpid + 1), RETURN_ENOSYS);
+    let between = run(&filter, X86_64, X32_BIT - 1, [0; 6]);
+    assert_eq!(between, RETURN_ENOSYS);
 }

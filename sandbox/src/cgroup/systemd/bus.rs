@@ -83,6 +83,11 @@ impl Bus {
             path: path.to_owned(),
             source,
         })?;
+        Self::over(socket, is_direct)
+    }
+
+    /// Begins to talk over a connected socket.
+    pub(super) fn over(socket: UnixStream, is_direct: bool) -> Result<Self, SystemdError> {
         socket.set_read_timeout(Some(TIMEOUT))?;
         socket.set_write_timeout(Some(TIMEOUT))?;
         let mut bus = Self {

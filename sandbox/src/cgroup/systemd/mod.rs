@@ -4,6 +4,9 @@
 //! properties of the unit too, because systemd writes its properties to the files on every reload.
 
 mod bus;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub mod hostile;
 mod wire;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};

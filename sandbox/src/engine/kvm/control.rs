@@ -107,6 +107,36 @@ fn clean_event(event: Event) -> Event {
     }
 }
 
+/// Receives a packet as rvm-vmm's. What it says is short and moves no cursor.
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub fn receive_any_event(packet: &[u8]) {
+    use crate::host::untrusted_text::is_clean;
+
+    let (vmm, host) = Channel::pair().unwrap();
+    rustix::io::write(&vmm, packet).unwrap();
+    let event = match host.receive() {
+        Ok((event, _)) => clean_event(event),
+        // The source is shown, too.
+        Err(error) => return assert!(is_clean(&clean(&error.to_string()))),
+    };
+    match &event {
+        Event::Refused(failure) | Event::TemplateRefused(failure) => {
+            assert!(is_clean(&failure.to_string()));
+        }
+        Event::Stopped(StopReason::GuestReset { place }) => assert!(is_clean(place)),
+        _ => {}
+    }
+    if let Event::Stopped(reason) = event {
+        match machine_end(reason) {
+            MachineEnd::Failed(text) | MachineEnd::GuestReset(Some(text)) => {
+                assert!(is_clean(&text));
+            }
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,8 @@ use super::{Engine, EngineError, Plan, Verdict, Vm, io_failed};
 use crate::cgroup::Overhead;
 use crate::config::{Config, EngineKind};
 use crate::network::NicLimits;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use control::receive_any_event;
 use machine::KvmMachine;
 use template::Shape;
 

@@ -6,6 +6,9 @@ mod machine;
 mod qmp;
 mod tsc;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use qmp::receive_any;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;

@@ -142,6 +142,32 @@ impl Line {
     }
 }
 
+/// Receives bytes as QEMU's, in parts whose length is the first of them.
+///
+/// However they are cut, the balloon is then as the last line has it that says something of it.
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub fn receive_any(input: &[u8]) {
+    let Some((&cut, sent)) = input.split_first() else {
+        return;
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_io().build().unwrap();
+    let _guard = runtime.enter();
+    let (monitor, _qemu) = Qmp::pair().unwrap();
+    for part in sent.chunks(usize::from(cut).max(1)) {
+        monitor.received(part);
+        assert!(monitor.begun.lock().unwrap().len() <= MAX_LINE);
+    }
+    if sent.len() <= MAX_LINE {
+        let lines = sent.split_inclusive(|byte| *byte == b'\n');
+        let whole = lines.filter(|line| line.ends_with(b"\n"));
+        let states = whole.filter_map(|line| serde_json::from_slice::<Line>(line).ok()?.balloon());
+        let last = states.last().unwrap_or(Balloon::Unknown);
+        assert_eq!(*monitor.balloon.borrow(), last);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use rustix::thread::{
 use super::client::Client;
 use super::message::opcode;
 use super::spec::{HIPRIO_QUEUE, REQUEST_QUEUE};
-use crate::virtio::hostile::Decisions;
+use rvm_fuzz_input::Decisions;
 
 /// A file beside the served directory, and what it holds.
 const NEIGHBOUR: &str = "neighbour";

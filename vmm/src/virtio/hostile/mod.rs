@@ -14,6 +14,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rvm_fuzz_input::Decisions;
 use rvm_protocol::vmm::{DiskConfig, Rate, Rates};
 use rvm_protocol::{GUEST_CID, READY_PORT};
 use virtio_queue::desc::split::Descriptor;
@@ -29,7 +30,7 @@ use super::net::Net;
 use super::rng::Rng;
 use super::vsock::Vsock;
 
-pub use self::decisions::Decisions;
+use self::decisions::act;
 pub use self::registers::{registers, restore};
 
 /// Far more than any of these calls needs, on a busy machine too.
@@ -151,7 +152,7 @@ fn no_host(_: &[u8]) {}
 /// The acts that these bytes decide on.
 fn acts<'a>(input: &'a [u8]) -> impl FnMut() -> Option<Act> + 'a {
     let mut decisions = Decisions(input);
-    move || (!decisions.are_over()).then(|| decisions.act())
+    move || (!decisions.are_over()).then(|| act(&mut decisions))
 }
 
 /// Plays as the bytes decide, the first of which chooses the device.
@@ -226,7 +227,7 @@ fn streams(input: &[u8]) {
     let mut decisions = Decisions(input);
     let next = || {
         (!decisions.are_over()).then(|| match decisions.choose(2) {
-            0 => decisions.act(),
+            0 => act(&mut decisions),
             _ => packet(&mut decisions),
         })
     };

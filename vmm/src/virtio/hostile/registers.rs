@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
+use rvm_fuzz_input::Decisions;
 use rvm_protocol::vmm::{DiskConfig, Rate};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::decisions::Decisions;
 use crate::memory::{CurrentMemory, GuestMemory};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;

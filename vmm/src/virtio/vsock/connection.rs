@@ -163,9 +163,10 @@ impl Connection {
         self.stream.as_ref().map(AsFd::as_fd)
     }
 
-    #[cfg(test)]
-    pub fn has_no_backlog(&self) -> bool {
-        self.state.backlog.is_empty()
+    /// How many bytes of the guest's wait for the host program.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn backlog(&self) -> usize {
+        self.state.backlog.len()
     }
 
     /// Whether no host program has the stream.

@@ -11,6 +11,9 @@
 //! know them by the ids that they have begun with (see [`STREAM_PORT`]).
 
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+pub(crate) mod hostile;
 mod spec;
 mod state;
 #[cfg(test)]

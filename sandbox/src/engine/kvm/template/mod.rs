@@ -9,6 +9,9 @@
 //! [`Templates::prepare`] is called before the calling process enters a container's control groups:
 //! the pages of a file on a tmpfs are charged to the groups of the process that writes them.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+mod hostile;
 mod key;
 mod make;
 mod store;
@@ -30,6 +33,8 @@ use make::{Maker, OpenKvm};
 use rvm_sys::error_chain::chain;
 use store::{Lock, Store};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use hostile::read_any_templates;
 pub(super) use key::Shape;
 pub use store::Template;
 

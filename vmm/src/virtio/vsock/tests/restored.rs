@@ -79,7 +79,7 @@ fn output_that_the_host_has_not_read_is_saved_with_its_end() {
     stream.set_nonblocking(false).unwrap();
     let block = [7; 4000];
     let mut sent = 0;
-    while guest.driver.device.connections[&host_port].has_no_backlog() {
+    while guest.driver.device.connections[&host_port].backlog() == 0 {
         guest.send(host_port, STREAM_PORT, op::RW, 0, &block);
         sent += block.len();
     }

@@ -1,0 +1,3 @@
+#![no_main]
+
+rvm_fuzz::target!(rvm_sandbox::fuzzing::config_json);
