@@ -7,6 +7,9 @@ use crate::Decisions;
 /// The most edits of one text.
 const MAX_EDITS: u8 = 8;
 
+/// The longest value that is repeated, in bytes of its text.
+const MAX_REPEATED: usize = 256;
+
 /// Numbers at the ends of the types that they are read as.
 const NUMBERS: [i64; 14] = [
     0,
@@ -80,9 +83,18 @@ fn other(value: &Value, words: &[&str], decisions: &mut Decisions<'_>) -> Value 
         7 => String::from_utf8_lossy(&decisions.bytes()).into(),
         8 => match value {
             Value::String(text) => format!("{text}{}", decisions.pick(words)).into(),
-            _ => vec![value.clone(); decisions.u8().into()].into(),
+            _ => repeated(value, decisions.u8().into()),
         },
         _ => decisions.pick(words).into(),
+    }
+}
+
+/// A list of the same value. One that is long already is not repeated: a few edits would make
+/// gigabytes of it.
+fn repeated(value: &Value, count: usize) -> Value {
+    match value.to_string().len() > MAX_REPEATED {
+        true => value.clone(),
+        false => vec![value.clone(); count].into(),
     }
 }
 
@@ -99,5 +111,14 @@ mod tests {
         let changed = edited(base, &["word"], &mut Decisions(&[1, 1, 1, 1, 1, 9, 0]));
         assert_eq!(changed["c"], "word");
         assert_eq!(changed["a"], unchanged["a"]);
+    }
+
+    #[test]
+    fn a_list_is_not_repeated_over_and_over() {
+        // Each edit replaces the whole by a list of it.
+        let many = [[0, 8, 255]; 7].concat();
+        let bytes = [&[7], many.as_slice()].concat();
+        let grown = edited("[1]", &["word"], &mut Decisions(&bytes)).to_string();
+        assert!((256..100_000).contains(&grown.len()), "{}", grown.len());
     }
 }

@@ -2,7 +2,11 @@
 //! decides, and the replay of their corpora in the ordinary tests of the crates that they are in.
 //!
 //! The programs that are shipped do not link it.
-#![allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "serves tests and a fuzzer alone"
+)]
 
 mod corpus;
 mod json;

@@ -162,8 +162,9 @@ pub fn receive_any(input: &[u8]) {
     if sent.len() <= MAX_LINE {
         let lines = sent.split_inclusive(|byte| *byte == b'\n');
         let whole = lines.filter(|line| line.ends_with(b"\n"));
-        let states = whole.filter_map(|line| serde_json::from_slice::<Line>(line).ok()?.balloon());
-        let last = states.last().unwrap_or(Balloon::Unknown);
+        let mut states =
+            whole.filter_map(|line| serde_json::from_slice::<Line>(line).ok()?.balloon());
+        let last = states.next_back().unwrap_or(Balloon::Unknown);
         assert_eq!(*monitor.balloon.borrow(), last);
     }
 }

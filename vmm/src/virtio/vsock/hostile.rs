@@ -215,8 +215,8 @@ impl World {
             let (of_header, data) = packet.split_at(size_of::<Header>());
             header.as_mut_slice().copy_from_slice(of_header);
             assert_eq!(data.len(), { header.len } as usize);
-            let stream = (header.dst_port, header.src_port);
-            match { header.op } {
+            let (stream, op) = ((header.dst_port, header.src_port), header.op);
+            match op {
                 op::REQUEST if self.known.len() < 2 * MAX_STREAMS => self.known.push(stream),
                 op::RST => self.known.retain(|known| *known != stream),
                 _ => {}
