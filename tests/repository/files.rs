@@ -4,7 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a build makes, and what others wrote: no rule of the repository holds for it.
-const FOREIGN: &[&str] = &["target", "dist", "tests/proto", "tests/oci-schema"];
+const FOREIGN: &[&str] = &[
+    "target",
+    "dist",
+    "fuzz/target",
+    "tests/proto",
+    "tests/oci-schema",
+];
 
 /// A text file of the repository.
 pub struct File {

@@ -35,16 +35,7 @@ pub async fn connections(decisions: &mut Decisions<'_>) {
                 let (hub, id) = (hub.clone(), decisions.choose(8).into());
                 tasks.push(tokio::spawn(async move { drop(hub.document(id).await) }));
             }
-            4 => {
-                let mut stdio = Stdio::new();
-                (stdio.stdin, stdio.stdout) =
-                    (decisions.choose(8).into(), decisions.choose(8).into());
-                stdio.terminal = decisions.choose(4) == 0;
-                stdio.rows = decisions.u32();
-                let extra = usize::from(decisions.choose(80));
-                stdio.extra = vec![Default::default(); extra];
-                drop(prepare(&hub, &StreamIds::from(&stdio)));
-            }
+            4 => drop(prepare(&hub, &StreamIds::from(&stdio(decisions)))),
             _ => {
                 opened.clear();
                 claims.clear();
@@ -73,4 +64,15 @@ pub async fn connections(decisions: &mut Decisions<'_>) {
         !halves.by_id.values().any(claimed),
         "a claim that was dropped is gone"
     );
+}
+
+/// A process's streams, with more descriptors than it may have, too.
+fn stdio(decisions: &mut Decisions<'_>) -> Stdio {
+    let mut stdio = Stdio::new();
+    stdio.stdin = decisions.choose(8).into();
+    stdio.stdout = decisions.choose(8).into();
+    stdio.terminal = decisions.choose(4) == 0;
+    stdio.rows = decisions.u32();
+    stdio.extra = vec![Default::default(); decisions.choose(80).into()];
+    stdio
 }
