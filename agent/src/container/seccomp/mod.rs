@@ -206,8 +206,9 @@ fn add(
         .then(|| multiplexed::ways(name))
         .flatten();
     if let Some(ways) = &multiplexed {
-        // The multiplexer's other arguments are in memory, where no filter sees them.
-        if alternatives.is_empty() && action != default {
+        // The multiplexer's other arguments are in memory, where no filter sees them: a rule about
+        // them denies the call whatever they are, or allows nothing.
+        if action != default && (alternatives.is_empty() || is_stricter(action, default)) {
             let argument = Condition {
                 argument: 0,
                 comparison: Comparison::Equal,
@@ -237,6 +238,12 @@ fn add(
     }
     call.conditional
         .extend(alternatives.iter().map(|all| (all.clone(), action)));
+}
+
+/// Whether an action comes before another one in seccomp(2), which lists the strictest first.
+fn is_stricter(action: Action, than: Action) -> bool {
+    let rank = |action: Action| (action & libc::SECCOMP_RET_ACTION_FULL) as i32;
+    rank(action) < rank(than)
 }
 
 fn flags(config: &LinuxSeccomp) -> u64 {

@@ -248,3 +248,24 @@ fn a_call_of_x32_before_the_first_that_is_listed_is_like_others_that_are_not() {
     let between = run(&filter, X86_64, X32_BIT - 1, [0; 6]);
     assert_eq!(between, RETURN_ENOSYS);
 }
+
+#[test]
+fn a_denial_of_some_sockets_holds_for_all_that_i386_makes_by_socketcall() {
+    let profile = |default: &str, action: &str| {
+        filter(&format!(
+            r#"{{"defaultAction":"{default}","architectures":["SCMP_ARCH_X86"],
+                "syscalls":[{{"names":["socket"],"action":"{action}","args":[
+                  {{"index":0,"value":40,"op":"SCMP_CMP_EQ"}}]}}]}}"#
+        ))
+    };
+    let [deny, allow] = [
+        profile("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"),
+        profile("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"),
+    ];
+    let socket = |filter, domain| run(filter, I386, 359, [domain, 0, 0, 0, 0, 0]);
+    assert_eq!((socket(&deny, 40), socket(&deny, 1)), (EPERM, ALLOW));
+    assert_eq!((socket(&allow, 40), socket(&allow, 1)), (ALLOW, EPERM));
+    let socketcall = |filter, call| run(filter, I386, 102, [call, 0, 0, 0, 0, 0]);
+    assert_eq!((socketcall(&deny, 1), socketcall(&deny, 2)), (EPERM, ALLOW));
+    assert_eq!(socketcall(&allow, 1), EPERM);
+}
