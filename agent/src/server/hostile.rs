@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
 use protobuf::Message as _;
@@ -16,6 +17,9 @@ use ttrpc::r#async::transport::Listener;
 use ttrpc::proto::MessageHeader;
 
 use crate::{disks, network, streams, volumes};
+
+/// How long answers are read. ttrpc itself waits for seconds until it closes a connection.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Takes bytes as the host's: frames of ttrpc, or one of the requests whose content the agent reads
 /// itself.
@@ -67,7 +71,7 @@ impl Stream for Once {
     }
 }
 
-/// Sends bytes to the agent's server and hangs up, then reads what it answers to the end.
+/// Sends bytes to the agent's server and hangs up, then reads what it answers for a while.
 async fn serve(sent: Vec<u8>) {
     let (mut host, guest) = UnixStream::pair().unwrap();
     let service = agent::create_agent(std::sync::Arc::new(Refusing));
@@ -80,8 +84,7 @@ async fn serve(sent: Vec<u8>) {
     // Fails once the server has hung up.
     let _ = host.write_all(&sent).await;
     let _ = host.shutdown().await;
-    let _ = host.read_to_end(&mut answers).await;
-    server.disconnect().await;
+    let _ = tokio::time::timeout(PATIENCE, host.read_to_end(&mut answers)).await;
 }
 
 /// Frames with requests of some of the agent's methods, or of none.
