@@ -60,10 +60,17 @@ unsafe impl GlobalAlloc for Bounded {
     }
 }
 
+/// Does what Rust's runtime does before `main`, which is libFuzzer's here: a write to a socket whose
+/// other end is closed is an error, and not the end of the program.
+pub fn begin() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// The entry of a target.
 #[macro_export]
 macro_rules! target {
     ($function:path) => {
-        $crate::libfuzzer_sys::fuzz_target!(|data: &[u8]| $function(data));
+        $crate::libfuzzer_sys::fuzz_target!(init: $crate::begin(), |data: &[u8]| $function(data));
     };
 }
