@@ -60,8 +60,8 @@ unsafe impl GlobalAlloc for Bounded {
     }
 }
 
-/// Does what Rust's runtime does before `main`, which is libFuzzer's here: a write to a socket whose
-/// other end is closed is an error, and not the end of the program.
+/// Does what Rust's runtime does before `main`, which is libFuzzer's here: a write to a socket
+/// whose other end is closed is an error, and not the end of the program.
 pub fn begin() {
     // SAFETY: no handler is installed.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
