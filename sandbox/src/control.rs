@@ -26,6 +26,7 @@ use crate::sandbox::{CheckpointError, MemoryResult, Sandbox, SandboxError, ToSav
 use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 
 /// The longest line that is read, in bytes. JSON makes six of a byte of a message at most.
 const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;
@@ -157,7 +158,9 @@ async fn exchange(
     let stream = dir.connect_to_owner()?;
     stream.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(stream)?;
+    fault_point!("control.ask")?;
     stream.write_all(&wire::encode_request(request)?).await?;
+    fault_point!("control.asked")?;
     Ok(wire::decode_answer(&read_line(&mut stream).await?)?)
 }
 
@@ -214,6 +217,7 @@ impl<'a> Server<'a> {
     }
 
     async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
+        fault_point!("control.accepted")?;
         let line = tokio::time::timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
         let received = wire::decode_request(&line)?;
         let result = match &received.request {
@@ -223,6 +227,7 @@ impl<'a> Server<'a> {
             }
             Err(failure) => Err(failure.clone()),
         };
+        fault_point!("control.done")?;
         let answer = received.encode_answer(result)?;
         tokio::time::timeout(REQUEST_TIMEOUT, stream.write_all(&answer)).await?
     }
@@ -255,6 +260,7 @@ impl<'a> Server<'a> {
         self.sandbox.sync_network().await?;
         let mut timings = Timings::default();
         guest.start_container(id, &mut timings).await?;
+        fault_point!("control.started").map_err(SandboxError::Record)?;
         match container.lock()?.step(Status::Running, |_| {}) {
             // It has ended meanwhile; it did run.
             Err(StateError::Step(step)) if step.from == Status::Stopped => Ok(()),

@@ -7,9 +7,8 @@
 pub mod layout;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,11 +17,13 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rvm_protocol::{AGENT_PORT, ContainerId, STREAM_PORT};
+use rvm_sys::fault_point;
 use serde::{Deserialize, Serialize};
 
 use self::layout::Layout;
 use crate::config::EngineKind;
 use crate::host::process::ProcessId;
+use crate::host::whole_file;
 use crate::share::{self, SHARED, SharedMount, StorageError};
 
 /// The guest ports that have a Unix socket, and the names of the sockets in the directory.
@@ -107,6 +108,7 @@ impl SandboxDir {
     /// Connects to a port of the guest, at once: it is the first read that waits for the guest.
     /// Fails with `NotFound` for a port that has no socket.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        fault_point!("guest.connect")?;
         let socket = SOCKETS.iter().find(|(of, _)| *of == port);
         let (_, name) = socket.ok_or(io::ErrorKind::NotFound)?;
         connect_at_once(&self.short_path(name))
@@ -114,6 +116,7 @@ impl SandboxDir {
 
     /// Makes the sockets that lead to the guest; returns them with their ports.
     pub fn listen(&self) -> io::Result<Vec<(u32, UnixListener)>> {
+        fault_point!("sandbox.listen")?;
         SOCKETS
             .iter()
             .map(|&(port, name)| Ok((port, UnixListener::bind(self.short_path(name))?)))
@@ -122,11 +125,13 @@ impl SandboxDir {
 
     /// Makes the socket at which the sandbox's owner takes requests.
     pub fn listen_as_owner(&self) -> io::Result<UnixListener> {
+        fault_point!("sandbox.listen-as-owner")?;
         UnixListener::bind(self.short_path(CONTROL_SOCKET))
     }
 
     /// Connects to the sandbox's owner. Fails if it has ended.
     pub fn connect_to_owner(&self) -> io::Result<UnixStream> {
+        fault_point!("control.connect")?;
         connect_at_once(&self.short_path(CONTROL_SOCKET))
     }
 
@@ -177,13 +182,8 @@ impl SandboxDir {
 
     /// Writes sandbox.json, so that other processes find the machine even if this one has ended.
     pub fn write_record(&self, record: &Record) -> io::Result<()> {
-        let (path, new) = (self.path.join(RECORD), self.path.join("sandbox.json.new"));
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options
-            .open(&new)?
-            .write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(new, path)
+        fault_point!("record.write")?;
+        whole_file::write(&self.path.join(RECORD), record)
     }
 
     /// Reads sandbox.json. `None` if no machine was started here.
@@ -211,7 +211,7 @@ impl SandboxDir {
     }
 
     fn read_record(&self) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.path.join(RECORD)) {
+        match fault_point!("record.read").and_then(|()| fs::read(self.path.join(RECORD))) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -2,6 +2,7 @@
 //! this test uses.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -236,16 +237,25 @@ impl Rvm {
         &self.network
     }
 
+    /// The cgroup of the commands, in which no container is.
+    pub fn commands_group(&self) -> PathBuf {
+        let procs = self.cgroups.procs();
+        procs.parent().unwrap().to_owned()
+    }
+
+    /// What is there of containers that were started with this.
+    pub fn left(&self) -> BTreeSet<String> {
+        crate::leaks::find(self.dir.path(), &self.root(), &self.cgroups, &self.network)
+    }
+
     /// Fails if anything that was started with this is left.
     pub fn assert_nothing_left(&self) {
         // A killed process may need a moment to disappear.
-        let left =
-            || crate::leaks::find(self.dir.path(), &self.root(), &self.cgroups, &self.network);
         let start = Instant::now();
-        while !left().is_empty() && start.elapsed() < Duration::from_secs(2) {
+        while !self.left().is_empty() && start.elapsed() < Duration::from_secs(2) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let left = left();
+        let left = self.left();
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
 }

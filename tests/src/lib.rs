@@ -13,6 +13,7 @@ pub mod device_mapper;
 pub mod disk;
 pub mod engine;
 pub mod image;
+pub mod inject;
 pub mod leaks;
 pub mod leftovers;
 pub mod memory;

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::qemu::backend;
 use crate::{control, jail, logging, machine, probe, qemu};
+use rvm_sys::fault_point;
 
 /// `rvm-vmm machine`: runs a machine on KVM.
 pub fn machine() -> anyhow::Result<()> {
@@ -60,6 +61,8 @@ fn receive_configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, V
     reset_inherited_state();
     close_inherited_descriptors().context("cannot close inherited descriptors")?;
     logging::start(std::env::var_os("RVM_DEBUG").is_some());
+    // The first point, from which on the list of passages is open: before there is a jail.
+    fault_point!("vmm.begun")?;
     let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned()?);
     match channel.receive() {
         Ok((config, fds)) => Ok((channel, config, fds)),

@@ -9,7 +9,7 @@ use rvm_sandbox::container::{lifecycle, monitor_process};
 use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::state::Container;
 
-use super::block_on;
+use super::event_loop;
 use crate::cli::{CreateArgs, Global, MonitorArgs};
 
 /// Creates a container and leaves it for `rvm start`.
@@ -44,12 +44,13 @@ pub fn create(
         id: args.id.clone(),
         ready: 0,
     };
+    let events = event_loop()?;
     let container = lifecycle::prepare(&global.store(), &args.id, &bundle)?;
     let arguments = [global.arguments(), monitor.to_arguments()].concat();
     let pid_file = args.pid_file.as_deref();
-    block_on(monitor_process::start_monitor(
+    events.block_on(monitor_process::start_monitor(
         &container, &arguments, pid_file,
-    ))??;
+    ))?;
     Ok(container)
 }
 

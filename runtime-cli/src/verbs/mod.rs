@@ -29,6 +29,8 @@ use anyhow::Context;
 use rvm_protocol::failure::Failure;
 use rvm_sandbox::codes;
 use rvm_sandbox::guest::descriptors;
+use rvm_sys::fault_point;
+use tokio::runtime::Runtime;
 
 use crate::cli::Verb;
 
@@ -61,12 +63,18 @@ pub fn keep_descriptors(verb: &Verb) -> anyhow::Result<()> {
 
 /// Runs a future to its end on this thread.
 fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    Ok(event_loop()?.block_on(work))
+}
+
+/// What runs futures on this thread. A verb that makes a container makes this first: without it,
+/// the container could not be removed again.
+fn event_loop() -> anyhow::Result<Runtime> {
+    fault_point!("verb.event-loop")?;
+    tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
-        .context("cannot start the event loop")?;
-    Ok(runtime.block_on(work))
+        .context("cannot start the event loop")
 }
 
 /// An error as a monitor reports it to its starter.

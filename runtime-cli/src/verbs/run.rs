@@ -13,7 +13,7 @@ use rvm_sandbox::host::timings::Timings;
 use rvm_sandbox::monitor::{self, Caller, Mode, Order};
 use rvm_sandbox::spec::{Bundle, process};
 
-use super::{block_on, create};
+use super::{create, event_loop};
 use crate::cli::{Global, RunArgs};
 
 /// Creates and starts a container. Without --detach, this process is its monitor.
@@ -29,12 +29,15 @@ fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.timings {
         bail!("--timings needs a container in the foreground; leave --detach away");
     }
+    let events = event_loop()?;
     let container = create::create(global, &args.create, None)?;
-    if let Err(error) = block_on(lifecycle::start(&container))? {
-        block_on(lifecycle::delete(&container, true))??;
-        return Err(error.into());
-    }
-    Ok(ExitCode::SUCCESS)
+    events.block_on(async {
+        let started = lifecycle::start(&container).await;
+        if started.is_err() {
+            lifecycle::give_up(&container).await;
+        }
+        Ok(started.map(|()| ExitCode::SUCCESS)?)
+    })
 }
 
 /// Runs a container in this process, or lets one go on from a checkpoint.
@@ -54,10 +57,8 @@ pub fn foreground(
     let listening = create::listening_sockets();
     process::set_listen_fds(&mut bundle, listening);
     let extra = descriptors::inherited(listening.saturating_add(args.create.preserve_fds))?;
+    let events = event_loop()?;
     let container = lifecycle::prepare(&global.store(), &args.create.id, &bundle)?;
-    if let Some(path) = &args.create.pid_file {
-        lifecycle::write_pid_file(path, std::process::id())?;
-    }
     timings.lap("read the bundle");
 
     let order = Order {
@@ -74,11 +75,23 @@ pub fn foreground(
         anchor,
         image: image.map(Arc::new),
     };
-    let result = block_on(monitor::run(order, &mut timings))?;
-    if !args.keep || result.is_err() {
-        block_on(lifecycle::delete(&container, true))??;
-    }
-    if let (Some(path), Err(_)) = (&args.create.pid_file, &result) {
+    let pid_file = args.create.pid_file.as_deref();
+    let result = events.block_on(async {
+        let written = pid_file.map_or(Ok(()), |path| {
+            lifecycle::write_pid_file(path, std::process::id())
+        });
+        let result = match written {
+            Ok(()) => monitor::run(order, &mut timings).await.map_err(Into::into),
+            Err(error) => Err(anyhow::Error::from(error)),
+        };
+        match result {
+            Err(_) => lifecycle::give_up(&container).await,
+            Ok(_) if args.keep => {}
+            Ok(_) => lifecycle::delete(&container, true).await?,
+        }
+        result
+    });
+    if let (Some(path), Err(_)) = (pid_file, &result) {
         // If it is not there, there is nothing to remove.
         let _ = std::fs::remove_file(path);
     }

@@ -174,11 +174,13 @@ fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<(T, File)> 
     let (done, is_done) = mpsc::channel();
     let (opened, is_opened) = mpsc::channel::<()>();
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let thread = move || {
             let _ = done.send((work(), gettid()));
             // The namespace lives as long as this thread, until it is opened.
             let _ = is_opened.recv();
-        });
+        };
+        // Not `scope.spawn`, which panics where the host has room for no more threads.
+        thread::Builder::new().spawn_scoped(scope, thread)?;
         let (result, thread) = is_done.recv().map_err(io::Error::other)?;
         let path = format!("/proc/self/task/{}/ns/mnt", thread.as_raw_nonzero());
         let namespace = File::open(path)?;

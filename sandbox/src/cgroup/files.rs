@@ -8,6 +8,7 @@ use std::path::Path;
 use super::hierarchy::Version;
 use super::limits::Setting;
 use super::{Cgroup, CgroupError, Dir, failed};
+use rvm_sys::fault_point;
 
 /// Creates a group and those above it, with the controllers that the kernel lets them have.
 pub fn create(version: Version, dir: &Dir) -> Result<(), CgroupError> {
@@ -22,6 +23,7 @@ pub fn create(version: Version, dir: &Dir) -> Result<(), CgroupError> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.map_err(failed("create", &at))?,
         }
+        fault_point!("cgroup.made").map_err(failed("create", &at))?;
         if version == Version::One && dir.has("cpuset") {
             inherit_cpuset(&at)?;
         }
@@ -112,7 +114,10 @@ fn write(cgroup: &Cgroup, setting: &Setting) -> Result<(), CgroupError> {
         let file = fs::File::options().write(true).open(&path);
         let written = match file {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            file => file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes())),
+            file => file.and_then(|mut file| {
+                fault_point!("cgroup.write")?;
+                io::Write::write_all(&mut file, value.as_bytes())
+            }),
         };
         return written.map_err(|source| CgroupError::Refused {
             field: setting.field,

@@ -219,7 +219,11 @@ impl Cgroup {
     pub fn add(&self, process: i32) -> Result<(), CgroupError> {
         for dir in &self.dirs {
             let procs = dir.path.join("cgroup.procs");
-            match std::fs::write(&procs, process.to_string()) {
+            let enter = || {
+                rvm_sys::fault_point!("cgroup.enter")?;
+                std::fs::write(&procs, process.to_string())
+            };
+            match enter() {
                 // It has ended already, which others notice.
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
                 entered => entered.map_err(failed("enter", &dir.path))?,

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use super::{Cgroup, CgroupError, failed, files, shared, systemd};
 use crate::host::process::{KILL_TIMEOUT, ProcessId};
+use rvm_sys::fault_point;
 
 /// The time that the kernel has to release groups whose processes have ended: seconds on a busy
 /// host.
@@ -99,7 +100,7 @@ fn kill(pid: i32) -> io::Result<()> {
 
 fn remove_group(group: &Path, start: Instant) -> Result<(), CgroupError> {
     loop {
-        match fs::remove_dir(group) {
+        match fault_point!("cgroup.remove").and_then(|()| fs::remove_dir(group)) {
             Err(error) if files::is_gone(&error) => return Ok(()),
             // The kernel removes an ended process from its group with a delay.
             Err(error)

@@ -22,8 +22,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::SavedCard;
 use crate::sizing::Size;
+use rvm_sys::fault_point;
 
 const MANIFEST: &str = "checkpoint.json";
+const NEW_MANIFEST: &str = "checkpoint.json.new";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const REMOVED: &str = "removed";
@@ -163,7 +165,8 @@ impl Image {
     pub fn open(dir: &Path) -> Result<Self, ImageError> {
         let open = |name| {
             let path = dir.join(name);
-            File::open(&path).map_err(failed("open", &path))
+            let opened = fault_point!("restore.open").and_then(|()| File::open(&path));
+            opened.map_err(failed("open", &path))
         };
         let path = dir.join(MANIFEST);
         let mut text = Vec::new();
@@ -210,56 +213,46 @@ pub struct NewImage {
 }
 
 impl NewImage {
-    /// Makes empty files in a directory, which is made if it is not there. A checkpoint that is in
-    /// it is removed.
-    pub fn create(dir: &Path) -> Result<Self, ImageError> {
+    /// Makes empty files in a directory, which is made if it is not there, and writes the manifest
+    /// under another name: on a full disk that fails while the machine is still there. A checkpoint
+    /// that is in the directory is removed.
+    pub fn create(dir: &Path, manifest: &Manifest) -> Result<Self, ImageError> {
         let made = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir);
-        made.map_err(failed("make", dir))?;
-        for name in [MANIFEST, STATE, MEMORY, REMOVED] {
+        made.and_then(|()| fault_point!("checkpoint.made"))
+            .map_err(failed("make", dir))?;
+        for name in [MANIFEST, NEW_MANIFEST, STATE, MEMORY, REMOVED] {
             let path = dir.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 removed => removed.map_err(failed("remove", &path))?,
             }
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            files: Files {
+        let make = || {
+            let files = Files {
                 state: new_file(&dir.join(STATE))?,
                 memory: new_file(&dir.join(MEMORY))?,
                 removed: new_file(&dir.join(REMOVED))?,
-            },
+            };
+            write_manifest(&dir.join(NEW_MANIFEST), manifest)?;
+            Ok(files)
+        };
+        let files = make().inspect_err(|_| remove_unfinished(dir))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            files,
             is_finished: false,
         })
     }
 
-    /// Writes the manifest: the other files are whole.
-    pub fn finish(mut self, manifest: &Manifest) -> Result<(), ImageError> {
-        let (path, new) = (
-            self.dir.join(MANIFEST),
-            self.dir.join("checkpoint.json.new"),
-        );
-        let rest = match serde_json::to_value(manifest) {
-            Ok(serde_json::Value::Object(rest)) => rest,
-            // A structure is an object.
-            _ => serde_json::Map::new(),
-        };
-        let document = Document {
-            version: VERSION,
-            rvm: env!("CARGO_PKG_VERSION").to_owned(),
-            rest,
-        };
-        let written = || {
-            // One that was left behind.
-            let _ = fs::remove_file(&new);
-            let mut file = new_file(&new).map_err(io::Error::other)?;
-            file.write_all(&serde_json::to_vec_pretty(&document)?)?;
-            fs::rename(&new, &path)
-        };
-        written().map_err(failed("write", &path))?;
+    /// Puts the manifest into its place: the other files are whole.
+    pub fn finish(mut self) -> Result<(), ImageError> {
+        let path = self.dir.join(MANIFEST);
+        let renamed = fault_point!("checkpoint.manifest")
+            .and_then(|()| fs::rename(self.dir.join(NEW_MANIFEST), &path));
+        renamed.map_err(failed("write", &path))?;
         self.is_finished = true;
         Ok(())
     }
@@ -268,18 +261,41 @@ impl NewImage {
 impl Drop for NewImage {
     fn drop(&mut self) {
         if !self.is_finished {
-            for name in [STATE, MEMORY, REMOVED] {
-                // Another may have removed it.
-                let _ = fs::remove_file(self.dir.join(name));
-            }
+            remove_unfinished(&self.dir);
         }
     }
+}
+
+fn remove_unfinished(dir: &Path) {
+    for name in [NEW_MANIFEST, STATE, MEMORY, REMOVED] {
+        // Another may have removed it.
+        let _ = fs::remove_file(dir.join(name));
+    }
+}
+
+fn write_manifest(path: &Path, manifest: &Manifest) -> Result<(), ImageError> {
+    let rest = match serde_json::to_value(manifest) {
+        Ok(serde_json::Value::Object(rest)) => rest,
+        // A structure is an object.
+        _ => serde_json::Map::new(),
+    };
+    let document = Document {
+        version: VERSION,
+        rvm: env!("CARGO_PKG_VERSION").to_owned(),
+        rest,
+    };
+    let mut file = new_file(path)?;
+    let text = serde_json::to_vec_pretty(&document).map_err(io::Error::from);
+    let written = text.and_then(|text| file.write_all(&text));
+    written.map_err(failed("write", path))
 }
 
 fn new_file(path: &Path) -> Result<File, ImageError> {
     let mut options = File::options();
     options.read(true).write(true).create_new(true).mode(0o600);
-    options.open(path).map_err(failed("make", path))
+    let opened = options.open(path).map_err(failed("make", path))?;
+    fault_point!("checkpoint.file").map_err(failed("make", path))?;
+    Ok(opened)
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {

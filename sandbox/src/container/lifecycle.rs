@@ -26,6 +26,7 @@ use crate::spec::process::warn_about_ambient;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, State, StateError, Status, Store, timestamp};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 
 /// How long a guest may take to answer to a signal other than SIGKILL before it counts as pending.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -149,7 +150,8 @@ fn layout_in(store: &Store, sandbox: Option<&ContainerId>) -> Result<Layout, Sta
 
 /// Writes a pid file in one step, and follows no symbolic link.
 pub fn write_pid_file(path: &Path, pid: u32) -> Result<(), LifecycleError> {
-    pid_file::write(path, pid).map_err(failed(format!("write the pid file {}", path.display())))
+    let written = fault_point!("pid-file.write").and_then(|()| pid_file::write(path, pid));
+    written.map_err(failed(format!("write the pid file {}", path.display())))
 }
 
 /// Starts a container that is created. The sandbox's owner does it.
@@ -288,6 +290,7 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
         Err(LifecycleError::State(_)) if force => None,
         other => Some(other?),
     };
+    fault_point!("delete.marked").map_err(failed("delete"))?;
     if let Some(state) = &state {
         // The monitor first, or it would report the end of its machine as a failure.
         end_monitor(state).await?;
@@ -296,6 +299,7 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     if container.is_gone() {
         return Ok(());
     }
+    fault_point!("delete.left").map_err(failed("delete"))?;
     end_own_machine(container, state.as_ref()).await?;
     if let Some(state) = &state {
         restore_network(state);
@@ -303,12 +307,25 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
     if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
         remove_cgroup(cgroup, force)?;
     }
+    fault_point!("delete.ended").map_err(failed("delete"))?;
     // Of several processes that delete it, one runs the hooks.
     let removed = remove(container)?;
     if let Some(state) = state.as_ref().filter(|_| removed) {
         hooks::run_and_warn(HookPoint::Poststop, state.hooks.as_ref(), state, None).await;
     }
     Ok(())
+}
+
+/// Deletes a container whose creation has failed, for a reason that explains more than what fails
+/// here.
+pub async fn give_up(container: &Container) {
+    if let Err(error) = delete(container, true).await {
+        tracing::warn!(
+            "{}; rvm delete --force {} removes what is left",
+            chain(&error),
+            container.id()
+        );
+    }
 }
 
 /// Restores the network namespace that the engine had given to a sandbox. A monitor that has
@@ -396,6 +413,7 @@ fn remove(container: &Container) -> Result<bool, LifecycleError> {
     share::remove(container.path())?;
     let path = container.path();
     let removed = || {
+        fault_point!("delete.files")?;
         for entry in fs::read_dir(path)? {
             fs::remove_file(entry?.path())?;
         }

@@ -14,9 +14,10 @@ use rustix::io::FdFlags;
 use rvm_protocol::failure::{Failure, MAX_MESSAGE};
 use serde::{Deserialize, Serialize};
 
-use super::lifecycle::{LifecycleError, delete, failed, write_pid_file};
+use super::lifecycle::{LifecycleError, failed, give_up, write_pid_file};
 use crate::guest::descriptors;
 use crate::state::Container;
+use rvm_sys::fault_point;
 use rvm_sys::readiness::Readable;
 
 /// The longest report, in bytes. JSON makes six of a byte of a message at most.
@@ -56,6 +57,7 @@ impl Starter {
     }
 
     fn report(&self, report: &Report) -> io::Result<()> {
+        fault_point!("monitor.report")?;
         (&self.0).write_all(&serde_json::to_vec(report)?)?;
         self.0.shutdown(Shutdown::Both)
     }
@@ -83,10 +85,11 @@ pub async fn start_monitor(
 ) -> Result<(), LifecycleError> {
     let created = spawn(arguments).and_then(|(pid, socket)| {
         await_ready(socket)?;
+        fault_point!("create.ready").map_err(failed("create the container"))?;
         pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
     });
     if created.is_err() {
-        delete(container, true).await?;
+        give_up(container).await;
     }
     created
 }
@@ -100,6 +103,7 @@ pub fn start_exec_monitor(arguments: &[OsString]) -> Result<(), LifecycleError> 
 
 fn spawn(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleError> {
     let action = "start the container's monitor";
+    fault_point!("monitor.spawn").map_err(failed(action))?;
     let (ours, theirs) = UnixStream::pair().map_err(failed(action))?;
     // The child inherits exactly this one.
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| failed(action)(e.into()))?;
@@ -110,6 +114,7 @@ fn spawn(arguments: &[OsString]) -> Result<(u32, UnixStream), LifecycleError> {
         .stdin(Stdio::inherit())
         .spawn()
         .map_err(failed(action))?;
+    fault_point!("monitor.spawned").map_err(failed(action))?;
     Ok((child.id(), ours))
 }
 

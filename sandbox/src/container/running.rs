@@ -11,6 +11,7 @@ use crate::container::lifecycle::{LifecycleError, failed};
 use crate::guest::agent::{Agent, AgentError, Events};
 use crate::host::process::ProcessId;
 use crate::state::{Container, State, Status};
+use rvm_sys::fault_point;
 
 /// runc's words for a container that has stopped, or has not started.
 pub(super) const NOT_RUNNING: &str = "container not running";
@@ -27,6 +28,7 @@ pub async fn pause(container: &Container) -> Result<(), LifecycleError> {
     }
     let agent = connect(container, &state).await?;
     explained(container, &state, agent.pause(container.id()).await).await?;
+    fault_point!("pause.frozen").map_err(failed("pause the container"))?;
     container.lock()?.step(Status::Paused, |_| {})?;
     Ok(())
 }
@@ -39,6 +41,7 @@ pub async fn resume(container: &Container) -> Result<(), LifecycleError> {
     }
     let agent = connect(container, &state).await?;
     explained(container, &state, agent.resume(container.id()).await).await?;
+    fault_point!("resume.thawed").map_err(failed("resume the container"))?;
     container.lock()?.step(Status::Running, |_| {})?;
     Ok(())
 }

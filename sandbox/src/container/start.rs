@@ -40,6 +40,7 @@ use crate::spec::validate::FieldError;
 use crate::spec::{Bundle, SpecError};
 use crate::state::{Container, StateError, Status};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 
 /// A container could not be created or started.
 #[derive(Debug, thiserror::Error)]
@@ -248,14 +249,17 @@ impl Start<'_> {
         let group = self.make_groups()?;
         self.run_create_hooks(timings).await?;
         let (dir, translation) = self.share_files(timings)?;
+        fault_point!("start.shared").map_err(SandboxError::Record)?;
         let place = self.place(placement, dir, group.as_ref(), timings);
         let place = place.await?;
+        fault_point!("start.placed").map_err(SandboxError::Record)?;
         let guest = place.guest();
         cgroup::limit(self.container, self.bundle, guest.record().engine)?;
         if let Some(sandbox) = place.sandbox() {
             sandbox.relay_dns_of(&self.bundle.spec).await?;
         }
         let id = self.container.id();
+        fault_point!("start.limited").map_err(SandboxError::Record)?;
         let owned = place.sandbox().map(Arc::as_ref);
         if let (Some(image), Some(sandbox)) = (self.image, owned) {
             let relay = self.adopt(image, sandbox, translation, host).await?;
@@ -282,6 +286,7 @@ impl Start<'_> {
         let volumes = Volumes::send(id, translation.volumes, guest).await?;
         let hostname = self.bundle.spec.hostname().as_deref();
         let relay = sandbox.adopt(id, hostname, image, host).await?;
+        fault_point!("start.adopted").map_err(SandboxError::Record)?;
         self.show(&translation.spec, guest)?;
         if let Some(volumes) = volumes {
             volumes.follow(Arc::clone(guest));
@@ -304,6 +309,7 @@ impl Start<'_> {
         let volumes = Volumes::send(id, translation.volumes, guest).await?;
         let created = guest.create_container(id, &translation.spec, host, timings);
         let (relay, pid) = created.await.map_err(plain)?;
+        fault_point!("start.created").map_err(SandboxError::Record)?;
         self.show(&translation.spec, guest)?;
         if let Some(volumes) = volumes {
             volumes.follow(Arc::clone(guest));
@@ -401,7 +407,7 @@ impl Start<'_> {
     fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
         let view = RootfsView::of(spec, &guest.dir().shared(), self.guest_id().as_str());
-        let proc = self.anchor.show(view);
+        let proc = fault_point!("start.show").and_then(|()| self.anchor.show(view));
         let proc = proc.map_err(StartError::PidAnchor)?;
         let proc = proc.map_err(StartError::RootfsView)?;
         if let Some(proc) = proc
@@ -445,6 +451,7 @@ impl Start<'_> {
     pub async fn start(&self, guest: &Guest, timings: &mut Timings) -> Result<(), StartError> {
         let started = guest.start_container(self.container.id(), timings);
         started.await.map_err(plain)?;
+        fault_point!("start.started").map_err(SandboxError::Record)?;
         let state = self.container.lock()?.step(Status::Running, |_| {})?;
         let done = hooks::run_poststart(&state, Some(self.outside)).await;
         if done.is_err() {

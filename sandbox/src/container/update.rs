@@ -15,6 +15,7 @@ use crate::sizing::pod_limits::{self, Limits};
 use crate::spec::pod::Role;
 use crate::spec::{self, unsupported, validate::FieldError};
 use crate::state::{Container, State, StateError, Status};
+use rvm_sys::fault_point;
 
 /// The fields in which 0 is a value. In others it stands for "as it is", as with runc.
 const ZERO_IS_A_VALUE: [&str; 2] = ["idle", "burst"];
@@ -77,6 +78,7 @@ pub async fn update(container: &Container, change: &LinuxResources) -> Result<()
         check_usage(container, &state, &new).await?;
     }
     let memory = apply(container, &state, &old, &new).await?;
+    fault_point!("update.applied").map_err(UpdateError::Record)?;
     let locked = container.lock()?;
     let mut state = locked.load()?;
     state.kept_memory = match memory {
@@ -190,6 +192,7 @@ async fn on_guest(
     state: &State,
     resources: &LinuxResources,
 ) -> Result<(), UpdateError> {
+    fault_point!("update.guest").map_err(UpdateError::Record)?;
     let agent = connect(container, state).await?;
     let mut inside = resources.clone();
     spec::resources::for_guest(&mut inside);
@@ -202,6 +205,7 @@ fn on_host(
     state: &State,
     resources: &LinuxResources,
 ) -> Result<(), UpdateError> {
+    fault_point!("update.host").map_err(UpdateError::Record)?;
     match container.sandbox(state)?.record() {
         Ok(Some(record)) => Ok(cgroup::update(container, resources, record.engine)?),
         Ok(None) => Ok(()),

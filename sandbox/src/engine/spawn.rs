@@ -21,6 +21,7 @@ use super::child::{Child, Program};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::host::process::ProcessId;
 use crate::host::untrusted_text::clean;
+use rvm_sys::{fault_environment, fault_point};
 
 /// rvm-vmm could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -88,23 +89,25 @@ impl Vmm {
             path: program.to_owned(),
             source,
         };
+        fault_point!("vmm.spawn").map_err(failed)?;
         let (channel, theirs) = Channel::pair().map_err(failed)?;
         let theirs = theirs.into_fd();
         let output = File::options().write(true).open("/dev/null");
         let output = output.map_err(failed)?;
         let (input, errors) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-        let debug: &[&CStr] = match tracing::enabled!(tracing::Level::DEBUG) {
-            true => &[c"RVM_DEBUG=1"],
-            false => &[],
-        };
+        let faults = fault_environment();
+        let debug = tracing::enabled!(tracing::Level::DEBUG).then_some(c"RVM_DEBUG=1");
+        let faults = faults.iter().map(AsRef::as_ref);
+        let environment: Vec<&CStr> = faults.chain(debug).collect();
         let started = Program {
             path: program,
             arguments: &[mode],
-            environment: debug,
+            environment: &environment,
             streams: [theirs.as_fd(), output.as_fd(), errors.as_fd()],
         };
         let directory = group.map(Cgroup::directory).transpose()?.flatten();
         let child = Child::start(&started, directory.as_ref().map(AsFd::as_fd)).map_err(failed)?;
+        fault_point!("vmm.spawned").map_err(failed)?;
         // These close with the child.
         drop((theirs, errors));
         if let Some(group) = group.filter(|_| directory.is_none()) {
@@ -124,6 +127,7 @@ impl Vmm {
         let builder = thread::Builder::new().name("log".to_owned());
         let thread = builder.stack_size(64 * 1024).spawn(work);
         thread.map_err(failed)?;
+        fault_point!("vmm.configure").map_err(failed)?;
         channel.send(config, fds)?;
         Ok(Self {
             child,

@@ -16,3 +16,4 @@ pub mod terminal;
 pub mod timings;
 pub(crate) mod untrusted_text;
 pub mod users;
+pub(crate) mod whole_file;

@@ -16,6 +16,7 @@ use crate::guest::document::Document;
 use crate::guest::stdio::{Relay, StdioError};
 use crate::host::signals::Signals;
 use crate::state::{Container, StateError, Status};
+use rvm_sys::fault_point;
 
 /// A process could not be added.
 #[derive(Debug, thiserror::Error)]
@@ -68,11 +69,14 @@ pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
     let state = order.container.state()?;
     check(state.status(), order.ignore_paused)?;
     let sandbox = order.container.sandbox(&state)?;
+    fault_point!("exec.checked").map_err(process_failed("add the process"))?;
     let has_terminal = order.process.terminal().unwrap_or(false);
     let (host, terminal) = order.caller.take_streams(has_terminal)?;
+    fault_point!("exec.streams").map_err(process_failed("add the process"))?;
     let agent = Agent::connect(&sandbox)?;
     let (mut relay, stdio) = Relay::start(&sandbox, host)?;
     let container = order.container.id();
+    fault_point!("exec.connected").map_err(process_failed("add the process"))?;
     let id = new_id().map_err(process_failed("make an id for the process"))?;
     let exec = Exec {
         container,
@@ -101,6 +105,7 @@ pub async fn run(mut order: Order<'_>) -> Result<u8, ExecError> {
         return Err(error);
     }
     let status = supervise(&process, &signals, &mut relay).await;
+    fault_point!("exec.ended").map_err(process_failed("end the process"))?;
     drain(relay, &signals).await;
     // If the machine has ended, its agent has nothing left to forget.
     if let Err(error) = process.agent.remove_process(container, &id).await {
@@ -128,6 +133,7 @@ fn check(status: Status, ignore_paused: bool) -> Result<(), ExecError> {
 
 /// Reports that the process runs, in all the ways that were asked for.
 fn announce(order: &Order<'_>) -> Result<(), ExecError> {
+    fault_point!("exec.started").map_err(process_failed("tell of the process"))?;
     order.caller.send_pidfd()?;
     if let Some(path) = &order.pid_file {
         lifecycle::write_pid_file(path, std::process::id())?;

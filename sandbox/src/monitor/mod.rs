@@ -40,6 +40,7 @@ use crate::state::{Container, State, StateError, Status};
 use caller::interrupted;
 use process::{GuestProcess, settle};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 
 pub use caller::{Caller, Mode};
 
@@ -156,6 +157,7 @@ struct End {
 
 /// Makes this process the container's monitor.
 fn claim(container: &Container) -> Result<(), MonitorError> {
+    fault_point!("monitor.claim").map_err(process_failed("claim the container"))?;
     let own = ProcessId::own().map_err(process_failed("find out the own pid"))?;
     Ok(container.lock()?.claim(own)?)
 }
@@ -172,6 +174,7 @@ async fn live(
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = order.caller.gone() => return Err(MonitorError::Abandoned),
     };
+    fault_point!("monitor.planned").map_err(process_failed("plan the machine"))?;
     let is_in_groups = !matches!(groups, Groups::StayOut);
     if is_in_groups {
         let own = rustix::process::getpid().as_raw_nonzero().get();
@@ -180,9 +183,10 @@ async fn live(
     let program = order.bundle.spec.process().as_ref();
     let has_terminal = program.and_then(|program| program.terminal()) == Some(true);
     let (host, terminal) = order.caller.take_streams(has_terminal)?;
+    fault_point!("monitor.streams").map_err(process_failed("take the streams"))?;
     let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
     let (namespace, placement) = take_network(order.bundle, plan).map_err(StartError::from)?;
-    let entered = namespace.enter();
+    let entered = fault_point!("monitor.enter").and_then(|()| namespace.enter());
     let entered = entered.and_then(|()| order.anchor.enter(&namespace));
     entered.map_err(process_failed("enter the container's network namespace"))?;
     let (place, mut relay) = tokio::select! {
@@ -196,10 +200,13 @@ async fn live(
         terminal,
     };
     init.fit_terminal().await;
+    fault_point!("monitor.started").map_err(process_failed("tell of the start"))?;
     order.caller.send_pidfd()?;
     order.caller.report_ready()?;
+    fault_point!("monitor.ready").map_err(process_failed("tell of the start"))?;
     let end = supervise(&init, &place, signals, &mut relay).await;
     timings.lap("run the container");
+    fault_point!("monitor.ended").map_err(process_failed("end the container"))?;
     tokio::join!(settle(relay, signals), place.guest().write_back(end.status));
     Ok(end)
 }
@@ -279,6 +286,7 @@ async fn serve(server: Option<&Server<'_>>) -> Infallible {
 /// Takes away everything but the state, which says how the container ended.
 async fn tear_down(container: &Container, end: Option<&End>) -> Result<(), MonitorError> {
     let state = container.state()?;
+    fault_point!("teardown.begun").map_err(process_failed("tear the container down"))?;
     let left = leave(container, &state, end.is_none()).await;
     if let Err(error) = left.and_then(|()| Ok(share::remove(container.path())?)) {
         tracing::warn!("{error}");
@@ -289,6 +297,7 @@ async fn tear_down(container: &Container, end: Option<&End>) -> Result<(), Monit
     {
         tracing::warn!("{}", chain(&error));
     }
+    fault_point!("teardown.unshared").map_err(process_failed("tear the container down"))?;
     let stopped = |state: &mut State| state.exit_status = end.map(|end| end.status);
     let locked = container.lock();
     match locked.and_then(|locked| locked.step(Status::Stopped, stopped)) {

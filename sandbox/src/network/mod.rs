@@ -33,6 +33,7 @@ pub(crate) use sysctls::add_defaults;
 
 use netlink::Netlink;
 use nics::Nic;
+use rvm_sys::fault_point;
 use rvm_sys::readiness::Readable;
 
 /// A sandbox's network could not be set up or changed.
@@ -107,7 +108,10 @@ impl Network {
     /// Creates or opens the namespace. The calling thread stays in its own.
     pub fn open(source: &NamespaceSource) -> Result<Self, NetworkError> {
         let namespace = Namespace::create_or_open(source)?;
-        let open = || Ok((Netlink::open()?, netlink::open_notifications()?));
+        let open = || {
+            fault_point!("network.open")?;
+            Ok((Netlink::open()?, netlink::open_notifications()?))
+        };
         let (mut netlink, notifications) = namespace
             .within(open)
             .and_then(|opened| opened)
@@ -145,6 +149,7 @@ impl Network {
     /// Reads the contents of the namespace.
     pub fn scan(&mut self) -> Result<Inventory, NetworkError> {
         self.has_changed()?;
+        fault_point!("network.scan").map_err(failed("read"))?;
         Inventory::scan(&mut self.netlink).map_err(failed("read"))
     }
 }

@@ -11,6 +11,7 @@ use crate::engine::{EngineError, MachineEnd, Save};
 use crate::guest::agent::AgentError;
 use crate::guest::input_gate;
 use crate::guest::stdio::{HostStdio, Relay, StdioError};
+use rvm_sys::fault_point;
 
 /// A machine could not be written to a checkpoint, or not go on from one.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,7 @@ impl Sandbox {
             now: size.now(),
             cards: network.cards(),
         };
-        let image = NewImage::create(dir)?;
+        let image = NewImage::create(dir, &manifest)?;
         // What this process reads from then on would be lost with the machine.
         let gate = match wanted.leave_running {
             true => None,
@@ -97,10 +98,12 @@ impl Sandbox {
             image: &image,
             go_on: wanted.leave_running,
         };
-        let saved = match machine.save(step).await {
-            Ok(()) => image.finish(&manifest).map_err(CheckpointError::from),
-            Err(error) => Err(error.into()),
+        let save = async {
+            fault_point!("checkpoint.frozen").map_err(CheckpointError::Record)?;
+            machine.save(step).await?;
+            fault_point!("checkpoint.saved").map_err(CheckpointError::Record)
         };
+        let saved = save.await.and_then(|()| Ok(image.finish()?));
         if let (Some(gate), Ok(())) = (gate, &saved) {
             gate.for_good();
         }

@@ -28,6 +28,7 @@ use crate::host::process::{KILL_TIMEOUT, Process};
 use crate::host::timings::Timings;
 use crate::network::Network;
 use crate::sizing::Running;
+use rvm_sys::fault_point;
 
 /// How long a machine whose sockets have closed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -83,6 +84,7 @@ impl Sandbox {
         let saved = image.map(|image| image.manifest.cards.as_slice());
         let (network, nets) = LiveNetwork::first(wanted.network, engine.nic_limits, saved)?;
         timings.lap("prepare the network");
+        fault_point!("machine.network").map_err(SandboxError::Record)?;
         let disk_slots = planned.disk_slots(nets.len());
         let shape = shape_of(image, running, nets.len(), disk_slots);
         let plan = Plan {
@@ -103,6 +105,7 @@ impl Sandbox {
         };
         let machine = engine.start(plan);
         let machine = machine.map_err(|source| SandboxError::of_engine(engine, source))?;
+        fault_point!("machine.started").map_err(SandboxError::Processes)?;
         let limit = config.start_timeout.unwrap_or(engine.start_timeout);
         let (record, processes) = record_processes(&dir, &machine, limit)?;
         timings.lap("start the machine's processes");
@@ -144,6 +147,7 @@ impl Sandbox {
             );
         }
         timings.lap("boot the guest");
+        fault_point!("machine.booted").map_err(SandboxError::Record)?;
         for (part, nanoseconds) in boot_parts(self.machine.start_times(), &check, self.stage) {
             timings.part(part, nanoseconds);
         }
@@ -273,6 +277,7 @@ fn record_processes(
     start_timeout: Duration,
 ) -> Result<(Record, Vec<Process>), SandboxError> {
     let ids = machine.processes().map_err(SandboxError::Processes)?;
+    fault_point!("machine.found").map_err(SandboxError::Processes)?;
     // The machine itself reports one that has ended already.
     let processes = ids.iter().filter_map(|id| id.open()).collect();
     let record = Record::new(ids, machine.engine().kind, start_timeout);

@@ -15,6 +15,7 @@ use rvm_protocol::{ContainerId, ProcessId};
 use super::Guest;
 use crate::share::{DATA, read_volume};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 use rvm_sys::readiness::Readable;
 
 /// How long an update may take: its owner moves the links after it has exchanged the directory.
@@ -117,6 +118,7 @@ impl Volumes {
         if contents != self.sent[number] {
             let sent = guest.agent().update_volume(&self.id, &contents).await;
             sent.map_err(|error| failed(io::Error::other(error)))?;
+            fault_point!("volume.sent").map_err(failed)?;
             self.sent[number] = contents;
         }
         Ok(())
@@ -136,7 +138,7 @@ pub struct VolumeError {
 async fn read_settled(path: &Path) -> io::Result<UpdateVolumeRequest> {
     let mut tries = 0;
     loop {
-        match read_volume(path) {
+        match fault_point!("volume.read").and_then(|()| read_volume(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(SETTLE).await;
@@ -148,6 +150,7 @@ async fn read_settled(path: &Path) -> io::Result<UpdateVolumeRequest> {
 
 fn watch(paths: &[PathBuf]) -> io::Result<Readable> {
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    fault_point!("volume.watch")?;
     let queue = inotify::init(flags)?;
     for path in paths {
         let kinds = inotify::WatchFlags::MOVED_TO

@@ -32,6 +32,7 @@ use oci_spec::runtime::Spec;
 
 use crate::host::idmap::Mapper;
 use crate::host::read_only::set_read_only;
+use rvm_sys::fault_point;
 
 pub use atomic_volume::{DATA, is_atomic_volume, read_volume};
 pub use empty_root::make_empty_root;
@@ -79,6 +80,7 @@ pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let mounted = mount("rvm", &shared, "tmpfs", flags, Some(OPTIONS));
     at("mount tmpfs on", &shared, mounted)?;
+    at("mount tmpfs on", &shared, fault_point!("share.prepared"))?;
     propagate(&shared, MountPropagationFlags::PRIVATE)?;
     propagate(&shared, MountPropagationFlags::SHARED)?;
     Ok(shared)
@@ -102,7 +104,9 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
         }
     }
     make_mount_point(&source, &wanted.source, &place)?;
+    at("bind", &place, fault_point!("share.bind"))?;
     bind(&source, &place, wanted)?;
+    at("bind", &place, fault_point!("share.bound"))?;
     let inherit = match wanted.follows_host {
         true => MountPropagationFlags::DOWNSTREAM,
         false => MountPropagationFlags::PRIVATE,
@@ -175,6 +179,7 @@ pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
         Err(error) if is_gone(&error) => return Ok(()),
         found => at("examine", shared, found)?.dev(),
     };
+    at("unmount", &container, fault_point!("share.unshare"))?;
     let _lock = lock(shared)?;
     let references = names_in(&container.join(REFERENCES));
     let cleared = clear(&container, device).and_then(|()| {
@@ -240,7 +245,9 @@ fn clear(path: &Path, device: u64) -> Result<(), StorageError> {
 /// Removes the shared directory and the stage. Missing ones are no error.
 pub fn remove(sandbox: &Path) -> Result<(), StorageError> {
     let shared = sandbox.join(SHARED);
+    at("unmount", &shared, fault_point!("share.remove"))?;
     unmount_all(&shared)?;
+    at("remove", &shared, fault_point!("share.unmounted"))?;
     [shared, sandbox.join(STAGE)]
         .iter()
         .try_for_each(|dir| remove_dir(dir))

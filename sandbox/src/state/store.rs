@@ -1,19 +1,21 @@
 //! The state root and the directories in it.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rvm_protocol::{ContainerId, InvalidId, ProcessId as GuestProcessId};
+use rvm_sys::fault_point;
 
 use super::{State, Status};
 use crate::cgroup::Cgroup;
 use crate::dir::SandboxDir;
 use crate::dir::layout::{self, NewerLayout};
 use crate::host::process::ProcessId;
+use crate::host::whole_file;
 use crate::state::status::IllegalStep;
 
 const STATE_FILE: &str = "state.json";
@@ -102,7 +104,10 @@ impl Store {
             }
             other => other.map_err(failed("create", &path))?,
         }
-        Container::open(path, id)
+        let made = fault_point!("state.made").map_err(failed("open", &path));
+        let opened = made.and_then(|()| Container::open(path.clone(), id));
+        // Nobody knows of one that cannot be opened, and nobody would remove it.
+        opened.inspect_err(|_| _ = fs::remove_dir(&path))
     }
 
     /// Opens the directory of a container that exists.
@@ -245,7 +250,7 @@ impl Locked<'_> {
 
     fn read(&self) -> Result<(PathBuf, Vec<u8>), StateError> {
         let path = self.container.path.join(STATE_FILE);
-        match fs::read(&path) {
+        match fault_point!("state.read").and_then(|()| fs::read(&path)) {
             Ok(text) => Ok((path, text)),
             // Deleted meanwhile, or its creator has not come so far.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -258,20 +263,8 @@ impl Locked<'_> {
     /// Writes the state, all of it or nothing.
     pub fn save(&self, state: &State) -> Result<(), StateError> {
         let path = self.container.path.join(STATE_FILE);
-        let new = self.container.path.join("state.json.new");
-        let text = serde_json::to_vec(state).map_err(|source| StateError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .and_then(|mut file| file.write_all(&text))
-            .map_err(failed("write", &new))?;
-        fs::rename(&new, &path).map_err(failed("write", &path))
+        let written = fault_point!("state.write").and_then(|()| whole_file::write(&path, state));
+        written.map_err(failed("write", &path))
     }
 
     /// Writes down which process stands for the container from now on. Fails if the container is

@@ -1,5 +1,6 @@
 //! A container: one of containerd's tasks, or the pause container of a sandbox.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,9 +17,10 @@ use rvm_sandbox::guest::stdio::Relay;
 use rvm_sandbox::sandbox::Guest;
 use rvm_sandbox::state::{self, Status};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 use tokio::sync::watch;
 
-use super::error::{PodError, Refusal};
+use super::error::{CreateError, PodError, Refusal};
 use super::execs::Execs;
 use super::exit::Exit;
 use super::process::Process;
@@ -134,6 +136,7 @@ impl Container {
             _ => return Err(Refusal::ExecStarted.into()),
         };
         let opened = stdio::open(&process.uris, self.id(), namespace)?;
+        fault_point!("shim.exec.streams").map_err(host("connect the streams"))?;
         let (relay, stdio) = Relay::start(self.guest.dir(), opened.host)?;
         let exec = Exec {
             container: self.id(),
@@ -270,8 +273,13 @@ impl Container {
     /// Removes everything that was made for the container, which must have ended.
     pub async fn remove(&self) -> Result<(), PodError> {
         lifecycle::delete(&self.record, true).await?;
+        fault_point!("shim.removed").map_err(host("unmount the root"))?;
         rootfs::unmount_all(&self.bundle)?;
         bundle::forget_state(&self.bundle);
         Ok(())
     }
+}
+
+fn host(action: &'static str) -> impl FnOnce(io::Error) -> PodError {
+    move |source| CreateError::Host { action, source }.into()
 }

@@ -23,6 +23,7 @@ use rvm_sandbox::spec::Bundle;
 use rvm_sandbox::spec::pod::Role;
 use rvm_sandbox::state::{self, Store};
 use rvm_sys::error_chain::chain;
+use rvm_sys::fault_point;
 use tokio::sync::{Mutex, watch};
 
 use super::Pod;
@@ -104,6 +105,7 @@ impl Pod {
         if disks.is_empty() {
             rootfs::mount_all(plan.dir, &request.rootfs)?;
         }
+        fault_point!("shim.mounted").map_err(host("mount the root"))?;
         let created = self.create_on_rootfs(&mut plan, disks).await;
         if created.is_err()
             && let Err(error) = rootfs::unmount_all(plan.dir)
@@ -141,7 +143,7 @@ impl Pod {
         let record = Arc::new(stale::prepare(&store, &plan.id, &bundle).await?);
         let created = self.start_sandbox(plan, &config, &bundle, &record).await;
         if created.is_err() {
-            lifecycle::delete(&record, true).await?;
+            lifecycle::give_up(&record).await;
         }
         created
     }
@@ -155,13 +157,16 @@ impl Pod {
         record: &Arc<state::Container>,
     ) -> Result<(Container, Relay), CreateError> {
         bundle::remember_state(&bundle.dir, record).map_err(host("write into the bundle"))?;
+        fault_point!("shim.prepared").map_err(host("write into the bundle"))?;
         let outside = Namespace::own().map_err(host("find the host's network namespace"))?;
         let (namespace, placement) = take_network(bundle, plan.machine.take())?;
         let anchor =
             PidAnchor::stand_in(plan.id.as_str()).map_err(host("start the container's process"))?;
         let entered = anchor.enter(&namespace);
         entered.map_err(host("enter the container's network namespace"))?;
+        fault_point!("shim.anchored").map_err(host("start the container's process"))?;
         claim(record, &anchor)?;
+        fault_point!("shim.claimed").map_err(host("start the container's process"))?;
         let opened = stdio::open(&plan.uris, &plan.id, &self.namespace)?;
         let start = Start {
             container: record,

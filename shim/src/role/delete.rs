@@ -12,6 +12,7 @@ use rvm_sandbox::container::ending::end_process;
 use rvm_sandbox::container::lifecycle;
 use rvm_sandbox::monitor::EXIT_MACHINE_GONE;
 use rvm_sandbox::state::{State, StateError, Store};
+use rvm_sys::fault_point;
 
 use crate::invocation::flags::Flags;
 use crate::sandbox_bundle::files;
@@ -27,8 +28,10 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         Some(path) => remove_container(&path)?,
         None => None,
     };
+    fault_point!("shim.delete.removed")?;
     rootfs::unmount_all(&dir)?;
     files::unmount(&dir)?;
+    fault_point!("shim.delete.unmounted")?;
     bundle::remove_dead_socket(&dir);
     let status = state.as_ref().and_then(|state| state.exit_status);
     let response = DeleteResponse {

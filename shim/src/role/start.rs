@@ -18,6 +18,7 @@ use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use rvm_sandbox::spec::pod::Role;
+use rvm_sys::fault_point;
 use serde::Deserialize;
 
 use crate::bundle::{served_address, socket_path, write_address};
@@ -58,8 +59,10 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         Some(address) => address,
         None => start_daemon(flags, &input)?,
     };
+    fault_point!("shim.spawned")?;
     write_address(Path::new("."), &address).context("cannot write the address into the bundle")?;
     let answer = input.answer(&address)?;
+    fault_point!("shim.address")?;
     io::stdout()
         .write_all(&answer)
         .context("cannot answer containerd")
@@ -167,6 +170,7 @@ fn sandbox_bundles(own: &Path, sandbox: &str) -> Vec<PathBuf> {
 
 fn start_daemon(flags: &Flags, input: &Input) -> anyhow::Result<String> {
     let (listener, address) = listen(input.socket_dir())?;
+    fault_point!("shim.listen")?;
     spawn_daemon(flags, input, listener).inspect_err(|_| {
         let _ = fs::remove_file(socket_path(&address));
     })?;

@@ -11,6 +11,7 @@ use super::saved::{MachineState, SavedError};
 use super::{Machine, Shape};
 use crate::kvm;
 use crate::memory::image;
+use rvm_sys::fault_point;
 
 /// What a checkpoint is written to.
 pub struct Files {
@@ -47,6 +48,7 @@ impl Machine {
         kvm: OwnedFd,
         has_swap: bool,
     ) -> Result<(), SavedError> {
+        fault_point!("vmm.save").map_err(SavedError::File)?;
         let msrs = kvm::saveable_msrs(kvm)?;
         // What the guest asked for last.
         let handled = self.main_devices.handle_pending();
@@ -65,6 +67,7 @@ impl Machine {
                 blocks: image::write(&self.memory.current(), &mut memory, is_elsewhere)?,
             })
         })??;
+        fault_point!("vmm.saved").map_err(SavedError::File)?;
         saved.write(state)
     }
 

@@ -33,6 +33,7 @@ use crate::virtio::fs::RemovedFiles;
 use crate::virtio::thread::DeviceThread;
 
 use devices::{Devices, Role, WorkerThread, failed};
+use rvm_sys::fault_point;
 use saved::{MachineState, Shape};
 use stopwatch::Stopwatch;
 
@@ -116,6 +117,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 
     let own = enter_jail(config)?;
     let jail_ns = stopwatch.lap();
+    fault_point!("vmm.jailed").map_err(MachineError::Thread)?;
 
     let kernel = Kernel::take(config, &mut fds)?;
     let Frame {
@@ -128,6 +130,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let role = Role::of(config, saved.as_ref())?;
     let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, own)?;
     let machine_ns = stopwatch.lap();
+    fault_point!("vmm.made").map_err(MachineError::Thread)?;
 
     let vcpus = match &saved {
         Some(saved) => saved.restore(&vm, &bus, config.max_vcpus)?,
@@ -135,11 +138,13 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     };
     devices.removed.set(None);
     let kernel_ns = stopwatch.lap();
+    fault_point!("vmm.loaded").map_err(MachineError::Thread)?;
 
     let state = RunState::new(bus).map_err(MachineError::Thread)?;
     spawn_workers(devices.workers, &state)?;
     let vcpus = Vcpus::start(vcpus, state, config.max_vcpus)?;
     main_thread_kind(config).apply()?;
+    fault_point!("vmm.threads").map_err(MachineError::Thread)?;
     let hotplug = HotplugMemory::new(config.memory_mib, config.max_memory_mib, vm.address_bits());
     Ok(Machine {
         main_devices: devices.main,

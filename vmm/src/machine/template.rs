@@ -20,6 +20,7 @@ use crate::memory::{self, CurrentMemory, GuestMemory};
 use crate::vcpus::{RunState, Vcpus};
 use crate::virtio::thread::DeviceThread;
 use crate::virtio::vsock::HeldRequest;
+use rvm_sys::fault_point;
 
 /// Makes a template: boots its machine until the agent is ready, and writes it. The calling thread
 /// is the process's only one, and is never filtered: until the machine ends it has run nothing but
@@ -55,6 +56,7 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
         .handle_pending()
         .map_err(MachineError::Thread)?;
 
+    fault_point!("vmm.template").map_err(MachineError::Thread)?;
     let max = machine.max_vcpus;
     let new_msrs = vm.new_msrs(&msrs, max)?;
     let vcpus = vcpus.iter().map(|(id, vcpu)| {

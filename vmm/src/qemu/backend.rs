@@ -21,6 +21,7 @@ use crate::virtio::console::ConsoleLog;
 use crate::virtio::fs::{Fs, ServerResources};
 use crate::virtio::vhost_user::{self, Buffers, Service, VhostUserError};
 use crate::virtio::vsock::Vsock;
+use rvm_sys::fault_point;
 
 /// How many devices there are.
 const DEVICES: usize = 2;
@@ -52,6 +53,7 @@ pub enum BackendError {
 pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendError> {
     let mut fds = PassedFds::new(fds);
     let own = enter_jail(config)?;
+    fault_point!("backend.jailed").map_err(BackendError::Files)?;
     let (ends, end) = mpsc::channel();
     let vsock = Service {
         name: "vsock",
@@ -77,7 +79,9 @@ pub fn serve(config: &BackendConfig, fds: Vec<OwnedFd>) -> Result<(), BackendErr
     vhost_user::spawn(files, ends)?;
     threads::spawn("console".to_owned(), move || copy_console(input, log))
         .map_err(BackendError::Console)?;
+    fault_point!("backend.threads").map_err(BackendError::Files)?;
     ThreadKind::VhostUser.apply()?;
+    fault_point!("backend.serving").map_err(BackendError::Files)?;
     // QEMU disconnects from each device when it ends. One that failed cannot be reset.
     for end in end.iter().take(DEVICES) {
         end?;

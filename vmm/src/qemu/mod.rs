@@ -35,6 +35,7 @@ pub fn exec(config: &QemuConfig, fds: Vec<OwnedFd>) -> Result<(), QemuError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| QemuError::Descriptor(e.into()))?;
     enter_jail(config, &fds)?;
+    rvm_sys::fault_point!("qemu.jailed").map_err(QemuError::Descriptor)?;
     pass_on(fds).map_err(QemuError::Descriptor)?;
     let stdout = null.try_clone().map_err(QemuError::Descriptor)?;
     let error = Command::new(&config.program)

@@ -16,6 +16,7 @@ use crate::engine::kvm::control::{Control, machine_end};
 use crate::engine::kvm::machine_config;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, console_tail};
+use rvm_sys::fault_point;
 
 /// The room that a template needs, in MiB: what a guest touches until its agent is ready, and half
 /// as much again.
@@ -79,6 +80,7 @@ impl Maker<'_> {
             memory: create(MEMORY)?,
         };
         let begun = Instant::now();
+        fault_point!("template.made").map_err(failed("make its files"))?;
         let failure = self.save(&TemplateConfig { machine, files }, &fds).await?;
         if let Some(how) = failure {
             return Err(TemplateError::Machine {
@@ -87,6 +89,7 @@ impl Maker<'_> {
                 console: console_tail(&console),
             });
         }
+        fault_point!("template.saved").map_err(failed("put it into its place"))?;
         draft.publish().map_err(failed("put it into its place"))?;
         store.evict(lock, self.config.max_templates);
         Ok(())

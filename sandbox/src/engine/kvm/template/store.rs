@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{Key, Kind, Shape, is_id};
 use crate::host::read_only_file;
+use rvm_sys::fault_point;
 
 const LOCK: &str = "lock";
 const KEY: &str = "key";
@@ -123,6 +124,7 @@ impl Store {
 
     /// Takes the lock, or returns none if another process has it; with `wait` it waits for that.
     pub(super) fn lock(&self, wait: bool) -> io::Result<Option<Lock>> {
+        fault_point!("template.lock")?;
         let file = self.create_file(LOCK, OFlags::empty())?;
         let operation = match wait {
             true => FlockOperation::LockExclusive,
@@ -136,6 +138,7 @@ impl Store {
 
     /// The template of this kind. The error says why what is there is none.
     pub(super) fn find(&self, kind: &Kind) -> io::Result<Template> {
+        fault_point!("template.find")?;
         let (dir, [state, memory]) = self.open_template(kind)?;
         Ok(Template {
             store: Self {
@@ -422,6 +425,7 @@ impl<'a> Draft<'a> {
     /// Puts it into its place, where starts find it. Its machine has ended.
     pub(super) fn publish(self) -> io::Result<()> {
         self.create_file(KEY)?.write_all(&self.kind.text)?;
+        fault_point!("template.publish")?;
         missing_is_fine(unlinkat(&self.dir, CONSOLE, AtFlags::empty()).map_err(Into::into))?;
         unlinkat(&self.dir, SHARED, AtFlags::REMOVEDIR)?;
         // What is there was found to be none.

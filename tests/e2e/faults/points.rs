@@ -1,0 +1,72 @@
+//! Faults at the named points of the code (`rvm_sys::fault_point`). They need binaries that have
+//! the points: `scripts/test faults` makes an installation of them, which `$RVM_DIST` names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use super::case::{Fault, World};
+use super::matrix;
+use super::scenarios::{SCENARIOS, Scenario};
+
+/// What happens at a point. A delay is what a slow disk is.
+const ACTIONS: [&str; 8] = [
+    "kill",
+    "delay:700",
+    "error:ENOSPC",
+    "error:EMFILE",
+    "error:ENOMEM",
+    "error:EIO",
+    "error:EINTR",
+    "error:EAGAIN",
+];
+
+/// How many passages of a point in one process are faulted, of those that come first.
+const PASSAGES: u32 = 4;
+
+/// Whether the installation has the points, by a text that is in such binaries alone.
+fn has_points() -> bool {
+    let program = fs::read(rvm_tests::dist().join("bin/rvm")).unwrap();
+    let has = program.windows(10).any(|text| text == b"RVM_FAULTS");
+    if !has {
+        println!("skipped: the installation has no fault points; scripts/test faults makes one");
+    }
+    has
+}
+
+/// The points that a scenario passes: how often, by `ROLE@POINT`.
+fn passed(world: &World, scenario: &'static Scenario) -> BTreeMap<String, u32> {
+    let log = world.rvm.path("points");
+    let _ = fs::remove_file(&log);
+    let rule = Fault::Logged(log.clone());
+    let wrong = world.case(scenario, &rule);
+    assert!(wrong.is_empty(), "{}: {wrong:#?}", scenario.name);
+    let mut passed = BTreeMap::new();
+    for line in fs::read_to_string(&log).unwrap().lines() {
+        *passed.entry(line.to_owned()).or_default() += 1;
+    }
+    passed
+}
+
+#[test]
+fn a_process_that_dies_or_fails_or_waits_at_a_point_leaves_nothing() {
+    if !has_points() {
+        return;
+    }
+    let Some(world) = World::played() else {
+        return;
+    };
+    let mut cases = Vec::new();
+    let mut points = BTreeSet::new();
+    for scenario in SCENARIOS {
+        for (place, count) in passed(&world, scenario) {
+            points.insert(place.split('@').nth(1).unwrap_or_default().to_owned());
+            for passage in 1..=count.min(PASSAGES) {
+                let rules = ACTIONS.map(|action| format!("{place}#{passage}={action}"));
+                cases.extend(rules.map(|rule| (scenario, Fault::Point(rule))));
+            }
+        }
+    }
+    println!("{} points are passed: {points:?}", points.len());
+    drop(world);
+    matrix::run("points", cases);
+}
