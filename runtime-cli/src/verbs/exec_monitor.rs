@@ -19,11 +19,11 @@ pub fn run(global: &Global, args: ExecMonitorArgs) -> anyhow::Result<ExitCode> {
     let starter = Starter::inherited(args.ready)
         .context("rvm exec-monitor is started by rvm exec, not by hand")?;
     let result = monitor(global, args, Mode::Detached(&starter));
-    if let Err(error) = &result {
-        // The starter prints it; if the process ran before, it has gone.
-        let _ = starter.report_failure(failure(error));
+    match result {
+        // The starter prints it. It has gone once the process ran.
+        Err(error) if starter.report_failure(failure(&error)).is_ok() => Ok(ExitCode::FAILURE),
+        other => other,
     }
-    result
 }
 
 fn monitor(global: &Global, args: ExecMonitorArgs, mode: Mode<'_>) -> anyhow::Result<ExitCode> {

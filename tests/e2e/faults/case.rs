@@ -21,7 +21,6 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// What a verb meets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    None,
     /// A rule for the points in the code.
     Point(String),
     /// A system call fails.
@@ -43,7 +42,6 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => f.write_str("no fault"),
             Self::Point(rule) => f.write_str(rule),
             Self::Call(order) => {
                 let Order {
@@ -182,7 +180,6 @@ impl World {
     fn target(&self, scenario: &Scenario, fault: &Fault) -> (Outcome, Option<Injector>) {
         let mut injector = None;
         let outcome = self.verb_with(scenario.target, |command| match fault {
-            Fault::None => {}
             Fault::Point(rule) => _ = command.env("RVM_FAULTS", rule),
             Fault::Call(order) => {
                 injector = Some(Injector::watch(command, Some(order.clone())));
@@ -274,7 +271,10 @@ fn judge(verb: &str, outcome: &Outcome) -> Vec<String> {
         // It was killed, or could not be loaded, or had no memory to work with.
         Some(0 | -9 | 127 | -6) => {}
         Some(_) => {
-            let errors = stderr.lines().filter(|line| line.contains(" failed: "));
+            // A monitor whose starter has gone tells of that as well.
+            let errors = stderr
+                .lines()
+                .filter(|line| line.contains(&format!("{verb} failed: ")));
             if errors.count() != 1 {
                 wrong.push(format!("{verb}, no clear error: {outcome:?}"));
             }

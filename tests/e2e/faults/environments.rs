@@ -20,7 +20,9 @@ pub struct StateRoot(tempfile::TempDir);
 impl StateRoot {
     /// The room is more than the state of some containers takes.
     pub fn new(rvm: &Rvm) -> Self {
-        let dir = tempfile::Builder::new().prefix(&leftovers::prefix()).tempdir();
+        let dir = tempfile::Builder::new()
+            .prefix(&leftovers::prefix())
+            .tempdir();
         let dir = dir.unwrap();
         let options = Some(c"size=1m,nr_inodes=200");
         mount("state", dir.path(), "tmpfs", MountFlags::empty(), options).unwrap();
@@ -145,7 +147,7 @@ impl Drop for Limits {
 
 fn with_each(faults: &[Fault]) -> Vec<Case> {
     let cases = SCENARIOS.iter().flat_map(|scenario| {
-        let with = |fault: &Fault| (scenario, fault.clone());
+        let with = move |fault: &Fault| (scenario, fault.clone());
         faults.iter().map(with)
     });
     cases.collect()
