@@ -9,7 +9,6 @@ mod wire;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +32,9 @@ const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;
 
 /// How long a client may take to send its request, and to take the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the owner waits before it takes the next request when it could not take one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the owner may take to give the guest its network, before it starts a container.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -186,7 +188,7 @@ impl<'a> Server<'a> {
         // Several, so that a request that takes long does not keep the next one waiting. Each has a
         // limit in time, and more requests wait in the socket's queue.
         let served = tokio::try_join!(
-            self.sandbox.follow_network(),
+            self.follow_network(),
             async { Ok(self.sandbox.keep_clock().await) },
             self.serve_requests(),
             self.serve_requests(),
@@ -205,10 +207,34 @@ impl<'a> Server<'a> {
         drop(self.answering.write().await);
     }
 
+    /// Requests are answered whether or not the network can be followed.
+    async fn follow_network(&self) -> Result<Infallible, SandboxError> {
+        match self.sandbox.follow_network().await {
+            Ok(never) => match never {},
+            Err(ended @ SandboxError::Ended(_)) => Err(ended),
+            Err(error) => {
+                tracing::warn!(
+                    "changes of the network do not reach the guest any more: {}",
+                    chain(&error)
+                );
+                std::future::pending().await
+            }
+        }
+    }
+
     async fn serve_requests(&self) -> Result<Infallible, SandboxError> {
-        let listener = listen(self.sandbox.control()).map_err(SandboxError::Sockets)?;
         loop {
-            let (mut stream, _) = listener.accept().await.map_err(SandboxError::Sockets)?;
+            let accepted = self.sandbox.control().accept().await;
+            let (mut stream, _) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Without descriptors or memory for now. The client waits, as all that come
+                    // after it would for an owner that gave up here.
+                    tracing::debug!("cannot take a request to the sandbox's owner: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
             let _answering = self.answering.read().await;
             if let Err(error) = self.answer(&mut stream).await {
                 tracing::debug!("a request to the sandbox's owner: {error}");
@@ -311,12 +337,6 @@ async fn within<T>(
 
 fn failed(error: impl Coded) -> Failure {
     Failure::new(error.code(), chain(&error))
-}
-
-fn listen(listener: &UnixListener) -> io::Result<tokio::net::UnixListener> {
-    let listener = listener.try_clone()?;
-    listener.set_nonblocking(true)?;
-    tokio::net::UnixListener::from_std(listener)
 }
 
 async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {

@@ -123,10 +123,10 @@ impl SandboxDir {
             .collect()
     }
 
-    /// Makes the socket at which the sandbox's owner takes requests.
-    pub fn listen_as_owner(&self) -> io::Result<UnixListener> {
+    /// Makes the socket at which the sandbox's owner takes requests. Called within a tokio runtime.
+    pub fn listen_as_owner(&self) -> io::Result<tokio::net::UnixListener> {
         fault_point!("sandbox.listen-as-owner")?;
-        UnixListener::bind(self.short_path(CONTROL_SOCKET))
+        tokio::net::UnixListener::bind(self.short_path(CONTROL_SOCKET))
     }
 
     /// Connects to the sandbox's owner. Fails if it has ended.

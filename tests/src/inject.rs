@@ -108,7 +108,7 @@ pub const CALLS: &[Call] = calls! {
     SYS_wait4: EINTR;
     SYS_waitid: EINTR;
     SYS_ioctl: EIO ENOMEM;
-    SYS_mmap: ENOMEM EAGAIN;
+    SYS_mmap: ENOMEM;
     SYS_getrandom: EINTR;
 };
 

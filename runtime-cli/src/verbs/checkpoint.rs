@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::checkpoint::Image;
 use rvm_sandbox::container::lifecycle;
 
@@ -37,7 +36,7 @@ pub fn restore(global: &Global, args: RestoreArgs) -> anyhow::Result<ExitCode> {
         create::create(global, &run.create, Some(dir))?;
         return Ok(ExitCode::SUCCESS);
     }
-    PidAnchor::with_main_thread(|anchor| run::foreground(global, &run, Some(image), anchor))?
+    run::monitored(|anchor| run::foreground(global, &run, Some(image), anchor))
 }
 
 fn refuse(option: Option<&str>) -> anyhow::Result<()> {

@@ -22,8 +22,11 @@ pub fn run(global: &Global, args: MonitorArgs) -> anyhow::Result<ExitCode> {
     let starter = Starter::inherited(args.ready)
         .context("rvm monitor is started by rvm create, not by hand")?;
     let monitor = |anchor: &PidAnchor| monitor(global, args, Mode::Detached(&starter), anchor);
-    let result = PidAnchor::with_main_thread(monitor)?;
-    match result {
+    let thread = PidAnchor::with_main_thread(monitor);
+    match thread
+        .context("cannot start the monitor's thread")
+        .flatten()
+    {
         // The starter prints it. It has gone once the container was created.
         Err(error) if starter.report_failure(failure(&error)).is_ok() => Ok(ExitCode::FAILURE),
         other => other,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use rvm_sandbox::anchor::PidAnchor;
 use rvm_sandbox::checkpoint::Image;
 use rvm_sandbox::container::lifecycle;
@@ -21,8 +21,16 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.detach {
         detached(global, args)
     } else {
-        PidAnchor::with_main_thread(|anchor| foreground(global, args, None, anchor))?
+        monitored(|anchor| foreground(global, args, None, anchor))
     }
+}
+
+/// Has this process's main thread stand for a container.
+pub fn monitored(
+    work: impl FnOnce(&PidAnchor) -> anyhow::Result<ExitCode> + Send,
+) -> anyhow::Result<ExitCode> {
+    let done = PidAnchor::with_main_thread(work);
+    done.context("cannot start the monitor's thread").flatten()
 }
 
 fn detached(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {

@@ -34,6 +34,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a monitor may take to exit whose container is in a checkpoint.
 const CHECKPOINT_END_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often a forced deletion tries to remove the cgroups, on a host that has run out of memory or
+/// descriptors for a moment, and how long it waits in between.
+const REMOVALS: u32 = 3;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
+
 /// A verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
@@ -90,12 +95,13 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         Role::Member(id) => Some(ContainerId::new(id).map_err(StateError::from)?),
     };
     let version = layout_in(store, sandbox.as_ref())?;
+    let own = ProcessId::own().map_err(failed("find out the own pid"))?;
+    // Whatever fails from here on removes it again.
     let container = store.create(id)?;
     let process = bundle.spec.process().as_ref();
     if let Some(process) = process {
         warn_about_ambient(process);
     }
-    let own = ProcessId::own().map_err(failed("find out the own pid"))?;
     let state = State {
         version,
         oci_version: bundle.spec.version().clone(),
@@ -127,7 +133,9 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
     };
     let saved = container.lock().and_then(|locked| locked.save(&state));
     if let Err(error) = saved {
-        remove(&container)?;
+        if let Err(error) = remove(&container) {
+            tracing::warn!("{}", chain(&error));
+        }
         return Err(error.into());
     }
     Ok(container)
@@ -375,7 +383,15 @@ fn mark_for_removal(container: &Container, force: bool) -> Result<State, Lifecyc
 }
 
 fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
-    match cgroup.remove() {
+    let mut tries = 1..REMOVALS;
+    let removed = loop {
+        match cgroup.remove() {
+            // Nobody finds a group that stays behind its container.
+            Err(_) if force && tries.next().is_some() => std::thread::sleep(REMOVAL_PAUSE),
+            removed => break removed,
+        }
+    };
+    match removed {
         // A cgroup that stays must not keep the container.
         Err(error) if force => {
             tracing::warn!("{}", chain(&error));

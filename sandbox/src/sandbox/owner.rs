@@ -1,13 +1,13 @@
 //! What the one owner of a sandbox can do with its machine.
 
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use rvm_protocol::agent::CheckResponse;
 use rvm_protocol::vmm::StartTimes;
+use tokio::net::UnixListener;
 use tokio::sync::Mutex;
 
 use super::SandboxError;

@@ -151,7 +151,10 @@ impl World {
         let (outcome, injector) = self.target(scenario, fault);
         let name = scenario.target.split(' ').next().unwrap_or_default();
         wrong.extend(judge(name, &outcome));
+        // What goes on lacking something cannot clean up either.
+        let is_over = matches!(fault, Fault::Point(_) | Fault::Call(_));
         if outcome.code == Some(1)
+            && is_over
             && matches!(name, "create" | "run")
             && self.rvm.root().join("box").exists()
         {
