@@ -121,10 +121,11 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 fn is_victim_killed(dir: &Path) -> io::Result<bool> {
     let pid = fork_victim(&File::options().write(true).open(dir.join("cgroup.procs"))?)?;
     let id = ProcessId::of(pid.as_raw_nonzero().get());
-    let in_time = match id.map(ProcessId::open) {
+    let in_time = match id.and_then(ProcessId::open) {
         Ok(Some(process)) => process.wait(KILL_TIMEOUT).unwrap_or(false),
         // It is a zombie already.
-        _ => true,
+        Ok(None) => true,
+        Err(_) => false,
     };
     // It is not reaped yet, so the pid is still its own.
     if !in_time {

@@ -91,7 +91,12 @@ fn kill_processes(cgroup: &Cgroup) -> Result<(), CgroupError> {
 }
 
 fn kill(pid: i32) -> io::Result<()> {
-    let Some(process) = ProcessId::of(pid).ok().and_then(ProcessId::open) else {
+    let process = match ProcessId::of(pid) {
+        // It has ended, or will be found again.
+        Err(_) => None,
+        Ok(id) => id.open()?,
+    };
+    let Some(process) = process else {
         return Ok(());
     };
     process.signal(Signal::KILL)?;

@@ -110,18 +110,20 @@ async fn ask(
 /// Waits until the process has ended that has the container's pid.
 async fn stand_in_ended(state: &State) {
     let pid = ProcessId::of(state.pid()).ok();
-    if let Some(process) = pid.and_then(ProcessId::open) {
+    if let Some(Ok(Some(process))) = pid.map(ProcessId::open) {
         let _ = process.ends_within(Duration::MAX).await;
     }
 }
 
 /// Whether a sandbox's machine has ended, or ends within [`HANGUP_TIMEOUT`].
 pub(super) async fn has_ended(sandbox: &SandboxDir) -> bool {
-    let machine = sandbox.machine().unwrap_or_default();
+    let machine = sandbox.machine();
     // The others end with the first.
-    match machine.first().and_then(|id| id.open()) {
-        Some(process) => process.ends_within(HANGUP_TIMEOUT).await.unwrap_or(false),
-        None => true,
+    match machine.and_then(|machine| machine.first().map_or(Ok(None), |id| id.open())) {
+        Ok(Some(process)) => process.ends_within(HANGUP_TIMEOUT).await.unwrap_or(false),
+        Ok(None) => true,
+        // Nobody knows.
+        Err(_) => false,
     }
 }
 
@@ -216,10 +218,10 @@ pub(super) async fn end_machine(
 
 /// Ends a process, by SIGKILL if it does not end by itself within `grace`.
 pub async fn end_process(id: ProcessId, grace: Duration) -> Result<(), LifecycleError> {
-    let Some(process) = id.open() else {
-        return Ok(());
-    };
     let end = async {
+        let Some(process) = id.open()? else {
+            return Ok(());
+        };
         if process.ends_within(grace).await? {
             return Ok(());
         }

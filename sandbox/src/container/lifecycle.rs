@@ -1,5 +1,6 @@
 //! The verbs of a container's life: create, start, kill and delete.
 
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -34,10 +35,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a monitor may take to exit whose container is in a checkpoint.
 const CHECKPOINT_END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a forced deletion tries to remove the cgroups, on a host that has run out of memory or
-/// descriptors for a moment, and how long it waits in between.
-const REMOVALS: u32 = 3;
-const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
+/// How often a forced deletion is tried on a host that lacks something, and how long it waits in
+/// between.
+const DELETIONS: u32 = 3;
+const DELETION_PAUSE: Duration = Duration::from_millis(50);
 
 /// A verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -229,7 +230,8 @@ pub async fn checkpoint(
         return Ok(());
     }
     // What stands for the container exits with its exit code, and may delete it.
-    if let Some(process) = state.monitor.and_then(ProcessId::open) {
+    let monitor = state.monitor.map_or(Ok(None), ProcessId::open);
+    if let Some(process) = monitor.map_err(failed("find the container's monitor"))? {
         let ended = process.ends_within(CHECKPOINT_END_TIMEOUT).await;
         ended.map_err(failed("wait for the end of the container's monitor"))?;
     }
@@ -291,9 +293,47 @@ async fn send(
 /// one whose state is damaged or half made, and one of a newer rvm if its state still has the
 /// fields that this one knows.
 pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
+    let mut tries = 1..if force { DELETIONS } else { 1 };
+    loop {
+        let is_last = tries.next().is_none();
+        match delete_once(container, force, is_last).await {
+            // Each step can be done again. What is skipped for want of a descriptor nobody finds.
+            Err(error) if !is_last && is_passing(&error) => {
+                tracing::debug!("container {}: {}", container.id(), chain(&error));
+                tokio::time::sleep(DELETION_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether a host may have in a moment what it lacks now.
+fn is_passing(error: &LifecycleError) -> bool {
+    let first: &(dyn Error + 'static) = error;
+    let mut errors = std::iter::successors(Some(first), |&error| error.source());
+    let errno = errors.find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error());
+    let lacks = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::EAGAIN,
+        libc::EINTR,
+        libc::ENOSPC,
+        libc::EIO,
+    ];
+    errno.is_some_and(|errno| lacks.contains(&errno))
+}
+
+async fn delete_once(
+    container: &Container,
+    force: bool,
+    is_last: bool,
+) -> Result<(), LifecycleError> {
     let state = match mark_for_removal(container, force) {
         // The file says what else to remove, in words that only the newer rvm knows.
         Err(LifecycleError::State(error @ StateError::Newer(_))) => return Err(error.into()),
+        // It may be read the next time.
+        Err(error) if !is_last && is_passing(&error) => return Err(error),
         // Damaged, half made, or another process was faster.
         Err(LifecycleError::State(_)) if force => None,
         other => Some(other?),
@@ -313,7 +353,7 @@ pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleE
         restore_network(state);
     }
     if let Some(cgroup) = state.as_ref().and_then(|state| state.cgroup.as_ref()) {
-        remove_cgroup(cgroup, force)?;
+        remove_cgroup(cgroup, force && is_last)?;
     }
     fault_point!("delete.ended").map_err(failed("delete"))?;
     // Of several processes that delete it, one runs the hooks.
@@ -382,18 +422,10 @@ fn mark_for_removal(container: &Container, force: bool) -> Result<State, Lifecyc
     Ok(state)
 }
 
-fn remove_cgroup(cgroup: &Cgroup, force: bool) -> Result<(), LifecycleError> {
-    let mut tries = 1..REMOVALS;
-    let removed = loop {
-        match cgroup.remove() {
-            // Nobody finds a group that stays behind its container.
-            Err(_) if force && tries.next().is_some() => std::thread::sleep(REMOVAL_PAUSE),
-            removed => break removed,
-        }
-    };
-    match removed {
+fn remove_cgroup(cgroup: &Cgroup, may_stay: bool) -> Result<(), LifecycleError> {
+    match cgroup.remove() {
         // A cgroup that stays must not keep the container.
-        Err(error) if force => {
+        Err(error) if may_stay => {
             tracing::warn!("{}", chain(&error));
             Ok(())
         }

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::host::terminal;
+use rvm_sys::fault_point;
 use rvm_sys::readiness::Readable;
 
 /// How long a process may take to end after SIGKILL, which it cannot while it waits for a device.
@@ -40,27 +41,38 @@ impl ProcessId {
         Self::of(rustix::process::getpid().as_raw_nonzero().get())
     }
 
-    /// Opens a pidfd of the process, unless it has ended.
-    pub fn open(self) -> Option<Process> {
-        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+    /// Opens a pidfd of the process; none if it has ended. Want of descriptors or memory is an
+    /// error: a process that lives must never be taken for one that has ended.
+    pub fn open(self) -> io::Result<Option<Process>> {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return Ok(None);
+        };
+        fault_point!("process.open")?;
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+            pidfd => Process(pidfd?),
+        };
         // While the pidfd is open the pid is not reused, so this reads the process of the pidfd.
-        let same = Self::of(self.pid).is_ok_and(|now| now == self);
-        let process = Process(pidfd);
-        (same && !process.has_ended()).then_some(process)
+        match Self::of(self.pid) {
+            Ok(now) if now == self && !process.wait(Duration::ZERO)? => Ok(Some(process)),
+            Err(error) if !is_end(&error) => Err(error),
+            _ => Ok(None),
+        }
     }
 
     /// What the process has had the host's file systems read from and write to storage, as
     /// proc_pid_io(5) counts it. None if the process has ended.
     pub fn storage_io(self) -> Option<StorageIo> {
         // While the pidfd is open the pid is not reused.
-        let _open = self.open()?;
+        let _open = self.open().ok()??;
         let text = fs::read_to_string(format!("/proc/{}/io", self.pid)).ok()?;
         Some(StorageIo::parse(&text))
     }
 
-    /// Whether the process still runs; a zombie does not.
+    /// Whether the process still runs; a zombie does not, and one that cannot be looked at counts
+    /// as running.
     pub fn is_alive(self) -> bool {
-        self.open().is_some()
+        !matches!(self.open(), Ok(None))
     }
 }
 
@@ -103,6 +115,11 @@ impl std::ops::Add for StorageIo {
 pub fn send_own_pidfd(socket: &Path) -> io::Result<()> {
     let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     terminal::send(socket, &pidfd, b"pidfd")
+}
+
+/// Whether a file of /proc cannot be read because its process has ended.
+fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Field 22 of /proc/pid/stat. The second field, the program's name, may contain spaces and `)`.
@@ -189,7 +206,7 @@ mod tests {
     async fn a_process_is_alive_until_it_ends() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let id = ProcessId::of(child.id() as i32).unwrap();
-        let process = id.open().unwrap();
+        let process = id.open().unwrap().unwrap();
         assert!(!process.ends_within(Duration::ZERO).await.unwrap());
         process.signal(Signal::KILL).unwrap();
         assert!(process.ends_within(KILL_TIMEOUT).await.unwrap());

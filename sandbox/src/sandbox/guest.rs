@@ -83,8 +83,8 @@ impl Guest {
         let record = dir.record().map_err(SandboxError::Processes)?;
         let record = record.ok_or_else(gone)?;
         // The others end with the first.
-        let process = record.machine.first().and_then(|id| id.open());
-        let process = process.ok_or_else(gone)?;
+        let process = record.machine.first().map_or(Ok(None), |id| id.open());
+        let process = process.map_err(SandboxError::Processes)?.ok_or_else(gone)?;
         let pidfd = Readable::new(process.as_fd()).map_err(SandboxError::Processes)?;
         Ok(Self {
             agent: Agent::connect(&dir)?,

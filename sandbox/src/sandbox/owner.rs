@@ -279,7 +279,8 @@ fn record_processes(
     let ids = machine.processes().map_err(SandboxError::Processes)?;
     fault_point!("machine.found").map_err(SandboxError::Processes)?;
     // The machine itself reports one that has ended already.
-    let processes = ids.iter().filter_map(|id| id.open()).collect();
+    let processes = ids.iter().filter_map(|id| id.open().transpose()).collect();
+    let processes = Result::map_err(processes, SandboxError::Processes)?;
     let record = Record::new(ids, machine.engine().kind, start_timeout);
     dir.write_record(&record).map_err(SandboxError::Processes)?;
     Ok((record, processes))

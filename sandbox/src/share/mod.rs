@@ -10,6 +10,7 @@
 mod atomic_volume;
 mod empty_root;
 mod layout;
+mod references;
 
 use std::ffi::CStr;
 use std::fs;
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{
     AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock, statx,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
     mount_change, unmount,
@@ -172,7 +173,7 @@ pub fn write_bundle(shared: &Path, id: &str, spec: &Spec) -> Result<(), StorageE
 /// Unmounts and removes the files of one container. Missing files are no error.
 pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
     let container = shared.join(container_id);
-    if !container.exists() {
+    if !at("examine", &container, container.try_exists())? {
         return Ok(());
     }
     let device = match fs::symlink_metadata(shared) {
@@ -181,11 +182,14 @@ pub fn unshare(shared: &Path, container_id: &str) -> Result<(), StorageError> {
     };
     at("unmount", &container, fault_point!("share.unshare"))?;
     let _lock = lock(shared)?;
-    let references = names_in(&container.join(REFERENCES));
+    let names = references::names_in(&container.join(REFERENCES))?;
     let cleared = clear(&container, device).and_then(|()| {
-        let unused = |name: &&String| !is_referenced(shared, name);
-        let mut mounts = references.iter().filter(unused);
-        mounts.try_for_each(|name| clear(&shared.join(POD_MOUNTS).join(name), device))
+        names
+            .iter()
+            .try_for_each(|name| match references::is_used(shared, name)? {
+                true => Ok(()),
+                false => clear(&shared.join(POD_MOUNTS).join(name), device),
+            })
     });
     match cleared {
         // Another process is removing the whole sandbox.
@@ -202,23 +206,9 @@ fn lock(shared: &Path) -> Result<OwnedFd, StorageError> {
         shared,
         rustix::fs::open(shared, flags, Mode::empty()),
     )?;
-    at("lock", shared, flock(&dir, FlockOperation::LockExclusive))?;
+    let locked = retry_on_intr(|| flock(&dir, FlockOperation::LockExclusive));
+    at("lock", shared, locked)?;
     Ok(dir)
-}
-
-fn is_referenced(shared: &Path, name: &str) -> bool {
-    let containers = names_in(shared);
-    containers
-        .iter()
-        .any(|id| shared.join(id).join(REFERENCES).join(name).exists())
-}
-
-/// The names in a directory; none if it does not exist.
-fn names_in(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
 }
 
 fn is_gone(error: &io::Error) -> bool {

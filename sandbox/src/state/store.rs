@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::retry_on_intr;
 use rvm_protocol::{ContainerId, InvalidId, ProcessId as GuestProcessId};
 use rvm_sys::fault_point;
 
@@ -197,7 +198,7 @@ impl Container {
                 error => failed("open", &self.path)(error.into()),
             }
         })?;
-        flock(&lock, FlockOperation::LockExclusive)
+        retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
             .map_err(|e| failed("lock", &self.path)(e.into()))?;
         // Deleted while this waited.
         if self.is_gone() {
@@ -216,10 +217,12 @@ impl Container {
 
     /// Whether the directory was deleted since it was opened.
     pub fn is_gone(&self) -> bool {
-        let own = rustix::fs::fstat(&self.dir);
-        let there = rustix::fs::lstat(&self.path);
         let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        own.map(identity).ok() != there.map(identity).ok()
+        match (rustix::fs::fstat(&self.dir), rustix::fs::lstat(&self.path)) {
+            (Ok(own), Ok(there)) => identity(own) != identity(there),
+            (_, Err(error)) => error == rustix::io::Errno::NOENT,
+            _ => false,
+        }
     }
 }
 
