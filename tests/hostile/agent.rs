@@ -8,11 +8,11 @@ use std::thread;
 use protobuf::Message;
 use rvm_protocol::AGENT_PROTOCOL_VERSION;
 use rvm_protocol::agent::{
-    CheckResponse, CpuStats, CreateContainerRequest, CreateContainerResponse, Empty,
-    ExecProcessRequest, ExecProcessResponse, ListProcessesRequest, ListProcessesResponse,
-    MemoryStats, PidsStats, ProcessInfo, RemoveContainerRequest, RemoveProcessRequest,
-    SignalProcessRequest, StartContainerRequest, StatsResponse, WaitProcessRequest,
-    WaitProcessResponse,
+    AdoptContainerRequest, CheckResponse, CpuStats, CreateContainerRequest,
+    CreateContainerResponse, Empty, ExecProcessRequest, ExecProcessResponse, ListProcessesRequest,
+    ListProcessesResponse, MemoryStats, PidsStats, ProcessInfo, RemoveContainerRequest,
+    RemoveProcessRequest, SignalProcessRequest, StartContainerRequest, StatsResponse, Stdio,
+    WaitProcessRequest, WaitProcessResponse,
 };
 use serde_json::Value;
 use ttrpc::Code;
@@ -95,6 +95,13 @@ impl Agent {
         let payload = match call.method.as_str() {
             "Check" => self.check().write_to_bytes(),
             "CreateContainer" => self.create(&call.decode()).write_to_bytes(),
+            "AdoptContainer" => {
+                let request: AdoptContainerRequest = call.decode();
+                let name = (request.container_id, String::new());
+                self.guest
+                    .add(name, Stdio::default(), &["sleep".to_owned()]);
+                Empty::new().write_to_bytes()
+            }
             "ExecProcess" => self.exec(&call.decode()).write_to_bytes(),
             "SignalProcess" => {
                 self.signalled(&call.decode())?;

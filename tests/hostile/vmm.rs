@@ -79,6 +79,10 @@ impl Vmm {
                     self.say(&Event::Done);
                     self.say(&Event::Resized { memory_mib });
                 }
+                (_, Request::Save { go_on: false, .. }) => {
+                    self.say(&Event::Stopped(StopReason::Saved));
+                    std::process::exit(0);
+                }
                 _ => self.say(&Event::Done),
             }
         }

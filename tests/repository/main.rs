@@ -3,6 +3,7 @@
 
 mod arrows;
 mod documents;
+mod faults;
 mod files;
 mod rust;
 mod size;
@@ -31,6 +32,11 @@ fn rooms_of_agent_use_only_rooms_below_them() {
 #[test]
 fn rooms_of_shim_use_only_rooms_below_them() {
     assert_none(&arrows::pointing_up("shim"));
+}
+
+#[test]
+fn fault_points_are_listed_once_each() {
+    assert_none(&faults::misnamed_points());
 }
 
 #[test]

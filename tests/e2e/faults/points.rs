@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use super::case::{Fault, World};
 use super::matrix;
@@ -26,7 +27,7 @@ const PASSAGES: u32 = 4;
 /// Whether the installation has the points, by a text that is in such binaries alone.
 fn has_points() -> bool {
     let program = fs::read(rvm_tests::dist().join("bin/rvm")).unwrap();
-    let has = program.windows(10).any(|text| text == b"RVM_FAULTS");
+    let has = has_text(&program, "RVM_FAULTS");
     if !has {
         println!("skipped: the installation has no fault points; scripts/test faults makes one");
     }
@@ -45,6 +46,39 @@ fn passed(world: &World, scenario: &'static Scenario) -> BTreeMap<String, u32> {
         *passed.entry(line.to_owned()).or_default() += 1;
     }
     passed
+}
+
+/// The points that a part of the matrix passes.
+fn listed(part: &str) -> BTreeSet<String> {
+    let lines = include_str!("points.txt").lines();
+    let words = lines.filter_map(|line| line.split_once(' '));
+    let of_part = words.filter(|(_, of)| of.trim() == part);
+    of_part.map(|(name, _)| name.to_owned()).collect()
+}
+
+/// Looks at the installation that `make build` has made, whatever `$RVM_DIST` says.
+#[test]
+fn no_shipped_program_has_fault_points() {
+    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist");
+    if !dist.exists() {
+        return println!("skipped: there is no dist; make build makes it");
+    }
+    for name in [
+        "bin/rvm",
+        "bin/containerd-shim-rvm-v2",
+        "libexec/rvm/rvm-vmm",
+    ] {
+        let program = fs::read(dist.join(name)).unwrap();
+        for text in ["RVM_FAULTS", "state.write", "vmm.jailed", "shim.claimed"] {
+            assert!(!has_text(&program, text), "{name} has {text}");
+        }
+    }
+}
+
+fn has_text(program: &[u8], text: &str) -> bool {
+    program
+        .windows(text.len())
+        .any(|part| part == text.as_bytes())
 }
 
 #[test]
@@ -66,7 +100,12 @@ fn a_process_that_dies_or_fails_or_waits_at_a_point_leaves_nothing() {
             }
         }
     }
-    println!("{} points are passed: {points:?}", points.len());
+    println!("{} points are passed", points.len());
+    assert_eq!(
+        listed("rvm").difference(&points).next(),
+        None,
+        "never passed"
+    );
     drop(world);
     matrix::run("points", cases);
 }

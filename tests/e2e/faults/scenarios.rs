@@ -72,6 +72,17 @@ pub const SCENARIOS: &[Scenario] = &[
         "checkpoint --leave-running --image-path IMAGE box",
     )
     .keeps("running"),
+    scenario("checkpoints", &[], CREATE).then(&[
+        "start box",
+        "checkpoint --leave-running --image-path IMAGE box",
+        "checkpoint --image-path IMAGE box",
+    ]),
+    scenario(
+        "restore",
+        &[CREATE, "start box", "checkpoint --image-path IMAGE box"],
+        "restore --detach --image-path IMAGE --bundle LONG box",
+    )
+    .then(&["kill box KILL"]),
     scenario(
         "member",
         &["create --bundle POD pod", "start pod"],
