@@ -1,13 +1,13 @@
 //! Named points at which tests have a process fail, wait or die.
 //!
-//! `fault_point!("start.share")` is a point. In every shipped program it is the value `Ok(())` and
-//! nothing else: the feature `faults` of this crate, which only test builds have, makes it a call of
-//! [`pass`]. Two environment variables, which processes pass on to those that they start, say what
-//! happens at which points then:
+//! `fault_point!("start.shared")` is a point. In every shipped program it is the value `Ok(())` and
+//! nothing else: the feature `faults` of this crate, which only test builds have, makes it a call
+//! of [`pass`]. Two environment variables, which processes pass on to those that they start, say
+//! what happens at which points then:
 //!
-//! - `RVM_FAULTS`: rules, separated by `;`. `rvm monitor@state.save#2=error:ENOSPC` is one: in a
-//!   process of that role, the second passage of the point fails. Without `ROLE@` it is a passage in
-//!   any process, counted in each.
+//! - `RVM_FAULTS`: rules, separated by `;`. `rvm monitor@state.write#2=error:ENOSPC` is one: in a
+//!   process of that role, the second passage of the point fails. Without `ROLE@` it is a passage
+//!   in any process, counted in each.
 //! - `RVM_FAULTS_LOG`: a file to which each passage is appended, as a line `ROLE@POINT`.
 //!
 //! A role is the name of the program and that of the verb.

@@ -2,13 +2,13 @@
 //! this test uses.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -31,6 +31,7 @@ pub struct Rvm {
     engine: String,
     config: String,
     dist: PathBuf,
+    variables: Mutex<BTreeMap<&'static str, String>>,
 }
 
 thread_local! {
@@ -72,6 +73,7 @@ impl Rvm {
             engine: crate::engine(),
             config: String::new(),
             dist: crate::dist(),
+            variables: Mutex::default(),
         };
         WORLD.set(Some(rvm.cgroups.path()));
         rvm.write_config();
@@ -147,8 +149,18 @@ impl Rvm {
         command
     }
 
+    /// Gives the commands of this world a variable of the environment from now on, or no more.
+    pub fn set_variable(&self, name: &'static str, value: Option<&str>) {
+        let mut variables = self.variables.lock().unwrap();
+        match value {
+            Some(value) => _ = variables.insert(name, value.to_owned()),
+            None => _ = variables.remove(name),
+        }
+    }
+
     /// Makes a command run in this world.
     pub fn adopt(&self, command: &mut Command) {
+        command.envs(&*self.variables.lock().unwrap());
         let procs = File::options()
             .write(true)
             .open(self.cgroups.procs())

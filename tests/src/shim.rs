@@ -61,6 +61,12 @@ impl Shim {
 
     /// Starts a shim in a world whose configuration names the engine.
     pub fn start_in(world: Rvm, id: &str, bundle: &Path) -> Self {
+        Self::try_start_in(world, id, bundle)
+            .unwrap_or_else(|unstarted| panic!("{:?}", unstarted.finished))
+    }
+
+    /// The same, where it may fail.
+    pub fn try_start_in(world: Rvm, id: &str, bundle: &Path) -> Result<Self, Unstarted> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("{}shim-{count}", leftovers::prefix());
@@ -69,11 +75,17 @@ impl Shim {
             .enable_all()
             .build()
             .unwrap();
-        let address = launch(&world, &namespace, id, bundle);
-        let client = runtime.block_on(async {
-            let stream = UnixStream::connect(&address).await.unwrap();
-            Client::new(Socket::new(stream))
-        });
+        let finished = launch(&world, &namespace, id, bundle);
+        let address = PathBuf::from(finished.stdout.trim_start_matches("unix://"));
+        let connected = runtime.block_on(UnixStream::connect(&address));
+        let Ok(stream) = connected else {
+            return Err(Unstarted {
+                world,
+                namespace,
+                finished,
+            });
+        };
+        let client = runtime.block_on(async { Client::new(Socket::new(stream)) });
         let shim = Self {
             tasks: TaskClient::new(client.clone()),
             sandboxes: SandboxClient::new(client),
@@ -85,7 +97,7 @@ impl Shim {
             runtime,
         };
         shim.listen();
-        shim
+        Ok(shim)
     }
 
     pub fn world(&self) -> &Rvm {
@@ -124,15 +136,7 @@ impl Shim {
             command::signal(pid, libc::SIGKILL);
         }
         eventually("the shim has ended", || self.processes().is_empty());
-        let mut delete = Command::new(program());
-        delete
-            .args(["-namespace", &self.namespace, "-id", "box"])
-            .args(["-address", "/nonexistent", "-bundle"])
-            .arg(bundle)
-            .arg("delete")
-            .current_dir(bundle);
-        self.world.adopt(&mut delete);
-        command::finish(delete)
+        clean_up(&self.world, &self.namespace, bundle)
     }
 
     fn processes(&self) -> Vec<i32> {
@@ -172,8 +176,37 @@ fn events_socket(world: &Rvm) -> PathBuf {
     world.path("events.sock")
 }
 
-/// Runs the program as containerd does; returns the path of the socket that it prints.
-fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> PathBuf {
+/// A shim that did not start, or not for long.
+pub struct Unstarted {
+    pub world: Rvm,
+    namespace: String,
+    pub finished: Finished,
+}
+
+impl Unstarted {
+    /// See [`Shim::give_up`].
+    pub fn clean_up(&self, bundle: &Path) -> Finished {
+        let finished = clean_up(&self.world, &self.namespace, bundle);
+        // It is there unless another container is.
+        let _ = fs::remove_dir(containerd::state_of(&self.namespace));
+        finished
+    }
+}
+
+fn clean_up(world: &Rvm, namespace: &str, bundle: &Path) -> Finished {
+    let mut delete = Command::new(program());
+    delete
+        .args(["-namespace", namespace, "-id", "box"])
+        .args(["-address", "/nonexistent", "-bundle"])
+        .arg(bundle)
+        .arg("delete")
+        .current_dir(bundle);
+    world.adopt(&mut delete);
+    command::finish(delete)
+}
+
+/// Runs the program as containerd does, which prints the path of the socket.
+fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> Finished {
     let options = world.path("options");
     fs::write(&options, runtime_options(&world.path("config.toml"))).unwrap();
     let mut start = Command::new(program());
@@ -193,9 +226,7 @@ fn launch(world: &Rvm, namespace: &str, id: &str, bundle: &Path) -> PathBuf {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     world.adopt(&mut start);
-    let finished = command::Finished::from(command::wait(start.spawn().unwrap()));
-    assert_eq!(finished.code, 0, "{}", finished.stderr);
-    finished.stdout.trim_start_matches("unix://").into()
+    Finished::from(command::wait(start.spawn().unwrap()))
 }
 
 /// `runtimeoptions.v1.Options` with the path of rvm's configuration only.

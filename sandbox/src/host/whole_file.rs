@@ -8,8 +8,8 @@ use std::path::Path;
 use rvm_sys::fault_point;
 use serde::Serialize;
 
-/// Writes a value as JSON, all of it or nothing: to a new file, which is renamed into its place. The
-/// file is root's alone.
+/// Writes a value as JSON, all of it or nothing: to a new file, which is renamed into its place.
+/// The file is root's alone.
 pub(crate) fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let new = path.with_added_extension("new");
     let written = write_new(&new, value).and_then(|()| fs::rename(&new, path));

@@ -70,6 +70,19 @@ pub struct World {
     limits: Limits,
 }
 
+/// A world whose machines a program plays; none where there is no device to pass on.
+pub fn played() -> Option<Rvm> {
+    if !Path::new("/dev/kvm").exists() {
+        println!("skipped: there is no /dev/kvm");
+        return None;
+    }
+    let rvm = Rvm::new().on_engine("kvm");
+    let program = rvm.path("hostile-honest");
+    symlink(env!("CARGO_BIN_EXE_rvm-hostile"), &program).unwrap();
+    let config = format!("engine = \"kvm\"\ntemplates = \"off\"\nvmm = {program:?}");
+    Some(rvm.configured(&config))
+}
+
 /// How a verb ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -79,20 +92,11 @@ pub struct Outcome {
 }
 
 impl World {
-    /// None where there is no device to pass on.
     pub fn played() -> Option<Self> {
-        if !Path::new("/dev/kvm").exists() {
-            println!("skipped: there is no /dev/kvm");
-            return None;
-        }
-        let rvm = Rvm::new().on_engine("kvm");
-        let program = rvm.path("hostile-honest");
-        symlink(env!("CARGO_BIN_EXE_rvm-hostile"), &program).unwrap();
-        let config = format!("engine = \"kvm\"\ntemplates = \"off\"\nvmm = {program:?}");
-        Some(Self::of(rvm.configured(&config)))
+        Some(Self::of(played()?))
     }
 
-    pub fn of(rvm: Rvm) -> Self {
+    fn of(rvm: Rvm) -> Self {
         Self {
             places: Places::new(&rvm),
             root: StateRoot::new(&rvm),

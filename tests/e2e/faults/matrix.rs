@@ -43,32 +43,52 @@ fn seed() -> u64 {
 }
 
 /// Runs cases in an order by chance, and fails with a line for each that went wrong.
-pub fn run(name: &str, mut cases: Vec<Case>) {
-    let all = cases.len();
-    let seed = seed();
+pub fn run(name: &str, cases: Vec<Case>) {
+    run_each(name, cases, World::played, |world, (scenario, fault)| {
+        let wrong = world.case(scenario, fault);
+        if wrong.is_empty() {
+            return (Some(world), None);
+        }
+        world.give_up();
+        let line = format!("{}, {fault}: {}", scenario.name, wrong.join("; "));
+        (World::played(), Some(line))
+    });
+}
+
+/// The same for any cases. A worker has something that `begin` makes and each case passes on; none
+/// ends the worker.
+pub fn run_each<C: Send, S>(
+    name: &str,
+    mut cases: Vec<C>,
+    begin: impl Fn() -> Option<S> + Sync,
+    one: impl Fn(S, &C) -> (Option<S>, Option<String>) + Sync,
+) {
+    let (all, seed) = (cases.len(), seed());
     Chance(seed).shuffle(&mut cases);
     let queue = Mutex::new(VecDeque::from(cases));
     let (failures, count) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
     let start = Instant::now();
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                let mut world = World::played();
-                while rvm_tests::long() || start.elapsed() < BUDGET {
-                    let (Some(now), Some(case)) = (world.take(), queue.lock().unwrap().pop_front())
-                    else {
-                        return;
-                    };
-                    world = one(now, &case, &failures);
-                    let done = count.fetch_add(1, Ordering::Relaxed) + 1;
-                    if done % 250 == 0 {
-                        println!("{name}: {done} of {all} cases, {:.0?}", start.elapsed());
-                    }
-                }
-            });
+    let work = || {
+        let mut held = begin();
+        while rvm_tests::long() || start.elapsed() < BUDGET {
+            let next = queue.lock().unwrap().pop_front();
+            let (Some(now), Some(case)) = (held.take(), next) else {
+                return;
+            };
+            let (kept, wrong) = one(now, &case);
+            held = kept;
+            if let Some(line) = wrong {
+                println!("FAULT {}", line.replace('\n', " / "));
+                failures.lock().unwrap().push(line);
+            }
+            let done = count.fetch_add(1, Ordering::Relaxed) + 1;
+            if done % 250 == 0 {
+                println!("{name}: {done} of {all} cases, {:.0?}", start.elapsed());
+            }
         }
-    });
+    };
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| (0..workers).for_each(|_| _ = scope.spawn(work)));
     let failures = failures.into_inner().unwrap();
     println!(
         "{name}: {} of {all} cases, {} failed, {:.0?}; RVM_TEST_SEED={seed}",
@@ -77,17 +97,4 @@ pub fn run(name: &str, mut cases: Vec<Case>) {
         start.elapsed()
     );
     assert!(failures.is_empty(), "\n{}\n", failures.join("\n"));
-}
-
-/// Runs a case; returns the world for the next one.
-fn one(world: World, (scenario, fault): &Case, failures: &Mutex<Vec<String>>) -> Option<World> {
-    let wrong = world.case(scenario, fault);
-    if wrong.is_empty() {
-        return Some(world);
-    }
-    let line = format!("{}, {fault}: {}", scenario.name, wrong.join("; "));
-    println!("FAULT {}", line.replace('\n', " / "));
-    failures.lock().unwrap().push(line);
-    world.give_up();
-    World::played()
 }

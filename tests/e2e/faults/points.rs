@@ -10,7 +10,7 @@ use super::matrix;
 use super::scenarios::{SCENARIOS, Scenario};
 
 /// What happens at a point. A delay is what a slow disk is.
-const ACTIONS: [&str; 8] = [
+pub const ACTIONS: [&str; 8] = [
     "kill",
     "delay:700",
     "error:ENOSPC",
@@ -25,7 +25,7 @@ const ACTIONS: [&str; 8] = [
 const PASSAGES: u32 = 4;
 
 /// Whether the installation has the points, by a text that is in such binaries alone.
-fn has_points() -> bool {
+pub fn has_points() -> bool {
     let program = fs::read(rvm_tests::dist().join("bin/rvm")).unwrap();
     let has = has_text(&program, "RVM_FAULTS");
     if !has {
@@ -49,7 +49,7 @@ fn passed(world: &World, scenario: &'static Scenario) -> BTreeMap<String, u32> {
 }
 
 /// The points that a part of the matrix passes.
-fn listed(part: &str) -> BTreeSet<String> {
+pub fn listed(part: &str) -> BTreeSet<String> {
     let lines = include_str!("points.txt").lines();
     let words = lines.filter_map(|line| line.split_once(' '));
     let of_part = words.filter(|(_, of)| of.trim() == part);
