@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
+use rustix::fs::FileType;
+use rvm_sys::readiness::Readable;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
 
@@ -65,7 +67,10 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     server.start().await.context("cannot serve the socket")?;
     tracing::info!("ready, pid {}", std::process::id());
 
-    pod.shutdown.notified().await;
+    tokio::select! {
+        () = pod.shutdown.notified() => {}
+        () = abandoned() => tracing::warn!("containerd has not been told of this shim"),
+    }
     // New connections fail from here on.
     let _ = fs::remove_file(socket);
     tokio::time::sleep(LAST_ANSWER_DELAY).await;
@@ -73,6 +78,21 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     pod.drain_events(EVENTS_TIMEOUT).await;
     tracing::info!("done");
     Ok(())
+}
+
+/// Completes if the process that has started this one ends before it has answered containerd, see
+/// [`super::start`].
+async fn abandoned() {
+    let stdout = io::stdout();
+    let is_pipe = rustix::fs::fstat(&stdout)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    if is_pipe && let Ok(readable) = Readable::new(stdout.as_fd()) {
+        let read = readable.read(|fd| Ok(rustix::io::read(fd, &mut [0; 1])?));
+        if let Ok(0) = read.await {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// The socket, and its path.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, PipeWriter, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
@@ -55,9 +55,9 @@ enum Input {
 /// Leaves a daemon behind, or finds the one that serves the pod, and answers with its address.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let input = Input::read(&flags.id)?;
-    let address = match find_daemon()? {
-        Some(address) => address,
-        None => start_daemon(flags, &input)?,
+    let (address, answered) = match find_daemon()? {
+        Some(address) => (address, None),
+        None => start_daemon(flags, &input).map(|(address, pipe)| (address, Some(pipe)))?,
     };
     fault_point!("shim.spawned")?;
     write_address(Path::new("."), &address).context("cannot write the address into the bundle")?;
@@ -65,7 +65,12 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     fault_point!("shim.address")?;
     io::stdout()
         .write_all(&answer)
-        .context("cannot answer containerd")
+        .context("cannot answer containerd")?;
+    if let Some(mut answered) = answered {
+        // It has ended already, if this fails.
+        let _ = answered.write_all(b"1");
+    }
+    Ok(())
 }
 
 impl Input {
@@ -168,13 +173,15 @@ fn sandbox_bundles(own: &Path, sandbox: &str) -> Vec<PathBuf> {
     [Some(beside), controllers].into_iter().flatten().collect()
 }
 
-fn start_daemon(flags: &Flags, input: &Input) -> anyhow::Result<String> {
+/// The second value is a pipe to the daemon. Its end without a byte means that containerd has no
+/// answer, and will never find the daemon, which ends then: this process has failed, or is killed.
+fn start_daemon(flags: &Flags, input: &Input) -> anyhow::Result<(String, PipeWriter)> {
     let (listener, address) = listen(input.socket_dir())?;
     fault_point!("shim.listen")?;
-    spawn_daemon(flags, input, listener).inspect_err(|_| {
+    let spawned = spawn_daemon(flags, input, listener).inspect_err(|_| {
         let _ = fs::remove_file(socket_path(&address));
-    })?;
-    Ok(address)
+    });
+    Ok((address, spawned?))
 }
 
 /// Creates a socket with a random name; returns it and its address.
@@ -198,8 +205,13 @@ fn listen(dir: &Path) -> anyhow::Result<(UnixListener, String)> {
     Ok((bound, format!("unix://{}", path.display())))
 }
 
-/// Starts the daemon, with the socket as its standard input.
-fn spawn_daemon(flags: &Flags, input: &Input, listener: UnixListener) -> anyhow::Result<()> {
+/// Starts the daemon, with the socket as its standard input and the pipe as its standard output.
+fn spawn_daemon(
+    flags: &Flags,
+    input: &Input,
+    listener: UnixListener,
+) -> anyhow::Result<PipeWriter> {
+    let (reader, answered) = io::pipe().context("cannot make a pipe to the daemon")?;
     let options = input.options();
     let mut command = Command::new("/proc/self/exe");
     command
@@ -208,7 +220,7 @@ fn spawn_daemon(flags: &Flags, input: &Input, listener: UnixListener) -> anyhow:
         .args(["-id", &flags.id])
         .args(["-address", &flags.address])
         .stdin(Stdio::from(OwnedFd::from(listener)))
-        .stdout(Stdio::null())
+        .stdout(reader)
         .stderr(Stdio::null())
         .process_group(0);
     if flags.debug || input.wants_debug() {
@@ -225,7 +237,8 @@ fn spawn_daemon(flags: &Flags, input: &Input, listener: UnixListener) -> anyhow:
     if let Some(cgroup) = &options.shim_cgroup {
         join_cgroup(cgroup, pid)?;
     }
-    adjust_oom_score(pid).context("cannot set the daemon's OOM score")
+    adjust_oom_score(pid).context("cannot set the daemon's OOM score")?;
+    Ok(answered)
 }
 
 /// Puts the daemon into a cgroup, in every hierarchy that has one by this name.
