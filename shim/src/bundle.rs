@@ -45,17 +45,22 @@ fn is_served(address: &str) -> bool {
     UnixStream::connect(socket_path(address)).is_ok()
 }
 
-/// Writes into the bundle where the container's state is, for `delete`; and with the state the
-/// address of the socket, for the clean-up of containers whose bundles are gone.
-pub fn remember_state(bundle: &Path, container: &state::Container) -> io::Result<()> {
-    if let Ok(address) = fs::read(bundle.join(ADDRESS_FILE)) {
-        fs::write(container.path().join(ADDRESS_FILE), address)?;
-    }
-    let path = container.path().to_string_lossy().into_owned();
-    fs::write(bundle.join(STATE_FILE), path)
+/// Writes into the bundle where the container's state will be, for `delete`, which finds it however
+/// far its creation gets.
+pub fn remember_state(bundle: &Path, state: &Path) -> io::Result<()> {
+    fs::write(bundle.join(STATE_FILE), state.to_string_lossy().as_ref())
 }
 
-/// The directory of the container's state, if its creation got as far as making one.
+/// Writes the address of the socket beside the state, for the clean-up of containers whose bundles
+/// are gone.
+pub fn copy_address(bundle: &Path, container: &state::Container) -> io::Result<()> {
+    match fs::read(bundle.join(ADDRESS_FILE)) {
+        Ok(address) => fs::write(container.path().join(ADDRESS_FILE), address),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The directory of the container's state, if its creation got so far.
 pub fn find_state(bundle: &Path) -> Option<PathBuf> {
     let path = fs::read_to_string(bundle.join(STATE_FILE)).ok()?;
     Some(path.into())

@@ -140,7 +140,13 @@ impl Pod {
         let root = plan.options.root.clone();
         let root = root.unwrap_or_else(|| PathBuf::from(STATE_ROOT));
         let store = Store::new(root.join(&self.namespace));
-        let record = Arc::new(stale::prepare(&store, &plan.id, &bundle).await?);
+        let state = store.root().join(plan.id.as_str());
+        let remembered = bundle::remember_state(&bundle.dir, &state);
+        remembered.map_err(host("write into the bundle"))?;
+        let prepared = stale::prepare(&store, &plan.id, &bundle).await;
+        // What is there of that id is another's.
+        let prepared = prepared.inspect_err(|_| bundle::forget_state(&bundle.dir));
+        let record = Arc::new(prepared?);
         let created = self.start_sandbox(plan, &config, &bundle, &record).await;
         if created.is_err() {
             lifecycle::give_up(&record).await;
@@ -156,7 +162,7 @@ impl Pod {
         bundle: &Bundle,
         record: &Arc<state::Container>,
     ) -> Result<(Container, Relay), CreateError> {
-        bundle::remember_state(&bundle.dir, record).map_err(host("write into the bundle"))?;
+        bundle::copy_address(&bundle.dir, record).map_err(host("copy the socket's address"))?;
         fault_point!("shim.prepared").map_err(host("write into the bundle"))?;
         let outside = Namespace::own().map_err(host("find the host's network namespace"))?;
         let (namespace, placement) = take_network(bundle, plan.machine.take())?;
