@@ -66,7 +66,7 @@ impl Shim {
     }
 
     /// The same, where it may fail.
-    pub fn try_start_in(world: Rvm, id: &str, bundle: &Path) -> Result<Self, Unstarted> {
+    pub fn try_start_in(world: Rvm, id: &str, bundle: &Path) -> Result<Self, Box<Unstarted>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("{}shim-{count}", leftovers::prefix());
@@ -79,11 +79,11 @@ impl Shim {
         let address = PathBuf::from(finished.stdout.trim_start_matches("unix://"));
         let connected = runtime.block_on(UnixStream::connect(&address));
         let Ok(stream) = connected else {
-            return Err(Unstarted {
+            return Err(Box::new(Unstarted {
                 world,
                 namespace,
                 finished,
-            });
+            }));
         };
         let client = runtime.block_on(async { Client::new(Socket::new(stream)) });
         let shim = Self {

@@ -42,5 +42,5 @@ fn a_system_call_that_fails_is_told_and_leaves_nothing() {
         .flat_map(|scenario| cases(&world, scenario));
     let all = all.collect();
     drop(world);
-    matrix::run("system calls", all);
+    matrix::run("system calls", World::played, all);
 }

@@ -18,6 +18,9 @@ use super::scenarios::{Places, Scenario};
 /// some seconds each.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
+/// The same where a guest boots on a software CPU.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
 /// What a verb meets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -68,6 +71,8 @@ pub struct World {
     places: Places,
     root: StateRoot,
     limits: Limits,
+    /// The longest time of a verb.
+    patience: Duration,
 }
 
 /// A world whose machines a program plays; none where there is no device to pass on.
@@ -93,15 +98,21 @@ pub struct Outcome {
 
 impl World {
     pub fn played() -> Option<Self> {
-        Some(Self::of(played()?))
+        Some(Self::of(played()?, LIMIT))
     }
 
-    fn of(rvm: Rvm) -> Self {
+    /// With machines of the engine under test.
+    pub fn real() -> Option<Self> {
+        Some(Self::of(Rvm::new(), BOOT_LIMIT))
+    }
+
+    fn of(rvm: Rvm, patience: Duration) -> Self {
         Self {
             places: Places::new(&rvm),
             root: StateRoot::new(&rvm),
             limits: Limits::new(&rvm),
             rvm,
+            patience,
         }
     }
 
@@ -121,7 +132,7 @@ impl World {
         let held = change(&mut command);
         // One that cannot be executed has met its fault as well.
         let code = match command.spawn() {
-            Ok(mut child) => end(&mut child),
+            Ok(mut child) => end(&mut child, self.patience),
             Err(_) => Some(127),
         };
         drop(command);
@@ -299,9 +310,9 @@ fn judge(verb: &str, outcome: &Outcome) -> Vec<String> {
 }
 
 /// Waits for a verb; None if it had to be killed.
-fn end(child: &mut Child) -> Option<i32> {
+fn end(child: &mut Child, patience: Duration) -> Option<i32> {
     let start = Instant::now();
-    while start.elapsed() < LIMIT {
+    while start.elapsed() < patience {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status.code().unwrap_or_else(|| -status.signal().unwrap()));
         }

@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rvm_tests::{Rvm, leftovers};
 
-use super::case::Fault;
+use super::case::{Fault, World};
 use super::matrix::{self, Case};
 use super::scenarios::SCENARIOS;
 
@@ -157,7 +157,7 @@ fn with_each(faults: &[Fault]) -> Vec<Case> {
 fn a_host_without_descriptors_is_told() {
     // The standard streams take three, and none takes more than some forty.
     let counts: Vec<_> = (3..48).map(Fault::Descriptors).collect();
-    matrix::run("descriptors", with_each(&counts));
+    matrix::run("descriptors", World::played, with_each(&counts));
 }
 
 #[test]
@@ -165,19 +165,24 @@ fn a_host_without_room_for_processes_is_told() {
     let counts: Vec<_> = (1..32)
         .map(|count| Fault::Group(Limit::Processes, count))
         .collect();
-    matrix::run("processes", with_each(&counts));
+    matrix::run("processes", World::played, with_each(&counts));
 }
 
 #[test]
 fn a_host_without_memory_kills_and_nothing_is_left() {
     let sizes = (1..24).map(|size| Fault::Group(Limit::Memory, size << 19));
-    matrix::run("memory", with_each(&sizes.collect::<Vec<_>>()));
+    matrix::run(
+        "memory",
+        World::played,
+        with_each(&sizes.collect::<Vec<_>>()),
+    );
 }
 
 #[test]
 fn a_state_root_that_is_full_or_read_only_is_told() {
     matrix::run(
         "state root",
+        World::played,
         with_each(&[Fault::FullRoot, Fault::ReadOnlyRoot]),
     );
 }

@@ -43,15 +43,15 @@ fn seed() -> u64 {
 }
 
 /// Runs cases in an order by chance, and fails with a line for each that went wrong.
-pub fn run(name: &str, cases: Vec<Case>) {
-    run_each(name, cases, World::played, |world, (scenario, fault)| {
+pub fn run(name: &str, begin: fn() -> Option<World>, cases: Vec<Case>) {
+    run_each(name, cases, begin, |world, (scenario, fault)| {
         let wrong = world.case(scenario, fault);
         if wrong.is_empty() {
             return (Some(world), None);
         }
         world.give_up();
         let line = format!("{}, {fault}: {}", scenario.name, wrong.join("; "));
-        (World::played(), Some(line))
+        (begin(), Some(line))
     });
 }
 

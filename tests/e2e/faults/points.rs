@@ -107,5 +107,31 @@ fn a_process_that_dies_or_fails_or_waits_at_a_point_leaves_nothing() {
         "never passed"
     );
     drop(world);
-    matrix::run("points", cases);
+    matrix::run("points", World::played, cases);
+}
+
+/// Machines of the engine under test, whose processes pass points of their own.
+#[test]
+fn a_process_of_a_machine_that_dies_or_fails_or_waits_at_a_point_leaves_nothing() {
+    if !has_points() {
+        return;
+    }
+    let Some(world) = World::real() else {
+        return;
+    };
+    let names: &[&str] = match rvm_tests::engine().as_str() {
+        "kvm" => &["run", "checkpoints", "restore"],
+        _ => &["run"],
+    };
+    let mut cases = Vec::new();
+    for scenario in SCENARIOS.iter().filter(|one| names.contains(&one.name)) {
+        let passed = passed(&world, scenario).into_keys();
+        for place in passed.filter(|place| place.starts_with("rvm-vmm ")) {
+            let rules = ACTIONS.map(|action| format!("{place}#1={action}"));
+            cases.extend(rules.map(|rule| (scenario, Fault::Point(rule))));
+        }
+    }
+    assert!(!cases.is_empty(), "a machine passes no point");
+    drop(world);
+    matrix::run("points of machines", World::real, cases);
 }

@@ -84,11 +84,7 @@ impl Calls {
         };
         let (mut pause, mut resume) = (api::PauseRequest::new(), api::ResumeRequest::new());
         let mut update = api::UpdateTaskRequest::new();
-        (
-            "box".clone_into(&mut pause.id),
-            "box".clone_into(&mut resume.id),
-        );
-        "box".clone_into(&mut update.id);
+        (pause.id, resume.id, update.id) = (id(), id(), id());
         let resources = json!({ "memory": { "limit": 300_000_000 } });
         update.resources = Some(json_any(&resources)).into();
         if self.call("exec", tasks.exec(limit(), &exec)) {
@@ -104,11 +100,7 @@ impl Calls {
         let tasks = self.shim.tasks.clone();
         let (mut kill, mut wait) = (api::KillRequest::new(), api::WaitRequest::new());
         let mut delete = api::DeleteRequest::new();
-        (
-            "box".clone_into(&mut kill.id),
-            "box".clone_into(&mut wait.id),
-        );
-        "box".clone_into(&mut delete.id);
+        (kill.id, wait.id, delete.id) = (id(), id(), id());
         kill.signal = libc::SIGKILL.unsigned_abs();
         self.call("kill", tasks.kill(limit(), &kill))
             && self.call("wait", tasks.wait(limit(), &wait))
@@ -130,9 +122,13 @@ impl Calls {
 
 /// What is wrong with two cleanings up.
 fn judge(first: &Finished, again: &Finished) -> Option<String> {
-    let is_told = first.code == 0 || first.code < 0 || !first.stderr.is_empty();
+    let is_told = first.code <= 0 || !first.stderr.is_empty();
     let is_fine = is_told && again.code == 0 && !first.stderr.contains("panicked");
     (!is_fine).then(|| format!("delete: {first:?}, then {again:?}"))
+}
+
+fn id() -> String {
+    "box".to_owned()
 }
 
 fn limit() -> Context {
