@@ -7,10 +7,10 @@ use rvm_sandbox::state::{Report, SILENT_SINCE, State, StateError};
 
 use crate::cli::{Format, Global, ListArgs};
 
-/// Lists the containers.
+/// Lists the containers. Fails after that if one could not be looked at.
 pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
     let store = global.store();
-    let mut states = Vec::new();
+    let (mut states, mut unread) = (Vec::new(), None);
     for id in store.ids()? {
         let opened = store.open(id.as_str());
         match opened.and_then(|container| Ok((container.state()?, container))) {
@@ -20,6 +20,8 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
             }
             // Deleted meanwhile, or not the directory of a container.
             Err(StateError::NotFound(_)) => {}
+            // The list is not whole, which a script must not take it for.
+            Err(error @ StateError::Io { .. }) => unread = Some(error),
             Err(error) => tracing::warn!("{error:#}"),
         }
     }
@@ -36,7 +38,10 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
             writeln!(out, "{}", serde_json::to_string(&reports)?)?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    match unread {
+        None => Ok(ExitCode::SUCCESS),
+        Some(error) => Err(error.into()),
+    }
 }
 
 /// The least width of a column, and the least space behind a cell, in characters, as with runc.

@@ -341,14 +341,14 @@ mod tests {
     fn what_was_written_is_read_and_a_new_one_takes_its_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/image");
-        let new = NewImage::create(&path).unwrap();
+        let new = NewImage::create(&path, &manifest()).unwrap();
         (&new.files.state).write_all(b"first").unwrap();
-        new.finish(&manifest()).unwrap();
+        new.finish().unwrap();
         let mut first = Image::open(&path).unwrap();
         assert_eq!(first.manifest, manifest());
-        NewImage::create(&path)
+        NewImage::create(&path, &manifest())
             .unwrap()
-            .finish(&manifest())
+            .finish()
             .unwrap();
         let mut text = String::new();
         first.files.state.read_to_string(&mut text).unwrap();
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn one_that_was_not_finished_is_none_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        drop(NewImage::create(dir.path()).unwrap());
+        drop(NewImage::create(dir.path(), &manifest()).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let none = Image::open(dir.path()).unwrap_err();
         assert!(matches!(none, ImageError::None(_)), "{none}");
@@ -398,9 +398,9 @@ mod tests {
         for change in impossible {
             let mut manifest = manifest();
             change(&mut manifest);
-            NewImage::create(dir.path())
+            NewImage::create(dir.path(), &manifest)
                 .unwrap()
-                .finish(&manifest)
+                .finish()
                 .unwrap();
             let refused = Image::open(dir.path()).unwrap_err();
             assert!(matches!(refused, ImageError::Manifest { .. }), "{refused}");

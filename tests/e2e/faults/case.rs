@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rvm_tests::inject::{Counts, Injector, Order};
@@ -93,6 +93,7 @@ pub fn played() -> Option<Rvm> {
 pub struct Outcome {
     /// -n after signal n; None if it had to be killed after [`LIMIT`].
     pub code: Option<i32>,
+    pub stdout: String,
     pub stderr: String,
 }
 
@@ -127,7 +128,7 @@ impl World {
         let errors = self.rvm.path(&format!("{}.stderr", words[0]));
         let mut command = self.rvm.command(&words);
         command
-            .stdout(Stdio::null())
+            .stdout(File::create(self.rvm.path("stdout")).unwrap())
             .stderr(File::create(&errors).unwrap());
         let held = change(&mut command);
         // One that cannot be executed has met its fault as well.
@@ -137,10 +138,12 @@ impl World {
         };
         drop(command);
         let stderr = fs::read(&errors).unwrap();
+        let stdout = fs::read(self.rvm.path("stdout")).unwrap();
         drop(held);
         Outcome {
             code,
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
         }
     }
 
@@ -165,7 +168,7 @@ impl World {
         }
         let (outcome, injector) = self.target(scenario, fault);
         let is_recorded = matches!(fault, Fault::Logged(_) | Fault::Counted);
-        if is_recorded && outcome.code != Some(0) {
+        if is_recorded && (outcome.code != Some(0)) != scenario.is_refused {
             wrong.push(format!("without a fault: {outcome:?}"));
         }
         let name = scenario.target.split(' ').next().unwrap_or_default();
@@ -181,6 +184,11 @@ impl World {
                 "{name} failed and left its container: {}",
                 outcome.stderr
             ));
+        }
+        if let ("state" | "list", Some(0), Some(status)) = (name, outcome.code, scenario.keeps)
+            && !outcome.stdout.contains(status)
+        {
+            wrong.push(format!("{name} says: {}", outcome.stdout));
         }
         if let Some(status) = scenario.keeps
             && self.status().as_deref() != Some(status)
@@ -289,7 +297,7 @@ fn panics(stderr: &str) -> Option<String> {
 
 /// What is wrong with the end of a verb.
 fn judge(verb: &str, outcome: &Outcome) -> Vec<String> {
-    let Outcome { code, stderr } = outcome;
+    let Outcome { code, stderr, .. } = outcome;
     let mut wrong: Vec<String> = panics(stderr).into_iter().collect();
     match code {
         None => wrong.push(format!("{verb} did not end: {stderr}")),
@@ -298,9 +306,9 @@ fn judge(verb: &str, outcome: &Outcome) -> Vec<String> {
         Some(101) if wrong.is_empty() => {}
         Some(_) => {
             // A monitor whose starter has gone tells of that as well.
-            let errors = stderr
-                .lines()
-                .filter(|line| line.contains(&format!("{verb} failed: ")));
+            let failed = format!("{verb} failed: ");
+            let is_told = |line: &&str| line.contains(&failed) || line.starts_with("rvm: error: ");
+            let errors = stderr.lines().filter(is_told);
             if errors.count() != 1 {
                 wrong.push(format!("{verb}, no clear error: {outcome:?}"));
             }

@@ -17,8 +17,11 @@ pub struct Scenario {
     pub target: &'static str,
     /// Verbs after it, which may fail.
     pub after: &'static [&'static str],
-    /// What the container's status is afterwards, whatever has happened to the verb.
+    /// What the container's status is afterwards, whatever has happened to the verb. Where the verb
+    /// tells it, it tells that.
     pub keeps: Option<&'static str>,
+    /// The verb is refused without a fault.
+    pub is_refused: bool,
 }
 
 const CREATE: &str = "create --bundle LONG box";
@@ -61,6 +64,9 @@ pub const SCENARIOS: &[Scenario] = &[
         &[CREATE, "start box", "kill box KILL", "WAIT"],
         "delete box",
     ),
+    scenario("delete one that runs", RUNNING, "delete box")
+        .refused()
+        .keeps("running"),
     scenario("delete --force", RUNNING, "delete --force box"),
     scenario("state", RUNNING, "state box").keeps("running"),
     scenario("list", RUNNING, "list").keeps("running"),
@@ -112,12 +118,18 @@ const fn scenario(
         target,
         after: &[],
         keeps: None,
+        is_refused: false,
     }
 }
 
 impl Scenario {
     const fn then(mut self, after: &'static [&'static str]) -> Self {
         self.after = after;
+        self
+    }
+
+    const fn refused(mut self) -> Self {
+        self.is_refused = true;
         self
     }
 
