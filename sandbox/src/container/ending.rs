@@ -54,6 +54,7 @@ pub(super) async fn kill(
     match tokio::time::timeout(grace, asked).await {
         Ok(Ok(Told::Ended)) => Ok(()),
         Ok(Ok(Told::HadEnded)) => Err(refused(NOT_RUNNING)),
+        Ok(Err(error)) if is_own_lack(&error) => Err(error.into()),
         Ok(Err(error)) => kill_machine(state, &sandbox, &error.to_string()).await,
         Err(_) => {
             let late = format!(
@@ -158,7 +159,7 @@ pub async fn leave(
         Err(StateError::NotFound(_)) => return Ok(()),
         other => other?,
     };
-    if let Some(why) = remove_from_guest(&sandbox, container.id()).await {
+    if let Some(why) = remove_from_guest(&sandbox, container.id()).await? {
         match may_run {
             true => kill_machine(state, &sandbox, &why).await?,
             false => tracing::warn!("container {}: {why}", container.id()),
@@ -167,11 +168,27 @@ pub async fn leave(
     Ok(sandbox.unshare(container.id().as_str())?)
 }
 
+/// Whether this process lacks what it needs to ask the guest. Nothing follows from that about the
+/// guest, whose machine others may need.
+fn is_own_lack(error: &AgentError) -> bool {
+    let AgentError::Connect(error) = error else {
+        return false;
+    };
+    let lacks = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| lacks.contains(&errno))
+}
+
 /// Returns why a container stays in its guest, if it does.
-async fn remove_from_guest(sandbox: &SandboxDir, id: &ContainerId) -> Option<String> {
+async fn remove_from_guest(
+    sandbox: &SandboxDir,
+    id: &ContainerId,
+) -> Result<Option<String>, AgentError> {
     let remove = async { Agent::connect(sandbox)?.remove_container(id).await };
-    match tokio::time::timeout(POD_KILL_GRACE, remove).await {
+    Ok(match tokio::time::timeout(POD_KILL_GRACE, remove).await {
         Ok(Ok(()) | Err(AgentError::NotFound(_))) => None,
+        Ok(Err(error)) if is_own_lack(&error) => return Err(error),
         Ok(Err(AgentError::Connect(_) | AgentError::Lost { .. })) if has_ended(sandbox).await => {
             None
         }
@@ -180,7 +197,7 @@ async fn remove_from_guest(sandbox: &SandboxDir, id: &ContainerId) -> Option<Str
             "its guest did not remove it within {} s",
             POD_KILL_GRACE.as_secs()
         )),
-    }
+    })
 }
 
 /// Ends the process that stands for a container. A shim stands for the other containers of its pod

@@ -307,9 +307,11 @@ fn judge(verb: &str, outcome: &Outcome) -> Vec<String> {
         Some(_) => {
             // A monitor whose starter has gone tells of that as well.
             let failed = format!("{verb} failed: ");
-            let is_told = |line: &&str| line.contains(&failed) || line.starts_with("rvm: error: ");
-            let errors = stderr.lines().filter(is_told);
-            if errors.count() != 1 {
+            let is_told = |line: &&str| line.contains(&failed);
+            // One that stands for a process tells how that ended without it.
+            let errors = stderr.lines().filter(is_told).count();
+            let ended = stderr.lines().any(|line| line.starts_with("rvm: error: "));
+            if errors > 1 || errors == 0 && !ended {
                 wrong.push(format!("{verb}, no clear error: {outcome:?}"));
             }
         }
