@@ -23,7 +23,7 @@ pub use channel::{Channel, ChannelError, MAX_FDS, MAX_PACKET};
 
 /// The version of the messages in this module. Any change that a peer of the previous version would
 /// misread increments it.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The index of a descriptor among those that came with the configuration, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,10 +257,12 @@ pub enum Request {
         slot: usize,
     },
     /// Writes the machine to a checkpoint. Four descriptors come with the request: the empty files
-    /// of [`CheckpointFiles`] in their order, open for reading and writing, and KVM's device. The
-    /// answer comes when all are written. The vCPUs stand still meanwhile.
+    /// of [`CheckpointFiles`] in their order, open for reading and writing, and KVM's device.
     Save {
-        /// Let the machine go on. Else it ends with [`StopReason::Saved`] in place of an answer.
+        /// Let the machine go on. The answer comes when it does, and [`Event::Written`] when the
+        /// files are written; until then it cannot be saved again. A machine that does not go on
+        /// stands still while they are written, and ends with [`StopReason::Saved`] in place of an
+        /// answer.
         go_on: bool,
         /// The host may have swapped pages out, which mincore(2) does not tell of.
         has_swap: bool,
@@ -301,6 +303,9 @@ pub enum Event {
         /// The machine's memory in MiB.
         memory_mib: u64,
     },
+    /// The files of the last [`Request::Save`] are written, of which the machine has gone on, or why
+    /// they could not be. Sent once for each.
+    Written(Option<Failure>),
     /// The machine's template cannot be used, for this reason; the machine boots its kernel.
     TemplateRefused(Failure),
     /// The template is written, and the VMM is about to exit.

@@ -1,5 +1,6 @@
 //! Making a process with clone3(2), in a control group or new namespaces, and what its child calls
-//! until it executes a program. Nothing here allocates.
+//! until it executes a program; and with clone(2), whose flags a filter of system calls can see.
+//! Nothing here allocates.
 #![allow(
     unsafe_code,
     reason = "a child of clone3 continues on a copy of the memory"
@@ -66,6 +67,41 @@ pub unsafe fn clone_process(request: &CloneRequest<'_>) -> io::Result<Cloned> {
             libc::SYS_clone3,
             &raw const args,
             size_of::<libc::clone_args>(),
+        )
+    })?;
+    match Pid::from_raw(pid as i32) {
+        None => Ok(Cloned::Child),
+        Some(pid) => {
+            // SAFETY: the kernel has just put a new descriptor there, which nothing else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent { pid, pidfd })
+        }
+    }
+}
+
+/// The flags with which [`copy_process`] calls clone(2): nothing is shared, there are no new
+/// namespaces, and the child's parent gets a descriptor of it.
+pub const COPY_FLAGS: u64 = (libc::CLONE_PIDFD | libc::SIGCHLD) as u64;
+
+/// As [`clone_process`] with no flag, by the one form of clone(2) that a thread may be allowed
+/// which may not make namespaces.
+///
+/// # Safety
+///
+/// As of [`clone_process`].
+pub unsafe fn copy_process() -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: the kernel writes to the descriptor's variable, which lives across the call. There is
+    // no stack, so the child runs on a copy of this one. The caller keeps the child's side of the
+    // contract.
+    let pid = check(unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            COPY_FLAGS,
+            0_u64,
+            &raw mut pidfd,
+            0_u64,
+            0_u64,
         )
     })?;
     match Pid::from_raw(pid as i32) {

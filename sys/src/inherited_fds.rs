@@ -3,7 +3,7 @@
 //! A caller may leave any descriptor open by accident, such as one of the host's root directory,
 //! and what a program executes inherits it in turn.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::io;
 
@@ -45,6 +45,21 @@ pub unsafe fn close_all() -> io::Result<()> {
     }
 }
 
+/// Closes every descriptor but `kept`, in a child that is a copy of a process of which nobody in the
+/// child uses any other. Allocates nothing. Fails with [`io::Errno::NOSYS`] before Linux 5.9.
+///
+/// # Safety
+///
+/// What owns a descriptor in the child's memory must not be used or dropped.
+#[expect(unsafe_code, reason = "closes descriptors by number")]
+pub unsafe fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd();
+    if kept > 0 {
+        close_range(0, kept - 1, 0)?;
+    }
+    close_range(kept.saturating_add(1), RawFd::MAX, 0)
+}
+
 /// The ranges of numbers from [`FIRST`] on, both ends included, that hold none of `kept`.
 fn ranges_between(kept: &[RawFd]) -> Vec<(RawFd, RawFd)> {
     let mut kept: Vec<RawFd> = kept.iter().copied().filter(|fd| *fd >= FIRST).collect();
@@ -63,8 +78,8 @@ fn ranges_between(kept: &[RawFd]) -> Vec<(RawFd, RawFd)> {
 
 #[expect(unsafe_code, reason = "a system call that rustix lacks")]
 fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> io::Result<()> {
-    // SAFETY: with CLOSE_RANGE_CLOEXEC the call closes nothing; without it, `close_all` promises
-    // that nothing owns the descriptors.
+    // SAFETY: with CLOSE_RANGE_CLOEXEC the call closes nothing; without it, the callers promise
+    // that nothing that owns the descriptors is used.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
 }
 
@@ -91,7 +106,6 @@ fn open_descriptors(first: RawFd, last: RawFd) -> io::Result<Vec<RawFd>> {
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::os::fd::AsRawFd;
 
     use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 

@@ -5,13 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 use rvm_protocol::failure::{Code, Coded, Failure};
 use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
+use smallvec::SmallVec;
 
 use crate::fds::borrow_eventfd;
 use crate::hotplug::{DiskError, HotplugMemoryError, MemorySizeError, NetError};
 use crate::logging::error_chain;
-use crate::machine::{CheckpointFiles, Machine, SavedError};
+use crate::machine::{CheckpointFiles, Machine, SavedError, Unfinished};
 use crate::vcpus::VcpuError;
 
 /// Serves the host until the machine ends, and returns why it ended. The error is
@@ -23,41 +25,93 @@ pub fn run(machine: &mut Machine, channel: &Channel) -> Result<StopReason, Chann
     }
     channel.send(&Event::Started(Box::new(machine.times.clone())), &[])?;
     loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(machine.main_devices.fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(borrow_eventfd(machine.vcpus.state().ended()), PollFlags::IN),
-            PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            other => _ = other.map_err(|e| ChannelError::Socket(e.into()))?,
-        }
-        let [devices, ended, control] = fds.map(|fd| !fd.revents().is_empty());
-        if devices {
+        let ready = wait(machine, channel)?;
+        if ready.devices {
             machine
                 .main_devices
                 .handle_pending()
                 .map_err(ChannelError::Socket)?;
             send_reached_size(machine, channel)?;
         }
-        if ended && let Some(reason) = machine.vcpus.state().stop_reason() {
+        if ready.ended
+            && let Some(reason) = machine.vcpus.state().stop_reason()
+        {
             return Ok(reason);
         }
-        if control && let Some(end) = serve(machine, channel)? {
+        if ready.written {
+            send_written(machine, channel)?;
+        }
+        if ready.control
+            && let Some(end) = serve(machine, channel)?
+        {
             return Ok(end);
         }
     }
 }
 
+/// What has come.
+#[derive(Default)]
+struct Ready {
+    devices: bool,
+    ended: bool,
+    control: bool,
+    /// The memory of a checkpoint is written, or cannot be.
+    written: bool,
+}
+
+/// Waits for something to do.
+fn wait(machine: &mut Machine, channel: &Channel) -> Result<Ready, ChannelError> {
+    let ended = borrow_eventfd(machine.vcpus.state().ended());
+    let sources = [machine.main_devices.fd(), ended, channel.as_fd()].into_iter();
+    let unfinished = machine.unfinished.as_ref();
+    let sources = sources.chain(unfinished.map(Unfinished::fd));
+    let mut fds: SmallVec<[_; 4]> = sources
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
+    let left = unfinished.and_then(Unfinished::time_left);
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    let count = match poll(&mut fds, left.as_ref()) {
+        Err(Errno::INTR) => return Ok(Ready::default()),
+        other => other.map_err(|e| ChannelError::Socket(e.into()))?,
+    };
+    let ready: SmallVec<[_; 4]> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    drop(fds);
+    let mut ready = ready.into_iter();
+    let mut next = || ready.next().unwrap_or(false);
+    let ready = Ready {
+        devices: next(),
+        ended: next(),
+        control: next(),
+        written: next(),
+    };
+    if let (0, Some(late)) = (count, machine.unfinished.as_mut()) {
+        late.give_up();
+    }
+    Ok(ready)
+}
+
+/// Finishes a checkpoint and sends [`Event::Written`].
+fn send_written(machine: &mut Machine, channel: &Channel) -> Result<(), ChannelError> {
+    let failure = machine.finish_checkpoint().err().map(|error| {
+        let error = RequestError::Save(error);
+        Failure::new(error.code(), error_chain(&error))
+    });
+    channel.send(&Event::Written(failure), &[])
+}
+
 /// Receives one request, executes it and sends the answer. Returns why the machine has ended if the
 /// request was to end it.
 fn serve(machine: &mut Machine, channel: &Channel) -> Result<Option<StopReason>, ChannelError> {
+    let mut goes_on = false;
     let answer = match channel.receive::<Request>() {
         Ok((request, fds)) => match execute(machine, &request, fds) {
             Ok(()) if matches!(request, Request::Save { go_on: false, .. }) => {
                 return Ok(Some(StopReason::Saved));
             }
-            Ok(()) => Event::Done,
+            Ok(()) => {
+                goes_on = matches!(request, Request::Save { .. });
+                Event::Done
+            }
             Err(error) => Event::Refused(Failure::new(error.code(), error_chain(&error))),
         },
         Err(ChannelError::Malformed(error)) => {
@@ -66,6 +120,10 @@ fn serve(machine: &mut Machine, channel: &Channel) -> Result<Option<StopReason>,
         Err(error) => return Err(error),
     };
     channel.send(&answer, &[])?;
+    if goes_on && machine.unfinished.is_none() {
+        // It was written while the machine stood still.
+        channel.send(&Event::Written(None), &[])?;
+    }
     // The guest may have the requested size already.
     send_reached_size(machine, channel)?;
     Ok(None)

@@ -72,13 +72,15 @@ pub enum Unplug {
 
 /// What is done for checkpoints.
 pub enum Save<'a> {
-    /// The machine is written to a checkpoint, and goes on or ends.
+    /// The machine is written to a checkpoint, and ends; or goes on, and is written meanwhile.
     Write {
         /// The files.
         image: &'a NewImage,
         /// Whether it goes on.
         go_on: bool,
     },
+    /// The machine has gone on: waits until it is written.
+    Finish,
     /// The machine has been restored, and programs of the host have claimed its streams: the others
     /// are reset.
     DropStreams,

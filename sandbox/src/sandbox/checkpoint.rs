@@ -2,11 +2,12 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
 use rvm_protocol::ContainerId;
 
 use super::{ResizeError, Sandbox};
-use crate::checkpoint::{Image, ImageError, Manifest, NewImage};
+use crate::checkpoint::{Image, ImageError, Manifest, NewImage, Streams};
 use crate::engine::{EngineError, MachineEnd, Save};
 use crate::guest::agent::AgentError;
 use crate::guest::input_gate;
@@ -60,25 +61,17 @@ pub struct ToSave<'a> {
 }
 
 impl Sandbox {
-    /// Writes the machine to a checkpoint in a directory. Its processes stand still meanwhile, and
-    /// unless they are to go on, the machine has ended then.
+    /// Writes the machine to a checkpoint in a directory. Unless its processes are to go on, they
+    /// stand still meanwhile, and the machine has ended then. Else they stand still for a moment,
+    /// and the machine is written while they run.
     pub async fn checkpoint(&self, wanted: ToSave<'_>, dir: &Path) -> Result<(), CheckpointError> {
-        let (guest, machine) = (self.guest(), self.machine());
-        let supported = machine.engine().checkpoints;
-        supported.map_err(EngineError::Unsupported)?;
-        if guest.has_disks(wanted.id) {
-            return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
-        }
-        let Some(streams) = guest.streams_of(wanted.id) else {
-            let elsewhere = "was started by another process than its machine";
-            return Err(CheckpointError::Unsupported(elsewhere));
-        };
+        let streams = self.streams_to_save(wanted.id)?;
+        // One at a time: two may be for the same directory.
+        let _saving = self.saving().lock().await;
         // Neither changes while the machine is saved.
         let (network, size) = (self.network().lock().await, self.size().lock().await);
-        let alias = guest.dir().alias().map_err(CheckpointError::Record)?;
-        let container = alias.map_or_else(|| wanted.id.clone(), |(_, guest)| guest);
         let manifest = Manifest {
-            container,
+            container: self.guest_id(wanted.id)?,
             guest_pid: wanted.guest_pid,
             streams,
             machine: self.shape(),
@@ -91,8 +84,10 @@ impl Sandbox {
             true => None,
             false => Some(close_input().await?),
         };
+        let agent = self.guest().agent();
+        let begin = Instant::now();
         if !wanted.paused {
-            guest.agent().pause(wanted.id).await?;
+            agent.pause(wanted.id).await?;
         }
         let step = Save::Write {
             image: &image,
@@ -100,19 +95,47 @@ impl Sandbox {
         };
         let save = async {
             fault_point!("checkpoint.frozen").map_err(CheckpointError::Record)?;
-            machine.save(step).await?;
+            self.machine().save(step).await?;
             fault_point!("checkpoint.saved").map_err(CheckpointError::Record)
         };
-        let saved = save.await.and_then(|()| Ok(image.finish()?));
-        if let (Some(gate), Ok(())) = (gate, &saved) {
+        let saved = save.await;
+        let mut resumed = Ok(());
+        if !wanted.paused && (wanted.leave_running || saved.is_err()) {
+            resumed = agent.resume(wanted.id).await;
+            tracing::debug!("the container has stood still for {:?}", begin.elapsed());
+        }
+        drop((network, size));
+        // Why the machine could not be saved explains more.
+        saved?;
+        resumed?;
+        if wanted.leave_running {
+            self.machine().save(Save::Finish).await?;
+        }
+        image.finish()?;
+        if let Some(gate) = gate {
             gate.for_good();
         }
-        if !wanted.paused && (wanted.leave_running || saved.is_err()) {
-            let resumed = guest.agent().resume(wanted.id).await;
-            // Why the machine could not be saved explains more.
-            return saved.and(resumed.map_err(Into::into));
+        Ok(())
+    }
+
+    /// The streams of a container whose machine can be saved.
+    fn streams_to_save(&self, id: &ContainerId) -> Result<Streams, CheckpointError> {
+        let guest = self.guest();
+        let supported = self.machine().engine().checkpoints;
+        supported.map_err(EngineError::Unsupported)?;
+        if guest.has_disks(id) {
+            return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
         }
-        saved
+        let elsewhere = "was started by another process than its machine";
+        let streams = guest.streams_of(id);
+        streams.ok_or(CheckpointError::Unsupported(elsewhere))
+    }
+
+    /// The id by which the guest knows a container.
+    fn guest_id(&self, id: &ContainerId) -> Result<ContainerId, CheckpointError> {
+        let alias = self.guest().dir().alias();
+        let alias = alias.map_err(CheckpointError::Record)?;
+        Ok(alias.map_or_else(|| id.clone(), |(_, guest)| guest))
     }
 
     /// Connects the container of a machine that was restored to these streams, and gives it this

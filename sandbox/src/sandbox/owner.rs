@@ -42,7 +42,9 @@ const RESTORE: &str = "the restore of its checkpoint";
 /// A machine that this process owns, and its guest. Dropping it ends the machine.
 pub struct Sandbox {
     guest: Arc<Guest>,
-    // No task holds both of these locks.
+    /// Locked while the machine is saved, before the others.
+    saving: Mutex<()>,
+    // Only what saves the machine holds both of these locks, in this order.
     network: Mutex<LiveNetwork>,
     size: Mutex<LiveSize>,
     disks: Mutex<Slots>,
@@ -119,6 +121,7 @@ impl Sandbox {
         };
         Ok(Self {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
+            saving: Mutex::default(),
             network: Mutex::new(network),
             disks: Slots::new(disk_slots, &planned.rates.disk),
             size: Mutex::new(LiveSize::new(running, planned.bounds)),
@@ -167,6 +170,10 @@ impl Sandbox {
 
     pub(super) fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    pub(super) fn saving(&self) -> &Mutex<()> {
+        &self.saving
     }
 
     pub(super) fn network(&self) -> &Mutex<LiveNetwork> {

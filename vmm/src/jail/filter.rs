@@ -6,6 +6,7 @@
 
 use std::io;
 
+use rvm_sys::clone::COPY_FLAGS;
 use rvm_sys::seccomp::{Architecture, Comparison, Condition, Program, X86_64, install};
 
 use super::{Caps, JailError};
@@ -164,6 +165,18 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_SETTLS
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u64;
+
+/// Writing a picture of the machine's memory, in a process that is a copy of this one: as much as a
+/// process more may do of what this thread may, in the same namespaces, until this process ends.
+const PICTURE: Rules = &[
+    (libc::SYS_clone, OneOf(0, &[COPY_FLAGS])),
+    // In the copy, first of all.
+    (libc::SYS_close_range, Always),
+    // The end of the copy: it is waited for, or killed if it takes too long. The descriptor of a
+    // process comes from clone(2) alone.
+    (libc::SYS_waitid, OneOf(0, &[libc::P_PIDFD as u64])),
+    (libc::SYS_pidfd_send_signal, Always),
+];
 
 /// Creating a vCPU, whose thread applies a filter of its own.
 const CPU_HOTPLUG: Rules = &[
@@ -377,12 +390,13 @@ const FIONBIO: u64 = 0x5421;
 impl ThreadKind {
     fn rules(self) -> Vec<Rules> {
         match self {
-            Self::Main => vec![COMMON, EPOLL, MAIN, VSOCK, CONSOLE],
+            Self::Main => vec![COMMON, EPOLL, MAIN, PICTURE, VSOCK, CONSOLE],
             Self::MainWithCpuHotplug => {
                 vec![
                     COMMON,
                     EPOLL,
                     MAIN,
+                    PICTURE,
                     VSOCK,
                     CONSOLE,
                     VCPU,

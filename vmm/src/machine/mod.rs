@@ -37,7 +37,7 @@ use rvm_sys::fault_point;
 use saved::{MachineState, Shape};
 use stopwatch::Stopwatch;
 
-pub use checkpoint::Files as CheckpointFiles;
+pub use checkpoint::{Files as CheckpointFiles, Unfinished};
 pub use saved::SavedError;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use saved::read_any as read_any_state;
@@ -97,6 +97,8 @@ pub struct Machine {
     pub times: StartTimes,
     /// Why the machine was not restored from its template, if it has one and was not.
     pub refusal: Option<SavedError>,
+    /// The checkpoint that the machine has gone on from and that is not whole yet.
+    pub unfinished: Option<Unfinished>,
     /// Has the streams of a checkpoint reset that no host program has claimed.
     drop_streams: Option<Arc<EventFd>>,
     /// Where what removed files hold is written to.
@@ -164,6 +166,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         removed: devices.removed,
         shape: Shape::of_any_guest(config),
         mapped: saved.map(|saved| saved.blocks).unwrap_or_default(),
+        unfinished: None,
         vm,
     })
 }

@@ -71,7 +71,7 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
             vm: vm.save(max)?,
             vcpus,
             slots,
-            blocks: write_memory(&memory, &mut memory_file.into())?,
+            blocks: write_memory(&memory, &memory_file.into())?,
         })
     };
     let saved = state.bus().save(save).map_err(SavedError::Devices)?;
@@ -83,10 +83,11 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
 }
 
 /// Writes the memory, in huge pages if the host's kernel has them for the file.
-fn write_memory(memory: &GuestMemory, file: &mut File) -> Result<Vec<u64>, ImageError> {
+fn write_memory(memory: &GuestMemory, file: &File) -> Result<Vec<u64>, ImageError> {
     // The pages that the guest has touched are there: nothing is swapped out so early that matters,
     // and a template that lacks it does not come up and is removed.
-    let blocks = image::write(memory, file, |_| false)?;
+    let mut blocks = Vec::new();
+    image::write(memory, file, |_| false, |block| blocks.push(block))?;
     if let Err(error) = image::collapse(file, blocks.len()) {
         log::debug!("the template's memory stays in small pages: {error}");
     }

@@ -9,11 +9,12 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 
 use super::reservation::{HUGE_PAGE, Reservation};
 use super::{GuestMemory, GuestSlice, MemoryError};
@@ -31,7 +32,12 @@ const MADV_COLLAPSE: libc::c_int = 25;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("cannot write the guest's memory")]
-    Write(#[source] GuestMemoryError),
+    Write(#[source] io::Error),
+    #[error(
+        "the process that writes the guest's memory was killed: it took too long, or the host or \
+         the container's cgroup is short of memory"
+    )]
+    Killed,
     #[error("cannot find out which memory the guest has touched")]
     Resident(#[source] io::Error),
     #[error("cannot find or set the size of the memory's file")]
@@ -48,36 +54,60 @@ pub enum ImageError {
     Memory(#[from] MemoryError),
 }
 
-/// Writes the blocks that hold something to an empty file. Returns their guest addresses, in their
-/// order in the file. Whether pages without memory may hold something, of the block at an address,
-/// says `is_elsewhere`: they may be swapped out, or be those of a file that is mapped.
+/// Writes the blocks that hold something to an empty file, and calls `found` with their guest
+/// addresses, in their order in the file. Whether pages without memory may hold something, of the
+/// block at an address, says `is_elsewhere`: they may be swapped out, or be those of a file that is
+/// mapped.
+///
+/// Allocates nothing: it is also called in a copy of a process whose other threads may have held
+/// the allocator's lock.
 pub fn write(
     memory: &GuestMemory,
-    file: &mut File,
+    mut file: &File,
     is_elsewhere: impl Fn(u64) -> bool,
-) -> Result<Vec<u64>, ImageError> {
-    let mut blocks = Vec::new();
+    mut found: impl FnMut(u64),
+) -> Result<(), ImageError> {
+    let mut end = 0;
     for region in memory.iter() {
         let (start, bytes) = (region.start_addr().0, region.len());
         for offset in (0..bytes).step_by(HUGE_PAGE) {
             let (address, length) = (start + offset, BLOCK.min(bytes - offset) as usize);
-            let slice = memory
-                .get_slice(GuestAddress(address), length)
-                .map_err(ImageError::Write)?;
+            let outside = |_| ImageError::Write(io::ErrorKind::InvalidInput.into());
+            let slice = memory.get_slice(GuestAddress(address), length);
+            let slice = slice.map_err(outside)?;
             if !holds_something(&slice, is_elsewhere(address)).map_err(ImageError::Resident)? {
                 continue;
             }
-            file.seek(SeekFrom::Start(blocks.len() as u64 * BLOCK))
-                .map_err(ImageError::Size)?;
-            memory
-                .write_all_volatile_to(GuestAddress(address), file, length)
-                .map_err(ImageError::Write)?;
-            blocks.push(address);
+            file.seek(SeekFrom::Start(end)).map_err(ImageError::Size)?;
+            write_slice(&slice, file).map_err(ImageError::Write)?;
+            found(address);
+            end += BLOCK;
         }
     }
-    file.set_len(blocks.len() as u64 * BLOCK)
-        .map_err(ImageError::Size)?;
-    Ok(blocks)
+    file.set_len(end).map_err(ImageError::Size)
+}
+
+/// Writes all of a slice at the file's position.
+#[expect(unsafe_code, reason = "write takes a pointer")]
+fn write_slice(slice: &GuestSlice<'_>, file: &File) -> io::Result<()> {
+    let guard = slice.ptr_guard();
+    let mut written = 0;
+    while written < slice.len() {
+        // SAFETY: so much of the guest's memory is mapped there, and the kernel reads it as it is.
+        let result = unsafe {
+            let rest = guard.as_ptr().add(written);
+            libc::write(file.as_raw_fd(), rest.cast(), slice.len() - written)
+        };
+        match usize::try_from(result) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(more) => written += more,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
 }
 
 /// Has the kernel move a file's first blocks into huge pages, which Linux 6.1 and later can on a
@@ -111,31 +141,39 @@ pub fn collapse(file: &File, blocks: usize) -> io::Result<()> {
     }
 }
 
-/// Whether a byte of the slice is not zero. Memory that the guest has never touched is not read
-/// unless it `is_elsewhere`: that would allocate page tables for it.
+/// Whether a byte of the slice, a block or less, is not zero. Memory that the guest has never
+/// touched is not read unless it `is_elsewhere`: that would allocate page tables for it.
 fn holds_something(slice: &GuestSlice<'_>, is_elsewhere: bool) -> io::Result<bool> {
-    let resident = match is_elsewhere {
-        true => vec![1; slice.len().div_ceil(PAGE)],
-        false => resident_pages(slice)?,
-    };
+    let mut resident = [1; HUGE_PAGE / PAGE];
+    if !is_elsewhere {
+        find_resident(slice, &mut resident)?;
+    }
     let mut page = [0; PAGE];
-    Ok(resident.iter().enumerate().any(|(index, resident)| {
-        resident & 1 != 0
+    let pages = resident.iter().take(slice.len().div_ceil(PAGE)).enumerate();
+    for (index, resident) in pages {
+        if resident & 1 != 0
             && slice.read(&mut page, index * PAGE).is_ok()
             && page.iter().any(|byte| *byte != 0)
-    }))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// Of each page of the slice, a byte whose lowest bit says whether it has memory, see mincore(2).
+/// Sets for each page of the slice a byte whose lowest bit says whether it has memory, see
+/// mincore(2).
 #[expect(unsafe_code, reason = "mincore takes a pointer")]
-fn resident_pages(slice: &GuestSlice<'_>) -> io::Result<Vec<u8>> {
-    let mut resident = vec![0; slice.len().div_ceil(PAGE)];
+fn find_resident(slice: &GuestSlice<'_>, resident: &mut [u8]) -> io::Result<()> {
+    if resident.len() < slice.len().div_ceil(PAGE) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let guard = slice.ptr_guard_mut();
-    // SAFETY: the range is mapped, and the vector has a byte for each of its pages.
+    // SAFETY: the range is mapped, and there is a byte for each of its pages.
     let result =
         unsafe { libc::mincore(guard.as_ptr().cast(), slice.len(), resident.as_mut_ptr()) };
     match result {
-        0 => Ok(resident),
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -207,8 +245,9 @@ mod tests {
         memory.write_obj(0_u8, GuestAddress(BLOCK)).unwrap();
         let last = GuestAddress((MIB << 20) - 1);
         memory.write_obj(9_u8, last).unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        let blocks = write(&memory, &mut file, |_| false).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let mut blocks = Vec::new();
+        write(&memory, &file, |_| false, |block| blocks.push(block)).unwrap();
         (file, blocks)
     }
 
@@ -239,7 +278,7 @@ mod tests {
     #[test]
     fn the_file_need_not_be_writable() {
         let (file, blocks) = written();
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let memory = map(MIB, &File::open(path).unwrap(), &blocks).unwrap();
         memory.write_obj(7_u8, GuestAddress(5)).unwrap();
         assert_eq!(byte(&memory, 5), 7);

@@ -4,6 +4,7 @@
 //! only through [`GuestMemory`], whose accessors check every address.
 
 pub mod image;
+pub mod picture;
 mod reservation;
 
 use std::io;

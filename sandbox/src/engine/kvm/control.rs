@@ -92,6 +92,7 @@ fn clean_event(event: Event) -> Event {
     match event {
         Event::Refused(failure) => Event::Refused(clean_failure(&failure)),
         Event::TemplateRefused(failure) => Event::TemplateRefused(clean_failure(&failure)),
+        Event::Written(Some(failure)) => Event::Written(Some(clean_failure(&failure))),
         Event::Stopped(StopReason::GuestReset { place }) => {
             let place = clean(&place);
             Event::Stopped(StopReason::GuestReset { place })
@@ -102,6 +103,7 @@ fn clean_event(event: Event) -> Event {
         other @ (Event::Started(_)
         | Event::Done
         | Event::Resized { .. }
+        | Event::Written(None)
         | Event::TemplateSaved
         | Event::Stopped(StopReason::PowerOff | StopReason::Saved)) => other,
     }
@@ -153,12 +155,15 @@ mod tests {
         let (vmm, host) = Channel::pair().unwrap();
         for event in [
             Event::Refused(failure()),
+            Event::Written(Some(failure())),
             Event::Stopped(StopReason::Failed(failure())),
             Event::Stopped(place()),
         ] {
             vmm.send(&event, &[]).unwrap();
             let shown = match clean_event(host.receive().unwrap().0) {
-                Event::Refused(failure) | Event::Stopped(StopReason::Failed(failure)) => {
+                Event::Refused(failure)
+                | Event::Written(Some(failure))
+                | Event::Stopped(StopReason::Failed(failure)) => {
                     assert_eq!(failure.code(), Code::Unavailable);
                     failure.to_string()
                 }

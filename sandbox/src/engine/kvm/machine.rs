@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::control::{Control, machine_end};
 use super::open_kvm;
 use super::template::Template;
-use crate::checkpoint::Files;
+use crate::checkpoint::{Files, NewImage};
 use crate::engine::exit::describe_exit;
 use crate::engine::spawn::Vmm;
 use crate::engine::{EngineError, MachineEnd, Plug, Save, Unplug, Vm};
@@ -34,6 +34,12 @@ const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 /// root's process busy with a flood.
 const MAX_EVENTS: u32 = 256;
 
+/// What a checkpoint asks of rvm-vmm, as an infinitive.
+const SAVE: &str = "save the machine";
+
+/// Makes a process the first that the OOM killer takes, see proc_pid_oom_score_adj(5).
+const MAX_OOM_SCORE: &str = "1000";
+
 /// A machine that rvm-vmm runs.
 pub(super) struct KvmMachine {
     control: Control,
@@ -47,6 +53,8 @@ pub(super) struct KvmMachine {
     namespaces: OnceLock<[File; 2]>,
     /// The memory that the guest last reported to have, in MiB; 0 while it changes.
     reached: watch::Sender<u64>,
+    /// What became of the last checkpoint of which the machine has gone on, once that is known.
+    written: watch::Sender<Option<Result<(), Failure>>>,
     /// Where the answers to requests go, in the order of the requests.
     waiting: Mutex<VecDeque<Answer>>,
 }
@@ -65,6 +73,7 @@ impl KvmMachine {
             times: OnceLock::new(),
             namespaces: OnceLock::new(),
             reached: watch::Sender::new(0),
+            written: watch::Sender::new(None),
             waiting: Mutex::default(),
         })
     }
@@ -98,12 +107,9 @@ impl KvmMachine {
         }
         let answer = match tokio::time::timeout(limit, answered).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Failure::new(Code::Unavailable, "it has ended")),
+            Ok(Err(_)) => Err(has_ended()),
             // Its answer keeps its place in the queue, and finds nobody waiting.
-            Err(_) => Err(Failure::new(
-                Code::DeadlineExceeded,
-                format!("no answer within {} s", limit.as_secs()),
-            )),
+            Err(_) => Err(too_late(limit)),
         };
         answer.map_err(|failure| EngineError::Refused { action, failure })
     }
@@ -137,6 +143,9 @@ impl KvmMachine {
             }
             // Only one that writes a template says so.
             Event::TemplateSaved => {}
+            Event::Written(failure) => {
+                _ = self.written.send_replace(Some(failure.map_or(Ok(()), Err)))
+            }
             Event::Resized { memory_mib } => _ = self.reached.send_replace(memory_mib),
             Event::Stopped(reason) => {
                 if reason == StopReason::Saved {
@@ -146,6 +155,58 @@ impl KvmMachine {
             }
         }
         None
+    }
+
+    /// Has the machine written to a checkpoint.
+    async fn write(&self, image: &NewImage, go_on: bool) -> Result<(), EngineError> {
+        let kvm = open_kvm()?;
+        let Files {
+            state,
+            memory,
+            removed,
+        } = &image.files;
+        let files = [state, memory, removed, &kvm].map(AsFd::as_fd);
+        let has_swap = has_swap();
+        self.written.send_replace(None);
+        let request = Request::Save { go_on, has_swap };
+        self.request_within(SAVE_TIMEOUT, SAVE, &request, &files)
+            .await?;
+        if go_on {
+            self.sacrifice_writer();
+        }
+        Ok(())
+    }
+
+    /// Waits until the machine is written that has gone on.
+    async fn written(&self) -> Result<(), EngineError> {
+        let mut written = self.written.subscribe();
+        let known = written.wait_for(Option::is_some);
+        let written = match tokio::time::timeout(SAVE_TIMEOUT, known).await {
+            Ok(known) => known.ok().and_then(|known| known.clone()),
+            Err(_) => Some(Err(too_late(SAVE_TIMEOUT))),
+        };
+        let written = written.unwrap_or_else(|| Err(has_ended()));
+        written.map_err(|failure| EngineError::Refused {
+            action: SAVE,
+            failure,
+        })
+    }
+
+    /// Has the OOM killer, of the cgroup or of the host, take the process that writes the machine's
+    /// memory, and not the machine: what the guest changes meanwhile is there twice.
+    fn sacrifice_writer(&self) {
+        let Ok(vmm) = lock(&self.vmm).id() else {
+            return;
+        };
+        let path = format!("/proc/{0}/task/{0}/children", vmm.pid);
+        // It has ended already, or the kernel does not list children.
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let path = format!("/proc/{child}/oom_score_adj");
+            if let Err(error) = std::fs::write(&path, MAX_OOM_SCORE) {
+                tracing::debug!("cannot write to {path}: {error}");
+            }
+        }
     }
 
     /// Holds namespaces that rvm-vmm has entered by now. Without it the end takes some milliseconds
@@ -191,6 +252,18 @@ impl KvmMachine {
     }
 }
 
+fn has_ended() -> Failure {
+    Failure::new(Code::Unavailable, "it has ended")
+}
+
+fn too_late(limit: Duration) -> Failure {
+    let limit = limit.as_secs();
+    Failure::new(
+        Code::DeadlineExceeded,
+        format!("no answer within {limit} s"),
+    )
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -218,6 +291,7 @@ impl Vm for KvmMachine {
         };
         // Nobody answers these any more.
         lock(&self.waiting).clear();
+        self.written.send_replace(Some(Err(has_ended())));
         end
     }
 
@@ -273,21 +347,14 @@ impl Vm for KvmMachine {
     }
 
     async fn save(&self, step: Save<'_>) -> Result<(), EngineError> {
-        let Save::Write { image, go_on } = step else {
-            let action = "reset the streams of before";
-            return self.request(action, &Request::DropStreams, &[]).await;
-        };
-        let kvm = open_kvm()?;
-        let Files {
-            state,
-            memory,
-            removed,
-        } = &image.files;
-        let files = [state, memory, removed, &kvm].map(AsFd::as_fd);
-        let has_swap = has_swap();
-        let request = Request::Save { go_on, has_swap };
-        self.request_within(SAVE_TIMEOUT, "save the machine", &request, &files)
-            .await
+        match step {
+            Save::Write { image, go_on } => self.write(image, go_on).await,
+            Save::Finish => self.written().await,
+            Save::DropStreams => {
+                let action = "reset the streams of before";
+                self.request(action, &Request::DropStreams, &[]).await
+            }
+        }
     }
 
     fn kill(&self) -> io::Result<()> {

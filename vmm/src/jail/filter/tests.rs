@@ -116,6 +116,27 @@ fn threads_can_be_made_and_nothing_else_by_clone() {
 }
 
 #[test]
+fn the_main_thread_alone_can_copy_the_process_and_makes_no_namespaces_by_it() {
+    for kind in [ThreadKind::Main, ThreadKind::MainWithCpuHotplug] {
+        let new = [libc::CLONE_NEWUSER, libc::CLONE_NEWPID, libc::CLONE_PARENT];
+        let other = new.map(|flag| COPY_FLAGS | flag as u64).into_iter();
+        for flags in other.chain([libc::SIGCHLD as u64, libc::CLONE_PIDFD as u64]) {
+            let ends = signal_after(kind, libc::SYS_clone, [flags, 0, 0]);
+            assert_eq!(ends, Some(libc::SIGSYS), "{kind:?} {flags:#x}");
+        }
+        // The descriptor of the copy has no place to go to.
+        assert_eq!(
+            signal_after(kind, libc::SYS_clone, [COPY_FLAGS, 0, 0]),
+            None
+        );
+    }
+    for kind in [ThreadKind::Vcpu, ThreadKind::Files, ThreadKind::Network] {
+        let ends = signal_after(kind, libc::SYS_clone, [COPY_FLAGS, 0, 0]);
+        assert_eq!(ends, Some(libc::SIGSYS), "{kind:?}");
+    }
+}
+
+#[test]
 fn no_thread_clears_its_parent_death_signal() {
     let signal = libc::PR_SET_PDEATHSIG as u64;
     for kind in [ThreadKind::Files, ThreadKind::MainWithCpuHotplug] {
