@@ -69,6 +69,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Features => verbs::features::run(),
         Verb::Checkpoint(args) => verbs::checkpoint::checkpoint(global, &args),
         Verb::Restore(args) => verbs::checkpoint::restore(global, *args),
+        Verb::Fork(args) => verbs::fork::run(global, &args),
         Verb::List(args) => verbs::list::run(global, &args),
         Verb::Check => verbs::check::run(global),
         Verb::Overhead(args) => verbs::overhead::run(global, &args),

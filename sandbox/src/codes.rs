@@ -120,6 +120,7 @@ impl Coded for RequestError {
             Self::Sandbox(error) => error.code(),
             Self::State(error) => error.code(),
             Self::Checkpoint(error) => error.code(),
+            Self::Scratch { .. } => Code::Internal,
         }
     }
 }
@@ -132,6 +133,7 @@ impl Coded for CheckpointError {
             Self::Engine(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Size(error) => error.code(),
+            Self::GivenUp(_) => Code::Unavailable,
             Self::Ended(_) => Code::Unavailable,
             Self::Image(error) => error.code(),
             Self::Record(_) | Self::Stdio(_) => Code::Internal,
@@ -209,6 +211,7 @@ impl Coded for LifecycleError {
             | Self::Cgroup(_)
             | Self::Hook(_)
             | Self::MonitorGone
+            | Self::Copy(_)
             | Self::Io { .. } => Code::Internal,
         }
     }

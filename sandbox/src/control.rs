@@ -1,6 +1,7 @@
 //! What other processes may ask of the one that owns a sandbox, over a socket in the sandbox's
 //! directory.
 
+mod fork;
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
 pub mod hostile;
@@ -26,6 +27,8 @@ use crate::sizing::Change;
 use crate::state::{StateError, Status, Store};
 use rvm_sys::error_chain::chain;
 use rvm_sys::fault_point;
+
+pub use fork::{Fork, Forking};
 
 /// The longest line that is read, in bytes. JSON makes six of a byte of a message at most.
 const MAX_LINE: u64 = 8 * MAX_MESSAGE as u64;
@@ -69,6 +72,8 @@ pub enum Request {
         /// Whether it goes on.
         leave_running: bool,
     },
+    /// Write the machine to an image from which copies of its container are made.
+    Fork(Fork),
 }
 
 /// The owner did not do what it was asked for.
@@ -99,6 +104,12 @@ pub(crate) enum RequestError {
     State(#[from] StateError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error("cannot make {}", path.display())]
+    Scratch {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Request {
@@ -107,7 +118,7 @@ impl Request {
         match self {
             Self::Start { .. } => start.saturating_add(NETWORK_TIMEOUT),
             Self::Resize(_) => RESIZE_TIMEOUT,
-            Self::Checkpoint { .. } => CHECKPOINT_TIMEOUT,
+            Self::Checkpoint { .. } | Self::Fork(_) => CHECKPOINT_TIMEOUT,
         }
     }
 
@@ -126,6 +137,7 @@ impl fmt::Display for Request {
             Self::Start { id } => write!(f, "start container {id}"),
             Self::Resize(_) => f.write_str("change the machine's size"),
             Self::Checkpoint { id, .. } => write!(f, "checkpoint container {id}"),
+            Self::Fork(fork) => write!(f, "make an image of container {}", fork.id),
         }
     }
 }
@@ -247,6 +259,7 @@ impl<'a> Server<'a> {
         let line = tokio::time::timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
         let received = wire::decode_request(&line)?;
         let result = match &received.request {
+            Ok(Request::Fork(fork)) => return self.fork(stream, &received, fork).await,
             Ok(request) => {
                 let limit = request.owners_limit(self.sandbox.guest().start_timeout());
                 within(limit, request, self.carry_out(request)).await
@@ -273,6 +286,10 @@ impl<'a> Server<'a> {
                 let saved = self.checkpoint(id, path, *leave_running).await;
                 saved.map(|()| MemoryResult::AsAsked).map_err(failed)
             }
+            // It has more than one answer.
+            Request::Fork(_) => Err(failed(ControlError::Owner(
+                io::ErrorKind::Unsupported.into(),
+            ))),
         }
     }
 
@@ -302,6 +319,19 @@ impl Server<'_> {
         dir: &Path,
         leave_running: bool,
     ) -> Result<(), RequestError> {
+        let wanted = self.to_save(id, leave_running)?;
+        Ok(self
+            .sandbox
+            .checkpoint(wanted, dir, async { Ok(()) })
+            .await?)
+    }
+
+    /// The container to save, which must be the only one of the machine.
+    fn to_save<'i>(
+        &self,
+        id: &'i ContainerId,
+        leave_running: bool,
+    ) -> Result<ToSave<'i>, RequestError> {
         let path = self.sandbox.guest().dir().path();
         let store = Store::new(path.parent().unwrap_or(path).to_owned());
         if store.peers(id)?.len() > 1 {
@@ -309,13 +339,12 @@ impl Server<'_> {
             return Err(CheckpointError::Unsupported(others).into());
         }
         let state = store.open(id.as_str())?.state()?;
-        let wanted = ToSave {
+        Ok(ToSave {
             id,
             paused: state.status() == Status::Paused,
             guest_pid: state.guest_pid.unwrap_or(0),
             leave_running,
-        };
-        Ok(self.sandbox.checkpoint(wanted, dir).await?)
+        })
     }
 }
 

@@ -2,10 +2,14 @@
 
 #[path = "checkpoint/files.rs"]
 mod files;
+#[path = "checkpoint/fork.rs"]
+mod fork;
 #[path = "checkpoint/input.rs"]
 mod input;
 #[path = "checkpoint/network.rs"]
 mod network;
+#[path = "checkpoint/running.rs"]
+mod running;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -437,18 +441,20 @@ fn the_engine_without_checkpoints_says_so() {
     }
     let rvm = Rvm::new();
     start(&rvm, &Bundle::shell("sleep 1000"), "box");
-    let finished = rvm.call(&[
-        "checkpoint",
-        "--image-path",
-        rvm.path("image").to_str().unwrap(),
-        "box",
-    ]);
-    assert_ne!(finished.code, 0);
-    assert!(
-        finished.stderr.contains("the kvm engine can"),
-        "{}",
-        finished.stderr
-    );
+    let image = rvm.path("image");
+    let image = image.to_str().unwrap();
+    let dir = rvm.path("");
+    for arguments in [
+        ["checkpoint", "--image-path", image, "box"],
+        ["fork", "--bundle", dir.to_str().unwrap(), "box"],
+    ] {
+        let new = ["web0"].into_iter().filter(|_| arguments[0] == "fork");
+        let finished = rvm.call(&arguments.into_iter().chain(new).collect::<Vec<_>>());
+        assert_ne!(finished.code, 0);
+        let words = &finished.stderr;
+        assert!(words.contains("the kvm engine can"), "{words}");
+    }
+    assert!(!rvm.path("web0").exists());
     assert_eq!(rvm.status("box"), "running");
     assert!(!rvm.path("image").join("memory").exists());
     end(&rvm, "box");

@@ -1,4 +1,4 @@
-//! The arguments of `rvm checkpoint` and `rvm restore`: runc's.
+//! The arguments of `rvm checkpoint` and `rvm restore`, which are runc's, and of `rvm fork`.
 
 use std::path::PathBuf;
 
@@ -110,6 +110,29 @@ pub struct RestoreArgs {
     /// Print the time of each stage of the restore to standard error
     #[arg(long)]
     pub timings: bool,
+}
+
+/// The arguments of `rvm fork`.
+#[derive(Args, Debug)]
+pub struct ForkArgs {
+    /// Directory of the copies' bundles, each in a directory named by its id
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        hide_default_value = true
+    )]
+    pub bundle: PathBuf,
+    /// Unix socket that receives the controlling end of each copy's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// The container's id
+    #[arg(value_name = "CONTAINER")]
+    pub id: String,
+    /// The ids of the copies
+    #[arg(value_name = "NEW", required = true)]
+    pub new: Vec<String>,
 }
 
 impl ImageArgs {

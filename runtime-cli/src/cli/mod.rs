@@ -18,7 +18,7 @@ use rvm_sandbox::cgroup::Driver;
 use rvm_sandbox::config::{Config, ConfigError, EngineChoice};
 use rvm_sandbox::state::Store;
 
-pub use checkpoint::{CheckpointArgs, ImageArgs, RestoreArgs};
+pub use checkpoint::{CheckpointArgs, ForkArgs, ImageArgs, RestoreArgs};
 pub use exec::ExecArgs;
 pub use monitor::{ExecMonitorArgs, MonitorArgs};
 pub use running::{EventsArgs, Format, OverheadArgs, PsArgs, SpecArgs, UpdateArgs};
@@ -168,6 +168,9 @@ pub enum Verb {
     /// Let a container go on from a checkpoint
     #[command(long_about = texts::RESTORE)]
     Restore(Box<RestoreArgs>),
+    /// Start copies of a running container, which go on from where it is
+    #[command(long_about = texts::FORK, after_long_help = texts::FORK_EXAMPLE)]
+    Fork(ForkArgs),
     /// Run a container that `rvm create` creates
     #[command(hide = true)]
     Monitor(MonitorArgs),
@@ -197,6 +200,7 @@ impl Verb {
             Self::Features => "features",
             Self::Checkpoint(_) => "checkpoint",
             Self::Restore(_) => "restore",
+            Self::Fork(_) => "fork",
             Self::Check => "check",
             Self::Overhead(_) => "overhead",
             Self::Template(_) => "template",
@@ -247,6 +251,22 @@ pub struct CreateArgs {
     /// The container's id, unique on this host
     #[arg(value_name = "CONTAINER")]
     pub id: String,
+}
+
+impl CreateArgs {
+    /// Those without options.
+    pub fn new(bundle: PathBuf, id: &str) -> Self {
+        Self {
+            bundle,
+            console_socket: None,
+            pidfd_socket: None,
+            pid_file: None,
+            preserve_fds: 0,
+            no_pivot: false,
+            no_new_keyring: false,
+            id: id.to_owned(),
+        }
+    }
 }
 
 /// The arguments of `rvm run`.

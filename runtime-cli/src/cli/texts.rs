@@ -62,6 +62,27 @@ with `rvm run`.
 The checkpoint must be of this rvm and of a host with the same CPU. Its files are read as long as \
 the container runs: they may be removed meanwhile, and must not be changed.";
 
+pub const FORK: &str = "\
+Start copies of a running container, which go on from where it is
+
+Each copy has the container's processes and their memory as they are at one moment, which copies \
+share until one of them changes it, and a network, a host name, a cgroup and random numbers of its \
+own. The container stands still for a moment, and runs on. The copies run in the background, with \
+the standard streams of this command; if one cannot be started, the others run all the same.
+
+A copy whose bundle is not in --bundle gets one: the container's config.json, with another \
+hostname and cgroupsPath and a network namespace that is its own and empty, and a copy of the \
+root, unless that is read-only. The container stands still while its root is copied: prepare the \
+bundles where that would take long. Volumes are shared with the container.
+
+Only the engine kvm can copy containers.";
+
+pub const FORK_EXAMPLE: &str = "\
+EXAMPLE:
+   To make two copies of the container ubuntu01, in /containers/ubuntu02 and /containers/ubuntu03:
+
+      # rvm fork --bundle /containers ubuntu01 ubuntu02 ubuntu03";
+
 pub const KILL: &str = "\
 Send a signal to a container
 

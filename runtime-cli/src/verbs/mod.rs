@@ -8,6 +8,7 @@ pub mod events;
 pub mod exec;
 pub mod exec_monitor;
 pub mod features;
+pub mod fork;
 pub mod kill;
 pub mod list;
 pub mod monitor;

@@ -20,6 +20,7 @@ use crate::guest::agent::AgentError;
 use crate::hooks::{self, HookError, HookPoint};
 use crate::host::pid_file;
 use crate::host::process::ProcessId;
+use crate::host::tree_copy::CopyError;
 use crate::network;
 use crate::share::{self, StorageError};
 use crate::spec::pod::{Peer, Role};
@@ -70,6 +71,9 @@ pub enum LifecycleError {
     /// The monitor ended without saying why.
     #[error("the container's monitor ended before the container was created")]
     MonitorGone,
+    /// A container's files could not be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// A system call on a file or a process failed.
     #[error("cannot {action}")]
     Io {
@@ -196,6 +200,18 @@ pub async fn save(
     dir: &Path,
     leave_running: bool,
 ) -> Result<State, LifecycleError> {
+    let state = state_to_save(container)?;
+    let request = control::Request::Checkpoint {
+        id: container.id().clone(),
+        path: dir.to_owned(),
+        leave_running,
+    };
+    control::ask(&container.sandbox(&state)?, request).await?;
+    Ok(state)
+}
+
+/// The state of a container that has a machine of its own and runs or is paused.
+pub(super) fn state_to_save(container: &Container) -> Result<State, LifecycleError> {
     let state = container.state()?;
     let refused = |words: String| Err(LifecycleError::FailedPrecondition(words));
     match state.status() {
@@ -210,12 +226,6 @@ pub async fn save(
         let words = "the container shares its machine with the other containers of its pod";
         return refused(words.to_owned());
     }
-    let request = control::Request::Checkpoint {
-        id: container.id().clone(),
-        path: dir.to_owned(),
-        leave_running,
-    };
-    control::ask(&container.sandbox(&state)?, request).await?;
     Ok(state)
 }
 

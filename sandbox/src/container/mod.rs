@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod ending;
+pub mod fork;
 pub mod lifecycle;
 pub mod monitor_process;
 pub mod running;

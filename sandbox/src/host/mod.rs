@@ -14,6 +14,7 @@ pub mod read_only_file;
 pub mod signals;
 pub mod terminal;
 pub mod timings;
+pub mod tree_copy;
 pub(crate) mod untrusted_text;
 pub mod users;
 pub(crate) mod whole_file;

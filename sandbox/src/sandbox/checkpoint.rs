@@ -38,6 +38,9 @@ pub enum CheckpointError {
     /// The machine did not get the size that it had.
     #[error(transparent)]
     Size(#[from] ResizeError),
+    /// What was to be done meanwhile was not, for this reason.
+    #[error("{0}")]
+    GivenUp(&'static str),
     /// The machine ended meanwhile.
     #[error("{0}")]
     Ended(MachineEnd),
@@ -63,8 +66,14 @@ pub struct ToSave<'a> {
 impl Sandbox {
     /// Writes the machine to a checkpoint in a directory. Unless its processes are to go on, they
     /// stand still meanwhile, and the machine has ended then. Else they stand still for a moment,
-    /// and the machine is written while they run.
-    pub async fn checkpoint(&self, wanted: ToSave<'_>, dir: &Path) -> Result<(), CheckpointError> {
+    /// and the machine is written while they run; `meanwhile` is done in that moment. If that fails,
+    /// so does this.
+    pub async fn checkpoint(
+        &self,
+        wanted: ToSave<'_>,
+        dir: &Path,
+        meanwhile: impl Future<Output = Result<(), CheckpointError>>,
+    ) -> Result<(), CheckpointError> {
         let streams = self.streams_to_save(wanted.id)?;
         // One at a time: two may be for the same directory.
         let _saving = self.saving().lock().await;
@@ -99,12 +108,16 @@ impl Sandbox {
             fault_point!("checkpoint.saved").map_err(CheckpointError::Record)
         };
         let saved = save.await;
+        drop((network, size));
+        let saved = match saved {
+            Ok(()) => meanwhile.await,
+            Err(error) => Err(error),
+        };
         let mut resumed = Ok(());
         if !wanted.paused && (wanted.leave_running || saved.is_err()) {
             resumed = agent.resume(wanted.id).await;
             tracing::debug!("the container has stood still for {:?}", begin.elapsed());
         }
-        drop((network, size));
         // Why the machine could not be saved explains more.
         saved?;
         resumed?;

@@ -1,5 +1,6 @@
 //! config.json: reading it, checking it, and translating it for the guest.
 
+pub(crate) mod copied;
 pub(crate) mod devices;
 mod disks;
 mod features;
