@@ -250,6 +250,7 @@ fn ids_that_are_none_are_refused_by_every_verb() {
             &["kill"],
             &["delete"],
             &["delete", "--force"],
+            &["fork", "--bundle", dir, "box"],
         ] {
             let refusal = line(&rvm, &rvm.call(&[before, &[id]].concat()));
             says(

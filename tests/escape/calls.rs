@@ -45,6 +45,16 @@ const CALLS: &[Call] = &[
     ("fork", libc::SYS_fork, [0; 4]),
     ("vfork", libc::SYS_vfork, [0; 4]),
     ("clone", libc::SYS_clone, [libc::SIGCHLD as _, 0, 0, 0]),
+    (
+        "clone(CLONE_NEWUSER)",
+        libc::SYS_clone,
+        [
+            (libc::SIGCHLD | libc::CLONE_PIDFD | libc::CLONE_NEWUSER) as _,
+            0,
+            0,
+            0,
+        ],
+    ),
     ("kill", libc::SYS_kill, [1, 0, 0, 0]),
     ("tkill", libc::SYS_tkill, [1, 0, 0, 0]),
     (

@@ -64,6 +64,10 @@ impl Plan {
         bundles: &Path,
         ids: &[String],
     ) -> Result<Self, LifecycleError> {
+        let ids = ids.iter().map(ContainerId::new);
+        let ids = ids
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(StateError::from)?;
         let container = store.open(id)?;
         let state = state_to_save(&container)?;
         let at = bundles.display();
@@ -71,7 +75,6 @@ impl Plan {
         let dir = dir.map_err(failed(format!("find the bundles in {at}")))?;
         let mut copies = Vec::<Wanted>::new();
         for id in ids {
-            let id = ContainerId::new(id.as_str()).map_err(StateError::from)?;
             let is_known = copies.iter().any(|copy| copy.id == id);
             if is_known || store.open(id.as_str()).is_ok() {
                 return Err(StateError::Exists(id).into());
