@@ -303,8 +303,8 @@ pub enum Event {
         /// The machine's memory in MiB.
         memory_mib: u64,
     },
-    /// The files of the last [`Request::Save`] are written, of which the machine has gone on, or why
-    /// they could not be. Sent once for each.
+    /// The files of the last [`Request::Save`] are written, after which the machine has gone on, or
+    /// why they could not be. Sent once for each.
     Written(Option<Failure>),
     /// The machine's template cannot be used, for this reason; the machine boots its kernel.
     TemplateRefused(Failure),

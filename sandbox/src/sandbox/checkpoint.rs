@@ -66,8 +66,8 @@ pub struct ToSave<'a> {
 impl Sandbox {
     /// Writes the machine to a checkpoint in a directory. Unless its processes are to go on, they
     /// stand still meanwhile, and the machine has ended then. Else they stand still for a moment,
-    /// and the machine is written while they run; `meanwhile` is done in that moment. If that fails,
-    /// so does this.
+    /// and the machine is written while they run; `meanwhile` is done in that moment. If that
+    /// fails, so does this.
     pub async fn checkpoint(
         &self,
         wanted: ToSave<'_>,
