@@ -91,7 +91,8 @@ fn copies_go_on_from_one_moment_with_roots_names_and_random_numbers_of_their_own
 #[test]
 fn a_copy_of_a_copy_and_one_of_a_paused_container_run() {
     let Some(rvm) = world() else { return };
-    start(&rvm, &Bundle::shell(COUNT), "box");
+    let bundle = Bundle::shell(COUNT);
+    start(&rvm, &bundle, "box");
     rvm.ok(&["pause", "box"]);
     assert_eq!(fork(&rvm, &["web0"]).code, 0);
     assert_eq!(rvm.status("box"), "paused");
@@ -209,8 +210,9 @@ fn nothing_is_left_of_a_fork_that_is_killed_and_the_container_runs_on() {
 #[test]
 fn a_container_whose_monitor_is_killed_while_copies_are_made_leaves_nothing() {
     let Some(rvm) = world() else { return };
+    let bundle = Bundle::shell(COUNT);
     for round in 0..3_u64 {
-        start(&rvm, &Bundle::shell(COUNT), "box");
+        start(&rvm, &bundle, "box");
         let monitor = rvm.state("box")["pid"].as_i64().unwrap() as i32;
         let forking = forking(&rvm, &["web0"])
             .stdout(Stdio::null())
@@ -236,7 +238,8 @@ fn many_copies_of_one_image_have_nothing_in_common_that_must_be_their_own() {
         println!("skipped: RVM_TEST_LONG is not set");
         return;
     }
-    start(&rvm, &Bundle::shell(COUNT), "box");
+    let bundle = Bundle::shell(COUNT);
+    start(&rvm, &bundle, "box");
     let ids: Vec<String> = (0..MANY).map(|number| format!("web{number}")).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let before = available_kib();

@@ -38,7 +38,8 @@ fn start(rvm: &Rvm, bundle: &Bundle) -> std::path::PathBuf {
 #[test]
 fn a_container_that_is_left_running_stands_still_for_a_part_of_the_time() {
     let Some(rvm) = world() else { return };
-    let output = start(&rvm, &full());
+    let bundle = full();
+    let output = start(&rvm, &bundle);
     let begin = Instant::now();
     save(&rvm, "box", &rvm.path("image"), &["--leave-running"]);
     let whole = begin.elapsed();
@@ -70,14 +71,16 @@ fn writer(rvm: &Rvm) -> i32 {
 
 fn checkpoint(rvm: &Rvm, image: &Path) -> std::process::Child {
     let path = image.to_str().unwrap();
-    let mut saving = rvm.command(&["checkpoint", "--leave-running", "--image-path", path, "box"]);
+    let arguments = ["checkpoint", "--leave-running", "--image-path", path, "box"];
+    let mut saving = rvm.command(&arguments);
     saving.stderr(Stdio::piped()).spawn().unwrap()
 }
 
 #[test]
 fn a_checkpoint_whose_writer_is_killed_fails_and_the_container_runs_on() {
     let Some(rvm) = world() else { return };
-    let output = start(&rvm, &full());
+    let bundle = full();
+    let output = start(&rvm, &bundle);
     let image = rvm.path("image");
     let saving = checkpoint(&rvm, &image);
     let writer = writer(&rvm);
@@ -102,8 +105,9 @@ fn a_checkpoint_whose_writer_is_killed_fails_and_the_container_runs_on() {
 #[test]
 fn a_machine_that_ends_while_it_is_written_fails_the_checkpoint_and_leaves_nothing() {
     let Some(rvm) = world() else { return };
+    let bundle = full();
     for victim in ["machine", "monitor"] {
-        start(&rvm, &full());
+        start(&rvm, &bundle);
         let image = rvm.path(victim);
         let saving = checkpoint(&rvm, &image);
         let writer = writer(&rvm);
