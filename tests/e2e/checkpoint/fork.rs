@@ -1,7 +1,7 @@
 //! Copies of a container that runs.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rvm_tests::command::{self, Finished, eventually};
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
 
-use super::{end, numbers, start, wait_for_more, world};
+use super::{end, in_background, numbers, start, wait_for_more, world};
 
 /// Counts to a file of the root.
 const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i >> /tmp/count; sleep 0.02; done";
@@ -20,7 +20,17 @@ const MANY: usize = 50;
 
 /// Makes copies, whose bundles are in a directory of the world.
 fn fork(rvm: &Rvm, ids: &[&str]) -> Finished {
-    command::finish(forking(rvm, ids))
+    // The copies keep the streams open.
+    let path = rvm.path("said");
+    let said = File::create(&path).unwrap();
+    let mut forking = forking(rvm, ids);
+    forking.stdout(said.try_clone().unwrap()).stderr(said);
+    let ended = command::wait(forking.spawn().unwrap());
+    Finished {
+        code: ended.status.code().unwrap(),
+        stdout: String::new(),
+        stderr: fs::read_to_string(path).unwrap(),
+    }
 }
 
 fn forking(rvm: &Rvm, ids: &[&str]) -> Command {
@@ -96,8 +106,9 @@ fn a_copy_of_a_copy_and_one_of_a_paused_container_run() {
     rvm.ok(&["pause", "box"]);
     assert_eq!(fork(&rvm, &["web0"]).code, 0);
     assert_eq!(rvm.status("box"), "paused");
-    let dir = bundles(&rvm);
-    rvm.ok(&["fork", "--bundle", dir.to_str().unwrap(), "web0", "web1"]);
+    let mut forking = rvm.command(&["fork", "--bundle"]);
+    forking.arg(bundles(&rvm)).args(["web0", "web1"]);
+    in_background(forking, &rvm.path("said"));
     for id in ["web0", "web1"] {
         let count = count_of(&rvm, id);
         wait_for_more(&count, numbers(&count).len());
@@ -125,7 +136,9 @@ fn a_read_only_root_is_shared_and_a_bundle_that_is_there_is_used() {
     assert!(!bundles(&rvm).join("web0/rootfs").exists());
     assert_eq!(rvm.ok(&["exec", "web0", "hostname"]), "web0\n");
     assert_eq!(rvm.ok(&["exec", "web1", "hostname"]), "prepared\n");
-    ["web0", "web1", "box"].map(|id| end(&rvm, id));
+    for id in ["web0", "web1", "box"] {
+        end(&rvm, id);
+    }
 }
 
 #[test]
@@ -176,7 +189,9 @@ fn one_copy_that_cannot_be_started_is_named_and_the_others_run() {
     assert!(is_named, "{}", forked.stderr);
     assert_eq!(rvm.ok(&["list", "--quiet"]), "box\nweb0\nweb1\n");
     assert!(has_only(&rvm, &["bad", "web0", "web1"]));
-    ["web0", "web1", "box"].map(|id| end(&rvm, id));
+    for id in ["web0", "web1", "box"] {
+        end(&rvm, id);
+    }
 }
 
 #[test]
@@ -203,7 +218,9 @@ fn nothing_is_left_of_a_fork_that_is_killed_and_the_container_runs_on() {
         eventually("the image is removed", || has_only(&rvm, &[]));
     }
     assert_eq!(fork(&rvm, &ids).code, 0);
-    ids.map(|id| end(&rvm, id));
+    for id in ids {
+        end(&rvm, id);
+    }
     end(&rvm, "box");
 }
 
