@@ -440,7 +440,8 @@ fn the_engine_without_checkpoints_says_so() {
         return;
     }
     let rvm = Rvm::new();
-    start(&rvm, &Bundle::shell("sleep 1000"), "box");
+    let bundle = Bundle::shell("sleep 1000");
+    start(&rvm, &bundle, "box");
     let image = rvm.path("image");
     let image = image.to_str().unwrap();
     let dir = rvm.path("");
