@@ -45,8 +45,8 @@ pub unsafe fn close_all() -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor but `kept`, in a child that is a copy of a process of which nobody in the
-/// child uses any other. Allocates nothing. Fails with [`io::Errno::NOSYS`] before Linux 5.9.
+/// Closes every descriptor but `kept`, in a child that is a copy of a process. Allocates nothing.
+/// Fails with [`io::Errno::NOSYS`] before Linux 5.9.
 ///
 /// # Safety
 ///

@@ -65,8 +65,8 @@ enum Memory {
 }
 
 impl Machine {
-    /// Writes the machine to a checkpoint. If it is to `go_on`, its vCPUs stand still until there is
-    /// a picture of its memory: what is left to be done then is [`Self::unfinished`]. Else they
+    /// Writes the machine to a checkpoint. If it is to `go_on`, its vCPUs stand still until there
+    /// is a picture of its memory: what is left to be done then is [`Self::unfinished`]. Else they
     /// stand still until all is written, and afterwards, if all went well. `has_swap` is
     /// [`Request::Save`]'s.
     pub fn save(&mut self, files: Files, go_on: bool, has_swap: bool) -> Result<(), SavedError> {
