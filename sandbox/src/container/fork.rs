@@ -128,10 +128,9 @@ impl Plan {
 
     /// Makes the image and the bundles. The container stands still while its root is copied, once.
     pub fn carry_out(self) -> Result<Copies, LifecycleError> {
-        let scratch = self.dir.join(format!(".rvm-fork-{}", std::process::id()));
         let fork = control::Fork {
             id: self.container.id().clone(),
-            scratch,
+            scratch: unused(&self.dir),
         };
         let sandbox = self.container.sandbox(&self.state)?;
         let forking = Forking::begin(&sandbox, fork)?;
@@ -162,6 +161,15 @@ impl Plan {
         }
         Ok(copies)
     }
+}
+
+/// A path in a directory for this process alone, at which nothing is.
+fn unused(dir: &Path) -> PathBuf {
+    let mut path = dir.join(format!(".rvm-fork-{}", std::process::id()));
+    while path.symlink_metadata().is_ok() {
+        path.as_mut_os_string().push("-");
+    }
+    path
 }
 
 /// The configuration of the container's bundle, which can be run.

@@ -44,7 +44,8 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(900);
 pub struct Fork {
     /// The only container of its machine, which runs or is paused.
     pub id: ContainerId,
-    /// The absolute path of a directory that does not exist. The client works in it, too.
+    /// The absolute path of a directory that does not exist, and that nobody but the owner makes.
+    /// The client works in it, too.
     pub scratch: PathBuf,
 }
 
@@ -68,11 +69,10 @@ impl Forking {
         let mut forking = Self {
             stream: BufReader::new(stream),
             request,
-            // Until the owner has made it, it may be another's.
-            scratch: Scratch(None),
+            // The owner makes it, and may be killed before it answers.
+            scratch: Scratch(Some(scratch)),
         };
         forking.answer()?;
-        forking.scratch = Scratch(Some(scratch));
         Ok(forking)
     }
 
