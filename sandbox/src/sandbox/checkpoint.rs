@@ -105,14 +105,11 @@ impl Sandbox {
         let save = async {
             fault_point!("checkpoint.frozen").map_err(CheckpointError::Record)?;
             self.machine().save(step).await?;
-            fault_point!("checkpoint.saved").map_err(CheckpointError::Record)
+            fault_point!("checkpoint.saved").map_err(CheckpointError::Record)?;
+            drop((network, size));
+            meanwhile.await
         };
         let saved = save.await;
-        drop((network, size));
-        let saved = match saved {
-            Ok(()) => meanwhile.await,
-            Err(error) => Err(error),
-        };
         let mut resumed = Ok(());
         if !wanted.paused && (wanted.leave_running || saved.is_err()) {
             resumed = agent.resume(wanted.id).await;
