@@ -132,7 +132,6 @@ impl Coded for CheckpointError {
             Self::Engine(EngineError::Unsupported(_)) => Code::Unimplemented,
             Self::Engine(error) => error.code(),
             Self::Agent(error) => error.code(),
-            Self::Size(error) => error.code(),
             Self::GivenUp(_) => Code::Unavailable,
             Self::Ended(_) => Code::Unavailable,
             Self::Image(error) => error.code(),

@@ -69,10 +69,10 @@ pub struct CheckpointArgs {
     /// Not supported: see --pre-dump
     #[arg(long, value_name = "DIR")]
     pub parent_path: Option<PathBuf>,
-    /// Not supported: see --lazy-pages
+    /// Not supported: pages are never served, but read from the file
     #[arg(long, value_name = "FD")]
     pub status_fd: Option<i32>,
-    /// Not supported: see --lazy-pages
+    /// Not supported: see --status-fd
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub page_server: Option<String>,
     /// The container's id

@@ -39,16 +39,11 @@ use crate::cli::Verb;
 /// passes on: none of the others may reach a monitor, a machine or a hook.
 pub fn keep_descriptors(verb: &Verb) -> anyhow::Result<()> {
     let listening = create::listening_sockets();
+    let with_listening = |preserved: u32| (listening.saturating_add(preserved), Vec::new());
     let (count, others): (u32, Vec<RawFd>) = match verb {
-        Verb::Create(args) => (listening.saturating_add(args.preserve_fds), Vec::new()),
-        Verb::Run(args) => (
-            listening.saturating_add(args.create.preserve_fds),
-            Vec::new(),
-        ),
-        Verb::Restore(args) => (
-            listening.saturating_add(args.create.preserve_fds),
-            Vec::new(),
-        ),
+        Verb::Create(args) => with_listening(args.preserve_fds),
+        Verb::Run(args) => with_listening(args.create.preserve_fds),
+        Verb::Restore(args) => with_listening(args.create.preserve_fds),
         Verb::Exec(args) => (args.preserve_fds, Vec::new()),
         Verb::Monitor(args) => (
             args.listen_fds.saturating_add(args.preserve_fds),

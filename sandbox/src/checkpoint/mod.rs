@@ -221,7 +221,7 @@ impl NewImage {
             .recursive(true)
             .mode(0o700)
             .create(dir);
-        made.and_then(|()| fault_point!("checkpoint.made"))
+        made.and(fault_point!("checkpoint.made"))
             .map_err(failed("make", dir))?;
         for name in [MANIFEST, NEW_MANIFEST, STATE, MEMORY, REMOVED] {
             let path = dir.join(name);

@@ -190,7 +190,7 @@ pub async fn plan_machine(
     timings: &mut Timings,
 ) -> Result<Option<Box<MachinePlan>>, StartError> {
     if let Some(image) = image {
-        check_restorable(bundle)?;
+        check_restorable(bundle, image)?;
         let plan = MachinePlan::of_checkpoint(Arc::clone(image), bundle.rates, config)?;
         return Ok(Some(Box::new(plan)));
     }
@@ -205,14 +205,22 @@ pub async fn plan_machine(
     Ok(Some(Box::new(plan.await?)))
 }
 
-/// Refuses what no checkpoint has.
-fn check_restorable(bundle: &Bundle) -> Result<(), CheckpointError> {
+/// Refuses what no checkpoint has, or this one has not.
+fn check_restorable(bundle: &Bundle, image: &Image) -> Result<(), CheckpointError> {
     if matches!(bundle.role, Role::Member(_)) {
         let member = "belongs to a pod, and a checkpoint has a machine of its own";
         return Err(CheckpointError::Unsupported(member));
     }
     if bundle.disk_count() > 0 {
         return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
+    }
+    let process = bundle.spec.process().as_ref();
+    let has_terminal = process.and_then(|process| process.terminal()) == Some(true);
+    if has_terminal != image.manifest.streams.terminal {
+        return Err(CheckpointError::Unsupported(match has_terminal {
+            true => "has no terminal in its checkpoint; process.terminal of config.json is true",
+            false => "has a terminal in its checkpoint; process.terminal of config.json is false",
+        }));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rvm_protocol::ContainerId;
 
-use super::{ResizeError, Sandbox};
+use super::Sandbox;
 use crate::checkpoint::{Image, ImageError, Manifest, NewImage, Streams};
 use crate::engine::{EngineError, MachineEnd, Save};
 use crate::guest::agent::AgentError;
@@ -35,9 +35,6 @@ pub enum CheckpointError {
     /// The container's streams could not be connected.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The machine did not get the size that it had.
-    #[error(transparent)]
-    Size(#[from] ResizeError),
     /// What was to be done meanwhile was not, for this reason.
     #[error("{0}")]
     GivenUp(&'static str),

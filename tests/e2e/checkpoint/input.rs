@@ -104,3 +104,26 @@ fn talk(mut child: Child, input: &str) -> (Option<i32>, String) {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     (output.status.code(), text)
 }
+
+#[test]
+fn a_container_without_a_terminal_is_not_restored_at_one() {
+    let Some(rvm) = world() else { return };
+    let bundle = Bundle::shell("sleep 1000");
+    let image = rvm.path("image");
+    start(&rvm, &bundle, "box");
+    save(&rvm, "box", &image, &[]);
+    let bundle = bundle.with(|config| config["process"]["terminal"] = true.into());
+    let mut arguments = vec![
+        "restore",
+        "--detach",
+        "--console-socket",
+        "/nowhere",
+        "--bundle",
+    ];
+    arguments.push(bundle.write().to_str().unwrap());
+    arguments.extend(["--image-path", image.to_str().unwrap(), "box"]);
+    let refused = rvm.call(&arguments);
+    assert_eq!(refused.code, 1);
+    let words = "has no terminal in its checkpoint";
+    assert!(refused.stderr.contains(words), "{}", refused.stderr);
+}

@@ -93,7 +93,6 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
             removed: fds.add(own(&image.files.removed)?),
         });
     }
-
     machine.rates = plan.rates;
     let template = plan.template.filter(|template| {
         let fits = template.has(shape);
