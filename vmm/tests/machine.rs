@@ -361,6 +361,7 @@ fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
     let fds = files.each_ref().map(AsFd::as_fd);
     assert_eq!(vmm.code(save(true), &fds[..2]), Code::InvalidArgument);
     assert_eq!(vmm.request(save(true), &fds), Event::Done);
+    assert_eq!(vmm.event(), Event::Written(None));
     assert_eq!(vmm.event(), Event::Stopped(StopReason::PowerOff));
     vmm.end();
 
