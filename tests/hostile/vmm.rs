@@ -83,6 +83,10 @@ impl Vmm {
                     self.say(&Event::Stopped(StopReason::Saved));
                     std::process::exit(0);
                 }
+                (_, Request::Save { go_on: true, .. }) => {
+                    self.say(&Event::Done);
+                    self.say(&Event::Written(None));
+                }
                 _ => self.say(&Event::Done),
             }
         }
