@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use rvm_tests::command::{self, eventually};
 use rvm_tests::{Bundle, Rvm};
 
-use super::{end, save, wait_until_running, world};
+use super::{end, save, start, wait_until_running, world};
 
 #[test]
 fn input_and_the_exit_code_are_those_of_the_restored() {
