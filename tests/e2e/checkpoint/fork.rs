@@ -217,7 +217,8 @@ fn nothing_is_left_of_a_fork_that_is_killed_and_the_container_runs_on() {
         }
         eventually("the image is removed", || has_only(&rvm, &[]));
     }
-    assert_eq!(fork(&rvm, &ids).code, 0);
+    let last = fork(&rvm, &ids);
+    assert_eq!(last.code, 0, "{}", last.stderr);
     for id in ids {
         end(&rvm, id);
     }
