@@ -10,15 +10,7 @@
 mod support;
 
 use serde_json::json;
-use support::{Bundle, Outcome, message};
-
-fn outcome(status: u32, stdout: &str) -> Outcome {
-    Outcome {
-        status,
-        stdout: stdout.to_owned(),
-        stderr: String::new(),
-    }
-}
+use support::{Bundle, message, outcome};
 
 #[tokio::test]
 async fn the_agent_tells_its_version_and_kernel() {

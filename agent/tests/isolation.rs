@@ -12,15 +12,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
-use support::{Bundle, Outcome, message};
-
-fn outcome(status: u32, stdout: &str) -> Outcome {
-    Outcome {
-        status,
-        stdout: stdout.to_owned(),
-        stderr: String::new(),
-    }
-}
+use support::{Bundle, message, outcome};
 
 #[tokio::test]
 async fn capabilities_limits_and_flags_are_those_of_config_json() {

@@ -12,15 +12,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
-use support::{Bundle, Outcome, message};
-
-fn outcome(status: u32, stdout: &str) -> Outcome {
-    Outcome {
-        status,
-        stdout: stdout.to_owned(),
-        stderr: String::new(),
-    }
-}
+use support::{Bundle, message, outcome};
 
 #[tokio::test]
 async fn paths_are_masked_and_read_only() {

@@ -60,6 +60,15 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+/// That of a program that has written nothing to its standard error.
+pub fn outcome(status: u32, stdout: &str) -> Outcome {
+    Outcome {
+        status,
+        stdout: stdout.to_owned(),
+        stderr: String::new(),
+    }
+}
+
 /// The host's ends of a process's streams.
 pub struct Streams {
     pub stdin: UnixStream,
