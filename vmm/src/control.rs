@@ -8,7 +8,6 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 use rvm_protocol::failure::{Code, Coded, Failure};
 use rvm_protocol::vmm::{Channel, ChannelError, Event, Request, StopReason};
-use smallvec::SmallVec;
 
 use crate::fds::borrow_eventfd;
 use crate::hotplug::{DiskError, HotplugMemoryError, MemorySizeError, NetError};
@@ -61,28 +60,27 @@ struct Ready {
 
 /// Waits for something to do.
 fn wait(machine: &mut Machine, channel: &Channel) -> Result<Ready, ChannelError> {
-    let ended = borrow_eventfd(machine.vcpus.state().ended());
-    let sources = [machine.main_devices.fd(), ended, channel.as_fd()].into_iter();
     let unfinished = machine.unfinished.as_ref();
-    let sources = sources.chain(unfinished.map(Unfinished::fd));
-    let mut fds: SmallVec<[_; 4]> = sources
-        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-        .collect();
+    let sources = [
+        machine.main_devices.fd(),
+        borrow_eventfd(machine.vcpus.state().ended()),
+        channel.as_fd(),
+        // Without one the socket stands for it.
+        unfinished.map_or(channel.as_fd(), Unfinished::fd),
+    ];
+    let mut fds = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let left = unfinished.and_then(Unfinished::time_left);
     let left = left.and_then(|left| Timespec::try_from(left).ok());
     let count = match poll(&mut fds, left.as_ref()) {
         Err(Errno::INTR) => return Ok(Ready::default()),
         other => other.map_err(|e| ChannelError::Socket(e.into()))?,
     };
-    let ready: SmallVec<[_; 4]> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-    drop(fds);
-    let mut ready = ready.into_iter();
-    let mut next = || ready.next().unwrap_or(false);
+    let [devices, ended, control, written] = fds.map(|fd| !fd.revents().is_empty());
     let ready = Ready {
-        devices: next(),
-        ended: next(),
-        control: next(),
-        written: next(),
+        devices,
+        ended,
+        control,
+        written: written && unfinished.is_some(),
     };
     if let (0, Some(late)) = (count, machine.unfinished.as_mut()) {
         late.give_up();
