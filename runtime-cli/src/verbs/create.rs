@@ -29,10 +29,8 @@ pub fn create(
     global.config()?;
     check_notify_socket(std::env::var_os("NOTIFY_SOCKET"))?;
     let bundle = Bundle::load(&args.bundle)?;
-    let process = bundle.spec.process().as_ref();
-    let terminal = process.and_then(|process| process.terminal());
     let console_socket = args.console_socket.as_deref();
-    check_terminal(terminal.unwrap_or(false), true, console_socket)?;
+    check_terminal(bundle.has_terminal(), true, console_socket)?;
     // The monitor works in another directory.
     let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
     let monitor = MonitorArgs {

@@ -138,26 +138,16 @@ impl Plan {
             forking,
             plan: self,
         };
-        let mut missing = copies
-            .plan
-            .copies
-            .iter()
-            .filter(|copy| copy.config.is_some());
+        let wanted = copies.plan.copies.iter();
+        let mut missing = wanted.filter(|copy| copy.config.is_some());
         let first = missing.next();
         if let Some(first) = first {
             copies.make_bundle(first, &copies.plan.state.rootfs)?;
         }
         copies.forking.go_on()?;
-        let made = first.map(|first| copies.scratch_of(first).join(copied::ROOTFS));
-        if let Some(root) = &made {
-            let missing = copies
-                .plan
-                .copies
-                .iter()
-                .filter(|copy| copy.config.is_some());
-            for copy in missing.skip(1) {
-                copies.make_bundle(copy, root)?;
-            }
+        if let Some(first) = first {
+            let root = copies.scratch_of(first).join(copied::ROOTFS);
+            missing.try_for_each(|copy| copies.make_bundle(copy, &root))?;
         }
         Ok(copies)
     }

@@ -125,9 +125,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
             .and_then(|linux| linux.resources().clone()),
         first_resources: None,
         kept_memory: None,
-        terminal: process
-            .and_then(|process| process.terminal())
-            .unwrap_or(false),
+        terminal: bundle.has_terminal(),
         monitor: Some(own),
         anchor_pid: None,
         sandbox,
@@ -303,18 +301,18 @@ async fn send(
 /// one whose state is damaged or half made, and one of a newer rvm if its state still has the
 /// fields that this one knows.
 pub async fn delete(container: &Container, force: bool) -> Result<(), LifecycleError> {
-    let mut tries = 1..if force { DELETIONS } else { 1 };
-    loop {
-        let is_last = tries.next().is_none();
-        match delete_once(container, force, is_last).await {
+    let tries = if force { DELETIONS } else { 1 };
+    for _ in 1..tries {
+        match delete_once(container, force, false).await {
             // Each step can be done again. What is skipped for want of a descriptor nobody finds.
-            Err(error) if !is_last && is_passing(&error) => {
+            Err(error) if is_passing(&error) => {
                 tracing::debug!("container {}: {}", container.id(), chain(&error));
                 tokio::time::sleep(DELETION_PAUSE).await;
             }
             other => return other,
         }
     }
+    delete_once(container, force, true).await
 }
 
 /// Whether a host may have in a moment what it lacks now.

@@ -214,10 +214,8 @@ fn check_restorable(bundle: &Bundle, image: &Image) -> Result<(), CheckpointErro
     if bundle.disk_count() > 0 {
         return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
     }
-    let process = bundle.spec.process().as_ref();
-    let has_terminal = process.and_then(|process| process.terminal()) == Some(true);
-    if has_terminal != image.manifest.streams.terminal {
-        return Err(CheckpointError::Unsupported(match has_terminal {
+    if bundle.has_terminal() != image.manifest.streams.terminal {
+        return Err(CheckpointError::Unsupported(match bundle.has_terminal() {
             true => "has no terminal in its checkpoint; process.terminal of config.json is true",
             false => "has a terminal in its checkpoint; process.terminal of config.json is false",
         }));

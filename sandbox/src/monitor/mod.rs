@@ -180,9 +180,7 @@ async fn live(
         let own = rustix::process::getpid().as_raw_nonzero().get();
         cgroup::enter(order.container, order.bundle, order.driver, &[own])?;
     }
-    let program = order.bundle.spec.process().as_ref();
-    let has_terminal = program.and_then(|program| program.terminal()) == Some(true);
-    let (host, terminal) = order.caller.take_streams(has_terminal)?;
+    let (host, terminal) = order.caller.take_streams(order.bundle.has_terminal())?;
     fault_point!("monitor.streams").map_err(process_failed("take the streams"))?;
     let outside = Namespace::own().map_err(process_failed("find the host's network namespace"))?;
     let (namespace, placement) = take_network(order.bundle, plan).map_err(StartError::from)?;

@@ -119,6 +119,12 @@ impl Bundle {
         Self::load_with_root(dir, Stack::default())
     }
 
+    /// Whether the container has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        let process = self.spec.process().as_ref();
+        process.and_then(|process| process.terminal()) == Some(true)
+    }
+
     /// Reads and checks the bundle in `dir`, whose root is on these disks, if there are any.
     pub fn load_with_root(dir: &Path, root_disks: Stack) -> Result<Self, SpecError> {
         let dir = dir.canonicalize().map_err(|source| SpecError::Bundle {
