@@ -67,7 +67,10 @@ fn what_cannot_be_executed_is_said_in_runcs_words() {
             &["--cwd", "/nowhere", "box", "ls"],
             "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory",
         ),
-        (&["box", "/etc"], "exec: \"/etc\": is a directory"),
+        (
+            &["box", "/etc"],
+            "exec: \"/etc\": is a directory: permission denied",
+        ),
     ] {
         let finished = rvm.call(&[&["exec"], args].concat());
         let expected = format!("exec failed: unable to start container process: {message}");

@@ -17,6 +17,10 @@ pub enum LookupError {
     /// `process.args` names it by the path of a file that is no program.
     #[error("exec: {name:?}: {}", errno_text(*.errno))]
     NotExecutable { name: String, errno: Errno },
+    /// `process.args` names a directory by its path. Go before 1.20 calls it "permission denied",
+    /// later "is a directory", and an engine looks for the one that it knows.
+    #[error("exec: {0:?}: is a directory: permission denied")]
+    Directory(String),
     /// No directory of `PATH` has it.
     #[error("exec: {0:?}: executable file not found in $PATH")]
     NotInPath(String),
@@ -28,17 +32,16 @@ pub enum LookupError {
 /// Returns the path to execute for a program's name.
 pub fn find(name: &str, search: &str) -> Result<String, LookupError> {
     if name.contains('/') {
-        return match check(name) {
-            Ok(()) => Ok(name.to_owned()),
-            Err(Refusal::Missing(errno)) => Err(LookupError::Missing {
-                name: name.to_owned(),
-                errno,
-            }),
-            Err(Refusal::NotExecutable(errno)) => Err(LookupError::NotExecutable {
-                name: name.to_owned(),
-                errno,
-            }),
+        let refusal = match check(name) {
+            Ok(()) => return Ok(name.to_owned()),
+            Err(refusal) => refusal,
         };
+        let name = name.to_owned();
+        return Err(match refusal {
+            Refusal::Missing(errno) => LookupError::Missing { name, errno },
+            Refusal::NotExecutable(errno) => LookupError::NotExecutable { name, errno },
+            Refusal::Directory => LookupError::Directory(name),
+        });
     }
     let not_found = || LookupError::NotInPath(name.to_owned());
     if name.is_empty() || search.is_empty() {
@@ -61,12 +64,13 @@ pub fn find(name: &str, search: &str) -> Result<String, LookupError> {
 enum Refusal {
     Missing(Errno),
     NotExecutable(Errno),
+    Directory,
 }
 
 fn check(path: &str) -> Result<(), Refusal> {
     let status = rustix::fs::stat(path).map_err(Refusal::Missing)?;
     if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
-        return Err(Refusal::NotExecutable(Errno::ISDIR));
+        return Err(Refusal::Directory);
     }
     // As execve(2) will: access(2) without the flag leaves a user's capabilities out.
     match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
@@ -119,6 +123,9 @@ mod tests {
             words(&plain, ""),
             format!("exec: {plain:?}: permission denied")
         );
-        assert_eq!(words("/tmp", ""), "exec: \"/tmp\": is a directory");
+        assert_eq!(
+            words("/tmp", ""),
+            "exec: \"/tmp\": is a directory: permission denied"
+        );
     }
 }
