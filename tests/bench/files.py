@@ -1,6 +1,6 @@
-"""What file operations cost on an ext4 of the host's memory: in a container of runc, in a guest of the
-same kernel on QEMU's virtio-blk, and in containers of rvm, shared or as a disk of the machine. Each
-figure is the elapsed time of the same program."""
+"""What file operations, and programs whose work is with files, cost on an ext4 in the host's memory: in
+a container of runc, in guests of the same kernel on QEMU, and in containers of rvm, shared or as a disk of
+the machine. Each figure is the elapsed time of the same program in nanoseconds."""
 
 import contextlib
 import os
@@ -8,8 +8,13 @@ import re
 import shutil
 import subprocess
 
-import network
+import guest
+import root
 
+RUNC = "runc"
+BLK = "QEMU's virtio-blk"
+VIRTIOFSD = "virtiofsd behind QEMU"
+NINEP = "QEMU's 9p"
 SHARED = "rvm, shared"
 DISK = "rvm, a disk"
 
@@ -25,82 +30,126 @@ GOALS = {
     ("stat, cold", DISK): 16,
 }
 
-# Of the image on which each has its files.
-IMAGE_MIB = 256
-
-INIT = """#!/bin/busybox sh
-/bin/busybox mkdir /dev /proc /data
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t ext4 /dev/vda /data
-/inside file-costs /data >/dev/hvc0 2>&1
-/bin/busybox umount /data
-/bin/busybox reboot -f
-"""
+# The same of programs.
+PROGRAM_GOALS = {
+    ("sqlite, a WAL transaction", SHARED): 400,
+    ("sqlite, a WAL transaction", DISK): 415,
+    ("python3 -c pass, cold", SHARED): 55_000,
+    ("python3 -c pass, cold", DISK): 49_000,
+}
 
 
-def nanoseconds(sandbox, kernel, program, engine_options, kernel_arguments):
-    """By peer, nanoseconds by operation."""
-    peers = {
-        "runc": lambda image: on_the_host(sandbox, ["runc"], program, image),
-        "virtio-blk": lambda image: on_virtio_blk(kernel, program, image, sandbox.work, engine_options,
-                                                  kernel_arguments),
-        SHARED: lambda image: on_the_host(sandbox, sandbox.command, program, image),
-        DISK: lambda image: in_container(sandbox, sandbox.command, program, image, "ext4"),
-    }
-    figures = {}
-    for name, measure in peers.items():
-        with ext4(sandbox.work) as image:
-            figures[name] = dict(parsed(measure(image)))
-    return figures
+class Operations:
+    """One file operation after the other, on a volume at /data."""
+
+    name, title = "files", "operations on files"
+    IN_CONTAINER = ("/bin/inside", "file-costs", "/data")
+    IN_GUEST = "/inside file-costs /data"
+    MIB = 256
+
+    def __init__(self, program):
+        self.program = program
+
+    def fill(self, directory):
+        """The volume is empty."""
+
+    def configure(self, sandbox, source, kind):
+        shutil.copy(self.program, os.path.join(sandbox.bundle, "rootfs/bin/inside"))
+        sandbox.configure(*self.IN_CONTAINER, volume=(source, kind))
+
+
+class Programs:
+    """Programs of Debian's, which are in the root with all that they work on."""
+
+    name, title = "programs", "programs that work with files"
+    IN_CONTAINER = ("/bin/inside", "program-costs", "/work")
+    IN_GUEST = guest.CHROOT.format(command=" ".join(IN_CONTAINER))
+    MIB = 512
+
+    def __init__(self, program):
+        self.program = program
+
+    def fill(self, directory):
+        root.make(directory, self.program)
+
+    def configure(self, sandbox, source, kind):
+        sandbox.configure(*self.IN_CONTAINER, root=source)
+
+
+class Costs:
+    """Does a work, with its own files each time, beside each peer."""
+
+    def __init__(self, work, sandbox, machine):
+        self.work, self.sandbox, self.machine = work, sandbox, machine
+
+    def of(self, peer):
+        """Nanoseconds by operation."""
+        with self.ext4() as image:
+            said = peer(image)
+        figures = dict(parsed(said))
+        if not figures or "panicked" in said:
+            raise SystemExit(f"bench: the costs of files were not measured: {said}")
+        return figures
+
+    def runc(self, image):
+        return self.in_container(["runc"], image, shared=True)
+
+    def shared(self, image):
+        return self.in_container(self.sandbox.command, image, shared=True)
+
+    def disk(self, image):
+        return self.in_container(self.sandbox.command, image, shared=False)
+
+    def virtio_blk(self, image):
+        return self.machine.on_disk(image, self.work.IN_GUEST)
+
+    def virtiofsd(self, server, image):
+        with mounted(image, self.sandbox.work) as directory:
+            return self.machine.on_virtiofsd(server, directory, self.work.IN_GUEST)
+
+    def ninep(self, image):
+        with mounted(image, self.sandbox.work) as directory:
+            return guest.on_9p(self.work.program, self.sandbox.work, self.machine.options,
+                               directory, self.work.IN_GUEST)
+
+    def in_container(self, runtime, image, shared):
+        with contextlib.ExitStack() as stack:
+            source, kind = image, "ext4"
+            if shared:
+                source, kind = stack.enter_context(mounted(image, self.sandbox.work)), "bind"
+            self.work.configure(self.sandbox, source, kind)
+            return guest.output([*runtime, "run", "--bundle", self.sandbox.bundle, "bench"])
+
+    @contextlib.contextmanager
+    def ext4(self):
+        image = os.path.join(self.sandbox.work, "image")
+        with open(image, "wb") as file:
+            file.truncate(self.work.MIB << 20)
+        content = os.path.join(self.sandbox.work, "content")
+        os.makedirs(content)
+        try:
+            self.work.fill(content)
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-d", content, image], check=True)
+            shutil.rmtree(content)
+            yield image
+        finally:
+            shutil.rmtree(content, ignore_errors=True)
+            os.remove(image)
+
+
+@contextlib.contextmanager
+def mounted(image, work):
+    """The image's files in a directory of the host."""
+    directory = os.path.join(work, "mounted")
+    os.makedirs(directory, exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", image, directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
 
 
 def parsed(text):
     for line in text.splitlines():
         if match := re.match(r"(.+): (\d+)\r?$", line):
             yield match[1], int(match[2])
-
-
-@contextlib.contextmanager
-def ext4(work):
-    image = os.path.join(work, "image")
-    with open(image, "wb") as file:
-        file.truncate(IMAGE_MIB << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
-    try:
-        yield image
-    finally:
-        os.remove(image)
-
-
-def on_the_host(sandbox, runtime, program, image):
-    """With the image mounted by the host."""
-    mounted = os.path.join(sandbox.work, "mounted")
-    os.makedirs(mounted, exist_ok=True)
-    subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
-    try:
-        return in_container(sandbox, runtime, program, mounted, "bind")
-    finally:
-        subprocess.run(["umount", mounted], check=True)
-
-
-def in_container(sandbox, runtime, program, source, kind):
-    shutil.copy(program, os.path.join(sandbox.bundle, "rootfs/bin/inside"))
-    sandbox.configure("/bin/inside", "file-costs", "/data", volume=(source, kind))
-    return output([*runtime, "run", "--bundle", sandbox.bundle, "bench"])
-
-
-def on_virtio_blk(kernel, program, image, work, engine_options, kernel_arguments):
-    return output(["qemu-system-x86_64", *engine_options, "-nodefaults", "-no-user-config",
-                   "-display", "none", "-no-reboot", "-kernel", kernel,
-                   "-initrd", network.initramfs(program, work, INIT),
-                   "-append", f"console=hvc0 {kernel_arguments}",
-                   "-chardev", "stdio,id=console", "-device", "virtio-serial-device",
-                   "-device", "virtconsole,chardev=console",
-                   "-drive", f"id=disk,if=none,format=raw,file={image}",
-                   "-device", "virtio-blk-device,drive=disk"])
-
-
-def output(command):
-    return subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
-                          check=True).stdout

@@ -10,6 +10,8 @@ import struct
 import subprocess
 import time
 
+import guest
+
 # How often each card has its turn, after one that is not counted.
 TURNS = 5
 
@@ -100,7 +102,7 @@ def qemus_card(kernel, traffic, work):
         command = ["ip", "netns", "exec", name, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host",
                    "-m", "512", "-smp", "1", "-M", MACHINE, "-nodefaults", "-no-user-config",
                    "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd",
-                   initramfs(traffic, work, INIT.format(number=2, port=PORT)),
+                   guest.initramfs(traffic, work, INIT.format(number=2, port=PORT)),
                    "-append", KERNEL_ARGUMENTS,
                    "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no",
                    "-device", f"virtio-net-device,netdev=net,mac={mac}"]
@@ -144,22 +146,6 @@ def connection(server):
     with peer:
         peer.settimeout(60)
         yield peer
-
-
-def initramfs(program, work, init):
-    """busybox and one of the tests' programs as /inside, with a script as init."""
-    root, archive = os.path.join(work, "guest"), os.path.join(work, "guest.cpio")
-    os.makedirs(os.path.join(root, "bin"), exist_ok=True)
-    shutil.copy(shutil.which("busybox"), os.path.join(root, "bin"))
-    shutil.copy(program, os.path.join(root, "inside"))
-    with open(os.path.join(root, "init"), "w") as file:
-        file.write(init)
-        os.fchmod(file.fileno(), 0o755)
-    names = "bin\nbin/busybox\ninside\ninit\n"
-    with open(archive, "wb") as file:
-        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], input=names.encode(), stdout=file,
-                       cwd=root, check=True)
-    return archive
 
 
 def ip(*arguments):

@@ -31,11 +31,11 @@ class Rvm:
         for applet in ("true", "echo", "cat", "dd", "sleep", "sh"):
             os.symlink("busybox", os.path.join(directory, applet))
 
-    def configure(self, *args, network=None, volume=None, memory=None):
+    def configure(self, *args, network=None, volume=None, root=None, memory=None):
         """The bundle runs these arguments, in the network namespace at this path or a new one, with
-        this volume, its source and its type, as /data, with so many MiB of memory, which /dev/shm
-        may fill. What `runc spec` writes, without a terminal; with a volume, the caches may be
-        dropped."""
+        this volume, its source and its type, as /data, with this directory or image as its root,
+        with so many MiB of memory, which /dev/shm may fill. What `runc spec` writes, without a
+        terminal; with a volume or a root, the caches may be dropped."""
         path = os.path.join(self.bundle, "config.json")
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
@@ -57,6 +57,9 @@ class Rvm:
             options = ["rbind", "rw"] if kind == "bind" else ["rw"]
             config["mounts"].append({"destination": "/data", "type": kind, "source": source,
                                      "options": options})
+        if root:
+            config["root"] = {"path": root}
+        if volume or root:
             del config["linux"]["readonlyPaths"]
         with open(path, "w") as file:
             json.dump(config, file)
@@ -74,28 +77,51 @@ class Rvm:
         subprocess.run([*self.command, "run", "--detach", "--bundle", self.bundle, "bench"],
                        stdin=null, stdout=null, stderr=null, check=True)
         try:
-            state = subprocess.run([*self.command, "state", "bench"], capture_output=True, check=True)
-            yield json.loads(state.stdout)["pid"]
+            yield self.monitor("bench")
         finally:
             subprocess.run([*self.command, "delete", "--force", "bench"], check=True)
 
+    def monitor(self, id):
+        """The pid of a container's monitor."""
+        state = subprocess.run([*self.command, "state", id], capture_output=True, check=True)
+        return json.loads(state.stdout)["pid"]
 
-def host_memory(sandbox, count):
-    """What the host has less of for each of `count` idle containers, in KiB: their processes, their
-    guests, and what its kernel keeps of them. A template that they share is there before."""
+
+# The kinds of memory of a sandbox on the kvm engine.
+KINDS = ("monitor", "rvm-vmm", "guest", "kernel")
+
+
+def memory_by_count(sandbox, counts):
+    """What the host has less of for one of so many idle containers, in KiB by kind, for each of these
+    growing counts. What they share, such as programs and a template, is there before."""
     sandbox.configure("sleep", "1000000")
-    ids = [f"bench{number}" for number in range(count)]
     null = subprocess.DEVNULL
+    ids, figures = [], []
     before = available()
     try:
-        for id in ids:
-            subprocess.run([*sandbox.command, "run", "--detach", "--bundle", sandbox.bundle, id],
-                           stdin=null, stdout=null, stderr=null, check=True)
-        time.sleep(SETTLE_SECONDS)
-        return (before - available()) / count
+        for count in counts:
+            while len(ids) < count:
+                ids.append(f"bench{len(ids)}")
+                subprocess.run([*sandbox.command, "run", "--detach", "--bundle", sandbox.bundle,
+                                ids[-1]], stdin=null, stdout=null, stderr=null, check=True)
+            time.sleep(SETTLE_SECONDS)
+            kinds = dict.fromkeys(KINDS, 0)
+            for id in ids:
+                add_private(kinds, sandbox.monitor(id))
+            kinds["kernel"] = before - available() - sum(kinds.values())
+            figures.append((count, {kind: kib / count for kind, kib in kinds.items()}))
+        return figures
     finally:
         for id in ids:
             subprocess.run([*sandbox.command, "delete", "--force", id], stderr=null)
+
+
+def add_private(kinds, monitor):
+    """Adds what the processes of a sandbox have to themselves."""
+    for pid in family(monitor):
+        own, guest = split_memory(pid, "Anonymous")
+        kinds["monitor" if pid == monitor else "rvm-vmm"] += own
+        kinds["guest"] += guest
 
 
 def available():
@@ -151,23 +177,24 @@ def name(pid):
     return " ".join([program, *modes[:1]])
 
 
-def split_memory(pid):
-    """A process's share of memory (PSS) in KiB: its own, and that in which its guest lives.
+def split_memory(pid, measure="Pss"):
+    """A process's share of memory (PSS) in KiB, or another measure of proc_pid_smaps(5): its own, and
+    that in which its guest lives.
 
     The guest's memory is what rvm-vmm leaves out of core dumps ("dd") or QEMU has in a memfd."""
-    own = guest = pss = 0
+    own = guest = kib = 0
     named = False
     with open(f"/proc/{pid}/smaps") as file:
         for line in file:
             if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
                 named = "/memfd:memory-backend-memfd" in line
-            elif line.startswith("Pss:"):
-                pss = int(line.split()[1])
+            elif line.startswith(f"{measure}:"):
+                kib = int(line.split()[1])
             elif line.startswith("VmFlags:"):
                 if named or "dd" in line.split():
-                    guest += pss
+                    guest += kib
                 else:
-                    own += pss
+                    own += kib
     return own, guest
 
 

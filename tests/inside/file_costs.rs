@@ -85,7 +85,8 @@ fn walk(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sequential(path: &Path, mib: usize) -> io::Result<()> {
+/// Of a MiB of a file of `mib`, which is gone afterwards.
+pub fn sequential(path: &Path, mib: usize) -> io::Result<()> {
     let mut chunk = vec![b'x'; CHUNK];
     timed("write and sync, a MiB", mib, || {
         let mut file = File::create(path)?;
@@ -124,7 +125,7 @@ fn each(
     timed(name, paths.len(), || paths.iter().try_for_each(operation))
 }
 
-fn timed(name: &str, times: usize, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+pub fn timed(name: &str, times: usize, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let start = Instant::now();
     work()?;
     let nanoseconds = start.elapsed().as_nanos() / times as u128;
@@ -133,11 +134,11 @@ fn timed(name: &str, times: usize, work: impl FnOnce() -> io::Result<()>) -> io:
 }
 
 /// What was written moments ago may be treated with more care.
-fn settle() {
+pub fn settle() {
     std::thread::sleep(std::time::Duration::from_secs(5));
 }
 
-fn drop_caches() -> io::Result<()> {
+pub fn drop_caches() -> io::Result<()> {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3")
 }
