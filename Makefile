@@ -52,6 +52,7 @@ install: build
 	cp -R --preserve=mode --remove-destination $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm README.md CHANGELOG.md LICENSE
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm/docs docs/*.md
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rvm/docs/images docs/images/*.svg
 
 # Into dist/packages: a .deb, a tarball, and their checksums.
 .PHONY: package
