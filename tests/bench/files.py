@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 
 import guest
 import root
@@ -43,37 +44,38 @@ class Operations:
     """One file operation after the other, on a volume at /data."""
 
     name, title = "files", "operations on files"
-    IN_CONTAINER = ("/bin/inside", "file-costs", "/data")
-    IN_GUEST = "/inside file-costs /data"
-    MIB = 256
+    IMAGE_MIB = 256
 
     def __init__(self, program):
         self.program = program
+        self.in_container = ("/bin/inside", "file-costs", "/data")
+        self.in_guest = "/inside file-costs /data"
 
     def fill(self, directory):
         """The volume is empty."""
 
     def configure(self, sandbox, source, kind):
         shutil.copy(self.program, os.path.join(sandbox.bundle, "rootfs/bin/inside"))
-        sandbox.configure(*self.IN_CONTAINER, volume=(source, kind))
+        sandbox.configure(*self.in_container, volume=(source, kind))
 
 
 class Programs:
     """Programs of Debian's, which are in the root with all that they work on."""
 
     name, title = "programs", "programs that work with files"
-    IN_CONTAINER = ("/bin/inside", "program-costs", "/work")
-    IN_GUEST = guest.CHROOT.format(command=" ".join(IN_CONTAINER))
-    MIB = 512
+    IMAGE_MIB = 512
 
-    def __init__(self, program):
+    def __init__(self, program, mib):
+        """They read and write a file of so many MiB beside."""
         self.program = program
+        self.in_container = ("/bin/inside", "program-costs", "/work", str(mib))
+        self.in_guest = guest.CHROOT.format(command=" ".join(self.in_container))
 
     def fill(self, directory):
         root.make(directory, self.program)
 
     def configure(self, sandbox, source, kind):
-        sandbox.configure(*self.IN_CONTAINER, root=source)
+        sandbox.configure(*self.in_container, root=source)
 
 
 class Costs:
@@ -81,11 +83,14 @@ class Costs:
 
     def __init__(self, work, sandbox, machine):
         self.work, self.sandbox, self.machine = work, sandbox, machine
+        self.pristine = self.ext4()
 
     def of(self, peer):
         """Nanoseconds by operation."""
-        with self.ext4() as image:
-            said = peer(image)
+        image = os.path.join(self.sandbox.work, "image")
+        subprocess.run(["cp", "--sparse=always", self.pristine, image], check=True)
+        said = peer(image)
+        os.remove(image)
         figures = dict(parsed(said))
         if not figures or "panicked" in said:
             raise SystemExit(f"bench: the costs of files were not measured: {said}")
@@ -101,16 +106,16 @@ class Costs:
         return self.in_container(self.sandbox.command, image, shared=False)
 
     def virtio_blk(self, image):
-        return self.machine.on_disk(image, self.work.IN_GUEST)
+        return self.machine.on_disk(image, self.work.in_guest)
 
     def virtiofsd(self, server, image):
         with mounted(image, self.sandbox.work) as directory:
-            return self.machine.on_virtiofsd(server, directory, self.work.IN_GUEST)
+            return self.machine.on_virtiofsd(server, directory, self.work.in_guest)
 
     def ninep(self, image):
         with mounted(image, self.sandbox.work) as directory:
             return guest.on_9p(self.work.program, self.sandbox.work, self.machine.options,
-                               directory, self.work.IN_GUEST)
+                               directory, self.work.in_guest)
 
     def in_container(self, runtime, image, shared):
         with contextlib.ExitStack() as stack:
@@ -120,21 +125,16 @@ class Costs:
             self.work.configure(self.sandbox, source, kind)
             return guest.output([*runtime, "run", "--bundle", self.sandbox.bundle, "bench"])
 
-    @contextlib.contextmanager
     def ext4(self):
-        image = os.path.join(self.sandbox.work, "image")
+        """An image with all that the work needs."""
+        image = os.path.join(self.sandbox.work, f"{self.work.name}.ext4")
         with open(image, "wb") as file:
-            file.truncate(self.work.MIB << 20)
-        content = os.path.join(self.sandbox.work, "content")
-        os.makedirs(content)
-        try:
+            file.truncate(self.work.IMAGE_MIB << 20)
+        with tempfile.TemporaryDirectory(dir=self.sandbox.work) as content:
+            os.chmod(content, 0o755)
             self.work.fill(content)
             subprocess.run(["mkfs.ext4", "-q", "-F", "-d", content, image], check=True)
-            shutil.rmtree(content)
-            yield image
-        finally:
-            shutil.rmtree(content, ignore_errors=True)
-            os.remove(image)
+        return image
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@
 //!   rvm-inside lock PATH      locks a file by flock(2) and fcntl(2), prints `busy` if it must
 //!                             wait, then `locked`, and waits for its input's end
 //!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
-//!   rvm-inside program-costs DIR  prints what programs cost that work with files there
+//!   rvm-inside program-costs DIR MIB  prints what programs cost that work with files there, and a
+//!                             file of so many MiB
 //!   rvm-inside files DIR      tries claims about the files of a directory (files.rs)
 //!   rvm-inside identity -     prints what tells its machine and itself apart from all others
 //!   rvm-inside attack -       tries to reach the machine and its other containers (attack.rs)
@@ -38,9 +39,6 @@ use rustix::time::{ClockId, clock_gettime, clock_settime};
 /// The file that is written and read in one go.
 const FILE_MIB: usize = 8;
 
-/// The same beside programs that work with files.
-const LARGE_FILE_MIB: usize = 256;
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match (arguments[0].as_str(), &arguments[1]) {
@@ -59,7 +57,8 @@ fn main() {
         ("clock", offset) => clock(offset.parse().unwrap()),
         ("file-costs", dir) => file_costs::measure(Path::new(dir), FILE_MIB).unwrap(),
         ("program-costs", dir) => {
-            program_costs::measure(Path::new(dir), LARGE_FILE_MIB).unwrap();
+            let mib = arguments[2].parse().unwrap();
+            program_costs::measure(Path::new(dir), mib).unwrap();
         }
         ("files", dir) => files::run(dir),
         ("identity", _) => identity::print().unwrap(),
