@@ -75,8 +75,4 @@ PLOTS = {
                              "thousand instructions, logarithmic", 1e3)),
     "programs": ("programs", costs("Programs that work with files, kvm engine",
                                    "million instructions, logarithmic", 1e6)),
-    "qemu-files": ("qemu-files", costs("Operations on files, qemu engine",
-                                       "microseconds, logarithmic", 1e3)),
-    "qemu-programs": ("qemu-programs", costs("Programs that work with files, qemu engine",
-                                             "milliseconds, logarithmic", 1e6)),
 }

@@ -20,7 +20,7 @@ FIGURES = {
                "warm": [49, 52, ""]},
     "checkpoints": {"sizes": [[0, 44 << 20, 30, 117, 42], [256, 298 << 20, 30, 596, 48]]},
     "sandboxes": {"cold": [[1, {"monitor": 900, "guest": 46000, "kernel": -20}]]},
-    "files": COSTS, "programs": COSTS, "qemu-files": COSTS, "qemu-programs": COSTS,
+    "files": COSTS, "programs": COSTS,
 }
 
 
