@@ -108,7 +108,7 @@ class Costs:
     def virtio_blk(self, image):
         return self.machine.on_disk(image, self.work.in_guest)
 
-    def virtiofsd(self, server, image):
+    def virtiofsd(self, image, server):
         with mounted(image, self.sandbox.work) as directory:
             return self.machine.on_virtiofsd(server, directory, self.work.in_guest)
 
