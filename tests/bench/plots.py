@@ -5,12 +5,6 @@ import os
 
 import svg
 
-# What Firecracker's specification promises from the call that starts a machine to its init, on AWS'
-# m5d.metal with a kernel of 128 MiB: milliseconds.
-FIRECRACKER_BOOT_MS = 125
-
-PUBLISHED = "published, not measured here"
-
 
 def draw(figures, directory):
     """Draws the plots whose figures are there."""
@@ -27,17 +21,13 @@ def draw(figures, directory):
 def start(figures):
     peers = [(name, float(millions)) for name, millions in figures["baseline"]]
     ours = [(f"rvm run … true, {name}", figures[name][0]) for name in ("warm", "cold")]
-    published = [("Firecracker, boot alone*", FIRECRACKER_BOOT_MS)]
-    rows = sorted(peers + ours + published, key=lambda row: row[1])
+    rows = sorted(peers + ours, key=lambda row: row[1])
     return svg.bars("A start to its end: instructions of all processes, guest and host's kernel",
-                    "million instructions; * milliseconds elsewhere, until the guest's init alone",
-                    ["others", PUBLISHED, "rvm"],
+                    "million instructions", ["others", "rvm"],
                     [(name, {series(name): value}) for name, value in rows])
 
 
 def series(name):
-    if name.endswith("*"):
-        return PUBLISHED
     return "rvm" if name.startswith("rvm") else "others"
 
 
