@@ -28,7 +28,7 @@ pub mod commands;
 /// The jails of the three processes and the filters of their threads, for the test that enters them
 /// as a program that was taken over.
 pub mod jails {
-    pub use crate::jail::filter::ThreadKind;
+    pub use crate::jail::filter::{Rule, ThreadKind, When, Why};
     pub use crate::machine::enter_jail as enter_machine;
     pub use crate::qemu::backend::enter_jail as enter_backend;
     pub use crate::qemu::enter_jail as enter_qemu;

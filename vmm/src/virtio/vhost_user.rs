@@ -12,6 +12,7 @@
 #[allow(clippy::unwrap_used, reason = "serves tests and a fuzzer alone")]
 pub(crate) mod hostile;
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -130,8 +131,9 @@ struct Backend<D> {
     queues: usize,
     serves_config: bool,
     buffers: Buffers,
-    /// Taken by the device's thread, which applies it before it serves its first request.
-    filter: Option<ThreadKind>,
+    /// Taken by the device's thread, which takes the name and applies the filter before it serves its
+    /// first request. The library calls all such threads vring_worker.
+    thread: Option<(CString, ThreadKind)>,
     memory: Option<Memory>,
     watches: Watches,
     /// The queues of which the device has more to process, see [`Budget`]; the event that says so
@@ -236,7 +238,9 @@ impl<D: VirtioDevice> Backend<D> {
     }
 
     fn serve_event(&mut self, event: u16, vrings: &[Vring]) -> End {
-        if let Some(filter) = self.filter.take() {
+        if let Some((name, filter)) = self.thread.take() {
+            // The name tells users which thread it is, and nothing depends on it.
+            let _ = rustix::thread::set_name(&name);
             filter.apply()?;
         }
         let result = match event {
@@ -326,8 +330,9 @@ pub fn spawn<D: VirtioDevice + 'static>(
     service: Service<D>,
     ends: Sender<End>,
 ) -> Result<(), VhostUserError> {
-    let (name, filter) = (service.name.to_owned(), service.filter);
-    let (mut daemon, listener) = daemon(service, ends.clone(), Some(filter))?;
+    let (name, filter) = (service.name, service.filter);
+    let thread = CString::new(name).map_err(|e| VhostUserError::Thread(e.into()))?;
+    let (mut daemon, listener) = daemon(service, ends.clone(), Some((thread, filter)))?;
     let talk = move || {
         let end = ThreadKind::VhostUser.apply().map_err(VhostUserError::from);
         // The library's thread inherits the filter.
@@ -335,15 +340,15 @@ pub fn spawn<D: VirtioDevice + 'static>(
         // This fails only if the process ends already.
         let _ = ends.send(end.and_then(|()| wait(&mut daemon)));
     };
-    threads::spawn(name, talk).map_err(VhostUserError::Thread)
+    threads::spawn(format!("{name}-qemu"), talk).map_err(VhostUserError::Thread)
 }
 
 /// The library's part, with the device's thread, and where its front end will connect. The thread
-/// applies `filter` before it serves its first request.
+/// takes the name and applies the filter before it serves its first request.
 fn daemon<D: VirtioDevice + 'static>(
     service: Service<D>,
     ends: Sender<End>,
-    filter: Option<ThreadKind>,
+    thread: Option<(CString, ThreadKind)>,
 ) -> Result<(Daemon<D>, UnixListener), VhostUserError> {
     let watches =
         Watches(epoll::create(CreateFlags::CLOEXEC).map_err(|e| VhostUserError::Watch(e.into()))?);
@@ -360,7 +365,7 @@ fn daemon<D: VirtioDevice + 'static>(
         queues: service.queues,
         serves_config: service.serves_config,
         buffers: service.buffers,
-        filter,
+        thread,
         memory: None,
         watches,
         postponed: Vec::new(),

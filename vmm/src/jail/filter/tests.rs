@@ -1,20 +1,11 @@
+use super::lists::{KVM_IRQFD, KVM_RUN, THREAD_FLAGS};
 use super::*;
 use rustix::process::{WaitOptions, waitpid};
-use rvm_sys::clone::{CloneRequest, Cloned, clone_process, exit_now};
+use rvm_sys::clone::{COPY_FLAGS, CloneRequest, Cloned, clone_process, exit_now};
 
 #[test]
 fn every_kind_of_thread_has_a_filter_that_the_kernel_accepts() {
-    for kind in [
-        ThreadKind::Main,
-        ThreadKind::MainWithCpuHotplug,
-        ThreadKind::Vcpu,
-        ThreadKind::Files,
-        ThreadKind::Disk,
-        ThreadKind::Network,
-        ThreadKind::Vsock,
-        ThreadKind::Console,
-        ThreadKind::VhostUser,
-    ] {
+    for kind in ThreadKind::ALL {
         // A thread of its own keeps the filter from the other tests.
         let thread = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
@@ -147,15 +138,7 @@ fn no_thread_clears_its_parent_death_signal() {
 
 #[test]
 fn no_kind_of_thread_may_open_a_socket_or_run_a_program() {
-    for kind in [
-        ThreadKind::Main,
-        ThreadKind::MainWithCpuHotplug,
-        ThreadKind::Vcpu,
-        ThreadKind::Files,
-        ThreadKind::Vsock,
-        ThreadKind::Console,
-        ThreadKind::VhostUser,
-    ] {
+    for kind in ThreadKind::ALL {
         for call in [
             libc::SYS_socket,
             libc::SYS_execve,
@@ -166,7 +149,7 @@ fn no_kind_of_thread_may_open_a_socket_or_run_a_program() {
                 .rules()
                 .into_iter()
                 .flatten()
-                .any(|(listed, _)| *listed == call);
+                .any(|rule| rule.call == call);
             assert!(!listed, "{kind:?} {call}");
         }
     }
