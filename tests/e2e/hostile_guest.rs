@@ -65,6 +65,8 @@ cases! {
     chains_without_an_end_end: "loops" Killed;
     indirect_tables_of_any_contents_harm_nobody: "indirect" Killed;
     requests_that_change_while_they_are_read_harm_nobody: "rewrites" Killed;
+    what_a_second_processor_changes_meanwhile_harms_nobody: "second-processor" Killed;
+    headers_that_a_second_processor_changes_harm_nobody: "second-processor-files" Either;
     devices_that_are_reset_at_work_start_again: "resets" Killed;
     a_storm_of_notifications_keeps_nobody_busy: "doorbells" Killed;
     any_access_to_any_register_is_answered: "registers" Killed;
@@ -124,9 +126,10 @@ const OF_KVM: [&str; 2] = ["memory-plug", "sectors"];
 
 /// What else the `kvm` engine's own tests run, in the nested machine: one attack of a kind, and
 /// those of the tests that are no case.
-const SLICE: [&str; 6] = [
+const SLICE: [&str; 7] = [
     "nothing",
     "bad-chains",
+    "second-processor",
     "doorbells",
     "console",
     "half-open",
@@ -159,9 +162,10 @@ fn engines(attack: &str) -> Vec<String> {
 /// A world whose guests are hostile.
 fn world(engine: &str, attack: &str) -> Rvm {
     let rvm = Rvm::new().on_engine(engine);
+    let vcpus = if attack.starts_with("second") { 2 } else { 1 };
     let config = format!(
-        "templates = \"off\"\nkernel = {:?}\nkernel_params = \"attack={attack}\"\nvcpus = 1\n\
-         max_vcpus = 1",
+        "templates = \"off\"\nkernel = {:?}\nkernel_params = \"attack={attack}\"\n\
+         vcpus = {vcpus}\nmax_vcpus = {vcpus}",
         env!("CARGO_BIN_EXE_rvm-hostile-guest")
     );
     rvm.configured(&config)
@@ -202,13 +206,36 @@ impl Prey {
 fn attacked(attack: &str, end: End) {
     std::thread::scope(|scope| {
         for engine in engines(attack) {
-            scope.spawn(move || live(attack, &engine, end));
+            scope.spawn(move || live(attack, &engine, end, 0));
         }
     });
 }
 
-/// Leads a container through its life in a hostile guest.
-fn live(attack: &str, engine: &str, end: End) {
+/// A million each: rounds that are powers of two, since the guest prints no others.
+const MILLIONS: [(&str, u64, u64); 3] = [
+    ("connections", 64, 1 << 14),
+    ("half-open", 64, 1 << 14),
+    ("lookups", 3, 1 << 19),
+];
+
+/// How long a million may take.
+const LONG_ATTACK: Duration = Duration::from_secs(1200);
+
+#[test]
+fn a_million_of_each_takes_no_more_than_the_first() {
+    if !rvm_tests::long() {
+        return println!("skipped: RVM_TEST_LONG has a guest make a million of each request");
+    }
+    for (attack, each, rounds) in MILLIONS {
+        assert!(each * rounds >= 1_000_000);
+        for engine in engines(attack) {
+            live(attack, &engine, End::Killed, rounds);
+        }
+    }
+}
+
+/// Leads a container through its life in a hostile guest, which makes at least so many rounds.
+fn live(attack: &str, engine: &str, end: End, rounds: u64) {
     let rvm = world(engine, attack);
     let mut bounds = Bounds::new(&rvm);
     let prey = Prey::new();
@@ -224,7 +251,8 @@ fn live(attack: &str, engine: &str, end: End) {
         }
     }
     let begun = Instant::now();
-    while begun.elapsed() < ATTACK {
+    while begun.elapsed() < ATTACK || bounds.count_rounds() < rounds {
+        assert!(begun.elapsed() < LONG_ATTACK, "{attack} takes too long");
         bounds.look();
         std::thread::sleep(Duration::from_millis(50));
     }

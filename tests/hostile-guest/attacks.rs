@@ -7,6 +7,7 @@ mod shared_files;
 mod vsock;
 
 use crate::guest::Guest;
+pub use rings::{ADDRESSES, LENGTHS};
 
 /// An attack.
 pub struct Attack {
@@ -63,6 +64,8 @@ pub static ATTACKS: &[Attack] = &[
     beside_the_agent("loops", rings::loops),
     beside_the_agent("indirect", rings::indirect),
     beside_the_agent("rewrites", rings::rewrites),
+    beside_the_agent("second-processor", rings::second_processor),
+    beside_the_agent("second-processor-files", shared_files::second_processor),
     beside_the_agent("resets", rings::resets),
     beside_the_agent("doorbells", rings::doorbells),
     beside_the_agent("registers", rings::registers),

@@ -84,6 +84,7 @@ global_asm!(
     ".pushsection .data",
     // The first 8 GiB in pages of 2 MiB, each address for itself, for both rings.
     "    .balign 4096",
+    ".globl guest_tables",
     "guest_tables:",
     "    .quad guest_directories + 7",
     "    .fill 511, 8, 0",
@@ -100,6 +101,7 @@ global_asm!(
     "    .quad number * 0x200000 + 0x87",
     "    .set number, number + 1",
     "    .endr",
+    ".globl guest_gdt",
     "guest_gdt:",
     "    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff",
     "guest_gdtr:",

@@ -17,6 +17,7 @@ mod boot;
 mod cpu;
 mod files;
 mod guest;
+mod second;
 mod streams;
 mod traps;
 mod virtio;

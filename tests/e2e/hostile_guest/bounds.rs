@@ -89,7 +89,8 @@ impl<'a> Bounds<'a> {
         self.count_rounds() > 0
     }
 
-    fn count_rounds(&self) -> u64 {
+    /// How many rounds the guest has made, at the last power of two.
+    pub fn count_rounds(&self) -> u64 {
         let text = fs::read(self.rvm.root().join("box/console.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).replace('\0', "");
         let counts = text

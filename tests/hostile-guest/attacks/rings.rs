@@ -2,6 +2,7 @@
 
 use crate::cpu::{get8, get16, get32, get64, put8, put16, put32, put64};
 use crate::guest::Guest;
+use crate::second;
 use crate::virtio::{
     BUFFERS, Device, ENTRIES, INDIRECT, NEEDS_RESET, NEXT, QUEUES, Queue, WRITE, describe,
     device_id, reg,
@@ -9,7 +10,7 @@ use crate::virtio::{
 
 /// Addresses that are no place for a buffer: nothing, odd ones, the end of memory, devices, the
 /// interrupt controllers, and what wraps around. None of them is of this program.
-const ADDRESSES: [u64; 20] = [
+pub const ADDRESSES: [u64; 20] = [
     0,
     1,
     0xfff,
@@ -32,7 +33,7 @@ const ADDRESSES: [u64; 20] = [
     u64::MAX,
 ];
 
-const LENGTHS: [u32; 10] = [
+pub const LENGTHS: [u32; 10] = [
     0,
     1,
     15,
@@ -176,6 +177,17 @@ pub fn rewrites(guest: &mut Guest) {
     describe_well(queue);
     let used = get16(queue.used() + 2);
     put16(queue.available() + 2, used);
+}
+
+/// Good requests, which a second processor changes all the time.
+pub fn second_processor(guest: &mut Guest) {
+    second::start(guest);
+    let Some(queue) = queue(guest) else { return };
+    second::aim(&queue);
+    for _ in 0..16 {
+        describe_well(queue);
+        publish(queue, 16);
+    }
 }
 
 /// Resets while requests are in flight.

@@ -3,6 +3,7 @@
 use crate::cpu::Dice;
 use crate::files::{Files, Request, TOP, fuse};
 use crate::guest::Guest;
+use crate::second;
 use crate::virtio::device_id;
 
 /// O_RDWR, and O_CREAT.
@@ -37,6 +38,13 @@ pub fn lookups(guest: &mut Guest) {
         );
         files.lookup(TOP, guest.dice.one_of(&[b"box" as &[u8], b"..", b""]));
     });
+}
+
+/// Requests whose headers a second processor changes while they are read.
+pub fn second_processor(guest: &mut Guest) {
+    second::start(guest);
+    lookups(guest);
+    names(guest);
 }
 
 /// A name: of any length, of any bytes, one that leads elsewhere, or one of a few.
