@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, fallocate};
 use rvm_tests::command::eventually;
 use rvm_tests::device_mapper::MappedDevice;
-use rvm_tests::disk::{self, SmallTmpfs};
+use rvm_tests::disk::{self, PulledDisk, SmallTmpfs};
 use rvm_tests::pod::{POD, member, sandbox};
 use rvm_tests::{Bundle, Rvm, bind};
 use serde_json::json;
@@ -296,29 +296,86 @@ fn a_disk_whose_image_is_removed_stays_until_its_container_ends() {
     }
 }
 
-/// The disk of a machine's slot, which only a container in a machine of its own gets from the CLI.
+/// Whether a machine of this engine has a disk of its own in a slot, as only a container in a machine
+/// of its own gets from the CLI.
+fn has_slots() -> bool {
+    let has = rvm_tests::engine() == "kvm";
+    if !has {
+        eprintln!("machines of this engine have no disks; the test was skipped");
+    }
+    has
+}
+
+/// Runs a container on a device until it has met the `fault`; returns what it found.
+fn meets(shape: Shape, kind: &str, device: &Path, fault: impl FnOnce()) -> String {
+    let rvm = Rvm::new();
+    fs::create_dir(rvm.path("out")).unwrap();
+    let script = read_and_write(shape, 4);
+    let _bundle = start(&rvm, Bundle::shell, (shape, kind, device), &script);
+    fault();
+    let said = said(&rvm);
+    remove(&rvm);
+    said
+}
+
+/// An image with a file that no cache has, for these tests.
+fn fresh(dir: &Path, shape: Shape, kind: &str) -> Option<PathBuf> {
+    match kind {
+        "ext4" => image(dir, shape, &["-e", "panic"]),
+        _ => disk::image(dir, kind, 300 * MIB, None),
+    }
+}
+
 #[test]
 fn a_device_that_errs_is_an_error_and_its_container_can_be_removed() {
-    if rvm_tests::engine() != "kvm" {
-        eprintln!("machines of this engine have no disks; the test was skipped");
-        return;
-    }
     for (shape, kind) in [(Volume, "ext4"), (Root, "ext4"), (Volume, "xfs")] {
         let dir = tempfile::tempdir().unwrap();
-        let image = match kind {
-            "ext4" => image(dir.path(), shape, &["-e", "panic"]),
-            _ => disk::image(dir.path(), kind, 300 * MIB, None),
-        };
+        if !has_slots() {
+            return;
+        }
+        let image = fresh(dir.path(), shape, kind);
         let Some(device) = image.and_then(|image| MappedDevice::new(&image)) else {
             return;
         };
-        let rvm = Rvm::new();
-        fs::create_dir(rvm.path("out")).unwrap();
-        let script = read_and_write(shape, 4);
-        let _bundle = start(&rvm, Bundle::shell, (shape, kind, &device.path()), &script);
-        device.fail();
-        let said = said(&rvm);
+        let said = meets(shape, kind, &device.path(), || device.fail());
         assert!(said.contains(IO_ERROR), "{shape:?}, {kind}: {said}");
-        remove(&rvm);
+    }
+}
+
+#[test]
+fn a_device_that_only_reads_is_an_error_where_it_is_written_to() {
+    for (shape, kind) in [(Volume, "ext4"), (Root, "ext4"), (Volume, "xfs")] {
+        let dir = tempfile::tempdir().unwrap();
+        if !has_slots() {
+            return;
+        }
+        let image = fresh(dir.path(), shape, kind);
+        let Some(device) = image.and_then(|image| MappedDevice::new(&image)) else {
+            return;
+        };
+        let said = meets(shape, kind, &device.path(), || device.fail_writes());
+        // The file that was there is read.
+        assert!(kind == "xfs" || !said.contains("/big"), "{shape:?}: {said}");
+        let words = [IO_ERROR, "Read-only file system"];
+        assert!(
+            words.iter().any(|words| said.contains(words)),
+            "{shape:?}, {kind}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_device_that_is_pulled_out_is_an_error_and_its_container_can_be_removed() {
+    for shape in [Volume, Root] {
+        let dir = tempfile::tempdir().unwrap();
+        if !has_slots() {
+            return;
+        }
+        let image = fresh(dir.path(), shape, "ext4");
+        let Some(device) = image.and_then(|image| PulledDisk::with(&image)) else {
+            return;
+        };
+        let said = meets(shape, "ext4", device.path(), || device.pull());
+        assert!(said.contains(IO_ERROR), "{shape:?}: {said}");
     }
 }

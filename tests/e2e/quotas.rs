@@ -11,10 +11,17 @@ use rvm_tests::{Bundle, Finished, Rvm, bind};
 
 const MIB: u64 = 1 << 20;
 
+/// ENOSPC.
+const FULL: &str = "No space left on device";
+
+/// Kinds of file systems with quotas of projects, and what is said where a project has no room:
+/// XFS says ENOSPC, ext4 EDQUOT.
+const KINDS: [(&str, &str); 2] = [("xfs", FULL), ("ext4", "Disk quota exceeded")];
+
 /// Fails unless a container found what a directory of `limit` bytes has room for.
-fn assert_holds(limit: u64, finished: &Finished) {
+fn assert_holds(limit: u64, reason: &str, finished: &Finished) {
     let filled = Filled::parse(finished);
-    assert_eq!(filled.reason, "No space left on device", "{finished:?}");
+    assert_eq!(filled.reason, reason, "{finished:?}");
     assert_eq!(filled.empty[0], limit >> 10, "{finished:?}");
     assert_eq!(filled.full[0], limit >> 10, "{finished:?}");
     assert!(filled.empty[2] > filled.full[2], "{finished:?}");
@@ -31,7 +38,7 @@ fn a_tmpfs_of_the_host_has_its_size_in_a_volume() {
     let tmpfs = SmallTmpfs::new(8 * MIB);
     let bundle = Bundle::shell(&disk::fill("/data"));
     let bundle = bundle.mount(bind(tmpfs.path(), "/data", &["rbind"]));
-    assert_holds(8 * MIB, &Rvm::new().run(&bundle, "box"));
+    assert_holds(8 * MIB, FULL, &Rvm::new().run(&bundle, "box"));
     let left: Vec<_> = fs::read_dir(tmpfs.path()).unwrap().collect();
     assert_eq!(left.len(), 1);
 }
@@ -44,9 +51,13 @@ struct Quotas {
 
 impl Quotas {
     /// None if the host's kernel or a program lacks what it takes, which is printed.
-    fn new() -> Option<Self> {
+    fn new(kind: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let image = disk::image(dir.path(), "xfs", 300 * MIB, None)?;
+        let options: &[_] = match kind {
+            "ext4" => &["-O", "quota,project", "-E", "quotatype=prjquota"],
+            _ => &[],
+        };
+        let image = disk::image_with(dir.path(), kind, 300 * MIB, None, options)?;
         let device = LoopDevice::on(&image)?;
         let path = device.path().to_owned();
         let this = Self {
@@ -55,7 +66,7 @@ impl Quotas {
         };
         fs::create_dir(this.path("")).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "xfs", "-o", "prjquota"]).arg(path);
+        mount.args(["-t", kind, "-o", "prjquota"]).arg(path);
         let output = mount.arg(this.path("")).output().unwrap();
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -76,7 +87,8 @@ impl Quotas {
         let project = format!("project -s -p {} 7", path.display());
         let limit = format!("limit -p bhard={bytes} 7");
         let mut quota = Command::new("xfs_quota");
-        quota.args(["-x", "-c", &project, "-c", &limit]);
+        // -f: also on other file systems than XFS.
+        quota.args(["-x", "-f", "-c", &project, "-c", &limit]);
         let output = quota.arg(self.path("")).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         path
@@ -91,11 +103,15 @@ impl Drop for Quotas {
 
 #[test]
 fn a_directory_with_a_quota_has_its_size_in_a_volume() {
-    let Some(quotas) = Quotas::new() else { return };
-    let volume = quotas.directory("volume", 8 * MIB);
-    let bundle = Bundle::shell(&disk::fill("/data"));
-    let bundle = bundle.mount(bind(&volume, "/data", &["rbind"]));
-    assert_holds(8 * MIB, &Rvm::new().run(&bundle, "box"));
+    for (kind, reason) in KINDS {
+        let Some(quotas) = Quotas::new(kind) else {
+            continue;
+        };
+        let volume = quotas.directory("volume", 8 * MIB);
+        let bundle = Bundle::shell(&disk::fill("/data"));
+        let bundle = bundle.mount(bind(&volume, "/data", &["rbind"]));
+        assert_holds(8 * MIB, reason, &Rvm::new().run(&bundle, "box"));
+    }
 }
 
 /// An overlay of the host, unmounted when it is dropped.
@@ -110,7 +126,15 @@ impl Drop for Overlay<'_> {
 /// As Docker makes a root with `--storage-opt size=`.
 #[test]
 fn an_upper_layer_with_a_quota_has_its_size_in_a_root() {
-    let Some(quotas) = Quotas::new() else { return };
+    for (kind, reason) in KINDS {
+        upper_layer(kind, reason);
+    }
+}
+
+fn upper_layer(kind: &str, reason: &str) {
+    let Some(quotas) = Quotas::new(kind) else {
+        return;
+    };
     let layer = quotas.directory("layer", 16 * MIB);
     let [upper, work] = ["diff", "work"].map(|name| layer.join(name));
     fs::create_dir(&upper).unwrap();
@@ -131,7 +155,7 @@ fn an_upper_layer_with_a_quota_has_its_size_in_a_root() {
     assert!(mount.arg(&root).status().unwrap().success());
     let overlay = Overlay(&root);
     let finished = Rvm::new().run(&bundle, "box");
-    assert_holds(16 * MIB, &finished);
+    assert_holds(16 * MIB, reason, &finished);
     assert!(upper.join("tmp/file").exists());
     drop(overlay);
 }

@@ -66,10 +66,24 @@ impl MappedDevice {
 
     /// Everything that is asked of it is an error from now on.
     pub fn fail(&self) {
-        let table = format!("0 {} error", self.sectors);
+        self.become_another(&format!("0 {} error", self.sectors));
+    }
+
+    /// Every write is an error from now on; reads are none.
+    pub fn fail_writes(&self) {
+        load("dm-flakey");
+        let under = self.under.path().display();
+        // Never up, and down for hours.
+        self.become_another(&format!(
+            "0 {} flakey {under} 0 0 36000 1 error_writes",
+            self.sectors
+        ));
+    }
+
+    fn become_another(&self, table: &str) {
         for args in [
             &["suspend", "--noflush", "--nolockfs"][..],
-            &["load", "--table", &table],
+            &["load", "--table", table],
             &["resume"],
         ] {
             let output = dmsetup(args, &self.name);

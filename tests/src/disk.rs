@@ -1,7 +1,7 @@
 //! Image files with file systems, made without mounting them. They need e2fsprogs, erofs-utils and
 //! xfsprogs; a test without its tool is skipped.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 use crate::Finished;
+use crate::command::eventually;
 
 /// An image of `size` bytes in `dir` with a file system that holds the files of `content`, if it
 /// is given. None if the program that makes it is missing, which is printed.
@@ -111,6 +112,63 @@ impl Drop for LoopDevice {
             let mut losetup = Command::new("losetup");
             let _ = losetup.arg("--detach").arg(&self.path).status();
         }
+    }
+}
+
+/// A disk of the host in memory that can be pulled out (scsi_debug).
+pub struct PulledDisk(PathBuf);
+
+impl PulledDisk {
+    /// One with the content of this image, of whole MiB. None if the host has none, which is printed.
+    pub fn with(image: &Path) -> Option<Self> {
+        let size = format!("dev_size_mb={}", image.metadata().unwrap().len() >> 20);
+        // No udev loads the driver of its disk.
+        let _ = Command::new("modprobe").arg("sd_mod").output();
+        let mut load = Command::new("modprobe");
+        let output = load.args(["scsi_debug", &size]).output().unwrap();
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            eprintln!("{}; the test was skipped", said.trim());
+            return None;
+        }
+        let mut name = None;
+        eventually("the disk is there", || {
+            name = Self::name();
+            name.is_some()
+        });
+        let this = Self(Path::new("/dev").join(name.unwrap()));
+        eventually("the disk has a node", || this.0.exists());
+        std::fs::copy(image, &this.0).unwrap();
+        Some(this)
+    }
+
+    /// The name of the only disk of its maker.
+    fn name() -> Option<OsString> {
+        let disks = std::fs::read_dir("/sys/block").unwrap().flatten();
+        let mut names = disks.map(|disk| disk.file_name());
+        names.find(|name| {
+            let model = Path::new("/sys/block").join(name).join("device/model");
+            std::fs::read_to_string(model).is_ok_and(|model| model.trim() == "scsi_debug")
+        })
+    }
+
+    /// Its path on the host.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Takes it out, as one that is unplugged.
+    pub fn pull(&self) {
+        let name = self.0.file_name().unwrap();
+        let delete = Path::new("/sys/block").join(name).join("device/delete");
+        std::fs::write(delete, "1").unwrap();
+    }
+}
+
+impl Drop for PulledDisk {
+    fn drop(&mut self) {
+        let mut unload = Command::new("modprobe");
+        let _ = unload.args(["--remove", "scsi_debug"]).status();
     }
 }
 
