@@ -3,8 +3,9 @@
 //! A number means the same device in guest and host only where the kernel's documentation
 //! (admin-guide/devices.txt) assigns it. So a container gets nodes for those numbers alone, and
 //! only where the guest has the device: with any other number it would get a different device, such
-//! as a disk of the guest. A number that neither has leads nowhere, as on the host. A block device
-//! of the host that is a disk of the container has the guest's number of it.
+//! as a disk of the guest. A number that neither has leads nowhere, as on the host; in a user
+//! namespace, where a node is bound and not made, it is refused. A block device of the host that is
+//! a disk of the container has the guest's number of it.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -124,7 +125,18 @@ fn check(
     absent: &AbsentDevices,
 ) -> Result<(), SpecError> {
     let may_use_all = allows_all(resources.and_then(|resources| resources.devices().as_deref()));
-    let missing = |device: &DevicePlan| !is_there(device) && !absent.leads_nowhere(device);
+    // What is bound has to be there, and in a user namespace no node can be made.
+    let is_bound = plan.bind_devices;
+    let missing =
+        |device: &DevicePlan| !is_there(device) && (is_bound || !absent.leads_nowhere(device));
+    let refusal = |device: &DevicePlan| match is_bound && absent.leads_nowhere(device) {
+        true => refusal(
+            device,
+            "which neither the host nor the guest has, and for which a container with a user \
+             namespace of its own gets no node",
+        ),
+        false => refusal(device, "which the guest does not have"),
+    };
     if !may_use_all {
         return match plan.devices.iter().find(|device| missing(device)) {
             Some(device) => Err(refusal(device)),
@@ -137,7 +149,7 @@ fn check(
     Ok(())
 }
 
-fn refusal(device: &DevicePlan) -> SpecError {
+fn refusal(device: &DevicePlan, why: &str) -> SpecError {
     let kind = match device.mode & libc::S_IFMT {
         libc::S_IFBLK => "block",
         _ => "character",
@@ -145,7 +157,7 @@ fn refusal(device: &DevicePlan) -> SpecError {
     let (major, minor) = (device.major, device.minor);
     SpecError::Invalid {
         field: format!("linux.devices: {}", device.path),
-        problem: format!("is {kind} device {major}:{minor}, which the guest does not have"),
+        problem: format!("is {kind} device {major}:{minor}, {why}"),
     }
 }
 
@@ -250,6 +262,19 @@ mod tests {
         assert!(left(device("/dev/x", libc::S_IFBLK, 10, 65_000)).is_err());
         let of_the_guest = device("/dev/x", libc::S_IFCHR, 1, 3);
         assert!(!absent.leads_nowhere(&of_the_guest));
+    }
+
+    #[test]
+    fn one_that_nobody_has_is_refused_by_name_where_nodes_are_bound() {
+        let absent = AbsentDevices(HashSet::from([(libc::S_IFCHR, 10, 65_000)]));
+        let mut plan = ContainerPlan {
+            devices: vec![device("/dev/x", libc::S_IFCHR, 10, 65_000)],
+            bind_devices: true,
+            ..ContainerPlan::default()
+        };
+        let message = check(&mut plan, None, &absent).unwrap_err().to_string();
+        let words = "linux.devices: /dev/x is character device 10:65000, which neither the host";
+        assert!(message.contains(words), "{message}");
     }
 
     fn bound(path: &str) -> Result<String, String> {
