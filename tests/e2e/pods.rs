@@ -39,6 +39,56 @@ fn a_member_joins_the_machine_and_its_namespaces() {
     rvm.ok(&["delete", "--force", "pod"]);
 }
 
+/// What the machine's process sees of the host's mounts, which it has copies of. A machine that was
+/// taken over writes to no volume that a later container has for reading.
+#[test]
+fn a_read_only_volume_of_a_member_is_read_only_in_the_jail_too() {
+    let rvm = Rvm::new();
+    let _pod = sandbox(&rvm);
+    let [read, written] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let bundle = member(&rvm, "sleep 1000", POD)
+        .mount(bind(read.path(), "/read", &["rbind", "ro"]))
+        .mount(bind(written.path(), "/written", &["rbind"]));
+    rvm.create(&bundle, "member");
+    let is_vmm = |pid: &i32| {
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"));
+        program.is_ok_and(|path| path.ends_with("rvm-vmm"))
+    };
+    let tables = rvm.processes().into_iter().filter(is_vmm);
+    let tables = tables.map(|pid| std::fs::read_to_string(format!("/proc/{pid}/mountinfo")));
+    let lines: Vec<String> = tables
+        .flat_map(|table| {
+            table
+                .unwrap()
+                .lines()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    // proc_pid_mountinfo(5): the fourth field is the source, the sixth has the mount's options.
+    let options = |source: &Path| -> Vec<String> {
+        let of_source = lines.iter().filter_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            // From the root of its file system on.
+            let name = source.file_name().unwrap().to_str().unwrap();
+            fields[3].ends_with(name).then(|| fields[5].to_owned())
+        });
+        of_source.collect()
+    };
+    let (read, written) = (options(read.path()), options(written.path()));
+    let is_read_only = |options: &String| options.split(',').any(|option| option == "ro");
+    assert!(
+        !read.is_empty() && read.iter().all(is_read_only),
+        "{read:?}"
+    );
+    assert!(
+        written.iter().any(|options| !is_read_only(options)),
+        "{written:?}"
+    );
+    rvm.ok(&["delete", "--force", "member"]);
+    rvm.ok(&["delete", "--force", "pod"]);
+}
+
 #[test]
 fn members_come_and_go_and_leave_nothing_in_the_machine() {
     let rvm = Rvm::new();

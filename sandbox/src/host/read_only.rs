@@ -1,7 +1,7 @@
 //! Makes mounts read-only or writable.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
@@ -17,14 +17,7 @@ use rvm_sys::mount::{AttrChange, attr, change_attributes};
 pub fn set_read_only(place: &Path, read_only: bool, recursive: bool) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mount = rustix::fs::open(place, flags, Mode::empty())?;
-    let change = match read_only {
-        true => AttrChange::READ_ONLY,
-        false => AttrChange {
-            set: 0,
-            clear: attr::RDONLY,
-        },
-    };
-    match change_attributes(mount.as_fd(), change, recursive) {
+    match change_attributes(mount.as_fd(), change(read_only), recursive) {
         Err(Errno::NOSYS) => {
             if recursive {
                 tracing::warn!(
@@ -36,6 +29,25 @@ pub fn set_read_only(place: &Path, read_only: bool, recursive: bool) -> io::Resu
             remount(place, read_only)
         }
         other => Ok(other?),
+    }
+}
+
+/// The same for a mount that is attached nowhere yet. Returns whether the kernel could: those before
+/// Linux 5.12 change a mount only where it is attached.
+pub fn set_detached(mount: BorrowedFd<'_>, read_only: bool, recursive: bool) -> io::Result<bool> {
+    match change_attributes(mount, change(read_only), recursive) {
+        Err(Errno::NOSYS) => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    }
+}
+
+fn change(read_only: bool) -> AttrChange {
+    match read_only {
+        true => AttrChange::READ_ONLY,
+        false => AttrChange {
+            set: 0,
+            clear: attr::RDONLY,
+        },
     }
 }
 
