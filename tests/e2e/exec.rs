@@ -1,7 +1,10 @@
 //! `rvm exec`: programs in a running container.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+#[path = "exec/descriptors.rs"]
+mod descriptors;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -318,97 +321,6 @@ fn an_engine_gets_a_terminal_and_a_pidfd() {
     )];
     assert_eq!(rustix::event::poll(&mut fds, None), Ok(1));
     end(&rvm);
-}
-
-#[test]
-fn descriptors_are_preserved_as_streams() {
-    let rvm = Rvm::new();
-    let _bundle = waiting(&rvm);
-    let (input, mut to_guest) = std::io::pipe().unwrap();
-    let (mut from_guest, output) = std::io::pipe().unwrap();
-    let (socket, mut peer) = UnixStream::pair().unwrap();
-    let script = "cat <&3; echo out >&4; read line <&5; echo got $line >&5";
-    let mut exec = rvm.command(&["exec", "--preserve-fds", "3", "box", "sh", "-c", script]);
-    pass(&mut exec, vec![input.into(), output.into(), socket.into()]);
-    let child = exec.spawn().unwrap();
-    drop(exec);
-    to_guest.write_all(b"in").unwrap();
-    drop(to_guest);
-    peer.write_all(b"question\n").unwrap();
-    let mut answer = String::new();
-    peer.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "got question\n");
-    let mut out = String::new();
-    from_guest.read_to_string(&mut out).unwrap();
-    assert_eq!(out, "out\n");
-    assert!(command::wait(child).status.success());
-
-    let mut exec = rvm.command(&["exec", "--preserve-fds", "1", "box", "true"]);
-    pass(&mut exec, vec![tempfile::tempfile().unwrap().into()]);
-    let refused = finish(exec);
-    assert_eq!(refused.code, 255);
-    assert!(
-        refused.stderr.contains("descriptor 3 is a file"),
-        "{}",
-        refused.stderr
-    );
-    let refused = rvm.call(&["exec", "--preserve-fds", "1", "box", "true"]);
-    assert!(
-        refused.stderr.contains("descriptor 3"),
-        "{}",
-        refused.stderr
-    );
-    end(&rvm);
-}
-
-/// Gives a command these descriptors from 3 on.
-fn pass(command: &mut Command, fds: Vec<OwnedFd>) {
-    #[expect(unsafe_code, reason = "pre_exec and dup2")]
-    // SAFETY: only system calls, in a child that is about to execute. The descriptors are first
-    // moved out of the way, so that none is overwritten before it is copied.
-    unsafe {
-        command.pre_exec(move || {
-            for (fd, number) in fds.iter().zip(100..) {
-                libc::dup2(fd.as_raw_fd(), number);
-            }
-            for (_, number) in fds.iter().zip(0..) {
-                libc::dup2(100 + number, 3 + number);
-                libc::close(100 + number);
-            }
-            Ok(())
-        });
-    }
-}
-
-#[test]
-fn descriptors_are_preserved_for_a_container_too() {
-    let rvm = Rvm::new();
-    let (mut from_guest, output) = std::io::pipe().unwrap();
-    let (socket, mut peer) = UnixStream::pair().unwrap();
-    let script = "echo $LISTEN_FDS $LISTEN_PID >&4; echo hello >&3";
-    let bundle = Bundle::shell(script);
-    let mut run = rvm.command(&["run", "--preserve-fds", "1", "--bundle"]);
-    run.arg(bundle.write()).arg("box");
-    pass(&mut run, vec![socket.into(), output.into()]);
-    #[expect(unsafe_code, reason = "pre_exec and setenv")]
-    // SAFETY: the environment is that of a child about to execute, which has one thread. (The
-    // command's own would be fixed before the pid is known.)
-    unsafe {
-        run.pre_exec(|| {
-            let pid = format!("{}\0", std::process::id());
-            libc::setenv(c"LISTEN_FDS".as_ptr(), c"1".as_ptr(), 1);
-            libc::setenv(c"LISTEN_PID".as_ptr(), pid.as_ptr().cast(), 1);
-            Ok(())
-        });
-    }
-    let finished = finish(run);
-    assert_eq!(finished.code, 0, "{}", finished.stderr);
-    let mut text = String::new();
-    from_guest.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "1 1\n");
-    let mut text = String::new();
-    peer.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "hello\n");
 }
 
 #[test]

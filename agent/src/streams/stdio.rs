@@ -6,12 +6,12 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
-use rvm_protocol::agent::Stdio;
 use rvm_protocol::agent::extra_descriptor::Kind;
+use rvm_protocol::agent::{ExtraDescriptor, Stdio};
 
 use super::{Claim, Endpoint, StreamError, StreamHub, relay};
 use crate::init::plan::{TerminalPlan, fd};
@@ -33,8 +33,8 @@ pub struct StreamIds {
     pub cols: u16,
     /// See the protocol's `Stdio`.
     pub plain_line_feeds: bool,
-    /// Descriptors from 3 on: a connection, and its kind for the process.
-    pub extra: Vec<(u64, Kind)>,
+    /// Descriptors from 3 on.
+    pub extra: Vec<ExtraDescriptor>,
 }
 
 impl StreamIds {
@@ -64,11 +64,7 @@ impl From<&Stdio> for StreamIds {
             rows: u16::try_from(stdio.rows).unwrap_or(u16::MAX),
             cols: u16::try_from(stdio.cols).unwrap_or(u16::MAX),
             plain_line_feeds: stdio.plain_line_feeds,
-            extra: stdio
-                .extra
-                .iter()
-                .map(|extra| (extra.stream, extra.kind.enum_value_or_default()))
-                .collect(),
+            extra: stdio.extra.clone(),
         }
     }
 }
@@ -123,11 +119,13 @@ pub fn prepare(hub: &StreamHub, ids: &StreamIds) -> Result<ProcessStreams, Strea
         (stdio, None)
     };
     let mut extra = Vec::new();
-    for (id, kind) in &ids.extra {
-        extra.push(match kind {
-            Kind::INPUT => input(hub, *id, &mut relays)?,
-            Kind::OUTPUT => output(hub, *id, &mut relays)?,
-            Kind::SOCKET => socket(hub, *id, &mut relays)?,
+    for wanted in &ids.extra {
+        let id = wanted.stream;
+        extra.push(match wanted.kind.enum_value_or_default() {
+            Kind::INPUT => input(hub, id, &mut relays)?,
+            Kind::OUTPUT => output(hub, id, &mut relays)?,
+            Kind::SOCKET => socket(hub, id, &mut relays)?,
+            Kind::FILE => file(wanted)?,
         });
     }
     Ok(ProcessStreams {
@@ -186,6 +184,26 @@ fn socket(hub: &StreamHub, id: u64, relays: &mut Vec<Relay>) -> Result<OwnedFd, 
         }
     }));
     Ok(theirs)
+}
+
+/// Opens a file of the host as the host has it open. The offset of a file that has none, such as
+/// one of a pseudo file system, is 0.
+fn file(wanted: &ExtraDescriptor) -> Result<OwnedFd, StreamError> {
+    let kept = OFlags::ACCMODE
+        | OFlags::APPEND
+        | OFlags::NONBLOCK
+        | OFlags::DIRECT
+        | OFlags::DSYNC
+        | OFlags::SYNC
+        | OFlags::NOATIME;
+    let flags = OFlags::from_bits_retain(wanted.flags) & kept;
+    let opened = rustix::fs::open(&wanted.path, flags | OFlags::CLOEXEC, Mode::empty());
+    let file = opened.doing(|| format!("open {}", wanted.path))?;
+    if wanted.offset != 0 {
+        let start = SeekFrom::Start(wanted.offset);
+        rustix::fs::seek(&file, start).doing(|| format!("seek in {}", wanted.path))?;
+    }
+    Ok(file)
 }
 
 impl ProcessStreams {

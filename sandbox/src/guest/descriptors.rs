@@ -1,7 +1,8 @@
 //! Descriptors beyond the standard streams that a process in the guest inherits, from
 //! `--preserve-fds` and LISTEN_FDS.
 //!
-//! Only byte streams can be relayed: pipes and connected stream sockets.
+//! Byte streams are relayed: pipes and connected stream sockets. The guest opens a file itself, see
+//! [`PassedFile`](super::passed_file::PassedFile).
 
 use std::io;
 use std::net::Shutdown;
@@ -35,7 +36,7 @@ pub enum DescriptorError {
     },
     #[error(
         "descriptor {number} is {what}, which cannot be carried into the virtual machine; pipes, \
-         connected stream sockets and /dev/null can"
+         connected stream sockets, files and /dev/null can"
     )]
     Unsupported { number: RawFd, what: &'static str },
     #[error("{0} descriptors are to be preserved; not more than {MAX} can be")]
@@ -54,6 +55,10 @@ impl ExtraFd {
     /// The kind of descriptor that the process gets; `None` for /dev/null.
     pub fn kind(&self) -> Option<Kind> {
         self.kind
+    }
+
+    pub(crate) fn file(&self) -> &OwnedFd {
+        &self.fd
     }
 }
 
@@ -111,7 +116,7 @@ fn classify(fd: &OwnedFd) -> Result<Option<Kind>, &'static str> {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo => pipe(fd).map(Some),
         FileType::Socket => socket(fd).map(Some),
-        FileType::RegularFile => Err("a file"),
+        FileType::RegularFile => file(fd, stat.st_nlink).map(Some),
         FileType::Directory => Err("a directory"),
         FileType::CharacterDevice | FileType::BlockDevice => Err("a device"),
         FileType::Symlink | FileType::Unknown => Err("of an unknown kind"),
@@ -124,6 +129,18 @@ fn pipe(fd: &OwnedFd) -> Result<Kind, &'static str> {
         OFlags::RDONLY => Ok(Kind::INPUT),
         OFlags::WRONLY => Ok(Kind::OUTPUT),
         _ => Err("a pipe open for reading and writing"),
+    }
+}
+
+/// A file without a name cannot be mounted.
+fn file(fd: &OwnedFd, names: u64) -> Result<Kind, &'static str> {
+    if names == 0 {
+        return Err("a file without a name, as one that was removed or is in memory alone");
+    }
+    let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::PATH);
+    match flags.contains(OFlags::PATH) {
+        true => Err("a file that is open for its path alone"),
+        false => Ok(Kind::FILE),
     }
 }
 
@@ -202,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_streams_can_be_relayed() {
+    fn byte_streams_and_files_can_be_carried() {
         let (read, write) = io::pipe().unwrap();
         assert_eq!(classify(&read.into()), Ok(Some(Kind::INPUT)));
         assert_eq!(classify(&write.into()), Ok(Some(Kind::OUTPUT)));
@@ -213,14 +230,24 @@ mod tests {
         assert_eq!(classify(&socket.into()), Ok(Some(Kind::SOCKET)));
         let null = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(classify(&null.into()), Ok(None));
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let file = named.reopen().unwrap();
+        assert_eq!(classify(&file.into()), Ok(Some(Kind::FILE)));
     }
 
     #[test]
     fn other_descriptors_are_named() {
         let (datagram, _peer) = UnixDatagram::pair().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let path_alone = rustix::fs::open(file.path(), flags, rustix::fs::Mode::empty()).unwrap();
         for (fd, what) in [
-            (tempfile::tempfile().unwrap().into(), "a file"),
+            (path_alone, "a file that is open for its path alone"),
+            (
+                tempfile::tempfile().unwrap().into(),
+                "a file without a name, as one that was removed or is in memory alone",
+            ),
             (std::fs::File::open("/").unwrap().into(), "a directory"),
             (std::fs::File::open("/dev/zero").unwrap().into(), "a device"),
             (OwnedFd::from(datagram), "a socket without a stream"),

@@ -5,4 +5,5 @@ pub mod agent;
 pub mod descriptors;
 pub mod document;
 pub(crate) mod input_gate;
+mod passed_file;
 pub mod stdio;

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use crate::checkpoint::Streams;
 use crate::dir::SandboxDir;
 use crate::guest::descriptors::{self, ExtraFd};
+use crate::guest::passed_file::PassedFile;
 use crate::host::terminal::WindowSize;
 
 /// In bytes; the largest payload of a vsock packet.
@@ -98,6 +99,7 @@ pub struct Relay {
     outputs: Vec<Copy>,
     /// Standard error, until it has ended.
     errors: Option<Copy>,
+    files: Vec<PassedFile>,
 }
 
 /// A running copy of output.
@@ -159,12 +161,7 @@ impl Relay {
             HostStdio::Extended { stdio: host, extra } => {
                 (relay, stdio) = Self::start(sandbox, *host)?;
                 for extra in extra {
-                    let kind = extra.kind().unwrap_or_default();
-                    stdio.extra.push(ExtraDescriptor {
-                        stream: relay.extra(sandbox, extra)?,
-                        kind: kind.into(),
-                        ..Default::default()
-                    });
+                    stdio.extra.push(relay.extra(sandbox, extra)?);
                 }
             }
         }
@@ -293,16 +290,27 @@ impl Relay {
         Ok(id)
     }
 
-    fn extra(&mut self, sandbox: &SandboxDir, extra: ExtraFd) -> Result<u64, StdioError> {
+    fn extra(
+        &mut self,
+        sandbox: &SandboxDir,
+        extra: ExtraFd,
+    ) -> Result<ExtraDescriptor, StdioError> {
         let name = "extra descriptor";
         let Some(kind) = extra.kind() else {
-            return Ok(0);
+            return Ok(ExtraDescriptor::default());
         };
+        if kind == Kind::FILE {
+            let passed = PassedFile::share(sandbox, extra.file());
+            let (file, descriptor) = passed.map_err(failed(name))?;
+            self.files.push(file);
+            return Ok(descriptor);
+        }
         let (id, stream) = open_stream(sandbox).map_err(failed(name))?;
         match kind {
             Kind::INPUT => spawn(name, move || descriptors::copy_input(&extra, &stream))?,
             Kind::OUTPUT => self.spawn_copy(name, stream, extra, descriptors::copy_output)?,
-            Kind::SOCKET => {
+            // A file has no stream.
+            Kind::SOCKET | Kind::FILE => {
                 let extra = Arc::new(extra);
                 let (same, to_guest) = (extra.clone(), stream.try_clone().map_err(failed(name))?);
                 spawn(name, move || descriptors::copy_input(&same, &to_guest))?;
@@ -311,7 +319,11 @@ impl Relay {
                 })?;
             }
         }
-        Ok(id)
+        Ok(ExtraDescriptor {
+            stream: id,
+            kind: kind.into(),
+            ..Default::default()
+        })
     }
 
     fn spawn_output(
