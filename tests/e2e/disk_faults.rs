@@ -296,8 +296,8 @@ fn a_disk_whose_image_is_removed_stays_until_its_container_ends() {
     }
 }
 
-/// Whether a machine of this engine has a disk of its own in a slot, as only a container in a machine
-/// of its own gets from the CLI.
+/// Whether a machine of this engine has a disk of its own in a slot, as only a container in a
+/// machine of its own gets from the CLI.
 fn has_slots() -> bool {
     let has = rvm_tests::engine() == "kvm";
     if !has {

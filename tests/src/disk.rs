@@ -119,7 +119,8 @@ impl Drop for LoopDevice {
 pub struct PulledDisk(PathBuf);
 
 impl PulledDisk {
-    /// One with the content of this image, of whole MiB. None if the host has none, which is printed.
+    /// One with the content of this image, of whole MiB. None if the host has none, which is
+    /// printed.
     pub fn with(image: &Path) -> Option<Self> {
         let size = format!("dev_size_mb={}", image.metadata().unwrap().len() >> 20);
         // No udev loads the driver of its disk.

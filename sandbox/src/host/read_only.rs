@@ -32,8 +32,8 @@ pub fn set_read_only(place: &Path, read_only: bool, recursive: bool) -> io::Resu
     }
 }
 
-/// The same for a mount that is attached nowhere yet. Returns whether the kernel could: those before
-/// Linux 5.12 change a mount only where it is attached.
+/// The same for a mount that is attached nowhere yet. Returns whether the kernel could: those
+/// before Linux 5.12 change a mount only where it is attached.
 pub fn set_detached(mount: BorrowedFd<'_>, read_only: bool, recursive: bool) -> io::Result<bool> {
     match change_attributes(mount, change(read_only), recursive) {
         Err(Errno::NOSYS) => Ok(false),

@@ -134,8 +134,8 @@ fn attributes(wanted: &SharedMount) -> impl Iterator<Item = (bool, bool)> {
     top.into_iter().chain(all)
 }
 
-/// Makes the mount and attaches it when it is as it should be: a machine that runs gets its own copy
-/// of it at that moment, which no later change reaches. Returns false if the kernel can only change
+/// Makes the mount and attaches it when it is as it should be: a machine that runs gets its own
+/// copy of it at that moment, which no later change reaches. Returns false if the kernel can only change
 /// attributes after that.
 fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<bool, StorageError> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE

@@ -1,7 +1,7 @@
 //! The system calls that each kind of thread may make. Any other call kills the process.
 //!
-//! A thread applies its filter after its setup, so the calls of the setup (creating threads, entering
-//! the jail, creating the machine) are in none of the [`lists`].
+//! A thread applies its filter after its setup, so the calls of the setup (creating threads,
+//! entering the jail, creating the machine) are in none of the [`lists`].
 
 mod lists;
 

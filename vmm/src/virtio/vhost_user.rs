@@ -131,8 +131,8 @@ struct Backend<D> {
     queues: usize,
     serves_config: bool,
     buffers: Buffers,
-    /// Taken by the device's thread, which takes the name and applies the filter before it serves its
-    /// first request. The library calls all such threads vring_worker.
+    /// Taken by the device's thread, which takes the name and applies the filter before it serves
+    /// its first request. The library calls all such threads vring_worker.
     thread: Option<(CString, ThreadKind)>,
     memory: Option<Memory>,
     watches: Watches,
