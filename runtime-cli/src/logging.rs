@@ -44,17 +44,17 @@ pub fn report(message: &str) {
         write_message(Level::ERROR, message);
     }
     // If standard error is closed, nobody reads the message.
-    let _ = writeln!(std::io::stderr(), "{message}");
+    let _ = std::io::stderr().write_all(format!("{message}\n").as_bytes());
 }
 
 fn write_message(level: Level, message: &str) {
     // A container runs on even if its log cannot be written.
     let _ = match FILE.get() {
-        None => writeln!(
-            std::io::stderr(),
-            "rvm: {}: {message}",
-            log_lines::name(level)
-        ),
+        None => {
+            // In one write: standard error has no buffer, and another's line may come between.
+            let line = format!("rvm: {}: {message}\n", log_lines::name(level));
+            std::io::stderr().write_all(line.as_bytes())
+        }
         Some((file, format)) => {
             let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
             let format = match format {

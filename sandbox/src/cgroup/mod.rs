@@ -285,10 +285,10 @@ impl Cgroup {
     }
 
     /// Fails if this host cannot enforce one of the limits.
-    pub fn check(resources: &LinuxResources) -> Result<(), CgroupError> {
+    pub fn check(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         // The engine changes values, never whether there is a file for them.
         let engine = Overhead::default();
-        Ok(settings::settings(host()?.version, resources, engine).map(drop)?)
+        Ok(settings::settings(self.version, resources, engine).map(drop)?)
     }
 
     /// The directory of the group that has a controller.

@@ -30,10 +30,10 @@ pub fn enter(
     let linux = bundle.spec.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let resources = resources(bundle);
-    if let Some(resources) = resources {
-        Cgroup::check(resources)?;
-    }
     let cgroup = Cgroup::find(driver, path, container.id().as_str())?;
+    if let Some(resources) = resources {
+        cgroup.check(resources)?;
+    }
     // Before anything is made, so that whoever deletes the container finds it.
     container.lock()?.remember_cgroup(&cgroup)?;
     cgroup.create(processes, resources)?;

@@ -50,6 +50,9 @@ impl Entry {
 
 /// Replaces the kernel's octal escapes for space, tab, newline and backslash.
 fn unescape(text: &str) -> String {
+    if !text.contains('\\') {
+        return text.to_owned();
+    }
     text.replace("\\040", " ")
         .replace("\\011", "\t")
         .replace("\\012", "\n")
