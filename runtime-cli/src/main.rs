@@ -11,6 +11,7 @@ use rvm::cli;
 use cli::{Cli, Verb};
 
 fn main() -> ExitCode {
+    rvm_sys::process_memory::share_one_heap();
     let cli = match cli::read() {
         Ok(cli) => cli,
         Err(usage) => {

@@ -21,6 +21,7 @@ pub mod mempolicy;
 pub mod mount;
 pub mod namespaces;
 pub mod ofd_locks;
+pub mod process_memory;
 pub mod seccomp;
 
 pub mod bpf;

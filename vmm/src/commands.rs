@@ -59,6 +59,8 @@ pub fn backend() -> anyhow::Result<()> {
 /// other descriptors come with it; those that the caller has left open are closed.
 fn receive_configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, Vec<OwnedFd>)> {
     reset_inherited_state();
+    // A heap of its own is half of a small thread's memory.
+    rvm_sys::process_memory::share_one_heap();
     close_inherited_descriptors().context("cannot close inherited descriptors")?;
     logging::start(std::env::var_os("RVM_DEBUG").is_some());
     // The first point, from which on the list of passages is open: before there is a jail.
@@ -76,18 +78,14 @@ fn receive_configuration<T: DeserializeOwned>() -> anyhow::Result<(Channel, T, V
     }
 }
 
-/// Unblocks all signals, which the parent may have blocked, and keeps the C library from giving
-/// each thread a heap of its own: the threads allocate little, and a heap is half of a small
-/// thread's memory.
-#[expect(unsafe_code, reason = "process-wide settings of the C library")]
+/// Unblocks all signals, which the parent may have blocked.
+#[expect(unsafe_code, reason = "a setting of the whole process")]
 fn reset_inherited_state() {
-    // SAFETY: there is one thread. The set is initialized before it is used, and mallopt takes
-    // numbers.
+    // SAFETY: there is one thread, and the set is initialized before it is used.
     unsafe {
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

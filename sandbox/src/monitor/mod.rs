@@ -41,6 +41,7 @@ use caller::interrupted;
 use process::{GuestProcess, settle};
 use rvm_sys::error_chain::chain;
 use rvm_sys::fault_point;
+use rvm_sys::process_memory;
 
 pub use caller::{Caller, Mode};
 
@@ -51,6 +52,10 @@ pub const EXIT_MACHINE_GONE: u8 = Exit::KILLED;
 /// How long the process that asked for a start may take to read its answer once the container has
 /// ended.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a container has run when its monitor gives back the memory of its start. One that ends
+/// earlier would pay for it in vain.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// A container could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -250,6 +255,7 @@ async fn supervise(
         biased;
         end = init.pass_signals_until(guest.wait(&init.id), signals, relay) => end,
         never = &mut service => match never {},
+        never = settle_down() => match never {},
     };
     if let (Some(server), Ok(_) | Err(MachineEnd::Saved)) = (&server, &end) {
         // The process that asked for the start, or for the checkpoint, may not have its answer yet.
@@ -271,6 +277,15 @@ async fn supervise(
         status: EXIT_MACHINE_GONE,
         oom_killed: false,
     }
+}
+
+/// Gives back what only the start has needed, once the container has run for a while.
+async fn settle_down() -> Infallible {
+    tokio::time::sleep(SETTLE_TIME).await;
+    if let Err(error) = process_memory::give_back() {
+        tracing::debug!("cannot give back the memory of the start: {error}");
+    }
+    std::future::pending().await
 }
 
 async fn serve(server: Option<&Server<'_>>) -> Infallible {
