@@ -1,5 +1,7 @@
 //! The life of a container, through the verbs.
 
+use std::fs;
+
 use rvm_tests::command::{self, eventually};
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
@@ -116,7 +118,7 @@ fn the_monitor_has_the_pid_and_the_exit_code() {
     // As an engine does, this process adopts the orphan.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     assert!(create.status().unwrap().success());
-    let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+    let pid: i32 = fs::read_to_string(&pid_file).unwrap().parse().unwrap();
     assert_eq!(rvm.state("box")["pid"], pid);
     rvm.ok(&["start", "box"]);
     let pid = rustix::process::Pid::from_raw(pid);
@@ -189,8 +191,8 @@ fn signals_to_the_foreground_process_reach_the_container() {
 fn volumes_are_shared_as_they_were_asked_for() {
     let rvm = Rvm::new();
     let host = tempfile::tempdir().unwrap();
-    std::fs::write(host.path().join("file"), "from the host").unwrap();
-    std::fs::create_dir(host.path().join("dir")).unwrap();
+    fs::write(host.path().join("file"), "from the host").unwrap();
+    fs::create_dir(host.path().join("dir")).unwrap();
     let source = |name: &str| host.path().join(name).to_str().unwrap().to_owned();
     let script = "cat /etc/file; echo; echo from the guest > /data/new; \
                   echo no > /ro/new || echo read-only; ls /scratch; touch /scratch/x && ls /scratch";
@@ -212,8 +214,52 @@ fn volumes_are_shared_as_they_were_asked_for() {
         "{}",
         finished.stderr
     );
-    let new = std::fs::read_to_string(host.path().join("dir/new")).unwrap();
+    let new = fs::read_to_string(host.path().join("dir/new")).unwrap();
     assert_eq!(new, "from the guest\n");
+}
+
+/// Podman's volumes with the option `O`, and its mounts of images.
+#[test]
+fn an_overlay_of_the_hosts_directories_is_a_volume() {
+    let rvm = Rvm::new();
+    let at = |name: &str| rvm.path(name);
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    for name in ["kept", "changed", "removed"] {
+        fs::write(at("lower").join(name), "below\n").unwrap();
+    }
+    let lower = format!("lowerdir={}", at("lower").display());
+    let all = format!(
+        "{lower},upperdir={},workdir={}",
+        at("upper").display(),
+        at("work").display()
+    );
+    let overlay = |at: &str, options: &[&str]| json!({ "destination": at, "type": "overlay", "source": "overlay", "options": options });
+    let two = format!("{lower}:{}", at("upper").display());
+    let script = "cat /o/kept; echo above >/o/changed; rm /o/removed; touch /two/x; ls /two";
+    let bundle = Bundle::shell(script)
+        .mount(overlay("/o", &[&all, "private"]))
+        .mount(overlay("/two", &["ro", &two]));
+    let finished = rvm.run(&bundle, "box");
+    assert_eq!(
+        finished.stdout, "below\nchanged\nkept\nremoved\n",
+        "{}",
+        finished.stderr
+    );
+    assert!(
+        finished.stderr.contains("Read-only file system"),
+        "{}",
+        finished.stderr
+    );
+    let above = fs::read_to_string(at("upper").join("changed")).unwrap();
+    assert_eq!(above, "above\n");
+    let below = fs::read_to_string(at("lower").join("changed")).unwrap();
+    assert_eq!(below, "below\n");
+    assert!(at("lower").join("removed").exists());
+    let whiteout = fs::symlink_metadata(at("upper").join("removed")).unwrap();
+    assert!(whiteout.file_type().is_char_device());
+    assert!(!at("upper").join("kept").exists());
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub mod log_lines;
 pub mod memory;
 pub(crate) mod memory_policy;
 pub(crate) mod mount_table;
+pub(crate) mod overlay;
 pub(crate) mod pid_file;
 pub mod process;
 pub(crate) mod rate;

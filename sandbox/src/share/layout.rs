@@ -22,10 +22,13 @@ pub const DISKS: &str = "disks";
 /// The directory in which rvm-vmm builds the jail's root.
 pub const STAGE: &str = "stage";
 
-/// A bind mount of a file or directory of the host in the shared directory.
+/// A mount in the shared directory: of a file or directory of the host, or an overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedMount {
+    /// The file or directory. Of an overlay, the name in the configuration.
     pub source: PathBuf,
+    /// The options of an overlay's file system.
+    pub overlay: Option<String>,
     /// The mount point, relative to the shared directory.
     pub place: PathBuf,
     /// Includes the mounts below the source.
@@ -48,6 +51,7 @@ impl SharedMount {
     pub fn new(source: PathBuf, place: PathBuf) -> Self {
         Self {
             source,
+            overlay: None,
             place,
             recursive: false,
             read_only: None,

@@ -32,6 +32,7 @@ use rustix::mount::{
 use oci_spec::runtime::Spec;
 
 use crate::host::idmap::Mapper;
+use crate::host::overlay;
 use crate::host::read_only::{set_detached, set_read_only};
 use rvm_sys::fault_point;
 
@@ -87,9 +88,8 @@ pub fn prepare(sandbox: &Path) -> Result<PathBuf, StorageError> {
     Ok(shared)
 }
 
-/// Mounts a directory or file of the host in the shared directory.
+/// Mounts a directory or file of the host, or an overlay, in the shared directory.
 pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
-    let source = open_source(&wanted.source)?;
     let place = shared.join(&wanted.place);
     let _lock = wanted
         .reference
@@ -104,9 +104,9 @@ pub fn share(shared: &Path, wanted: &SharedMount) -> Result<(), StorageError> {
             return Ok(());
         }
     }
-    make_mount_point(&source, &wanted.source, &place)?;
+    let mount = make(wanted, &place)?;
     at("bind", &place, fault_point!("share.bind"))?;
-    let is_set = bind(&source, &place, wanted)?;
+    let is_set = attach(&mount, &place, wanted)?;
     at("bind", &place, fault_point!("share.bound"))?;
     let inherit = match wanted.follows_host {
         true => MountPropagationFlags::DOWNSTREAM,
@@ -134,15 +134,26 @@ fn attributes(wanted: &SharedMount) -> impl Iterator<Item = (bool, bool)> {
     top.into_iter().chain(all)
 }
 
-/// Makes the mount and attaches it when it is as it should be: a machine that runs gets its own
-/// copy of it at that moment, which no later change reaches. Returns false if the kernel can only change
-/// attributes after that.
-fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<bool, StorageError> {
+/// Makes the mount, which is attached nowhere yet, and the file or directory that it is for.
+fn make(wanted: &SharedMount, place: &Path) -> Result<OwnedFd, StorageError> {
+    if let Some(options) = &wanted.overlay {
+        make_dir(place)?;
+        let made = overlay::detached(options, place);
+        return at("mount the overlay", &wanted.source, made);
+    }
+    let source = open_source(&wanted.source)?;
+    make_mount_point(&source, &wanted.source, place)?;
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, wanted.recursive);
-    let mount = at("bind", &wanted.source, open_tree(source, "", flags))?;
+    at("bind", &wanted.source, open_tree(&source, "", flags))
+}
+
+/// Attaches the mount when it is as it should be: a machine that runs gets its own copy of it at
+/// that moment, which no later change reaches. Returns false if the kernel can only change
+/// attributes after that.
+fn attach(mount: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<bool, StorageError> {
     if let Some(map) = &wanted.idmap {
         let mapped = Mapper::new(map).and_then(|mapper| mapper.map(mount.as_fd()));
         at("map the ids of", &wanted.source, mapped)?;
@@ -156,7 +167,7 @@ fn bind(source: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<bool, St
     at(
         "bind",
         &wanted.source,
-        move_mount(&mount, "", CWD, place, from),
+        move_mount(mount, "", CWD, place, from),
     )?;
     Ok(is_set)
 }

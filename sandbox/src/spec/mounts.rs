@@ -111,6 +111,14 @@ pub fn translate(
                 shared.push(files);
                 continue;
             }
+            Some(Source::Overlay(options)) => {
+                let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
+                let files = share_overlay(&mut mount, options, place);
+                let place = Path::new(SHARED_DIR).join(&files.place);
+                kept.extend(bound_mounts(mount, &place, &[]));
+                shared.push(files);
+                continue;
+            }
             Some(Source::Volume(path)) => {
                 let copy = Path::new(VOLUMES_DIR).join(id);
                 _ = mount.set_source(Some(copy.join(volumes.len().to_string())));
@@ -161,6 +169,20 @@ fn share(mount: &mut Mount, path: &Path, place: PathBuf, maps: &IdMappings) -> S
         mount.set_gid_mappings(None);
     }
     shared
+}
+
+/// Shares an overlay, and turns its mount into one of these files.
+fn share_overlay(mount: &mut Mount, file_system: &str, place: PathBuf) -> SharedMount {
+    let name = mount.source().clone().unwrap_or_else(|| "overlay".into());
+    let of_mount = texts(options(mount).filter(is_of_mount));
+    mount.set_typ(Some("bind".to_owned()));
+    mount.set_options(Some(of_mount));
+    SharedMount {
+        overlay: Some(file_system.to_owned()),
+        read_only: last_of(mount, "ro", "rw"),
+        all_read_only: last_of(mount, "rro", "rrw"),
+        ..SharedMount::new(name, place)
+    }
 }
 
 /// The mounts that the guest makes for a volume at `place`: one for each of the host's. So an
@@ -384,6 +406,21 @@ mod tests {
         let left = serde_json::to_value(&spec).unwrap();
         assert_eq!(left["mounts"][0]["options"], json!(["bind"]));
         assert!(left["mounts"][1].get("uidMappings").is_none());
+    }
+
+    #[test]
+    fn an_overlay_is_shared_as_a_volume() {
+        let directories = "lowerdir=/l,upperdir=/u,workdir=/w";
+        let mounts = json!([{ "destination": "/x", "type": "overlay", "source": "/o",
+            "options": ["ro", directories, "rprivate"] }]);
+        let source = Source::Overlay(directories.to_owned());
+        let (spec, shared) = translated(mounts, &[Some(source)]);
+        assert_eq!(shared[0].overlay.as_deref(), Some(directories));
+        assert_eq!(shared[0].read_only, Some(true));
+        let mount = &spec["mounts"][0];
+        assert_eq!(mount["type"], "bind");
+        assert_eq!(mount["source"], "/run/rvm/shared/box/mounts/0");
+        assert_eq!(mount["options"], json!(["bind", "ro", "rprivate"]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::mounts::{is_bind, is_read_only, maps_ids};
+use super::mounts::{is_bind, is_of_mount, is_read_only, maps_ids, options};
 use super::pod::Role;
 use super::validate::FieldError;
 use crate::disk;
@@ -37,6 +37,8 @@ pub enum Source {
     Volume(PathBuf),
     /// A block device or image file with a file system that the guest mounts.
     Disk(PathBuf),
+    /// An overlay of directories of the host, by the options of its file system.
+    Overlay(String),
     /// A device, by its link in the guest's /sys/dev. The agent finds the node.
     Device(PathBuf),
     /// A path in procfs, sysfs or devtmpfs, where the guest has its own.
@@ -77,9 +79,38 @@ pub fn classify(dir: &Path, spec: &Spec, role: &Role) -> Result<Vec<Option<Sourc
                     reason: format!("{}{reason}", source.display()),
                 })
             }
+            _ if mount.typ().as_deref() == Some("overlay") => {
+                overlay(mount).map(Some).map_err(|reason| FieldError {
+                    field: format!("mounts[{index}].options"),
+                    reason,
+                })
+            }
             _ => Ok(None),
         })
         .collect()
+}
+
+/// The host stacks the directories, which are its own, and shares the result.
+fn overlay(mount: &Mount) -> Result<Source, String> {
+    let of_file_system: Vec<&str> = options(mount)
+        .filter(|option| !is_of_mount(option))
+        .collect();
+    let directory = |name: &str| {
+        let mut values = (of_file_system.iter()).filter_map(|option| option.strip_prefix(name));
+        values.next()
+    };
+    if directory("lowerdir=").is_none() {
+        return Err("have no lowerdir, which an overlay needs".to_owned());
+    }
+    let names = ["lowerdir=", "upperdir=", "workdir="];
+    match names
+        .into_iter()
+        .filter_map(directory)
+        .find(|path| !path.starts_with('/'))
+    {
+        Some(path) => Err(format!("have {path:?}, which is no absolute path")),
+        None => Ok(Source::Overlay(of_file_system.join(","))),
+    }
 }
 
 fn is_of_disk(mount: &Mount) -> bool {
@@ -198,6 +229,35 @@ mod tests {
         match classify(Path::new("/"), &spec.unwrap(), &Role::Alone) {
             Ok(mut sources) => Ok(sources.remove(0).unwrap()),
             Err(error) => Err(format!("{} {}", error.field, error.reason)),
+        }
+    }
+
+    #[test]
+    fn an_overlay_is_of_absolute_directories() {
+        let found = |options: &[&str]| {
+            let spec = json!({ "ociVersion": "1.2.0", "mounts": [
+                { "destination": "/x", "type": "overlay", "source": "overlay",
+                  "options": options },
+            ] });
+            let spec = serde_json::from_value(spec).unwrap();
+            classify(Path::new("/"), &spec, &Role::Alone)
+                .map(|sources| sources[0].clone())
+                .map_err(|error| format!("{} {}", error.field, error.reason))
+        };
+        let directories = "lowerdir=/a:/b,upperdir=/c,workdir=/d";
+        let overlay = Some(Source::Overlay(format!("{directories},metacopy=on")));
+        assert_eq!(
+            found(&["ro", directories, "private", "metacopy=on"]),
+            Ok(overlay)
+        );
+        for (options, reason) in [
+            (&["upperdir=/c"][..], "have no lowerdir"),
+            (&["lowerdir=a"], "\"a\""),
+            (&["lowerdir=/a", "upperdir=c"], "\"c\""),
+        ] {
+            let error = found(options).unwrap_err();
+            assert!(error.starts_with("mounts[0].options have "), "{error}");
+            assert!(error.contains(reason), "{error}");
         }
     }
 
