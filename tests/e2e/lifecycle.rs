@@ -221,6 +221,7 @@ fn volumes_are_shared_as_they_were_asked_for() {
 /// Podman's volumes with the option `O`, and its mounts of images.
 #[test]
 fn an_overlay_of_the_hosts_directories_is_a_volume() {
+    use std::os::unix::fs::FileTypeExt;
     let rvm = Rvm::new();
     let at = |name: &str| rvm.path(name);
     for name in ["lower", "upper", "work"] {

@@ -61,6 +61,10 @@ fn main() -> ExitCode {
 }
 
 /// Runs a command to its end, and reaps what it leaves, which stays below this process.
+#[expect(
+    clippy::zombie_processes,
+    reason = "wait(2) reaps every child, this one too"
+)]
 fn run(command: &mut Command) -> u8 {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let child = command.spawn().unwrap();

@@ -7,7 +7,10 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use rvm_sys::mount::map_ids;
@@ -38,6 +41,18 @@ impl Mapper {
             userns: user_namespace(map)?,
             recursive: map.recursive,
         })
+    }
+
+    /// Bind mounts `source` on `place`, with the mounts below it if `recursive`.
+    pub fn bind(&self, source: BorrowedFd<'_>, place: &Path, recursive: bool) -> io::Result<()> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+        let mount = open_tree(source, "", flags)?;
+        self.map(mount.as_fd())?;
+        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&mount, "", CWD, place, from)?)
     }
 
     /// Maps the ids of a mount that is attached nowhere yet.

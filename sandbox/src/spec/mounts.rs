@@ -86,36 +86,29 @@ pub fn translate(
     role: &Role,
     disks: &mut Stack,
 ) -> (Vec<SharedMount>, Vec<PathBuf>) {
-    let (mut shared, mut volumes) = (Vec::new(), Vec::new());
+    let (mut shared, mut volumes, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let mut has_v1_hierarchy = false;
     let maps = IdMappings::of_container(spec);
     let mounts = spec.mounts_mut().take();
     let has_mounts = mounts.is_some();
-    let mut kept = Vec::new();
     let nothing = std::iter::repeat(&None);
-    for (mut mount, source) in mounts
-        .into_iter()
-        .flatten()
-        .zip(sources.iter().chain(nothing))
-    {
+    let mounts = mounts.into_iter().flatten();
+    for (mut mount, source) in mounts.zip(sources.iter().chain(nothing)) {
+        let place = || Path::new(id).join(VOLUMES).join(shared.len().to_string());
         match source {
             None => {}
             Some(Source::Files { path, mounts }) => {
-                let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
-                let mut files = share(&mut mount, path, place, &maps);
+                let mut files = share(&mut mount, path, place(), &maps);
                 if let Role::Member(_) = role {
                     share::share_in_pod(&mut files, id);
                 }
-                let place = Path::new(SHARED_DIR).join(&files.place);
-                kept.extend(bound_mounts(mount, &place, mounts));
+                kept.extend(bound_mounts(mount, &files, mounts));
                 shared.push(files);
                 continue;
             }
             Some(Source::Overlay(options)) => {
-                let place = Path::new(id).join(VOLUMES).join(shared.len().to_string());
-                let files = share_overlay(&mut mount, options, place);
-                let place = Path::new(SHARED_DIR).join(&files.place);
-                kept.extend(bound_mounts(mount, &place, &[]));
+                let files = share_overlay(&mut mount, options, place());
+                kept.extend(bound_mounts(mount, &files, &[]));
                 shared.push(files);
                 continue;
             }
@@ -185,11 +178,12 @@ fn share_overlay(mount: &mut Mount, file_system: &str, place: PathBuf) -> Shared
     }
 }
 
-/// The mounts that the guest makes for a volume at `place`: one for each of the host's. So an
+/// The mounts that the guest makes for a volume of these files: one for each of the host's. So an
 /// option applies to the volume's top alone, or with `r` before it to all; a file server shows the
 /// guest a single file system. As with runc, the top keeps the options that it has on the host if
 /// the configuration has none for it, and the others keep theirs.
-fn bound_mounts(mut volume: Mount, place: &Path, mounts: &[BoundMount]) -> Vec<Mount> {
+fn bound_mounts(mut volume: Mount, files: &SharedMount, mounts: &[BoundMount]) -> Vec<Mount> {
+    let place = Path::new(SHARED_DIR).join(&files.place);
     let (top, below): (Vec<_>, Vec<_>) = mounts.iter().partition(|bound| bound.is_top());
     let below = match has_option(&volume, &["rbind"]) {
         true => below,
@@ -210,7 +204,7 @@ fn bound_mounts(mut volume: Mount, place: &Path, mounts: &[BoundMount]) -> Vec<M
     let own = options(&volume).filter(|option| ![NO_FAIL, "bind", "rbind"].contains(option));
     let own = texts(["bind"].into_iter().chain(of_top).chain(own));
     volume.set_options(Some(own));
-    _ = volume.set_source(Some(place.to_owned()));
+    _ = volume.set_source(Some(place));
     [vec![volume], below].concat()
 }
 
