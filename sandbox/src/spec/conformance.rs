@@ -259,6 +259,10 @@ fn of_common(socket: &Path) -> Vec<(&'static str, Value)> {
             "mounts",
             sixth(json!({ "destination": "/a", "type": "tmpfs", "uidMappings": map })),
         ),
+        (
+            "mounts",
+            sixth(json!({ "destination": "/o", "type": "overlay", "options": ["upperdir=/u"] })),
+        ),
         ("process", Value::Null),
         ("process.args", json!([])),
         ("process.commandLine", json!("cmd.exe")),
