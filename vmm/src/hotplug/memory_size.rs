@@ -66,11 +66,11 @@ pub struct Balloon {
 }
 
 impl MemorySize {
-    /// The size of a machine that boots with `boot_mib` and may grow by `hotplug`, or has grown if
-    /// there is a device.
+    /// The size of a machine that boots with `boot_mib` and may grow by `hotplug`.
     pub fn new(
-        (boot_mib, memory): (u64, CurrentMemory),
-        (hotplug, sizes, device): (HotplugMemory, Sizes, Option<Arc<Slot>>),
+        boot_mib: u64,
+        (hotplug, sizes): (HotplugMemory, Sizes),
+        memory: CurrentMemory,
         balloon: Balloon,
     ) -> Self {
         Self {
@@ -79,9 +79,14 @@ impl MemorySize {
             hotplug,
             balloon,
             sizes,
-            device,
+            device: None,
             awaited_mib: None,
         }
+    }
+
+    /// Takes over the virtio-mem device of a machine that had grown before it was saved.
+    pub fn set_device(&mut self, device: Arc<Slot>) {
+        self.device = Some(device);
     }
 
     /// The memory beyond that of the boot, if there ever was any.

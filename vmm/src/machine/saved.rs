@@ -22,7 +22,8 @@ use crate::memory::image::{self, ImageError};
 use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::virtio::hostile;
-use crate::virtio::mem::{Mem, Sizes};
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::virtio::mem::Sizes;
 use crate::virtio::state::TransportState;
 
 /// What a state file begins with.
@@ -168,9 +169,6 @@ pub(super) struct Hardware {
     pub(super) memory: CurrentMemory,
     pub(super) vm: Vm,
     pub(super) hotplug: HotplugMemory,
-    pub(super) sizes: Sizes,
-    /// The device of memory that was plugged in before the machine was saved.
-    pub(super) plugged: Option<Mem>,
 }
 
 impl Hardware {
@@ -180,17 +178,13 @@ impl Hardware {
             hotplug: HotplugMemory::new(mib, max_mib, vm.address_bits()),
             memory: CurrentMemory::new(memory),
             vm,
-            sizes: Sizes::default(),
-            plugged: None,
         }
     }
 
     /// Gives it the memory that a machine had that was saved.
     fn grow(&mut self, grown: &Grown) -> Result<(), SavedError> {
         let (vm, memory) = (&self.vm, &self.memory);
-        self.hotplug.restore(&grown.slot_ends, vm, memory)?;
-        self.plugged = Some(grown.device(&self.hotplug, &self.sizes));
-        Ok(())
+        Ok(self.hotplug.restore(&grown.slot_ends, vm, memory)?)
     }
 }
 
