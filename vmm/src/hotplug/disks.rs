@@ -35,9 +35,12 @@ pub struct DiskSlots {
 }
 
 impl DiskSlots {
-    /// Slots for disks of this rate, with whether there is one in each.
-    pub fn new(occupied: Vec<bool>, rate: Rate) -> Self {
-        Self { occupied, rate }
+    /// Empty slots, for disks of this rate.
+    pub fn new(count: usize, rate: Rate) -> Self {
+        Self {
+            occupied: vec![false; count],
+            rate,
+        }
     }
 
     /// Plugs a disk into an empty slot.

@@ -6,8 +6,6 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::memory::{HotplugMemory, HotplugMemoryError};
 use crate::bus::{Bus, BusError, FixedSlot};
 use crate::kvm::Vm;
@@ -26,25 +24,6 @@ pub enum MemorySizeError {
     Memory(#[from] HotplugMemoryError),
     #[error(transparent)]
     Device(#[from] BusError),
-}
-
-/// The memory that was plugged into a machine, in a state that may be damaged. Which blocks the
-/// guest uses, the state of the virtio-mem device says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grown {
-    /// See [`HotplugMemory::slot_ends`].
-    pub slot_ends: Vec<u64>,
-    /// How many bytes were requested.
-    pub requested: u64,
-}
-
-impl Grown {
-    /// The virtio-mem device of a machine whose `hotplug` memory is there again.
-    pub fn device(&self, hotplug: &HotplugMemory, sizes: &Sizes) -> Mem {
-        sizes.set_usable(hotplug.usable());
-        sizes.request(self.requested);
-        Mem::new(hotplug.region().clone(), sizes.clone())
-    }
 }
 
 pub struct MemorySize {
@@ -69,7 +48,7 @@ impl MemorySize {
     /// The size of a machine that boots with `boot_mib` and may grow by `hotplug`.
     pub fn new(
         boot_mib: u64,
-        (hotplug, sizes): (HotplugMemory, Sizes),
+        hotplug: HotplugMemory,
         memory: CurrentMemory,
         balloon: Balloon,
     ) -> Self {
@@ -78,23 +57,15 @@ impl MemorySize {
             memory,
             hotplug,
             balloon,
-            sizes,
+            sizes: Sizes::default(),
             device: None,
             awaited_mib: None,
         }
     }
 
-    /// Takes over the virtio-mem device of a machine that had grown before it was saved.
-    pub fn set_device(&mut self, device: Arc<Slot>) {
-        self.device = Some(device);
-    }
-
-    /// The memory beyond that of the boot, if there ever was any.
-    pub fn grown(&self) -> Option<Grown> {
-        self.device.as_ref().map(|_| Grown {
-            slot_ends: self.hotplug.slot_ends().to_vec(),
-            requested: self.sizes.requested(),
-        })
+    /// Whether memory beyond that of the boot has been plugged in.
+    pub fn has_grown(&self) -> bool {
+        self.device.is_some()
     }
 
     /// The guest's memory.
