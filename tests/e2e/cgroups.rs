@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rvm_tests::command::finish;
 use rvm_tests::{Bundle, Rvm};
 use serde_json::{Value, json};
 
@@ -368,4 +369,27 @@ fn swap_is_limited_in_the_guest_and_on_the_host_and_said_to_be_missing() {
     assert!(refused.stderr.contains("memory.swap"), "{}", refused.stderr);
     assert_eq!((on_host(), in_guest()), (0, 0), "as before");
     rvm.ok(&["delete", "--force", "box"]);
+}
+
+#[test]
+fn a_scope_without_systemd_is_refused_and_nothing_of_the_container_is_left() {
+    if Path::new("/run/systemd/system").is_dir() {
+        println!("skipped: this host has systemd");
+        return;
+    }
+    let rvm = Rvm::new();
+    let bundle = Bundle::new(&["true"]).with(|config| {
+        config["linux"]["cgroupsPath"] = json!("machines-test.slice:rvm:box");
+    });
+    let dir = bundle.write().to_str().unwrap();
+    let finished = finish(rvm.command(&["--systemd-cgroup", "run", "--bundle", dir, "box"]));
+    assert_ne!(finished.code, 0);
+    let words = "cannot connect to systemd";
+    assert_eq!(
+        finished.stderr.matches(words).count(),
+        1,
+        "{}",
+        finished.stderr
+    );
+    assert_eq!(rvm.ok(&["list", "--quiet"]), "");
 }
