@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use rvm_sys::mount::map_ids;
+
+use super::detached;
 
 /// The id map of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,14 +45,9 @@ impl Mapper {
 
     /// Bind mounts `source` on `place`, with the mounts below it if `recursive`.
     pub fn bind(&self, source: BorrowedFd<'_>, place: &Path, recursive: bool) -> io::Result<()> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
-        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-        let mount = open_tree(source, "", flags)?;
+        let mount = detached::copy(source, recursive)?;
         self.map(mount.as_fd())?;
-        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        Ok(move_mount(&mount, "", CWD, place, from)?)
+        detached::attach(mount.as_fd(), place)
     }
 
     /// Maps the ids of a mount that is attached nowhere yet.
@@ -138,11 +133,8 @@ fn fork_into_namespace(socket: &UnixStream) -> io::Result<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{CWD, Mode, OFlags};
-    use rustix::mount::{
-        MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree,
-        unmount,
-    };
+    use rustix::fs::{Mode, OFlags};
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
     use std::os::unix::fs::{MetadataExt, chown};
 
     #[test]
@@ -161,11 +153,7 @@ mod tests {
         };
         let fd = rustix::fs::open(&source, OFlags::PATH, Mode::empty()).unwrap();
         let mapper = Mapper::new(&map).unwrap();
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH;
-        let mapped = open_tree(&fd, "", flags).unwrap();
-        mapper.map(mapped.as_fd()).unwrap();
-        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&mapped, "", CWD, &place, from).unwrap();
+        mapper.bind(fd.as_fd(), &place, false).unwrap();
         let status = fs::metadata(place.join("file")).unwrap();
         assert_eq!((status.uid(), status.gid()), (1007, 2008));
         chown(place.join("file"), Some(1009), Some(2000)).unwrap();

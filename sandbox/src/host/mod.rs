@@ -1,5 +1,6 @@
 //! Services of the host's kernel: processes, signals, terminals, mounts, time.
 
+pub(crate) mod detached;
 pub mod idmap;
 pub mod local_time;
 pub mod log_lines;

@@ -25,12 +25,12 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-    mount_change, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
 
 use oci_spec::runtime::Spec;
 
+use crate::host::detached;
 use crate::host::idmap::Mapper;
 use crate::host::overlay;
 use crate::host::read_only::{set_detached, set_read_only};
@@ -143,11 +143,8 @@ fn make(wanted: &SharedMount, place: &Path) -> Result<OwnedFd, StorageError> {
     }
     let source = open_source(&wanted.source)?;
     make_mount_point(&source, &wanted.source, place)?;
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, wanted.recursive);
-    at("bind", &wanted.source, open_tree(&source, "", flags))
+    let made = detached::copy(source.as_fd(), wanted.recursive);
+    at("bind", &wanted.source, made)
 }
 
 /// Attaches the mount when it is as it should be: a machine that runs gets its own copy of it at
@@ -163,12 +160,8 @@ fn attach(mount: &OwnedFd, place: &Path, wanted: &SharedMount) -> Result<bool, S
         let set = set_detached(mount.as_fd(), read_only, recursive);
         is_set &= at("set whether one can write to", place, set)?;
     }
-    let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    at(
-        "bind",
-        &wanted.source,
-        move_mount(mount, "", CWD, place, from),
-    )?;
+    let attached = detached::attach(mount.as_fd(), place);
+    at("bind", &wanted.source, attached)?;
     Ok(is_set)
 }
 

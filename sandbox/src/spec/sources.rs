@@ -96,18 +96,15 @@ fn overlay(mount: &Mount) -> Result<Source, String> {
         .filter(|option| !is_of_mount(option))
         .collect();
     let directory = |name: &str| {
-        let mut values = (of_file_system.iter()).filter_map(|option| option.strip_prefix(name));
-        values.next()
+        let mut options = of_file_system.iter();
+        options.find_map(|option| option.strip_prefix(name))
     };
     if directory("lowerdir=").is_none() {
         return Err("have no lowerdir, which an overlay needs".to_owned());
     }
     let names = ["lowerdir=", "upperdir=", "workdir="];
-    match names
-        .into_iter()
-        .filter_map(directory)
-        .find(|path| !path.starts_with('/'))
-    {
+    let mut named = names.into_iter().filter_map(directory);
+    match named.find(|path| !path.starts_with('/')) {
         Some(path) => Err(format!("have {path:?}, which is no absolute path")),
         None => Ok(Source::Overlay(of_file_system.join(","))),
     }
