@@ -147,6 +147,48 @@ fn what_the_host_writes_is_read_by_the_next_open() {
     rvm.ok(&["delete", "--force", "box"]);
 }
 
+/// The guest opens a file without a message when its cache is the file's content. Each change is
+/// made known to the container in another way, and the very next open has it.
+#[test]
+fn what_the_host_writes_is_read_by_the_next_open_of_a_file_that_is_opened_all_the_time() {
+    let rvm = Rvm::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    fs::write(&file, "text 000\n").unwrap();
+    // Two opens fill the cache; the third comes after the change.
+    let script = "while read word; do read x </d/f; read x </d/f; echo $word; \
+                  read word; read x </d/f; echo $x; done";
+    let bundle = Bundle::shell(script).mount(bind(dir.path(), "/d", &["rbind"]));
+    let mut child = rvm.spawn_piped(&bundle, "box");
+    let mut words = child.stdin.take().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut say = |word: &str| {
+        writeln!(words, "{word}").unwrap();
+        said.next().unwrap().unwrap()
+    };
+    for round in 1..=40 {
+        // Long enough for the file to count as unchanged.
+        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(say("read"), "read");
+        let text = format!("text {round:03}");
+        match round % 4 {
+            0 => fs::write(&file, format!("{text}\n")).unwrap(),
+            1 => rewrite(&file, &format!("{text}\n")),
+            2 => {
+                let open = fs::File::options().write(true).open(&file).unwrap();
+                open.write_all_at(text.as_bytes(), 0).unwrap();
+            }
+            _ => {
+                fs::write(dir.path().join("new"), format!("{text}\n")).unwrap();
+                fs::copy(dir.path().join("new"), &file).unwrap();
+            }
+        }
+        assert_eq!(say("and"), text);
+    }
+    drop(words);
+    assert!(child.wait().unwrap().success());
+}
+
 /// On kvm the first mount namespace to meet a mount of the host has its own pages of the files
 /// there.
 #[test]

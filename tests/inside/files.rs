@@ -2,6 +2,7 @@
 //!   rvm-inside files DIR      prints `ok NAME`, or `failed NAME: why`, for each claim
 //!   rvm-inside user OP PATH   does one thing, as whoever called it made it, and prints the error
 
+pub mod cached;
 pub mod overlay;
 pub mod rights;
 
@@ -75,6 +76,14 @@ const CLAIMS: &[Claim] = &[
         overlay::whiteouts,
     ),
     ("an overlay copies files of every kind", overlay::copies_up),
+    ("a cached file is read", cached::is_read),
+    ("a cached file outlives its name", cached::outlives_its_name),
+    ("a cached file is locked", cached::is_locked),
+    ("a cached file is read by many", cached::is_read_by_many),
+    (
+        "a cached file is synced, searched, copied and changed",
+        cached::does_the_rest,
+    ),
 ];
 
 /// Tries every claim in a directory of its own.

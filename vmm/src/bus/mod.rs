@@ -12,6 +12,7 @@ use crate::kvm::{KvmError, Vm};
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
+use crate::virtio::fs::{CurrentVersions, NOTIFY_PORT, VERSION_PORT, VERSION_PORTS};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::slot::Slot;
 use crate::virtio::spec::device_id;
@@ -47,6 +48,14 @@ pub struct Bus {
     /// In the order of their numbers.
     slots: Vec<Mutex<MmioSlot>>,
     serial: Mutex<Serial<NoInterrupt, NoEvents, EarlyConsole>>,
+    files: FilePorts,
+}
+
+/// The ports of the shared files.
+#[derive(Clone)]
+pub struct FilePorts {
+    pub slot: Arc<Slot>,
+    pub versions: CurrentVersions,
 }
 
 struct MmioSlot {
@@ -62,6 +71,7 @@ impl Bus {
     pub fn new(
         vm: &Vm,
         slots: &[Arc<Slot>],
+        files: FilePorts,
         early_console: Arc<Mutex<ConsoleLog>>,
     ) -> Result<Self, BusError> {
         let slots = (0..)
@@ -70,6 +80,7 @@ impl Bus {
         Ok(Self {
             slots: slots.collect::<Result<_, BusError>>()?,
             serial: Mutex::new(Serial::new(NoInterrupt, EarlyConsole(early_console))),
+            files,
         })
     }
 
@@ -140,9 +151,7 @@ impl Bus {
         if let (QUEUE_NOTIFY, Ok(queue)) = (offset, <[u8; 4]>::try_from(data)) {
             // Other vCPUs use the slot while this one waits.
             let device = Arc::clone(lock(slot).transport.slot());
-            if let Some(round) = device.notify(u32::from_le_bytes(queue) as usize) {
-                round.wait();
-            }
+            device.notify_and_wait(u32::from_le_bytes(queue) as usize);
         } else {
             lock(slot).transport.write(offset, data);
         }
@@ -151,8 +160,14 @@ impl Bus {
     /// Handles the guest's read of an I/O port.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
-        if let (true, [byte]) = (SERIAL.contains(&port), data) {
+        if let (true, [byte]) = (SERIAL.contains(&port), &mut *data) {
             *byte = lock(&self.serial).read((port - SERIAL.start()) as u8);
+        }
+        let version = port.checked_sub(VERSION_PORT);
+        if let (Some(version @ ..VERSION_PORTS), Ok(data)) =
+            (version, <&mut [u8; 4]>::try_from(data))
+        {
+            *data = self.files.versions.read(version).to_le_bytes();
         }
     }
 
@@ -161,6 +176,9 @@ impl Bus {
         if let (true, &[byte]) = (SERIAL.contains(&port), data) {
             // A log that cannot be written must not stop the guest.
             let _ = lock(&self.serial).write((port - SERIAL.start()) as u8, byte);
+        }
+        if let (NOTIFY_PORT, Ok(queue)) = (port, <[u8; 4]>::try_from(data)) {
+            (self.files.slot).notify_and_wait(u32::from_le_bytes(queue) as usize);
         }
     }
 

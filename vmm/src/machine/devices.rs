@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
 use super::saved::{MachineState, SavedError};
-use crate::bus::FixedSlot;
+use crate::bus::{FilePorts, FixedSlot};
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
 use crate::jail::OwnDescriptors;
@@ -42,6 +42,7 @@ pub(super) struct Devices {
     pub(super) nets: NetSlots,
     pub(super) disks: DiskSlots,
     pub(super) removed: Arc<RemovedFiles>,
+    pub(super) files: FilePorts,
 }
 
 /// A thread for devices that may block.
@@ -76,10 +77,15 @@ impl Devices {
                 FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
             })?;
         }
-        let files = files(own)?;
+        let mut files = files(own)?;
         let removed = files.removed_files();
         removed.set(role.removed_files(fds)?);
+        let versions = files.offer_ports();
         slots.add_worker("fs", ThreadKind::Files, Box::new(files))?;
+        let files = FilePorts {
+            slot: Arc::clone(&slots.slots[FixedSlot::ALL.len()]),
+            versions,
+        };
         slots.add_disk_slots(config.spare_disks)?;
         let first_net = slots.slots.len();
         let cards = role.cards(config)?;
@@ -104,6 +110,7 @@ impl Devices {
             nets: NetSlots::new(first_net, cards.collect(), config.rates),
             disks: DiskSlots::new(config.spare_disks, config.rates.disk),
             removed,
+            files,
             main: slots.main,
             workers: slots.workers,
             slots: slots.slots,

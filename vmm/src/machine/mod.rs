@@ -268,7 +268,7 @@ fn connect(
     let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
     let console = Arc::new(Mutex::new(console));
     let devices = Devices::create(config, fds, (memory, &console), role, own)?;
-    let bus = Bus::new(vm, &devices.slots, console)?;
+    let bus = Bus::new(vm, &devices.slots, devices.files.clone(), console)?;
     Ok((devices, bus))
 }
 

@@ -22,6 +22,7 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 use super::files::{Files, Handle, Inode, plain_methods};
 use super::lend;
 use super::nodes::{self, Node};
+use super::numbers::{NO_VALUE, Number};
 use super::versions::{Version, Versions};
 
 /// Those that take file times from the kernel's clock and do nothing at a close(2), by their
@@ -53,6 +54,8 @@ pub struct Opened {
     pub options: OpenOptions,
     /// And how long they may be kept.
     pub attributes: Option<(Attr, Duration)>,
+    /// By which it may ask whether the answer would be the same.
+    pub number: Option<Number>,
 }
 
 impl CloseToOpen {
@@ -87,11 +90,38 @@ impl CloseToOpen {
         options.set(OpenOptions::KEEP_CACHE, may_keep);
         let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
         options.set(OpenOptions::NOFLUSH, reads || *is_local);
+        let number = (attributes.as_ref())
+            .filter(|(known, _)| known.mode & libc::S_IFMT == libc::S_IFREG && *is_local)
+            .and_then(|(known, _)| self.versions().number(inode, Version::of(known)));
         Ok(Opened {
             handle,
             options,
             attributes,
+            number,
         })
+    }
+
+    /// Opens a file whose cache the guest keeps whatever has become of it: it opened it when it
+    /// knew that it may.
+    pub fn open_late(&self, context: Context, inode: Inode, flags: u32) -> io::Result<Opened> {
+        let (handle, options) = self.inner.open(context, inode, false, flags)?;
+        Ok(Opened {
+            handle,
+            options: options | OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH,
+            attributes: None,
+            number: None,
+        })
+    }
+
+    /// See [`CurrentVersions::read`].
+    fn value_at(&self, port: u16) -> Option<u32> {
+        let inode = self.versions().asked(port)?;
+        let (present, _) = self
+            .inner
+            .getattr(lend::server_itself(), inode, None)
+            .ok()?;
+        let present = Version::of(&present);
+        (self.versions()).answer(port, inode, present, (self.clock)())
     }
 
     /// What is remembered of files, for a saved state.
@@ -146,6 +176,23 @@ impl CloseToOpen {
                 versions.remove(inode);
             }
         }
+    }
+}
+
+/// The versions of the files that the guest has cached, for any thread.
+#[derive(Clone)]
+pub struct CurrentVersions(CloseToOpen);
+
+impl CurrentVersions {
+    pub fn new(opens: &CloseToOpen) -> Self {
+        Self(opens.clone())
+    }
+
+    /// What the guest reads from a port of [`super::numbers`]: the value of the port's number, if
+    /// the answer to an open of that file would let the guest keep its cache. It takes as long as a
+    /// local file system's attributes.
+    pub fn read(&self, port: u16) -> u32 {
+        self.0.value_at(port).unwrap_or(NO_VALUE)
     }
 }
 
@@ -288,7 +335,7 @@ impl FileSystem for CloseToOpen {
 
     /// A guest that mounts anew references no inode. `front.rs` serves locks.
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        *self.versions() = Versions::default();
+        self.versions().clear();
         Ok(self.inner.init(capable)? | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS)
     }
 
@@ -315,13 +362,14 @@ impl FileSystem for CloseToOpen {
     }
 
     fn destroy(&self) {
-        *self.versions() = Versions::default();
+        self.versions().clear();
         self.inner.destroy();
     }
 
     plain_methods!(delegate, delegate);
 
     delegate! {
+        fn unlink(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
         fn symlink(&self, context: Context, target: &CStr, parent: Inode, name: &CStr,
             extensions: Extensions) -> io::Result<Entry>;
         fn copyfilerange(&self, context: Context, from: Inode, from_handle: Handle, from_offset: u64,
@@ -331,170 +379,4 @@ impl FileSystem for CloseToOpen {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, File, FileTimes};
-    use std::path::Path;
-
-    use virtiofsd::filesystem::ROOT_ID;
-    use virtiofsd::passthrough::{Config, PassthroughFs};
-
-    use super::super::nameless::Nameless;
-    use super::super::xattrs;
-    use super::*;
-
-    /// A directory with one file, served with a clock that is ten seconds ahead, so that every
-    /// change of the test is old.
-    struct Served {
-        fs: CloseToOpen,
-        dir: tempfile::TempDir,
-        inode: Inode,
-    }
-
-    fn context() -> Context {
-        Context {
-            uid: 0.into(),
-            gid: 0.into(),
-            pid: 1,
-        }
-    }
-
-    impl Served {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            fs::write(dir.path().join("file"), "text").unwrap();
-            let fs = serve(dir.path());
-            let inode = fs.lookup(context(), ROOT_ID, c"file").unwrap().inode;
-            Self { fs, dir, inode }
-        }
-
-        fn file(&self) -> std::path::PathBuf {
-            self.dir.path().join("file")
-        }
-
-        fn cache_is_kept(&self, flags: libc::c_int) -> bool {
-            let opened = self
-                .fs
-                .open(context(), self.inode, false, flags.cast_unsigned());
-            let (handle, options) = opened.unwrap();
-            let (inode, handle) = (self.inode, handle.unwrap());
-            self.fs
-                .release(context(), inode, 0, handle, false, false, None)
-                .unwrap();
-            options.contains(OpenOptions::KEEP_CACHE)
-        }
-
-        fn is_remembered(&self) -> bool {
-            self.fs.versions().contains(self.inode)
-        }
-    }
-
-    fn serve(dir: &Path) -> CloseToOpen {
-        let named = PassthroughFs::new(Config {
-            root_dir: dir.to_str().unwrap().to_owned(),
-            ..Config::default()
-        })
-        .unwrap();
-        named.open_root_node().unwrap();
-        let proc_self_fd = File::open("/proc/self/fd").unwrap();
-        let nameless = Nameless::new(proc_self_fd, 10, xattrs::map().unwrap());
-        CloseToOpen {
-            clock: || since_1970() + Duration::from_secs(10),
-            ..CloseToOpen::new(Arc::new(Files::new(named, nameless)))
-        }
-    }
-
-    fn set_mtime(path: &Path, mtime: SystemTime) {
-        let file = File::options().write(true).open(path).unwrap();
-        file.set_times(FileTimes::new().set_modified(mtime))
-            .unwrap();
-    }
-
-    #[test]
-    fn an_unchanged_file_keeps_its_pages_from_the_second_open_on() {
-        let served = Served::new();
-        let kept: Vec<bool> = (0..3)
-            .map(|_| served.cache_is_kept(libc::O_RDONLY))
-            .collect();
-        assert_eq!(kept, [false, true, true]);
-    }
-
-    #[test]
-    fn a_file_that_has_just_changed_never_keeps_its_pages() {
-        let mut served = Served::new();
-        served.fs.clock = since_1970;
-        assert!((0..3).all(|_| !served.cache_is_kept(libc::O_RDONLY)));
-        assert!(!served.is_remembered());
-    }
-
-    #[test]
-    fn a_change_that_leaves_length_and_mtime_drops_the_pages() {
-        let served = Served::new();
-        let mtime = fs::metadata(served.file()).unwrap().modified().unwrap();
-        assert!(!served.cache_is_kept(libc::O_RDONLY));
-        assert!(served.cache_is_kept(libc::O_RDONLY));
-        // Longer than the granularity of the kernel's file times.
-        std::thread::sleep(Duration::from_millis(20));
-        fs::write(served.file(), "TEXT").unwrap();
-        set_mtime(&served.file(), mtime);
-        assert!(!served.cache_is_kept(libc::O_RDONLY));
-    }
-
-    #[test]
-    fn truncation_by_an_open_drops_the_pages() {
-        let served = Served::new();
-        assert!(!served.cache_is_kept(libc::O_RDONLY));
-        assert!(!served.cache_is_kept(libc::O_WRONLY | libc::O_TRUNC));
-        assert!(served.cache_is_kept(libc::O_RDONLY));
-    }
-
-    #[test]
-    fn a_file_of_a_local_file_system_is_closed_by_one_message() {
-        let served = Served::new();
-        for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
-            let flags = flags.cast_unsigned();
-            let opened = served.fs.open(context(), served.inode, false, flags);
-            let (_, options) = opened.unwrap();
-            assert!(options.contains(OpenOptions::NOFLUSH));
-        }
-    }
-
-    #[test]
-    fn a_file_that_closing_may_write_is_flushed_before() {
-        // procfs stands for all that are not known to be local.
-        let fs = serve(Path::new("/proc/sys/kernel"));
-        let inode = fs.lookup(context(), ROOT_ID, c"hostname").unwrap().inode;
-        for (flags, spared) in [(libc::O_RDONLY, true), (libc::O_RDWR, false)] {
-            let opened = fs.open(context(), inode, false, flags.cast_unsigned());
-            let (_, options) = opened.unwrap();
-            assert_eq!(options.contains(OpenOptions::NOFLUSH), spared);
-        }
-    }
-
-    #[test]
-    fn a_directory_is_not_remembered() {
-        let mut served = Served::new();
-        served.inode = ROOT_ID;
-        assert!((0..2).all(|_| !served.cache_is_kept(libc::O_DIRECTORY)));
-        assert!(!served.is_remembered());
-    }
-
-    #[test]
-    fn a_version_is_removed_with_the_last_name_that_the_guest_forgets() {
-        let served = Served::new();
-        served.fs.lookup(context(), ROOT_ID, c"file").unwrap();
-        served.cache_is_kept(libc::O_RDONLY);
-        served.fs.forget(context(), served.inode, 1);
-        assert!(served.cache_is_kept(libc::O_RDONLY));
-        served.fs.batch_forget(context(), vec![(served.inode, 1)]);
-        assert!(!served.is_remembered());
-    }
-
-    #[test]
-    fn a_guest_that_mounts_anew_starts_without_versions() {
-        let served = Served::new();
-        served.cache_is_kept(libc::O_RDONLY);
-        assert!(served.is_remembered());
-        served.fs.init(FsOptions::empty()).unwrap();
-        assert!(!served.is_remembered());
-    }
-}
+mod tests;

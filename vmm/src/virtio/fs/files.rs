@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::AtFlags;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
@@ -25,6 +27,8 @@ pub struct Files {
     named: PassthroughFs,
     nameless: Nameless,
     lost: Lost,
+    /// The directory in which a name was removed last. Most are not alone.
+    last_dir: Mutex<Option<(Inode, File)>>,
 }
 
 impl Files {
@@ -33,6 +37,19 @@ impl Files {
             named,
             nameless,
             lost: Lost::default(),
+            last_dir: Mutex::default(),
+        }
+    }
+
+    fn last_dir(&self) -> MutexGuard<'_, Option<(Inode, File)>> {
+        self.last_dir.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest may know some of these inodes no longer.
+    fn leave_dir(&self, is_forgotten: impl FnOnce(Inode) -> bool) {
+        let mut last = self.last_dir();
+        if last.as_ref().is_some_and(|(dir, _)| is_forgotten(*dir)) {
+            *last = None;
         }
     }
 
@@ -126,7 +143,6 @@ macro_rules! plain_methods {
             fn readlink(&self, context: Context, inode: Inode) -> io::Result<Vec<u8>>;
             fn rename(&self, context: Context, from: Inode, old: &CStr, to: Inode, new: &CStr,
                 flags: u32) -> io::Result<()>;
-            fn unlink(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
             fn rmdir(&self, context: Context, parent: Inode, name: &CStr) -> io::Result<()>;
             fn access(&self, context: Context, inode: Inode, mask: u32) -> io::Result<()>;
             fn opendir(&self, context: Context, inode: Inode, flags: u32)
@@ -172,12 +188,14 @@ impl FileSystem for Files {
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.leave_dir(|_| true);
         self.nameless.clear();
         self.lost.set(BTreeMap::new());
         self.named.init(capable)
     }
 
     fn destroy(&self) {
+        self.leave_dir(|_| true);
         self.nameless.clear();
         self.lost.set(BTreeMap::new());
         self.named.destroy();
@@ -185,6 +203,7 @@ impl FileSystem for Files {
 
     fn forget(&self, context: Context, inode: Inode, count: u64) {
         self.lost.forget(inode, count);
+        self.leave_dir(|dir| dir == inode);
         if self.nameless.owns(inode) {
             self.nameless.forget(context, inode, count);
         } else {
@@ -196,6 +215,7 @@ impl FileSystem for Files {
         for (inode, count) in &requests {
             self.lost.forget(*inode, *count);
         }
+        self.leave_dir(|dir| requests.iter().any(|(inode, _)| *inode == dir));
         let (nameless, named) =
             (requests.into_iter()).partition(|(inode, _)| self.nameless.owns(*inode));
         self.nameless.batch_forget(context, nameless);
@@ -218,6 +238,19 @@ impl FileSystem for Files {
             self.nameless.give_name(inode, dir, name)
         })?;
         self.named.lookup(context, parent, name)
+    }
+
+    /// As virtiofsd does it, but for the look at what has the name, which it takes to tell another
+    /// server where its files are. Here that is found out when a state is saved.
+    fn unlink(&self, _context: Context, parent: Inode, name: &CStr) -> io::Result<()> {
+        let name = name.checked()?;
+        let mut last = self.last_dir();
+        let dir = match last.take().filter(|(inode, _)| *inode == parent) {
+            Some((_, dir)) => dir,
+            None => with_path(&self.named, parent, File::try_clone)?,
+        };
+        let (_, dir) = last.insert((parent, dir));
+        Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
     }
 
     fn symlink(

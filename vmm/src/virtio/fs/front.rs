@@ -14,6 +14,7 @@ use super::deferred::{Deferred, Origin, Reply};
 use super::files::Files;
 use super::locks::Locks;
 use super::message::{self, errno, opcode, take};
+use super::numbers::Number;
 use super::slow::{Slow, Work};
 use super::state::INIT_BYTES;
 use super::watches::Watches;
@@ -22,6 +23,9 @@ use crate::virtio::chain::{Buffers, Chain};
 
 /// FUSE_OPEN_KILL_SUIDGID
 const OPEN_KILL_SUIDGID: u32 = 1;
+
+/// Of our guest kernel: see [`CloseToOpen::open_late`].
+const OPEN_CACHED: u32 = 1 << 31;
 
 /// What becomes of a request.
 pub enum Outcome {
@@ -175,13 +179,16 @@ impl Front {
         }
     }
 
-    /// The answer of FUSE_OPEN, followed by the attributes, which our guest kernel takes with it.
+    /// The answer of FUSE_OPEN, followed by the attributes and a number for the version of the file,
+    /// which our guest kernel takes with it.
     fn open(&mut self, header: &InHeader, mut body: Buffers<'_>) -> Reply {
         let request: OpenIn = take(&mut body)?;
         let kill_priv = request.open_flags & OPEN_KILL_SUIDGID != 0;
-        let context = (*header).into();
-        let opened =
-            (self.opens).open_with_attributes(context, header.nodeid, kill_priv, request.flags);
+        let (context, inode) = ((*header).into(), header.nodeid);
+        let opened = match request.open_flags & OPEN_CACHED {
+            0 => (self.opens).open_with_attributes(context, inode, kill_priv, request.flags),
+            _ => self.opens.open_late(context, inode, request.flags),
+        };
         // It may have truncated the file.
         self.watches.executed(header.nodeid);
         let opened = opened.map_err(|error| errno(&error))?;
@@ -199,6 +206,7 @@ impl Front {
                 attr,
             };
             reply.extend(attributes.as_slice());
+            reply.extend(opened.number.map_or(0, Number::encode).to_ne_bytes());
         }
         Ok(reply)
     }

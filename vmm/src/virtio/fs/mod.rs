@@ -19,6 +19,7 @@ mod lost;
 mod message;
 mod nameless;
 mod nodes;
+mod numbers;
 mod slow;
 mod spec;
 mod state;
@@ -41,13 +42,16 @@ use virtiofsd::passthrough::{self, CachePolicy, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
 use self::close_to_open::CloseToOpen;
+pub use self::close_to_open::CurrentVersions;
 use self::deferred::Origin;
 use self::files::Files;
 use self::front::{Front, Outcome};
 use self::nameless::Nameless;
+pub use self::numbers::PORTS as VERSION_PORTS;
 use self::spec::{
-    AWAITED_QUEUE, CONFIG_BYTES, HIPRIO_QUEUE, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES,
+    AWAITED_QUEUE, CONFIG_BYTES, HIPRIO_QUEUE, PORTS, QUEUE_SIZES, REQUEST_QUEUE, TAG_BYTES,
 };
+pub use self::spec::{NOTIFY_PORT, VERSION_PORT};
 pub use self::state::RemovedFiles;
 use super::chain::{Buffers, Chain};
 use super::device::{
@@ -94,6 +98,7 @@ impl ServerResources {
 
 pub struct Fs {
     config: [u8; CONFIG_BYTES],
+    features: u64,
     front: Front,
     server: Server<CloseToOpen>,
     removed: Arc<RemovedFiles>,
@@ -146,12 +151,19 @@ impl Fs {
         config[TAG_BYTES..].copy_from_slice(&request_queues.to_le_bytes());
         Ok(Self {
             config,
+            features: 0,
             front: Front::new(Arc::clone(&fs), opens.clone())?,
             server: Server::new(opens),
             removed: Arc::default(),
             infos,
             fs_is_unshared: false,
         })
+    }
+
+    /// Offers the feature [`PORTS`], and returns what the ports read.
+    pub fn offer_ports(&mut self) -> CurrentVersions {
+        self.features |= PORTS;
+        CurrentVersions::new(self.front.opens())
     }
 
     /// Where the machine gives a file for what removed files hold that are open when it is saved.
@@ -387,7 +399,7 @@ impl VirtioDevice for Fs {
         DeviceInfo {
             id: device_id::FS,
             queue_sizes: QUEUE_SIZES,
-            features: 0,
+            features: self.features,
         }
     }
 

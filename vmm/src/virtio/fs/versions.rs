@@ -18,12 +18,18 @@
 //! The times do not reveal every change: a program of the host that writes through a shared mapping
 //! sets mtime only when it makes a page dirty, and on tmpfs not even then. So the cache is dropped
 //! from time to time whatever the times are.
+//!
+//! The guest may also open a file without a message, if the answer would let it keep its cache and
+//! tell it nothing new: it asks by a port (`numbers.rs`) whether that is so, and opens the file
+//! when it needs something of it. The rule is the one above, at that moment.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use virtiofsd::fuse::Attr;
+
+use super::numbers::{Number, Numbers};
 
 /// How long after a change a second one may leave the same times: FAT has a granularity of 2 s, and
 /// a network file server has a clock of its own.
@@ -76,7 +82,10 @@ impl Version {
 /// The remembered versions, by inode. There are no more than inodes that the guest references, each
 /// of which is an open descriptor, whose number is limited.
 #[derive(Clone, Default, Serialize, Deserialize)]
-pub struct Versions(BTreeMap<u64, Remembered>);
+pub struct Versions {
+    files: BTreeMap<u64, Remembered>,
+    numbers: Numbers,
+}
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Remembered {
@@ -85,6 +94,15 @@ struct Remembered {
     dropped: Duration,
     /// There was a change that the guest cannot detect.
     changed_undetected: bool,
+    /// By which the guest knows this version.
+    number: Option<Number>,
+}
+
+impl Remembered {
+    /// Whether the guest may keep its cache, while the file has this version.
+    fn may_keep(&self, present: Version, now: Duration) -> bool {
+        self.version == present && !self.changed_undetected && now < self.dropped + KEPT
+    }
 }
 
 impl Versions {
@@ -103,13 +121,9 @@ impl Versions {
         if !is_settled {
             return false;
         }
-        let changed_undetected = match self.0.get(&inode) {
-            Some(known) if known.version == present => {
-                if !known.changed_undetected && now < known.dropped + KEPT {
-                    return true;
-                }
-                known.changed_undetected
-            }
+        let changed_undetected = match self.files.get(&inode) {
+            Some(known) if known.may_keep(present, now) => return true,
+            Some(known) if known.version == present => known.changed_undetected,
             Some(known) => {
                 known.changed_undetected || known.version.looks_equal_to_the_guest(&present)
             }
@@ -119,28 +133,72 @@ impl Versions {
             version: present,
             dropped: now,
             changed_undetected,
+            number: None,
         };
-        self.0.insert(inode, remembered);
+        self.remove(inode);
+        self.files.insert(inode, remembered);
         false
+    }
+
+    /// The number by which the guest may ask for the version that it has been told of now, if it
+    /// is remembered.
+    pub fn number(&mut self, inode: u64, present: Version) -> Option<Number> {
+        let known = self.files.get_mut(&inode)?;
+        if known.version != present || known.changed_undetected {
+            return None;
+        }
+        if known.number.is_none() {
+            let (number, former) = self.numbers.give(inode)?;
+            known.number = Some(number);
+            if let Some(former) = former.and_then(|inode| self.files.get_mut(&inode)) {
+                former.number = None;
+            }
+        }
+        self.files.get(&inode)?.number
+    }
+
+    /// The inode whose version is asked for by a port.
+    pub fn asked(&self, port: u16) -> Option<u64> {
+        self.numbers.inode(port)
+    }
+
+    /// The answer: the number's value, if the guest may keep its cache of the file, which has the
+    /// version `present`.
+    pub fn answer(&self, port: u16, inode: u64, present: Version, now: Duration) -> Option<u32> {
+        let known = self.files.get(&inode)?;
+        let number = known.number.filter(|number| number.port == port)?;
+        let may_keep = present.is_settled(now, SETTLED_LOCALLY) && known.may_keep(present, now);
+        may_keep.then_some(number.value)
     }
 
     /// Those of a saved state, which may be damaged, of the files that are the same still.
     pub fn restored(self, now: Duration, is_same: impl Fn(u64) -> bool) -> Self {
-        let mut all = self.0;
-        all.retain(|inode, _| is_same(*inode));
-        for remembered in all.values_mut() {
+        let mut files = self.files;
+        files.retain(|inode, _| is_same(*inode));
+        for remembered in files.values_mut() {
             remembered.dropped = remembered.dropped.min(now);
         }
-        Self(all)
+        let numbered = files.iter();
+        let numbered = numbered.filter_map(|(inode, known)| Some((*inode, known.number?)));
+        let numbers = self.numbers.restored(numbered);
+        Self { files, numbers }
+    }
+
+    /// Forgets every inode: the guest references none any more.
+    pub fn clear(&mut self) {
+        self.files.clear();
+        self.numbers.clear();
     }
 
     pub fn contains(&self, inode: u64) -> bool {
-        self.0.contains_key(&inode)
+        self.files.contains_key(&inode)
     }
 
     /// Removes an inode that the guest no longer references.
     pub fn remove(&mut self, inode: u64) {
-        self.0.remove(&inode);
+        if let Some(number) = self.files.remove(&inode).and_then(|known| known.number) {
+            self.numbers.take_back(number.port, inode);
+        }
     }
 }
 
@@ -172,6 +230,57 @@ mod tests {
             .map(|later| may_keep(&mut versions, present, NOW + later))
             .into();
         assert_eq!(kept, [false, false, false, true, true]);
+    }
+
+    fn answer(versions: &Versions, number: Number, present: Version) -> Option<u32> {
+        versions.answer(number.port, FILE, present, Duration::from_secs(NOW))
+    }
+
+    #[test]
+    fn a_number_stands_for_one_version() {
+        let mut versions = Versions::default();
+        let (old, new) = (version(1, 10, 10), version(1, 20, 20));
+        assert!(!may_keep(&mut versions, old, NOW));
+        let number = versions.number(FILE, old).unwrap();
+        assert_eq!(answer(&versions, number, old), Some(number.value));
+        assert_eq!(answer(&versions, number, new), None);
+        assert_eq!(versions.number(FILE, new), None, "nobody was told of it");
+        assert!(!may_keep(&mut versions, new, NOW));
+        assert_eq!(versions.asked(number.port), None);
+        assert_ne!(versions.number(FILE, new), Some(number));
+    }
+
+    #[test]
+    fn what_changed_undetected_has_no_number() {
+        let mut versions = Versions::default();
+        assert!(!may_keep(&mut versions, version(1, 10, 10), NOW));
+        assert!(!may_keep(&mut versions, version(1, 10, 20), NOW));
+        assert_eq!(versions.number(FILE, version(1, 10, 20)), None);
+    }
+
+    #[test]
+    fn a_restored_number_stands_for_its_version_if_the_file_is_the_same() {
+        let mut versions = Versions::default();
+        let present = version(1, 10, 10);
+        assert!(!may_keep(&mut versions, present, NOW));
+        let number = versions.number(FILE, present).unwrap();
+        let saved = postcard::to_allocvec(&versions).unwrap();
+        let restored = |is_same: bool| {
+            let saved: Versions = postcard::from_bytes(&saved).unwrap();
+            saved.restored(Duration::from_secs(NOW), |_| is_same)
+        };
+        let mut same = restored(true);
+        assert_eq!(same.asked(number.port), Some(FILE));
+        assert_eq!(answer(&same, number, present), Some(number.value));
+        assert_eq!(answer(&same, number, version(2, 10, 10)), None);
+        assert_eq!(restored(false).asked(number.port), None);
+        same.remove(FILE);
+        assert!(!may_keep(&mut same, present, NOW));
+        assert_ne!(
+            same.number(FILE, present),
+            Some(number),
+            "none is given again"
+        );
     }
 
     #[test]
