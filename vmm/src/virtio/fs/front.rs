@@ -12,6 +12,7 @@ use vm_memory::ByteValued;
 use super::close_to_open::CloseToOpen;
 use super::deferred::{Deferred, Origin, Reply};
 use super::files::Files;
+use super::frequent;
 use super::locks::Locks;
 use super::message::{self, errno, opcode, take};
 use super::numbers::Number;
@@ -86,6 +87,7 @@ impl Front {
         match header.opcode {
             opcode::FLUSH => !self.locks.is_empty(),
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
+            opcode::FORGET | opcode::UNLINK => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
             opcode::OPEN | opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
             opcode::WATCH | opcode::EVENTS => true,
@@ -127,11 +129,17 @@ impl Front {
                 }
                 Outcome::Passed
             }
-            opcode::RELEASE => {
-                if let Ok(request) = take(&mut body) {
-                    self.locks.release(inode, &request);
-                }
-                Outcome::Passed
+            opcode::FORGET => frequent::forget(&self.opens, header, body),
+            opcode::RELEASE => Outcome::Answered(take(&mut body).and_then(|request| {
+                self.locks.release(inode, &request);
+                let reply = frequent::release(&self.opens, header, &request);
+                self.watches.executed(inode);
+                reply
+            })),
+            opcode::UNLINK => {
+                let outcome = frequent::unlink(&self.opens, header, body);
+                self.watches.executed(inode);
+                outcome
             }
             opcode::GETLK => Outcome::Answered(
                 take(&mut body).and_then(|request| self.locks.get(inode, &request)),

@@ -11,6 +11,7 @@ mod close_to_open;
 mod deferred;
 mod fanotify;
 mod files;
+mod frequent;
 mod front;
 mod ioctl;
 mod lend;
