@@ -44,6 +44,9 @@ const ZFS_SUPER_MAGIC: i64 = 0x2fc1_2fc1;
 pub struct CloseToOpen {
     inner: Arc<Files>,
     versions: Arc<Mutex<Versions>>,
+    /// The directory in which a file was made last, and whether its files are local. Its number is
+    /// no other directory's later.
+    made_in: Arc<Mutex<Option<(Inode, bool)>>>,
     /// The time since 1970.
     clock: fn() -> Duration,
 }
@@ -64,6 +67,7 @@ impl CloseToOpen {
         Self {
             inner,
             versions: Arc::default(),
+            made_in: Arc::default(),
             clock: since_1970,
         }
     }
@@ -245,7 +249,13 @@ impl FileSystem for CloseToOpen {
         );
         let (entry, handle, mut options) = made?;
         options.insert(OpenOptions::KEEP_CACHE);
-        options.set(OpenOptions::NOFLUSH, self.is_local(entry.inode, handle));
+        let mut made_in = self.made_in.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_local = match *made_in {
+            Some((dir, is_local)) if dir == parent => is_local,
+            _ => self.is_local(entry.inode, handle),
+        };
+        *made_in = Some((parent, is_local));
+        options.set(OpenOptions::NOFLUSH, is_local);
         Ok((self.show(entry), handle, options))
     }
 

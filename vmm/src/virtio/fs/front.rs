@@ -15,7 +15,6 @@ use super::files::Files;
 use super::frequent;
 use super::locks::Locks;
 use super::message::{self, errno, opcode, take};
-use super::numbers::Number;
 use super::slow::{Slow, Work};
 use super::state::INIT_BYTES;
 use super::watches::Watches;
@@ -214,7 +213,9 @@ impl Front {
                 attr,
             };
             reply.extend(attributes.as_slice());
-            reply.extend(opened.number.map_or(0, Number::encode).to_ne_bytes());
+            if let Some(number) = opened.number {
+                reply.extend(number.encode().to_ne_bytes());
+            }
         }
         Ok(reply)
     }

@@ -257,7 +257,9 @@ fn a_name_is_removed_from_the_directory_that_the_guest_names() {
     let inodes = ["a", "b"].map(|name| {
         let dir = served.dir.path().join(name);
         fs::create_dir(&dir).unwrap();
-        ["1", "2"].map(|name| fs::write(dir.join(name), "").unwrap());
+        for name in ["1", "2"] {
+            fs::write(dir.join(name), "").unwrap();
+        }
         let name = std::ffi::CString::new(name).unwrap();
         served.fs.lookup(context(), ROOT_ID, &name).unwrap().inode
     });
