@@ -1,4 +1,4 @@
-use super::client::Client;
+use super::client::{Client, OPEN};
 use super::deferred::{Deferred, MAX_KEPT, Ticket};
 use super::*;
 use crate::virtio::fake_driver::FakeDriver;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use virtiofsd::fuse::{InHeader, OutHeader};
+use virtiofsd::fuse::{AttrOut, InHeader, OpenIn, OpenOut, OutHeader};
 use vm_memory::ByteValued;
 
 fn fs() -> FakeDriver<Fs> {
@@ -47,6 +47,44 @@ fn the_tag_and_the_request_queues_are_announced() {
     driver.device.read_config(0, &mut config);
     assert_eq!(&config[..4], b"tag\0");
     assert_eq!(config[TAG_BYTES..], 2_u32.to_le_bytes());
+}
+
+#[test]
+fn ports_are_a_feature_of_machines_that_have_them() {
+    let mut driver = fs();
+    assert_eq!(driver.device.info().features, 0);
+    let versions = driver.device.offer_ports();
+    assert_eq!(driver.device.info().features, PORTS);
+    assert_eq!(versions.read(0), numbers::NO_VALUE, "no file has a number");
+    assert_eq!(versions.read(u16::MAX), numbers::NO_VALUE);
+}
+
+#[test]
+fn an_opens_answer_has_a_number_whose_port_has_its_value_until_the_file_changes() {
+    let mut client = Client::new();
+    let versions = client.driver.device.offer_ports();
+    std::fs::write(client.path("file"), "text").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let inode = client.lookup("file").unwrap().nodeid;
+    let mut open = |open_flags| {
+        let request = OpenIn {
+            flags: libc::O_RDONLY as u32,
+            open_flags,
+        };
+        client.call(OPEN, inode, request.as_slice()).unwrap()
+    };
+    let answer = open(0);
+    assert_eq!(
+        answer.len(),
+        size_of::<OpenOut>() + size_of::<AttrOut>() + 8
+    );
+    let number = u64::from_ne_bytes(*answer.last_chunk().unwrap());
+    let (port, value) = (number as u16, (number >> 32) as u32);
+    assert_eq!(versions.read(port), value);
+    assert_eq!(open(1 << 31).len(), size_of::<OpenOut>(), "a late open");
+    assert_eq!(versions.read(port), value);
+    std::fs::write(client.path("file"), "other").unwrap();
+    assert_ne!(versions.read(port), value);
 }
 
 #[test]
