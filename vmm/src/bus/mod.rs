@@ -151,7 +151,7 @@ impl Bus {
         if let (QUEUE_NOTIFY, Ok(queue)) = (offset, <[u8; 4]>::try_from(data)) {
             // Other vCPUs use the slot while this one waits.
             let device = Arc::clone(lock(slot).transport.slot());
-            device.notify_and_wait(u32::from_le_bytes(queue) as usize);
+            notify(&device, queue);
         } else {
             lock(slot).transport.write(offset, data);
         }
@@ -178,7 +178,7 @@ impl Bus {
             let _ = lock(&self.serial).write((port - SERIAL.start()) as u8, byte);
         }
         if let (NOTIFY_PORT, Ok(queue)) = (port, <[u8; 4]>::try_from(data)) {
-            (self.files.slot).notify_and_wait(u32::from_le_bytes(queue) as usize);
+            notify(&self.files.slot, queue);
         }
     }
 
@@ -216,6 +216,14 @@ impl MmioSlot {
         }
         self.is_connected = true;
         Ok(())
+    }
+}
+
+/// Notifies a device of requests in a queue. The vCPU waits for the answers if the queue is the
+/// awaited one.
+fn notify(device: &Slot, queue: [u8; 4]) {
+    if let Some(round) = device.notify(u32::from_le_bytes(queue) as usize) {
+        round.wait();
     }
 }
 

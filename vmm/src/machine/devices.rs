@@ -77,15 +77,10 @@ impl Devices {
                 FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
             })?;
         }
-        let mut files = files(own)?;
+        let files = files(own)?;
         let removed = files.removed_files();
         removed.set(role.removed_files(fds)?);
-        let versions = files.offer_ports();
-        slots.add_worker("fs", ThreadKind::Files, Box::new(files))?;
-        let files = FilePorts {
-            slot: Arc::clone(&slots.slots[FixedSlot::ALL.len()]),
-            versions,
-        };
+        let files = slots.add_files(files)?;
         slots.add_disk_slots(config.spare_disks)?;
         let first_net = slots.slots.len();
         let cards = role.cards(config)?;
@@ -209,6 +204,15 @@ impl Slots<'_> {
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), MachineError> {
         self.add_worker_with(name, kind, vec![device])
+    }
+
+    /// Adds the shared files, with ports.
+    fn add_files(&mut self, mut files: Fs) -> Result<FilePorts, MachineError> {
+        let versions = files.offer_ports();
+        let number = self.slots.len();
+        self.add_worker("fs", ThreadKind::Files, Box::new(files))?;
+        let slot = Arc::clone(&self.slots[number]);
+        Ok(FilePorts { slot, versions })
     }
 
     /// Adds empty slots for disks, whose requests are executed on one thread: a thread cannot be

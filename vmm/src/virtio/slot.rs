@@ -109,14 +109,6 @@ impl Slot {
         round
     }
 
-    /// Notifies the device of requests, and lets the calling vCPU wait for the answers if the queue
-    /// is the awaited one.
-    pub fn notify_and_wait(&self, queue: usize) {
-        if let Some(round) = self.notify(queue) {
-            round.wait();
-        }
-    }
-
     /// Has the device's thread process a queue after the events that came before.
     fn ring(&self, queue: usize) {
         if let Some(doorbell) = self.doorbells.get(queue) {

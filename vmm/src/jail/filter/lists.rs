@@ -83,7 +83,7 @@ pub(super) const VCPU: Rules = rules! {
     SYS_ioctl OneOf(1, &[KVM_GET_REGS, KVM_GET_SREGS]), Kvm("saving a machine");
     SYS_ioctl OneOf(1, SAVE_VCPU_IOCTLS), Kvm("saving a machine");
     SYS_rt_sigtimedwait Always, Kvm("taking the signal that kicked it");
-    SYS_statx Always, Kvm("whether a shared file has changed")
+    SYS_statx Always, Kvm("whether a shared file has changed");
     SYS_shutdown Always, Kvm("the guest resets vsock, which closes its streams");
     SYS_lseek Always, Kvm("output to the serial port, when the log starts again");
     SYS_ftruncate Always, Kvm("the same");

@@ -129,14 +129,8 @@ impl Front {
                 Outcome::Passed
             }
             opcode::FORGET => frequent::forget(&self.opens, header, body),
-            opcode::RELEASE => Outcome::Answered(take(&mut body).and_then(|request| {
-                self.locks.release(inode, &request);
-                let reply = frequent::release(&self.opens, header, &request);
-                self.watches.executed(inode);
-                reply
-            })),
-            opcode::UNLINK => {
-                let outcome = frequent::unlink(&self.opens, header, body);
+            opcode::RELEASE | opcode::UNLINK => {
+                let outcome = self.release_or_unlink(header, body);
                 self.watches.executed(inode);
                 outcome
             }
@@ -172,6 +166,16 @@ impl Front {
         }
     }
 
+    fn release_or_unlink(&mut self, header: &InHeader, mut body: Buffers<'_>) -> Outcome {
+        if header.opcode == opcode::UNLINK {
+            return frequent::unlink(&self.opens, header, body);
+        }
+        Outcome::Answered(take(&mut body).and_then(|request| {
+            self.locks.release(header.nodeid, &request);
+            frequent::release(&self.opens, header, &request)
+        }))
+    }
+
     /// Has a thread do what may take long, unless too many requests are kept already.
     fn defer(&mut self, origin: Origin, header: &InHeader, work: Option<Work>) -> Outcome {
         let Some(work) = work else {
@@ -186,8 +190,8 @@ impl Front {
         }
     }
 
-    /// The answer of FUSE_OPEN, followed by the attributes and a number for the version of the file,
-    /// which our guest kernel takes with it.
+    /// The answer of FUSE_OPEN, followed by the attributes and a number for the version of the
+    /// file, which our guest kernel takes with it.
     fn open(&mut self, header: &InHeader, mut body: Buffers<'_>) -> Reply {
         let request: OpenIn = take(&mut body)?;
         let kill_priv = request.open_flags & OPEN_KILL_SUIDGID != 0;

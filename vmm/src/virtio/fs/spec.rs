@@ -19,8 +19,9 @@ pub const TAG_BYTES: usize = 36;
 /// The length of the configuration space: the tag, then the number of request queues.
 pub const CONFIG_BYTES: usize = TAG_BYTES + 4;
 
-/// A feature of our own: the device has ports, an access to which costs less than one to a register,
-/// since KVM need not decode an instruction for it. A patch in guest-kernel/patches knows them, too.
+/// A feature of our own: the device has ports, an access to which costs less than one to a
+/// register, since KVM need not decode an instruction for it. A patch in guest-kernel/patches knows
+/// them, too.
 pub const PORTS: u64 = 1 << 20;
 
 /// The guest writes the number of the awaited queue here instead of to QueueNotify.
