@@ -23,7 +23,7 @@ pub use channel::{Channel, ChannelError, MAX_FDS, MAX_PACKET};
 
 /// The version of the messages in this module. Any change that a peer of the previous version would
 /// misread increments it.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// The index of a descriptor among those that came with the configuration, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,15 +64,17 @@ pub struct MachineConfig {
     pub nets: Vec<Net>,
     /// Empty slots for network cards that are plugged in later. With `nets` at most [`MAX_NETS`].
     pub spare_nets: usize,
-    /// Empty slots for disks, from [`DISK_SLOT`] on.
+    /// Slots for disks, from [`DISK_SLOT`] on. They are empty but for `disks`.
     pub spare_disks: usize,
+    /// The disks that a machine which goes on from a checkpoint had. Others start with none.
+    pub disks: Vec<PlacedDisk>,
     /// How fast the guest may use its devices.
     pub rates: Rates,
     /// The template that the machine is restored from, open for reading. None boots the kernel, as
     /// does a template that cannot be used ([`Event::TemplateRefused`]).
     pub template: Option<TemplateFiles>,
     /// The checkpoint that the machine goes on from; a machine that cannot ends at once. It has the
-    /// size and the slots of the machine that was saved, and its cards.
+    /// size and the slots of the machine that was saved, its cards and its disks.
     pub checkpoint: Option<CheckpointFiles>,
 }
 
@@ -283,6 +285,20 @@ pub struct DiskConfig {
     pub serial: String,
     /// The size of its logical blocks in bytes, a power of two from 512 to [`MAX_BLOCK_SIZE`].
     pub block_size: u32,
+}
+
+/// A disk that is in its slot when the machine starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlacedDisk {
+    /// As [`Request::PlugDisk::slot`].
+    pub slot: usize,
+    /// As the file that comes with [`Request::PlugDisk`].
+    pub file: FdIndex,
+    /// What the guest sees of it.
+    pub disk: DiskConfig,
+    /// What messages call it.
+    pub name: String,
 }
 
 /// The largest logical block of a disk: a guest's kernel takes none that is larger than its pages.

@@ -1,5 +1,7 @@
 //! Checkpoints: a container with its machine is written to files, and goes on from them.
 
+#[path = "checkpoint/disks.rs"]
+mod disks;
 #[path = "checkpoint/files.rs"]
 mod files;
 #[path = "checkpoint/fork.rs"]
@@ -8,13 +10,18 @@ mod fork;
 mod input;
 #[path = "checkpoint/network.rs"]
 mod network;
+#[path = "checkpoint/programs.rs"]
+mod programs;
 #[path = "checkpoint/running.rs"]
 mod running;
+#[path = "checkpoint/size.rs"]
+mod size;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use rvm_tests::command::{self, eventually, signal};
 use rvm_tests::{Bundle, Rvm, terminal};
@@ -29,6 +36,9 @@ const ROUNDS: usize = 3;
 
 /// The same where time does not matter.
 const LONG_ROUNDS: usize = 100;
+
+/// How often a container is restored from one checkpoint.
+const MANY_RESTORES: usize = 1000;
 
 /// A world whose engine has checkpoints; none elsewhere.
 fn world() -> Option<Rvm> {
@@ -102,17 +112,28 @@ fn end(rvm: &Rvm, id: &str) {
 fn a_container_goes_on_where_it_was_and_nothing_that_it_writes_is_lost_or_doubled() {
     let Some(rvm) = world() else { return };
     let bundle = Bundle::shell(COUNT);
-    let image = rvm.path("image");
     let rounds = if rvm_tests::long() {
         LONG_ROUNDS
     } else {
         ROUNDS
     };
-    let mut output = start(&rvm, &bundle, "box");
+    let (output, before) = count_through(&rvm, &bundle, rounds);
+    wait_for_more(&output, 0);
+    let kept = rvm.ok(&["exec", "box", "tail", "-n", "1", "/proc/1/fd/5"]);
+    let kept: usize = kept.trim().parse().unwrap();
+    assert!(kept > before, "the file without a name went on: {kept}");
+    end(&rvm, "box");
+}
+
+/// Saves and restores a container that counts to its standard output, some times. Returns where the
+/// last one writes to, and how many numbers came before that.
+fn count_through(rvm: &Rvm, bundle: &Bundle, rounds: usize) -> (PathBuf, usize) {
+    let image = rvm.path("image");
+    let mut output = start(rvm, bundle, "box");
     let mut all = Vec::new();
     for round in 0..rounds {
         wait_for_more(&output, 0);
-        save(&rvm, "box", &image, &[]);
+        save(rvm, "box", &image, &[]);
         assert_ne!(
             rvm.call(&["state", "box"]).code,
             0,
@@ -123,17 +144,34 @@ fn a_container_goes_on_where_it_was_and_nothing_that_it_writes_is_lost_or_double
             all.iter().copied().eq(1..=all.len() as u64),
             "round {round}: {all:?}"
         );
-        output = restore(&rvm, &bundle, &image, "box");
+        output = restore(rvm, bundle, &image, "box");
         assert_eq!(rvm.status("box"), "running");
     }
+    (output, all.len())
+}
+
+#[test]
+fn a_thousand_restores_in_a_row_leave_nothing() {
+    let Some(rvm) = world() else { return };
+    if !rvm_tests::long() {
+        println!("skipped: RVM_TEST_LONG is not set");
+        return;
+    }
+    let bundle = Bundle::shell(COUNT);
+    let image = rvm.path("image");
+    let output = start(&rvm, &bundle, "box");
     wait_for_more(&output, 0);
-    let kept = rvm.ok(&["exec", "box", "tail", "-n", "1", "/proc/1/fd/5"]);
-    let kept: u64 = kept.trim().parse().unwrap();
-    assert!(
-        kept > all.len() as u64,
-        "the file without a name went on: {kept}"
-    );
-    end(&rvm, "box");
+    save(&rvm, "box", &image, &[]);
+    let begin = Instant::now();
+    for round in 1..=MANY_RESTORES {
+        let output = restore(&rvm, &bundle, &image, "box");
+        wait_for_more(&output, 0);
+        end(&rvm, "box");
+        if round % 100 == 0 {
+            rvm.assert_nothing_left();
+            println!("{round} restores in {:?}", begin.elapsed());
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 // so rustfmt leaves its order alone (`reorder_modules` in rustfmt.toml).
 mod logging;
 mod fds;
+mod file_id;
 mod threads;
 mod jail;
 mod memory;

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rvm_protocol::failure::Code;
 use rvm_protocol::vmm::{
-    Channel, CheckpointFiles, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, Rates, Request,
-    StopReason,
+    Channel, CheckpointFiles, DISK_SLOT, DiskConfig, Event, FdIndex, MachineConfig, PlacedDisk,
+    Rates, Request, StopReason,
 };
 
 /// `mov al, 1; out 0xf4, al`: powers the machine off. Then an endless loop.
@@ -22,11 +22,44 @@ const POWER_OFF: &[u8] = &[0xb0, 0x01, 0xe6, 0xf4, 0xeb, 0xfe];
 /// `jmp $`: an endless loop.
 const LOOP: &[u8] = &[0xeb, 0xfe];
 
-/// `xor eax, eax; inc eax; cmp eax, 3000000; jne -9; mov al, 1; out 0xf4, al`: counts for about a
-/// second and powers the machine off.
-const COUNT: &[u8] = &[
-    0x31, 0xc0, 0xff, 0xc0, 0x3d, 0xc0, 0xc6, 0x2d, 0x00, 0x75, 0xf7, 0xb0, 0x01, 0xe6, 0xf4,
-];
+/// `mov dword [address], value`
+fn store(address: u32, value: u32) -> Vec<u8> {
+    let code = [0xc7, 0x04, 0x25].as_slice();
+    [code, &address.to_le_bytes(), &value.to_le_bytes()].concat()
+}
+
+/// Maps the devices, and has the address of the registers of the fourth one, the balloon, in rdi.
+fn reach_balloon() -> Vec<u8> {
+    /// The page tables that the boot CPU starts with, whose fourth GiB is missing.
+    const GIBIBYTES: u32 = 0xa000;
+    const FOURTH: u32 = 0x11_5000;
+    [
+        store(GIBIBYTES + 3 * 8, FOURTH | 3),
+        store(FOURTH + 128 * 8, 0xd000_0083),
+        // mov edi, 0xd0003000
+        vec![0xbf, 0x00, 0x30, 0x00, 0xd0],
+    ]
+    .concat()
+}
+
+/// Powers the machine off when the host wants memory back, see [`shrink`]: when the host says so,
+/// however fast the guest is.
+fn wait_for_balloon() -> Vec<u8> {
+    // mov eax, [rdi + 0x100]; test eax, eax; jz to the first
+    let wait = [0x8b, 0x87, 0x00, 0x01, 0x00, 0x00, 0x85, 0xc0, 0x74, 0xf6];
+    [reach_balloon().as_slice(), &wait, POWER_OFF].concat()
+}
+
+/// Wants one MiB back.
+fn shrink() -> Request {
+    Request::Resize {
+        vcpus: 1,
+        memory_mib: MEMORY_MIB - 1,
+    }
+}
+
+/// The memory of a machine at its start.
+const MEMORY_MIB: u64 = 16;
 
 /// A driver of virtio-balloon that makes requests available as fast as it can, and never stops.
 fn refill() -> Vec<u8> {
@@ -34,26 +67,8 @@ fn refill() -> Vec<u8> {
     const AVAILABLE: u32 = 0x11_1000;
     const USED: u32 = 0x11_0000;
     const QUEUE_SIZE: u8 = 128;
-    /// The page tables that the boot CPU starts with, whose fourth GiB is missing.
-    const GIBIBYTES: u32 = 0xa000;
-    const FOURTH: u32 = 0x11_5000;
-    let store = |address: u32, value: u32| {
-        // mov dword [address], value
-        [
-            [0xc7, 0x04, 0x25].as_slice(),
-            &address.to_le_bytes(),
-            &value.to_le_bytes(),
-        ]
-        .concat()
-    };
-    let mut code = [
-        store(GIBIBYTES + 3 * 8, FOURTH | 3),
-        store(FOURTH + 128 * 8, 0xd000_0083),
-        // mov edi, 0xd0003000: the registers of the fourth device.
-        vec![0xbf, 0x00, 0x30, 0x00, 0xd0],
-        store(AVAILABLE, u32::from(QUEUE_SIZE) << 16),
-    ]
-    .concat();
+    let available = store(AVAILABLE, u32::from(QUEUE_SIZE) << 16);
+    let mut code = [reach_balloon(), available].concat();
     for (register, value) in [
         (0x70, 3_u32),             // Status: ACKNOWLEDGE, DRIVER
         (0x24, 1),                 // DriverFeaturesSel
@@ -102,6 +117,14 @@ impl Vmm {
 
     /// The same with the files of a checkpoint to go on from.
     fn start_from(code: &[u8], checkpoint: Option<[&File; 3]>) -> Option<Self> {
+        let vmm = Self::begin(code, checkpoint, None)?;
+        let started = vmm.event();
+        assert!(matches!(started, Event::Started(_)), "{started:?}");
+        Some(vmm)
+    }
+
+    /// The same with a disk that is there from the start. What comes of it is not waited for.
+    fn begin(code: &[u8], checkpoint: Option<[&File; 3]>, disk: Option<&File>) -> Option<Self> {
         let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
             eprintln!("no /dev/kvm; the test was skipped");
             return None;
@@ -124,7 +147,7 @@ impl Vmm {
             parent: child.id(),
             boot_vcpus: 1,
             max_vcpus: 2,
-            memory_mib: 16,
+            memory_mib: MEMORY_MIB,
             max_memory_mib: 272,
             cmdline: String::new(),
             kernel: FdIndex(0),
@@ -142,20 +165,18 @@ impl Vmm {
             }),
             spare_nets: 1,
             spare_disks: 1,
+            disks: disk.map(|_| placed()).into_iter().collect(),
             rates: Rates::default(),
         };
         let fds = fds.iter().map(AsFd::as_fd);
         let files = checkpoint.into_iter().flatten().map(AsFd::as_fd);
-        let fds: Vec<_> = fds.chain(files).collect();
+        let fds: Vec<_> = fds.chain(files).chain(disk.map(AsFd::as_fd)).collect();
         channel.send(&config, &fds).unwrap();
-        let vmm = Self {
+        Some(Self {
             channel,
             child,
             _shared: shared,
-        };
-        let started = vmm.event();
-        assert!(matches!(started, Event::Started(_)), "{started:?}");
-        Some(vmm)
+        })
     }
 
     fn event(&self) -> Event {
@@ -338,6 +359,75 @@ fn a_disk_is_plugged_and_unplugged() {
     vmm.end();
 }
 
+fn disk_config() -> DiskConfig {
+    DiskConfig {
+        read_only: false,
+        serial: "rvm-disk-6".to_owned(),
+        block_size: 512,
+    }
+}
+
+/// The disk that comes after the files of a checkpoint.
+fn placed() -> PlacedDisk {
+    PlacedDisk {
+        slot: DISK_SLOT,
+        file: FdIndex(7),
+        disk: disk_config(),
+        name: "/images/data".to_owned(),
+    }
+}
+
+#[test]
+fn a_machine_goes_on_with_the_memory_and_the_disk_that_it_was_given_and_not_without() {
+    let Some(vmm) = Vmm::start(&wait_for_balloon()) else {
+        return;
+    };
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let plug = Request::PlugDisk {
+        slot: DISK_SLOT,
+        disk: disk_config(),
+    };
+    assert_eq!(vmm.request(plug, &[file.as_fd()]), Event::Done);
+    let grow = Request::Resize {
+        vcpus: 2,
+        memory_mib: MEMORY_MIB + 200,
+    };
+    assert_eq!(vmm.request(grow.clone(), &[]), Event::Done);
+    let files = checkpoint();
+    let save = Request::Save {
+        go_on: false,
+        has_swap: false,
+    };
+    let fds = files.each_ref().map(AsFd::as_fd);
+    let saved = vmm.request(save, &fds);
+    assert_eq!(saved, Event::Stopped(StopReason::Saved));
+    vmm.end();
+
+    let restored = |disk: Option<&File>| {
+        let [state, memory, removed, _] = files.each_ref().map(reopened);
+        Vmm::begin(LOOP, Some([&state, &memory, &removed]), disk).unwrap()
+    };
+    let without = restored(None);
+    let Event::Stopped(StopReason::Failed(failure)) = without.event() else {
+        panic!("a machine without its disk");
+    };
+    assert!(failure.to_string().contains("device slot 6"), "{failure}");
+    without.end();
+    let with = restored(Some(&file));
+    assert!(matches!(with.event(), Event::Started(_)));
+    let occupied = Request::PlugDisk {
+        slot: DISK_SLOT,
+        disk: disk_config(),
+    };
+    let code = with.code(occupied, &[file.as_fd()]);
+    assert_eq!(code, Code::FailedPrecondition);
+    assert_eq!(with.request(grow, &[]), Event::Done);
+    assert_eq!(with.request(shrink(), &[]), Event::Done);
+    assert_eq!(with.event(), Event::Stopped(StopReason::PowerOff));
+    with.end();
+}
+
 /// The files of a checkpoint, and KVM's device.
 fn checkpoint() -> [File; 4] {
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
@@ -352,7 +442,9 @@ fn reopened(file: &File) -> File {
 
 #[test]
 fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
-    let Some(vmm) = Vmm::start(COUNT) else { return };
+    let Some(vmm) = Vmm::start(&wait_for_balloon()) else {
+        return;
+    };
     let files = checkpoint();
     let save = |go_on| Request::Save {
         go_on,
@@ -362,6 +454,7 @@ fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
     assert_eq!(vmm.code(save(true), &fds[..2]), Code::InvalidArgument);
     assert_eq!(vmm.request(save(true), &fds), Event::Done);
     assert_eq!(vmm.event(), Event::Written(None));
+    assert_eq!(vmm.request(shrink(), &[]), Event::Done);
     assert_eq!(vmm.event(), Event::Stopped(StopReason::PowerOff));
     vmm.end();
 
@@ -377,6 +470,7 @@ fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
         let [state, memory, removed, _] = files.each_ref().map(reopened);
         let restored = Vmm::start_from(LOOP, Some([&state, &memory, &removed])).unwrap();
         assert_eq!(restored.request(Request::DropStreams, &[]), Event::Done);
+        assert_eq!(restored.request(shrink(), &[]), Event::Done);
         assert_eq!(restored.event(), Event::Stopped(StopReason::PowerOff));
         restored.end();
     }

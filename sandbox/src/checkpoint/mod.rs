@@ -92,6 +92,18 @@ pub struct Manifest {
     pub now: Size,
     /// The machine's network cards.
     pub cards: Vec<SavedCard>,
+    /// The container's disks, in the order of its bundle.
+    pub disks: Vec<SavedDisk>,
+}
+
+/// A disk that a container had. Its contents are the user's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SavedDisk {
+    /// The machine's slot that it was in.
+    pub slot: usize,
+    /// Whether the guest could not write to it.
+    pub read_only: bool,
 }
 
 impl Manifest {
@@ -100,6 +112,7 @@ impl Manifest {
         let sizes = [self.machine.start, self.machine.max, self.now];
         let is_possible = sizes.iter().all(|size| size.is_possible())
             && self.machine.disk_slots <= MAX_DISKS
+            && self.disks.len() <= self.machine.disk_slots
             && self.machine.cards_at_start.max(self.cards.len()) <= MAX_NETS;
         match is_possible {
             true => Ok(()),
@@ -327,12 +340,16 @@ mod tests {
                 start: size(512),
                 max: size(1024),
                 cards_at_start: 1,
-                disk_slots: 0,
+                disk_slots: 1,
             },
             now: size(256),
             cards: vec![SavedCard {
                 mac: [2, 0, 0, 0, 0, 1],
                 link: Some("eth0".to_owned()),
+            }],
+            disks: vec![SavedDisk {
+                slot: 6,
+                read_only: true,
             }],
         }
     }
@@ -389,10 +406,11 @@ mod tests {
         for wrong in ["", "[]", "{}", r#"{"version":1,"rvm":3}"#] {
             assert!(matches!(text(wrong), ImageError::Manifest { .. }));
         }
-        let impossible: [fn(&mut Manifest); 4] = [
+        let impossible: [fn(&mut Manifest); 5] = [
             |manifest| manifest.machine.start.vcpus = 0,
             |manifest| manifest.machine.max.memory_mib = u64::MAX,
             |manifest| manifest.machine.disk_slots = usize::MAX,
+            |manifest| manifest.machine.disk_slots = 0,
             |manifest| manifest.machine.cards_at_start = usize::MAX,
         ];
         for change in impossible {

@@ -21,6 +21,7 @@ use crate::cgroup::{Cgroup, Driver};
 use crate::checkpoint::Image;
 use crate::config::Config;
 use crate::dir::SandboxDir;
+use crate::disk::Stack;
 use crate::guest::agent::AgentError;
 use crate::guest::stdio::{HostStdio, Relay};
 use crate::hooks::{self, HookError, HookPoint};
@@ -211,9 +212,6 @@ fn check_restorable(bundle: &Bundle, image: &Image) -> Result<(), CheckpointErro
         let member = "belongs to a pod, and a checkpoint has a machine of its own";
         return Err(CheckpointError::Unsupported(member));
     }
-    if bundle.disk_count() > 0 {
-        return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
-    }
     if bundle.has_terminal() != image.manifest.streams.terminal {
         return Err(CheckpointError::Unsupported(match bundle.has_terminal() {
             true => "has no terminal in its checkpoint; process.terminal of config.json is true",
@@ -256,7 +254,8 @@ impl Start<'_> {
         self.run_create_hooks(timings).await?;
         let (dir, translation) = self.share_files(timings)?;
         fault_point!("start.shared").map_err(SandboxError::Record)?;
-        let place = self.place(placement, dir, group.as_ref(), timings);
+        let files = (dir, &translation.disks);
+        let place = self.place(placement, files, group.as_ref(), timings);
         let place = place.await?;
         fault_point!("start.placed").map_err(SandboxError::Record)?;
         let guest = place.guest();
@@ -365,7 +364,7 @@ impl Start<'_> {
     async fn place(
         &self,
         placement: Placement,
-        dir: SandboxDir,
+        (dir, stack): (SandboxDir, &Stack),
         group: Option<&Cgroup>,
         timings: &mut Timings,
     ) -> Result<Place, StartError> {
@@ -381,11 +380,16 @@ impl Start<'_> {
             dir.set_alias(guest_id).map_err(SandboxError::Record)?;
         }
         let policy = self.memory_policy()?;
+        let disks = match self.image {
+            Some(image) => disks::reopen(stack, &image.manifest.disks)?,
+            None => Vec::new(),
+        };
         let wanted = Requirements {
             plan,
             memory_policy: policy.as_ref(),
             group,
             network,
+            disks,
         };
         let mut sandbox = Sandbox::start(dir, wanted, self.config, timings).await?;
         sandbox.boot(timings).await?;

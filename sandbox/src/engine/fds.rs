@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
-use rvm_protocol::vmm::{FdIndex, Net, VsockPort};
+use rvm_protocol::vmm::{self, FdIndex, Net, VsockPort};
 
+use super::PlacedDisk;
 use crate::network::NicBackend;
 
 /// Descriptors in the order in which they are sent. A configuration names each by its place.
@@ -31,6 +32,16 @@ impl Fds {
             mac: card.mac,
         };
         cards.into_iter().map(add).collect()
+    }
+
+    pub(super) fn add_disks(&mut self, disks: Vec<PlacedDisk>) -> Vec<vmm::PlacedDisk> {
+        let add = |placed: PlacedDisk| vmm::PlacedDisk {
+            slot: placed.slot,
+            file: self.add(placed.file),
+            disk: placed.disk,
+            name: placed.name,
+        };
+        disks.into_iter().map(add).collect()
     }
 
     pub(super) fn borrow(&self) -> Vec<BorrowedFd<'_>> {

@@ -15,6 +15,7 @@ mod machine;
 mod qemu;
 mod spawn;
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rvm_protocol::failure::Failure;
-use rvm_protocol::vmm::{ChannelError, Rates};
+use rvm_protocol::vmm::{ChannelError, DiskConfig, Rates};
 
 use crate::cgroup::{Cgroup, Overhead};
 use crate::checkpoint::Image;
@@ -139,6 +140,20 @@ pub struct Plan<'a> {
     pub template: Option<Arc<Template>>,
     /// The checkpoint that the machine goes on from, of the engine's own making.
     pub checkpoint: Option<&'a Image>,
+    /// The disks that the machine of the checkpoint had.
+    pub disks: Vec<PlacedDisk>,
+}
+
+/// A disk that is in its slot when a machine starts.
+pub struct PlacedDisk {
+    /// One of the slots for disks.
+    pub slot: usize,
+    /// A block device or image file.
+    pub file: File,
+    /// What the guest sees of it.
+    pub disk: DiskConfig,
+    /// What messages call it.
+    pub name: String,
 }
 
 /// A machine could not be started or changed.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rvm_protocol::ContainerId;
 
 use super::Sandbox;
-use crate::checkpoint::{Image, ImageError, Manifest, NewImage, Streams};
+use crate::checkpoint::{Image, ImageError, Manifest, NewImage, SavedDisk, Streams};
 use crate::engine::{EngineError, MachineEnd, Save};
 use crate::guest::agent::AgentError;
 use crate::guest::input_gate;
@@ -43,10 +43,6 @@ pub enum CheckpointError {
     Ended(MachineEnd),
 }
 
-impl CheckpointError {
-    pub(crate) const DISKS: &'static str = "has disks, which checkpoints do not have";
-}
-
 /// What is to be saved.
 #[derive(Clone, Copy, Debug)]
 pub struct ToSave<'a> {
@@ -72,6 +68,7 @@ impl Sandbox {
         meanwhile: impl Future<Output = Result<(), CheckpointError>>,
     ) -> Result<(), CheckpointError> {
         let streams = self.streams_to_save(wanted.id)?;
+        let disks = self.disks_to_save(&wanted).await?;
         // One at a time: two may be for the same directory.
         let _saving = self.saving().lock().await;
         // Neither changes while the machine is saved.
@@ -83,6 +80,7 @@ impl Sandbox {
             machine: self.shape(),
             now: size.now(),
             cards: network.cards(),
+            disks,
         };
         let image = NewImage::create(dir, &manifest)?;
         // What this process reads from then on would be lost with the machine.
@@ -130,12 +128,26 @@ impl Sandbox {
         let guest = self.guest();
         let supported = self.machine().engine().checkpoints;
         supported.map_err(EngineError::Unsupported)?;
-        if guest.has_disks(id) {
-            return Err(CheckpointError::Unsupported(CheckpointError::DISKS));
-        }
         let elsewhere = "was started by another process than its machine";
         let streams = guest.streams_of(id);
         streams.ok_or(CheckpointError::Unsupported(elsewhere))
+    }
+
+    /// The disks of a container whose machine can be saved.
+    async fn disks_to_save(&self, wanted: &ToSave<'_>) -> Result<Vec<SavedDisk>, CheckpointError> {
+        let unsupported = |reason| Err(CheckpointError::Unsupported(reason));
+        if self.guest().has_shared_disks(wanted.id) {
+            return unsupported("has more disks than its machine has slots for");
+        }
+        let disks = self.disks().lock().await.of(wanted.id);
+        // The guest's kernel would go on to write what it has of them in its memory.
+        if wanted.leave_running && disks.iter().any(|disk| !disk.read_only) {
+            return unsupported(
+                "has a disk that it can write to, which would not stay as it is in the checkpoint; \
+                 it cannot be left running",
+            );
+        }
+        Ok(disks)
     }
 
     /// The id by which the guest knows a container.
@@ -163,6 +175,7 @@ impl Sandbox {
             if manifest.now.memory_mib != manifest.machine.start.memory_mib {
                 self.machine().resize(manifest.now).await?;
             }
+            self.take_disks_over(id, &manifest.disks).await;
             guest.set_restored(id);
             Ok(relay)
         };

@@ -12,8 +12,9 @@ use rvm_protocol::{ContainerId, DISK_SLOT};
 use tokio::sync::Mutex;
 
 use super::{Guest, Sandbox, SandboxError};
+use crate::checkpoint::SavedDisk;
 use crate::disk::{self, Disk, Opened, Place, Stack};
-use crate::engine::{EngineError, Machine};
+use crate::engine::{EngineError, Machine, PlacedDisk};
 use crate::host::timings::Timings;
 use crate::share::{self, DISKS, SharedMount, StorageError};
 use rvm_sys::error_chain::chain;
@@ -47,6 +48,20 @@ pub enum DiskError {
          hold for it; say \"off\" for disk_rate and org.rvm.disk-rate"
     )]
     Unlimited(Place),
+    /// The container of a checkpoint had others.
+    #[error("the container has {then} disks in its checkpoint, and {now} in config.json")]
+    Others {
+        /// How many config.json has.
+        now: usize,
+        /// How many it had.
+        then: usize,
+    },
+    /// The container of a checkpoint could write to it, or could not.
+    #[error(
+        "the disk {0} cannot take the place of the one in the checkpoint: one of the two can be \
+         written to, and the other one cannot"
+    )]
+    Rights(Place),
     /// The machine did not take the disk.
     #[error("cannot plug the disk {place} in")]
     Plug {
@@ -67,7 +82,8 @@ pub enum DiskError {
 /// The machine's slots for disks.
 pub(super) struct Slots {
     free: Vec<usize>,
-    used: HashMap<ContainerId, Vec<usize>>,
+    /// Those of each container, in the order of its bundle.
+    used: HashMap<ContainerId, Vec<SavedDisk>>,
     /// A disk's rate is limited, as it is in a slot alone.
     are_limited: bool,
 }
@@ -79,6 +95,62 @@ impl Slots {
             used: HashMap::new(),
             are_limited: *rate != Rate::default(),
         })
+    }
+
+    /// The disks of a container that are in slots.
+    pub(super) fn of(&self, id: &ContainerId) -> Vec<SavedDisk> {
+        self.used.get(id).cloned().unwrap_or_default()
+    }
+}
+
+impl Sandbox {
+    /// Notes the disks that a container has which was restored.
+    pub(super) async fn take_disks_over(&self, id: &ContainerId, disks: &[SavedDisk]) {
+        if disks.is_empty() {
+            return;
+        }
+        let mut slots = self.disks().lock().await;
+        slots
+            .free
+            .retain(|free| disks.iter().all(|disk| disk.slot != *free));
+        slots.used.insert(id.clone(), disks.to_vec());
+        self.guest().hold_disks(id, Vec::new());
+    }
+}
+
+/// Opens the disks of a container that goes on from a checkpoint, for the slots that they had.
+pub fn reopen(stack: &Stack, saved: &[SavedDisk]) -> Result<Vec<PlacedDisk>, DiskError> {
+    let (now, then) = (stack.disks().len(), saved.len());
+    if now != then {
+        return Err(DiskError::Others { now, then });
+    }
+    let place = |(disk, saved): (&Disk, &SavedDisk)| {
+        if disk.read_only != saved.read_only {
+            return Err(DiskError::Rights(disk.place.clone()));
+        }
+        let opened = open(disk)?;
+        Ok(PlacedDisk {
+            slot: saved.slot,
+            disk: config_of(saved.slot, disk, &opened),
+            file: opened.file,
+            name: disk.place.to_string(),
+        })
+    };
+    stack.disks().iter().zip(saved).map(place).collect()
+}
+
+fn open(disk: &Disk) -> Result<Opened, DiskError> {
+    disk::open(disk).map_err(|source| DiskError::Open {
+        place: disk.place.clone(),
+        source,
+    })
+}
+
+fn config_of(slot: usize, disk: &Disk, opened: &Opened) -> DiskConfig {
+    DiskConfig {
+        read_only: disk.read_only,
+        serial: format!("rvm-disk-{slot}"),
+        block_size: opened.block_size,
     }
 }
 
@@ -120,7 +192,7 @@ pub async fn release(id: &ContainerId, guest: &Guest, owned: Option<&Sandbox>) {
     }
     let Some(sandbox) = owned else { return };
     let mut slots = sandbox.disks().lock().await;
-    for slot in slots.used.remove(id).unwrap_or_default() {
+    for SavedDisk { slot, .. } in slots.used.remove(id).unwrap_or_default() {
         match sandbox.machine().unplug_disk(slot).await {
             Ok(()) => slots.free.push(slot),
             Err(error) => tracing::warn!("a disk of container {id} stays: {}", chain(&error)),
@@ -141,10 +213,7 @@ impl Attaching<'_> {
         let mut disks = Vec::new();
         let mut images = Vec::new();
         for (index, disk) in stack.disks().iter().enumerate() {
-            let opened = disk::open(disk).map_err(|source| DiskError::Open {
-                place: disk.place.clone(),
-                source,
-            })?;
+            let opened = open(disk)?;
             let plugged = match self.owned {
                 Some(sandbox) => self.plug(sandbox, disk, &opened).await?,
                 None => None,
@@ -185,15 +254,13 @@ impl Attaching<'_> {
                 false => Ok(None),
             };
         };
-        let config = DiskConfig {
-            read_only: disk.read_only,
-            serial: format!("rvm-disk-{slot}"),
-            block_size: opened.block_size,
-        };
+        let config = config_of(slot, disk, opened);
         let plugged = sandbox.machine().plug_disk(slot, &opened.file, config);
         match plugged.await {
             Ok(()) => {
-                slots.used.entry(self.id.clone()).or_default().push(slot);
+                let read_only = disk.read_only;
+                let used = slots.used.entry(self.id.clone()).or_default();
+                used.push(SavedDisk { slot, read_only });
                 Ok(Some(slot))
             }
             Err(source) => {

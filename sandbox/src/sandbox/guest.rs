@@ -147,6 +147,11 @@ impl Guest {
         self.disks().contains_key(id)
     }
 
+    /// Whether a container has disks that are files of the shared directory.
+    pub(super) fn has_shared_disks(&self, id: &ContainerId) -> bool {
+        self.disks().get(id).is_some_and(|files| !files.is_empty())
+    }
+
     /// Closes the files of a container's disks. False if it has no disks.
     pub(super) fn let_disks_go(&self, id: &ContainerId) -> bool {
         self.disks().remove(id).is_some()

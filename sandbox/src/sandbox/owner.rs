@@ -21,7 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::checkpoint::{Image, Shape};
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
-use crate::engine::{Machine, Plan, Prepared, Template};
+use crate::engine::{Machine, PlacedDisk, Plan, Prepared, Template};
 use crate::guest::agent::{Agent, AgentError};
 use crate::host::memory_policy::MemoryPolicy;
 use crate::host::process::{KILL_TIMEOUT, Process};
@@ -68,6 +68,8 @@ pub struct Requirements<'a> {
     pub group: Option<&'a Cgroup>,
     /// Its network.
     pub network: Network,
+    /// The disks that it had in its checkpoint.
+    pub disks: Vec<PlacedDisk>,
 }
 
 impl Sandbox {
@@ -104,6 +106,7 @@ impl Sandbox {
             rates: planned.rates,
             template: planned.prepared.template.clone(),
             checkpoint: image,
+            disks: wanted.disks,
         };
         let machine = engine.start(plan);
         let machine = machine.map_err(|source| SandboxError::of_engine(engine, source))?;

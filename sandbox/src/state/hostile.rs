@@ -36,8 +36,9 @@ const MANIFEST: &str = concat!(
     r#"","container":"web","guestPid":7,
     "streams":{"terminal":false,"stdin":0,"stdout":1,"stderr":2},
     "machine":{"start":{"vcpus":1,"memoryMib":512},"max":{"vcpus":1,"memoryMib":1024},
-    "cardsAtStart":1,"diskSlots":0},"now":{"vcpus":1,"memoryMib":256},
-    "cards":[{"mac":[2,0,0,0,0,1],"link":"eth0"}]}"#
+    "cardsAtStart":1,"diskSlots":2},"now":{"vcpus":1,"memoryMib":256},
+    "cards":[{"mac":[2,0,0,0,0,1],"link":"eth0"}],
+    "disks":[{"slot":6,"readOnly":true},{"slot":7,"readOnly":false}]}"#
 );
 
 const KEY: &str = r#"{"format":1,"boot":"a","cmdline":"quiet",

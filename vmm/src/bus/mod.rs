@@ -44,6 +44,13 @@ pub struct SlotError {
     source: StateError,
 }
 
+impl SlotError {
+    /// The slot's number.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+}
+
 pub struct Bus {
     /// In the order of their numbers.
     slots: Vec<Mutex<MmioSlot>>,

@@ -35,12 +35,9 @@ pub struct DiskSlots {
 }
 
 impl DiskSlots {
-    /// Empty slots, for disks of this rate.
-    pub fn new(count: usize, rate: Rate) -> Self {
-        Self {
-            occupied: vec![false; count],
-            rate,
-        }
+    /// Slots for disks of this rate, with whether there is one in each.
+    pub fn new(occupied: Vec<bool>, rate: Rate) -> Self {
+        Self { occupied, rate }
     }
 
     /// Plugs a disk into an empty slot.

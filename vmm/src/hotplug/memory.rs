@@ -34,6 +34,8 @@ pub enum HotplugMemoryError {
     Describe(#[source] MmapRegionError),
     #[error("more memory does not fit the guest's address space")]
     Regions(#[source] GuestRegionCollectionError),
+    #[error("the memory that was saved does not fit what this machine can be given")]
+    Saved,
     #[error(transparent)]
     Kvm(#[from] KvmError),
 }
@@ -79,6 +81,38 @@ impl HotplugMemory {
     /// The end of the part that is memory, as an offset in the region.
     pub fn usable(&self) -> u64 {
         self.slot_ends.last().copied().unwrap_or(0)
+    }
+
+    /// The ends of its pieces, as offsets in the region.
+    pub fn slot_ends(&self) -> &[u64] {
+        &self.slot_ends
+    }
+
+    /// Adds the pieces with these ends to a machine that has none yet and has not run.
+    pub fn restore(
+        &mut self,
+        ends: &[u64],
+        vm: &Vm,
+        memory: &CurrentMemory,
+    ) -> Result<(), HotplugMemoryError> {
+        self.check(ends)?;
+        for end in ends {
+            self.add(self.usable() as usize..*end as usize, vm)?;
+        }
+        self.publish((0, self.usable()), memory)
+    }
+
+    /// Whether pieces with these ends can be in the region.
+    pub fn check(&self, ends: &[u64]) -> Result<(), HotplugMemoryError> {
+        let room = self.region.end - self.region.start;
+        let mut before = 0;
+        for &end in ends {
+            if end <= before || end > room || end % self.block != 0 {
+                return Err(HotplugMemoryError::Saved);
+            }
+            before = end;
+        }
+        Ok(())
     }
 
     /// Makes at least the first `bytes` bytes memory, and as little as possible of the rest. The
@@ -194,6 +228,29 @@ mod tests {
             (0, 4 << 30)
         );
         assert!(large.start >= HIGH_MEMORY_START + (100 << 30));
+    }
+
+    #[test]
+    fn pieces_that_were_saved_are_in_order_and_within_the_region() {
+        let memory = HotplugMemory::new(178, 1000, 40);
+        let mib = |ends: &[u64]| ends.iter().map(|end| end << 20).collect::<Vec<_>>();
+        for right in [&[][..], &[128], &[128, 384, 896]] {
+            assert!(memory.check(&mib(right)).is_ok(), "{right:?}");
+        }
+        for wrong in [
+            &[0][..],
+            &[128, 128],
+            &[256, 128],
+            &[1],
+            &[1024],
+            &[u64::MAX >> 20],
+        ] {
+            let refused = memory.check(&mib(wrong));
+            assert!(
+                matches!(refused, Err(HotplugMemoryError::Saved)),
+                "{wrong:?}"
+            );
+        }
     }
 
     #[test]

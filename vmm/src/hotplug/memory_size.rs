@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::memory::{HotplugMemory, HotplugMemoryError};
 use crate::bus::{Bus, BusError, FixedSlot};
 use crate::kvm::Vm;
@@ -24,6 +26,25 @@ pub enum MemorySizeError {
     Memory(#[from] HotplugMemoryError),
     #[error(transparent)]
     Device(#[from] BusError),
+}
+
+/// The memory that was plugged into a machine, in a state that may be damaged. Which blocks the
+/// guest uses, the state of the virtio-mem device says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grown {
+    /// See [`HotplugMemory::slot_ends`].
+    pub slot_ends: Vec<u64>,
+    /// How many bytes were requested.
+    pub requested: u64,
+}
+
+impl Grown {
+    /// The virtio-mem device of a machine whose `hotplug` memory is there again.
+    pub fn device(&self, hotplug: &HotplugMemory, sizes: &Sizes) -> Mem {
+        sizes.set_usable(hotplug.usable());
+        sizes.request(self.requested);
+        Mem::new(hotplug.region().clone(), sizes.clone())
+    }
 }
 
 pub struct MemorySize {
@@ -48,7 +69,7 @@ impl MemorySize {
     /// The size of a machine that boots with `boot_mib` and may grow by `hotplug`.
     pub fn new(
         boot_mib: u64,
-        hotplug: HotplugMemory,
+        (hotplug, sizes): (HotplugMemory, Sizes),
         memory: CurrentMemory,
         balloon: Balloon,
     ) -> Self {
@@ -57,15 +78,23 @@ impl MemorySize {
             memory,
             hotplug,
             balloon,
-            sizes: Sizes::default(),
+            sizes,
             device: None,
             awaited_mib: None,
         }
     }
 
-    /// Whether memory beyond that of the boot has been plugged in.
-    pub fn has_grown(&self) -> bool {
-        self.device.is_some()
+    /// Takes over the virtio-mem device of a machine that had grown before it was saved.
+    pub fn set_device(&mut self, device: Arc<Slot>) {
+        self.device = Some(device);
+    }
+
+    /// The memory beyond that of the boot, if there ever was any.
+    pub fn grown(&self) -> Option<Grown> {
+        self.device.as_ref().map(|_| Grown {
+            slot_ends: self.hotplug.slot_ends().to_vec(),
+            requested: self.sizes.requested(),
+        })
     }
 
     /// The guest's memory.

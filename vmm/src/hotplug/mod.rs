@@ -7,5 +7,5 @@ mod nets;
 
 pub use disks::{DiskError, DiskSlots};
 pub use memory::{HotplugMemory, HotplugMemoryError};
-pub use memory_size::{Balloon, MemorySize, MemorySizeError};
+pub use memory_size::{Balloon, Grown, MemorySize, MemorySizeError};
 pub use nets::{Mac, NetError, NetSlots};

@@ -8,8 +8,8 @@ use std::time::Duration;
 #[cfg(doc)]
 use rvm_protocol::vmm::Request;
 
+use super::Machine;
 use super::saved::{MachineState, SavedError};
-use super::{Machine, Shape};
 use crate::kvm;
 use crate::memory::image;
 use crate::memory::picture::Picture;
@@ -70,10 +70,6 @@ impl Machine {
     /// stand still until all is written, and afterwards, if all went well. `has_swap` is
     /// [`Request::Save`]'s.
     pub fn save(&mut self, files: Files, go_on: bool, has_swap: bool) -> Result<(), SavedError> {
-        if self.memory.has_grown() {
-            let grown = "the machine has been given more memory while it ran";
-            return Err(SavedError::Busy(grown));
-        }
         if self.unfinished.is_some() {
             let other = "the machine is still being written to another checkpoint";
             return Err(SavedError::Busy(other));
@@ -109,11 +105,12 @@ impl Machine {
         })??;
         fault_point!("vmm.saved").map_err(SavedError::File)?;
         let mut saved = MachineState {
-            shape: self.shape(),
+            shape: self.shape.clone(),
             cards: self.nets.cards().to_vec(),
             vm,
             vcpus,
             slots,
+            grown: self.memory.grown(),
             blocks: Vec::new(),
         };
         match memory {
@@ -156,11 +153,6 @@ impl Machine {
     /// Finishes the checkpoint whose [`Unfinished::fd`] is readable.
     pub fn finish_checkpoint(&mut self) -> Result<(), SavedError> {
         self.unfinished.take().map_or(Ok(()), Unfinished::finish)
-    }
-
-    /// What a machine needs that is to go on from this one.
-    fn shape(&self) -> Shape {
-        self.shape.clone().with_vcpus(self.vcpus.count())
     }
 
     /// Has the streams reset that came from a checkpoint and that no host program has claimed.

@@ -45,6 +45,13 @@ pub(super) fn validate(config: &MachineConfig) -> Result<(), MachineError> {
             config.spare_disks
         ));
     }
+    for (index, disk) in config.disks.iter().enumerate() {
+        let is_in_slots = (DISK_SLOT..DISK_SLOT + config.spare_disks).contains(&disk.slot);
+        let is_alone = config.disks[..index].iter().all(|it| it.slot != disk.slot);
+        if !(is_in_slots && is_alone) {
+            return wrong(format!("a disk in slot {}", disk.slot));
+        }
+    }
     if !(1..=MAX_MEMORY_MIB).contains(&config.memory_mib) {
         return wrong(format!("{} MiB of memory", config.memory_mib));
     }

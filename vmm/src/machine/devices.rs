@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use rvm_protocol::SHARED_TAG;
-use rvm_protocol::vmm::{FdIndex, MachineConfig, Net as NetConfig};
+use rvm_protocol::vmm::{DISK_SLOT, FdIndex, MachineConfig, Net as NetConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
@@ -20,12 +20,12 @@ use crate::logging::error_chain;
 use crate::memory::CurrentMemory;
 use crate::threads;
 use crate::virtio::balloon::{self, Balloon};
-use crate::virtio::block;
+use crate::virtio::block::{self, Block};
 use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
 use crate::virtio::fs::{Fs, RemovedFiles, ServerResources};
-use crate::virtio::mem;
+use crate::virtio::mem::{self, Mem};
 use crate::virtio::net::{self, Net};
 use crate::virtio::rng::Rng;
 use crate::virtio::slot::Slot;
@@ -57,7 +57,7 @@ impl Devices {
     pub(super) fn create(
         config: &MachineConfig,
         fds: &mut PassedFds,
-        (memory, console): (&CurrentMemory, &Arc<Mutex<ConsoleLog>>),
+        (memory, console, mut plugged): (&CurrentMemory, &Arc<Mutex<ConsoleLog>>, Option<Mem>),
         role: &Role,
         own: OwnDescriptors,
     ) -> Result<Self, MachineError> {
@@ -74,14 +74,17 @@ impl Devices {
                 FixedSlot::Vsock => Box::new(vsock(config, fds, role)?),
                 FixedSlot::Rng => Box::new(Rng),
                 FixedSlot::Balloon => Box::new(Balloon::new(target.clone())),
-                FixedSlot::Memory => Box::new(Empty(mem::QUEUE_SIZES)),
+                FixedSlot::Memory => match plugged.take() {
+                    Some(device) => Box::new(device),
+                    None => Box::new(Empty(mem::QUEUE_SIZES)),
+                },
             })?;
         }
         let files = files(own)?;
         let removed = files.removed_files();
         removed.set(role.removed_files(fds)?);
         let files = slots.add_files(files)?;
-        slots.add_disk_slots(config.spare_disks)?;
+        let disks = slots.add_disk_slots(config, fds)?;
         let first_net = slots.slots.len();
         let cards = role.cards(config)?;
         for (index, card) in cards.iter().enumerate() {
@@ -103,7 +106,7 @@ impl Devices {
                 slot: Arc::clone(&slots.slots[FixedSlot::Balloon as usize]),
             },
             nets: NetSlots::new(first_net, cards.collect(), config.rates),
-            disks: DiskSlots::new(config.spare_disks, config.rates.disk),
+            disks: DiskSlots::new(disks, config.rates.disk),
             removed,
             files,
             main: slots.main,
@@ -215,15 +218,32 @@ impl Slots<'_> {
         Ok(FilePorts { slot, versions })
     }
 
-    /// Adds empty slots for disks, whose requests are executed on one thread: a thread cannot be
-    /// made when a disk comes. Most machines have neither.
-    fn add_disk_slots(&mut self, count: usize) -> Result<(), MachineError> {
-        if count == 0 {
-            return Ok(());
+    /// Adds slots for disks, whose requests are executed on one thread: a thread cannot be made when
+    /// a disk comes. Most machines have neither. Returns whether there is a disk in each slot.
+    fn add_disk_slots(
+        &mut self,
+        config: &MachineConfig,
+        fds: &mut PassedFds,
+    ) -> Result<Vec<bool>, MachineError> {
+        if config.spare_disks == 0 {
+            return Ok(Vec::new());
         }
-        let empty = || Box::new(Empty(block::QUEUE_SIZES)) as Box<dyn VirtioDevice>;
-        let devices = std::iter::repeat_with(empty).take(count).collect();
-        self.add_worker_with("disks", ThreadKind::Disk, devices)
+        let slots = DISK_SLOT..DISK_SLOT + config.spare_disks;
+        let found = slots.map(|slot| config.disks.iter().find(|disk| disk.slot == slot));
+        let found: Vec<_> = found.collect();
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for placed in &found {
+            devices.push(match placed {
+                Some(placed) => {
+                    let file = File::from(fds.take(placed.file)?);
+                    let block = Block::new(file, &placed.disk, &config.rates.disk);
+                    Box::new(block.map_err(failed("block"))?)
+                }
+                None => Box::new(Empty(block::QUEUE_SIZES)),
+            });
+        }
+        self.add_worker_with("disks", ThreadKind::Disk, devices)?;
+        Ok(found.iter().map(Option::is_some).collect())
     }
 
     /// Adds devices that take turns on a thread of their own.

@@ -20,9 +20,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::x86_64::mptable;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
-use crate::bus::{Bus, BusError};
+use crate::bus::{Bus, BusError, FixedSlot};
 use crate::fds::{MissingFd, PassedFds};
-use crate::hotplug::{DiskSlots, HotplugMemory, MemorySize, NetSlots};
+use crate::hotplug::{DiskSlots, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, JailError, OwnDescriptors};
 use crate::kvm::{KvmError, Vm};
@@ -30,11 +30,12 @@ use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::fs::RemovedFiles;
+use crate::virtio::mem::{self, Mem};
 use crate::virtio::thread::DeviceThread;
 
 use devices::{Devices, Role, WorkerThread, failed};
 use rvm_sys::fault_point;
-use saved::{MachineState, Shape};
+use saved::{Hardware, MachineState, Shape};
 use stopwatch::Stopwatch;
 
 pub use checkpoint::{Files as CheckpointFiles, Unfinished};
@@ -123,20 +124,27 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 
     let kernel = Kernel::take(config, &mut fds)?;
     let Frame {
-        memory,
-        vm,
+        hardware,
         saved,
         refusal,
     } = Frame::new(config, &kernel, &mut fds)?;
-    let current = CurrentMemory::new(Arc::clone(&memory));
+    let Hardware {
+        memory,
+        vm,
+        hotplug,
+    } = hardware;
     let role = Role::of(config, saved.as_ref())?;
-    let (devices, bus) = connect(config, &mut fds, (&vm, &current), &role, own)?;
+    let sizes = mem::Sizes::default();
+    let grown = saved.as_ref().and_then(|saved| saved.grown.as_ref());
+    let plugged = grown.map(|grown| grown.device(&hotplug, &sizes));
+    let has_grown = plugged.is_some();
+    let (devices, bus) = connect(config, &mut fds, (&vm, &memory, plugged), &role, own)?;
     let machine_ns = stopwatch.lap();
     fault_point!("vmm.made").map_err(MachineError::Thread)?;
 
     let vcpus = match &saved {
-        Some(saved) => saved.restore(&vm, &bus, config.max_vcpus)?,
-        None => kernel.load(config, &memory, &vm, bus.slots())?,
+        Some(saved) => saved.restore((&vm, &bus), config.max_vcpus, &config.disks)?,
+        None => kernel.load(config, &memory.get(), &vm, bus.slots())?,
     };
     devices.removed.set(None);
     let kernel_ns = stopwatch.lap();
@@ -147,11 +155,15 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let vcpus = Vcpus::start(vcpus, state, config.max_vcpus)?;
     main_thread_kind(config).apply()?;
     fault_point!("vmm.threads").map_err(MachineError::Thread)?;
-    let hotplug = HotplugMemory::new(config.memory_mib, config.max_memory_mib, vm.address_bits());
+    let (mib, hotplug) = (config.memory_mib, (hotplug, sizes));
+    let mut memory = MemorySize::new(mib, hotplug, memory, devices.balloon);
+    if has_grown {
+        memory.set_device(Arc::clone(&devices.slots[FixedSlot::Memory as usize]));
+    }
     Ok(Machine {
         main_devices: devices.main,
         vcpus,
-        memory: MemorySize::new(config.memory_mib, hotplug, current, devices.balloon),
+        memory,
         nets: devices.nets,
         disks: devices.disks,
         times: StartTimes {
@@ -171,10 +183,9 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     })
 }
 
-/// A machine's memory and KVM's half of it, with the state that they are to take over.
+/// A machine's hardware, with the state that it is to take over.
 struct Frame {
-    memory: Arc<GuestMemory>,
-    vm: Vm,
+    hardware: Hardware,
     saved: Option<MachineState>,
     refusal: Option<SavedError>,
 }
@@ -204,18 +215,18 @@ impl Frame {
             }
         }
         let memory = memory::map(config.memory_mib)?;
+        let vm = Vm::new(kvm, Arc::clone(&memory))?;
+        let sizes = (config.memory_mib, config.max_memory_mib);
         Ok(Self {
-            vm: Vm::new(kvm, Arc::clone(&memory))?,
-            memory,
+            hardware: Hardware::of(memory, vm, sizes),
             saved: None,
             refusal,
         })
     }
 
-    fn of((saved, memory, vm): (MachineState, Arc<GuestMemory>, Vm)) -> Self {
+    fn of((saved, hardware): (MachineState, Hardware)) -> Self {
         Self {
-            memory,
-            vm,
+            hardware,
             saved: Some(saved),
             refusal: None,
         }
@@ -261,13 +272,13 @@ impl Kernel {
 fn connect(
     config: &MachineConfig,
     fds: &mut PassedFds,
-    (vm, memory): (&Vm, &CurrentMemory),
+    (vm, memory, plugged): (&Vm, &CurrentMemory, Option<Mem>),
     role: &Role,
     own: OwnDescriptors,
 ) -> Result<(Devices, Bus), MachineError> {
     let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
     let console = Arc::new(Mutex::new(console));
-    let devices = Devices::create(config, fds, (memory, &console), role, own)?;
+    let devices = Devices::create(config, fds, (memory, &console, plugged), role, own)?;
     let bus = Bus::new(vm, &devices.slots, devices.files.clone(), console)?;
     Ok((devices, bus))
 }

@@ -7,21 +7,23 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
-use rvm_protocol::vmm::MachineConfig;
+use rvm_protocol::vmm::{MachineConfig, PlacedDisk};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::x86_64::registers::RegisterError;
 use crate::bus::{Bus, SlotError};
-use crate::hotplug::Mac;
+use crate::file_id::FileId;
+use crate::hotplug::{Grown, HotplugMemory, HotplugMemoryError, Mac};
 use crate::kvm::{KvmError, SavedVcpu, Vm, VmState};
-use crate::memory::GuestMemory;
 use crate::memory::image::{self, ImageError};
+use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::virtio::hostile;
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::virtio::mem::Sizes;
 use crate::virtio::state::TransportState;
 
 /// What a state file begins with.
@@ -51,6 +53,16 @@ pub enum SavedError {
     Host(String),
     #[error("the machine's memory")]
     Memory(#[from] ImageError),
+    #[error("the machine's memory")]
+    Map(#[from] MemoryError),
+    #[error("memory that the machine was given while it ran")]
+    Grown(#[from] HotplugMemoryError),
+    #[error("the disk {name}")]
+    Disk {
+        name: String,
+        #[source]
+        source: SlotError,
+    },
     #[error("the machine's devices")]
     Devices(#[from] SlotError),
     #[error("the machine's interrupt controllers or vCPUs")]
@@ -83,17 +95,8 @@ pub(super) struct Shape {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Booted {
     cmdline: String,
-    kernel: FileId,
-    initramfs: FileId,
-}
-
-/// A file as it was when the machine was saved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileId {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
+    kernel: Option<FileId>,
+    initramfs: Option<FileId>,
 }
 
 impl Shape {
@@ -116,14 +119,6 @@ impl Shape {
             memory_mib: (config.memory_mib, config.max_memory_mib),
             slots: (config.spare_disks, config.nets.len() + config.spare_nets),
             booted: None,
-        }
-    }
-
-    /// The same with so many vCPUs.
-    pub(super) fn with_vcpus(self, count: u8) -> Self {
-        Self {
-            vcpus: (count, self.vcpus.1),
-            ..self
         }
     }
 
@@ -169,23 +164,27 @@ impl Booted {
     }
 }
 
-impl FileId {
-    fn of(file: &File) -> Self {
-        match file.metadata() {
-            Ok(found) => Self {
-                device: found.dev(),
-                inode: found.ino(),
-                size: found.size(),
-                modified: (found.mtime(), found.mtime_nsec()),
-            },
-            // It cannot be read either.
-            Err(_) => Self {
-                device: 0,
-                inode: 0,
-                size: 0,
-                modified: (0, 0),
-            },
+/// A machine's memory, and KVM's half of it.
+pub(super) struct Hardware {
+    pub(super) memory: CurrentMemory,
+    pub(super) vm: Vm,
+    pub(super) hotplug: HotplugMemory,
+}
+
+impl Hardware {
+    /// Of a machine that has, and that may have, so many MiB of memory.
+    pub(super) fn of(memory: Arc<GuestMemory>, vm: Vm, (mib, max_mib): (u64, u64)) -> Self {
+        Self {
+            hotplug: HotplugMemory::new(mib, max_mib, vm.address_bits()),
+            memory: CurrentMemory::new(memory),
+            vm,
         }
+    }
+
+    /// Gives it the memory that a machine had that was saved.
+    fn grow(&mut self, grown: &Grown) -> Result<(), SavedError> {
+        let (vm, memory) = (&self.vm, &self.memory);
+        Ok(self.hotplug.restore(&grown.slot_ends, vm, memory)?)
     }
 }
 
@@ -198,6 +197,8 @@ pub(super) struct MachineState {
     pub(super) vm: VmState,
     pub(super) vcpus: Vec<SavedVcpu>,
     pub(super) slots: Vec<TransportState>,
+    /// If memory has been plugged in.
+    pub(super) grown: Option<Grown>,
     /// See [`image::write`].
     pub(super) blocks: Vec<u64>,
 }
@@ -208,7 +209,7 @@ impl MachineState {
         (state, memory): (File, File),
         shape: &Shape,
         kvm: &OwnedFd,
-    ) -> Result<(Self, Arc<GuestMemory>, Vm), SavedError> {
+    ) -> Result<(Self, Hardware), SavedError> {
         let mut contents = Vec::new();
         state
             .take(MAX_STATE)
@@ -218,31 +219,51 @@ impl MachineState {
         if let Some(difference) = shape.difference(&saved.shape) {
             return Err(SavedError::Shape(difference));
         }
-        let ((count, max), (mib, _)) = (shape.vcpus, shape.memory_mib);
-        let ids = saved.vcpus.iter().map(|vcpu| vcpu.id);
-        if !ids.eq(0..count) {
+        let (boot, max) = shape.vcpus;
+        let mut ids = (0..max).zip(&saved.vcpus);
+        let count = saved.vcpus.len();
+        let is_possible = (boot.into()..=max.into()).contains(&count);
+        if !is_possible || !ids.all(|(id, vcpu)| id == vcpu.id) {
             return Err(SavedError::Damaged);
         }
         if saved.cards.len() != shape.slots.1 {
             return Err(SavedError::Damaged);
         }
-        let memory = image::map(mib, &memory, &saved.blocks)?;
         let kvm = kvm.try_clone().map_err(SavedError::File)?;
-        let vm = Vm::new(kvm, Arc::clone(&memory))?;
-        match vm.difference(&saved.vm, max) {
-            Some(difference) => Err(SavedError::Host(difference)),
-            None => Ok((saved, memory, vm)),
+        let boot = memory::map(shape.memory_mib.0)?;
+        let vm = Vm::new(kvm, Arc::clone(&boot))?;
+        if let Some(difference) = vm.difference(&saved.vm, max) {
+            return Err(SavedError::Host(difference));
         }
+        let mut hardware = Hardware::of(boot, vm, shape.memory_mib);
+        if let Some(grown) = &saved.grown {
+            hardware.grow(grown)?;
+        }
+        image::map(&hardware.memory.get(), &memory, &saved.blocks)?;
+        Ok((saved, hardware))
     }
 
     /// Gives a new machine of at most `max` vCPUs the state, and creates the vCPUs that are to go
     /// on from it.
-    pub(super) fn restore(&self, vm: &Vm, bus: &Bus, max: u8) -> Result<Vec<VcpuFd>, SavedError> {
+    pub(super) fn restore(
+        &self,
+        (vm, bus): (&Vm, &Bus),
+        max: u8,
+        disks: &[PlacedDisk],
+    ) -> Result<Vec<VcpuFd>, SavedError> {
         if self.slots.len() != bus.slots() {
             return Err(SavedError::Damaged);
         }
         let vcpus = self.restore_cpus(vm, max)?;
-        bus.restore(&self.slots)?;
+        bus.restore(&self.slots).map_err(|source| {
+            match disks.iter().find(|disk| disk.slot == source.number()) {
+                Some(disk) => SavedError::Disk {
+                    name: disk.name.clone(),
+                    source,
+                },
+                None => source.into(),
+            }
+        })?;
         Ok(vcpus)
     }
 
@@ -306,6 +327,11 @@ pub fn read_any(contents: &[u8]) {
     }
     if let Ok(machine) = postcard::from_bytes::<MachineState>(state) {
         machine.slots.iter().for_each(hostile::restore);
+        if let Some(grown) = machine.grown {
+            let hotplug = HotplugMemory::new(512, 4096, 40);
+            let _ = hotplug.check(&grown.slot_ends);
+            drop(grown.device(&hotplug, &Sizes::default()));
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
     let ready = Arc::new(HeldRequest::default());
     let current = CurrentMemory::new(Arc::clone(&memory));
     let role = Role::Template(Arc::clone(&ready));
-    let (devices, bus) = connect(machine, &mut fds, (&vm, &current), &role, own)?;
+    let (devices, bus) = connect(machine, &mut fds, (&vm, &current, None), &role, own)?;
 
     let vcpus = kernel.load(machine, &memory, &vm, bus.slots())?;
     let state = RunState::new(bus).map_err(MachineError::Thread)?;
@@ -71,6 +71,7 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
             vm: vm.save(max)?,
             vcpus,
             slots,
+            grown: None,
             blocks: write_memory(&memory, &memory_file.into())?,
         })
     };

@@ -11,13 +11,12 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::Arc;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 
 use super::reservation::{HUGE_PAGE, Reservation};
-use super::{GuestMemory, GuestSlice, MemoryError};
+use super::{GuestMemory, GuestSlice};
 
 /// The size of a block, to which the addresses of blocks are aligned. The last block of a region
 /// may be shorter in the guest; in the file all have this size.
@@ -50,8 +49,6 @@ pub enum ImageError {
     Block(u64),
     #[error("cannot map the memory's file")]
     Map(#[source] io::Error),
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
 }
 
 /// Writes the blocks that hold something to an empty file, and calls `found` with their guest
@@ -178,19 +175,18 @@ fn find_resident(slice: &GuestSlice<'_>, resident: &mut [u8]) -> io::Result<()> 
     }
 }
 
-/// Maps the memory of a machine of `mib` MiB whose blocks at these addresses come from `file`.
-pub fn map(mib: u64, file: &File, blocks: &[u64]) -> Result<Arc<GuestMemory>, ImageError> {
+/// Maps the blocks of a file at their addresses, in place of memory that nobody has used yet.
+pub fn map(memory: &GuestMemory, file: &File, blocks: &[u64]) -> Result<(), ImageError> {
     check(file, blocks)?;
-    let memory = super::map(mib)?;
     for (offset, &address) in (0..).step_by(HUGE_PAGE).zip(blocks) {
-        let end = region_end(&memory, address).ok_or(ImageError::Block(address))?;
+        let end = region_end(memory, address).ok_or(ImageError::Block(address))?;
         let length = BLOCK.min(end - address) as usize;
         let slice = memory
             .get_slice(GuestAddress(address), length)
             .map_err(|_| ImageError::Block(address))?;
         map_block(&slice, file, offset).map_err(ImageError::Map)?;
     }
-    Ok(memory)
+    Ok(())
 }
 
 /// Checks that the file has all blocks, and that these are in order.
@@ -236,6 +232,7 @@ fn map_block(slice: &GuestSlice<'_>, file: &File, offset: u64) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     const MIB: u64 = 7;
 
@@ -251,6 +248,12 @@ mod tests {
         (file, blocks)
     }
 
+    fn restored(file: &File, blocks: &[u64]) -> Arc<GuestMemory> {
+        let memory = super::super::map(MIB).unwrap();
+        map(&memory, file, blocks).unwrap();
+        memory
+    }
+
     fn byte(memory: &GuestMemory, address: u64) -> u8 {
         memory.read_obj(GuestAddress(address)).unwrap()
     }
@@ -260,7 +263,7 @@ mod tests {
         let (file, blocks) = written();
         assert_eq!(blocks, [0, 6 << 20], "a block of zeroes holds nothing");
         assert_eq!(file.metadata().unwrap().len(), 2 * BLOCK);
-        let memory = map(MIB, &file, &blocks).unwrap();
+        let memory = restored(&file, &blocks);
         let found = [5, 6, BLOCK, (MIB << 20) - 1].map(|address| byte(&memory, address));
         assert_eq!(found, [1, 0, 0, 9]);
     }
@@ -268,18 +271,18 @@ mod tests {
     #[test]
     fn what_one_machine_writes_no_other_sees() {
         let (file, blocks) = written();
-        let machines = [(); 2].map(|()| map(MIB, &file, &blocks).unwrap());
+        let machines = [(); 2].map(|()| restored(&file, &blocks));
         machines[0].write_obj(7_u8, GuestAddress(5)).unwrap();
         machines[0].write_obj(7_u8, GuestAddress(BLOCK)).unwrap();
         assert_eq!((byte(&machines[1], 5), byte(&machines[1], BLOCK)), (1, 0));
-        assert_eq!(byte(&map(MIB, &file, &blocks).unwrap(), 5), 1);
+        assert_eq!(byte(&restored(&file, &blocks), 5), 1);
     }
 
     #[test]
     fn the_file_need_not_be_writable() {
         let (file, blocks) = written();
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let memory = map(MIB, &File::open(path).unwrap(), &blocks).unwrap();
+        let memory = restored(&File::open(path).unwrap(), &blocks);
         memory.write_obj(7_u8, GuestAddress(5)).unwrap();
         assert_eq!(byte(&memory, 5), 7);
     }
@@ -295,7 +298,7 @@ mod tests {
             vec![0, 8 << 20],
             vec![0, u64::MAX - BLOCK + 1],
         ] {
-            let result = map(MIB, &file, &blocks);
+            let result = map(&super::super::map(MIB).unwrap(), &file, &blocks);
             assert!(
                 matches!(result, Err(ImageError::Cut { .. } | ImageError::Block(_))),
                 "{blocks:x?}"

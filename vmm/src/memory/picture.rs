@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::time::Timespec;
@@ -34,13 +34,20 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(600);
 /// How long it may take to close the descriptors.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long its end is waited for when it is killed.
+const END_PATIENCE: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+
 /// How often is looked whether it has.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000,
 };
 
-/// The memory as it was, which another process writes. Dropping it ends that process.
+/// The memory as it was, which another process writes. Dropping it ends that process, and waits for
+/// its end.
 pub struct Picture {
     writer: OwnedFd,
     board: Board,
@@ -127,17 +134,16 @@ impl Picture {
 
     fn has_ended(&self, limit: &Timespec) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.writer, PollFlags::IN)];
-        match poll(&mut fds, Some(limit)) {
-            Err(Errno::INTR) => Ok(false),
-            ready => Ok(ready? > 0),
-        }
+        Ok(retry_on_intr(|| poll(&mut fds, Some(limit)))? > 0)
     }
 }
 
 impl Drop for Picture {
     fn drop(&mut self) {
-        // After `finish` both find nobody.
+        // After `finish` all of these find nobody. Killed, the copy ends at once, unless the host's
+        // disk does not answer: then it stays a zombie until this process ends.
         self.give_up();
+        let _ = self.has_ended(&END_PATIENCE);
         let _ = waitid(
             WaitId::PidFd(self.writer.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
@@ -257,6 +263,7 @@ impl Drop for Board {
 mod tests {
     use super::*;
     use std::io::Read as _;
+    use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixStream;
     use vm_memory::{Bytes, GuestAddress};
 
@@ -287,7 +294,8 @@ mod tests {
         }
         super::super::discard(&memory.get_slice(GuestAddress(0), HUGE_PAGE).unwrap()).unwrap();
         assert_eq!(picture.finish().unwrap(), blocks);
-        let restored = image::map(MIB, &file, &blocks).unwrap();
+        let restored = super::super::map(MIB).unwrap();
+        image::map(&restored, &file, &blocks).unwrap();
         let found = blocks.iter().map(|block| byte(&restored, *block));
         assert!(found.eq([1, 2, 3]));
     }
@@ -313,6 +321,21 @@ mod tests {
             panic!("written to a full disk");
         };
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_picture_that_is_dropped_while_it_is_written() {
+        let memory = super::super::map(MIB).unwrap();
+        memory.write_obj(1_u8, GuestAddress(0)).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let picture = Picture::take(&memory, &file, for_ever).unwrap();
+        let info = format!("/proc/self/fdinfo/{}", picture.fd().as_raw_fd());
+        let info = std::fs::read_to_string(info).unwrap();
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+        let path = format!("/proc/{}", pid.unwrap().trim());
+        assert!(std::path::Path::new(&path).exists());
+        drop(picture);
+        assert!(!std::path::Path::new(&path).exists(), "not even a zombie");
     }
 
     #[test]

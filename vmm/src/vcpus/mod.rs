@@ -85,12 +85,6 @@ impl Vcpus {
         self.state.pause(&self.threads);
     }
 
-    /// How many there are.
-    pub fn count(&self) -> u8 {
-        // At most `max`.
-        self.threads.len() as u8
-    }
-
     /// How many there may be.
     pub fn max(&self) -> u8 {
         self.max
@@ -99,7 +93,8 @@ impl Vcpus {
     /// The states of the vCPUs, which are paused, with these model-specific registers. None if one
     /// does not answer.
     pub fn save(&self, msrs: &[u32]) -> Option<Result<Vec<SavedVcpu>, RegisterError>> {
-        self.state.save(self.count(), msrs)
+        // At most `max`.
+        self.state.save(self.threads.len() as u8, msrs)
     }
 
     /// Stops all vCPUs for good, between two instructions, and takes them from their threads.

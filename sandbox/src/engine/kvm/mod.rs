@@ -85,6 +85,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     machine.vsock = fds.add_ports(plan.ports);
     machine.nets = fds.add_nets(plan.nets);
     machine.spare_nets = slots.saturating_sub(cards);
+    machine.disks = fds.add_disks(plan.disks);
     if let Some(image) = plan.checkpoint {
         let own = |file: &File| file.try_clone().map_err(io_failed("dup"));
         machine.checkpoint = Some(CheckpointFiles {
@@ -133,6 +134,7 @@ fn machine_config(
         shared_dir: shared.to_owned(),
         vsock: Vec::new(),
         spare_disks: shape.disk_slots,
+        disks: Vec::new(),
         spare_nets: shape.net_slots,
         rates: Rates::default(),
         nets: Vec::new(),

@@ -274,6 +274,7 @@ pub(super) const DISK: Rules = rules! {
     SYS_pwritev Always, Kvm("writing");
     SYS_fdatasync Always, Kvm("a flush");
     SYS_fallocate Always, Kvm("discarding, and writing zeroes");
+    SYS_fstat Always, Kvm("what a disk is that is saved");
 };
 
 pub(super) const NETWORK: Rules = rules! {

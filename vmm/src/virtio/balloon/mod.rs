@@ -14,7 +14,9 @@ use vm_memory::{GuestAddress, GuestMemory as _};
 
 use self::spec::{CONFIG_ACTUAL, CONFIG_BYTES, PAGE_SHIFT, PFN_BYTES, QUEUE_SIZES, queue};
 use super::chain::{Chain, ChainError};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, HostFds, VirtioDevice, read_config_space};
+use super::device::{
+    Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, VirtioDevice, read_config_space,
+};
 use super::spec::device_id;
 use crate::memory::{GuestMemory, GuestSlice, discard};
 
@@ -119,6 +121,23 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self, _host: &mut dyn HostFds) {
         self.target.change(|_| 0);
+    }
+
+    /// The pages in the balloon.
+    fn save(&mut self, _io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+        let inflated = self.target.0.inflated.load(Ordering::Acquire);
+        Ok(inflated.to_le_bytes().to_vec())
+    }
+
+    fn restore(&mut self, state: &[u8], _io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let inflated = state.try_into().map(u32::from_le_bytes);
+        let inflated = inflated.map_err(|_| DeviceError::State {
+            device: "balloon",
+            reason: "the state has another length".to_owned(),
+        })?;
+        self.actual = inflated.to_le_bytes();
+        self.target.change(|_| inflated);
+        Ok(())
     }
 }
 

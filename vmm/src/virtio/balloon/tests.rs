@@ -70,3 +70,22 @@ fn the_driver_can_only_write_the_size_that_it_reports() {
     balloon.read_config(0, &mut space);
     assert_eq!(space, [0, 1, 0, 0, 5, 0, 0, 0]);
 }
+
+#[test]
+fn a_restored_balloon_has_the_pages_that_were_in_it() {
+    let mut driver = FakeDriver::new(Balloon::default());
+    let pages: Vec<u8> = (0..3_u32).flat_map(u32::to_le_bytes).collect();
+    driver.request(queue::INFLATE, &pages, 0).unwrap();
+    let state = driver.call(|device, io| device.save(io)).unwrap();
+    let target = Target::default();
+    let mut restored = FakeDriver::new(Balloon::new(target.clone()));
+    restored
+        .call(|device, io| device.restore(&state, io))
+        .unwrap();
+    target.0.wanted.store(3, Ordering::Release);
+    assert!(target.is_reached());
+    for wrong in [&state[1..], b"12345"] {
+        let refused = restored.call(|device, io| device.restore(wrong, io));
+        assert!(refused.is_err());
+    }
+}

@@ -290,3 +290,31 @@ fn a_limited_disk_serves_what_its_rate_admits_and_goes_on_by_itself() {
     }
     assert!(begun.elapsed().as_millis() >= 250, "{:?}", begun.elapsed());
 }
+
+/// Saves a disk, and restores its state into one on another file.
+fn restored_on(file: &File, state: &[u8]) -> Result<(), DeviceError> {
+    let file = file.try_clone().unwrap();
+    let block = Block::new(file, &config(false, 512), &Rate::default());
+    let mut driver = FakeDriver::new(block.unwrap());
+    driver.call(|device, io| device.restore(state, io))
+}
+
+#[test]
+fn a_machine_goes_on_with_the_same_disk_or_a_copy_and_with_no_other() {
+    let (mut driver, file) = disk(false);
+    let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
+    file.set_modified(earlier).unwrap();
+    let state = driver.call(|device, io| device.save(io)).unwrap();
+    restored_on(&file, &state).unwrap();
+    let (_, copy) = disk(false);
+    restored_on(&copy, &state).unwrap();
+    copy.set_len(512).unwrap();
+    let smaller = restored_on(&copy, &state).unwrap_err().to_string();
+    assert!(smaller.contains("it has 512 bytes"), "{smaller}");
+    file.write_all_at(b"changed", 0).unwrap();
+    let changed = restored_on(&file, &state).unwrap_err().to_string();
+    assert!(changed.contains("written to"), "{changed}");
+    for damaged in [&state[..1], b""] {
+        assert!(restored_on(&copy, damaged).is_err());
+    }
+}

@@ -13,6 +13,7 @@ use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
 use crate::virtio::fake_driver::zeroed_memory;
+use crate::virtio::mem::{self, Mem};
 use crate::virtio::mmio::{MmioTransport, WINDOW};
 use crate::virtio::rng::Rng;
 use crate::virtio::spec::{mmio as reg, status};
@@ -39,7 +40,7 @@ const WRITTEN: [u64; 15] = [
 ];
 
 /// The devices of a slot, which [`make`] makes.
-const DEVICES: u8 = 4;
+const DEVICES: u8 = 5;
 
 /// A slot, its thread and its memory.
 struct Machine {
@@ -158,8 +159,18 @@ fn make(device: u8) -> Box<dyn VirtioDevice> {
         2 => Box::new(Console::new(Arc::new(Mutex::new(
             ConsoleLog::new(tempfile::tempfile().unwrap()).unwrap(),
         )))),
-        _ => Box::new(disk()),
+        3 => Box::new(disk()),
+        _ => Box::new(pluggable()),
     }
+}
+
+/// Memory, the first half of which can be plugged.
+fn pluggable() -> Mem {
+    let region = 2 * mem::BLOCK..10 * mem::BLOCK;
+    let sizes = mem::Sizes::default();
+    sizes.set_usable(4 * mem::BLOCK);
+    sizes.request(3 * mem::BLOCK);
+    Mem::new(region, sizes)
 }
 
 fn disk() -> Block {

@@ -14,7 +14,7 @@ use vm_memory::{GuestAddress, GuestMemory as _};
 
 use self::spec::{CONFIG_BYTES, REQUEST_BYTES, RESPONSE_BYTES, request, response, state};
 use super::chain::{Chain, ChainError};
-use super::device::{DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
+use super::device::{Busy, DeviceError, DeviceInfo, DeviceIo, VirtioDevice, read_config_space};
 use super::spec::device_id;
 use crate::memory::{GuestMemory, discard};
 
@@ -201,6 +201,27 @@ impl VirtioDevice for Mem {
         read_config_space(&space, offset, data);
     }
 
+    /// The blocks that are plugged, as in [`Self::plugged`].
+    fn save(&mut self, _io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
+        let words = self.plugged.iter();
+        Ok(words.flat_map(|word| word.to_le_bytes()).collect())
+    }
+
+    fn restore(&mut self, state: &[u8], _io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let (words, rest) = state.as_chunks();
+        if words.len() != self.plugged.len() || !rest.is_empty() {
+            return Err(refused("the region that was saved has another size"));
+        }
+        let words = words.iter().copied().map(u64::from_le_bytes);
+        self.plugged = words.collect();
+        self.publish_sizes();
+        // What is not memory cannot be plugged.
+        match self.sizes.top() <= self.sizes.usable() {
+            true => Ok(()),
+            false => Err(refused("a block that was plugged is no memory")),
+        }
+    }
+
     fn process_queue(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         let memory = io.memory;
         io.drain(index, |chain| self.serve(memory, chain))
@@ -219,6 +240,13 @@ impl Mem {
         answer[..2].copy_from_slice(&kind.to_le_bytes());
         answer[8..].copy_from_slice(&state.to_le_bytes());
         Ok(chain.writable.write(&answer) as u32)
+    }
+}
+
+fn refused(reason: &str) -> DeviceError {
+    DeviceError::State {
+        device: "mem",
+        reason: reason.to_owned(),
     }
 }
 

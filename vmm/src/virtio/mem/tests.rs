@@ -123,6 +123,37 @@ fn the_configuration_has_the_sizes() {
     assert_eq!(fields, [BLOCK, 0, START, region, 6 * BLOCK, 0, 3 * BLOCK]);
 }
 
+#[test]
+fn a_restored_device_has_the_blocks_that_were_plugged() {
+    let (mut driver, _) = mem(3);
+    ask(&mut driver, request::PLUG, 1, 2);
+    let state = driver.call(|device, io| device.save(io)).unwrap();
+    let (mut restored, sizes) = mem(3);
+    restored
+        .call(|device, io| device.restore(&state, io))
+        .unwrap();
+    assert_eq!((sizes.plugged(), sizes.top()), (2 * BLOCK, 3 * BLOCK));
+    let found = ask(&mut restored, request::STATE, 1, 2);
+    assert_eq!(found, (response::ACK, state::PLUGGED));
+    assert_eq!(ask(&mut restored, request::UNPLUG, 1, 2).0, response::ACK);
+}
+
+#[test]
+fn a_state_of_another_region_or_with_blocks_that_are_no_memory_is_refused() {
+    let last = 1_u64 << 6;
+    for wrong in [
+        vec![],
+        vec![0; 7],
+        vec![0; 9],
+        vec![0; 16],
+        last.to_le_bytes().to_vec(),
+    ] {
+        let (mut driver, _) = mem(3);
+        let restored = driver.call(|device, io| device.restore(&wrong, io));
+        assert!(restored.is_err(), "{wrong:?}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn never_more_is_plugged_than_the_host_wants(
