@@ -138,10 +138,9 @@ pub struct Plan<'a> {
     pub rates: Rates,
     /// A template of such a machine with at most one network card.
     pub template: Option<Arc<Template>>,
-    /// The checkpoint that the machine goes on from, of the engine's own making.
-    pub checkpoint: Option<&'a Image>,
-    /// The disks that the machine of the checkpoint had.
-    pub disks: Vec<PlacedDisk>,
+    /// The checkpoint that the machine goes on from, of the engine's own making, and the disks that
+    /// it has there.
+    pub checkpoint: Option<(&'a Image, Vec<PlacedDisk>)>,
 }
 
 /// A disk that is in its slot when a machine starts.

@@ -68,7 +68,6 @@ impl Sandbox {
         meanwhile: impl Future<Output = Result<(), CheckpointError>>,
     ) -> Result<(), CheckpointError> {
         let streams = self.streams_to_save(wanted.id)?;
-        let disks = self.disks_to_save(&wanted).await?;
         // One at a time: two may be for the same directory.
         let _saving = self.saving().lock().await;
         // Neither changes while the machine is saved.
@@ -80,7 +79,7 @@ impl Sandbox {
             machine: self.shape(),
             now: size.now(),
             cards: network.cards(),
-            disks,
+            disks: self.disks_to_save(&wanted).await?,
         };
         let image = NewImage::create(dir, &manifest)?;
         // What this process reads from then on would be lost with the machine.

@@ -314,3 +314,34 @@ fn in_slot(slot: usize, opened: &Opened) -> api::Disk {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoints_disks_are_opened_for_their_slots_and_others_refused() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let mut stack = Stack::default();
+        stack.add_disk(Disk::new(image.path().to_owned(), "ext4", false));
+        let saved = |read_only| SavedDisk { slot: 7, read_only };
+        let opened = reopen(&stack, &[saved(false)]).unwrap();
+        let [placed] = &opened[..] else {
+            panic!("{} disks", opened.len());
+        };
+        assert_eq!(
+            (placed.slot, placed.disk.serial.as_str()),
+            (7, "rvm-disk-7")
+        );
+        assert_eq!(placed.name, image.path().to_str().unwrap());
+        let again = reopen(&stack, &[saved(false)]);
+        assert!(matches!(again, Err(DiskError::Open { .. })), "it is locked");
+        drop(opened);
+        let refused = reopen(&stack, &[saved(true)]);
+        assert!(matches!(refused, Err(DiskError::Rights(_))));
+        for others in [&[][..], &[saved(false), saved(false)]] {
+            let refused = reopen(&stack, others);
+            assert!(matches!(refused, Err(DiskError::Others { now: 1, .. })));
+        }
+    }
+}

@@ -105,8 +105,7 @@ impl Sandbox {
             disk_slots,
             rates: planned.rates,
             template: planned.prepared.template.clone(),
-            checkpoint: image,
-            disks: wanted.disks,
+            checkpoint: image.map(|image| (image, wanted.disks)),
         };
         let machine = engine.start(plan);
         let machine = machine.map_err(|source| SandboxError::of_engine(engine, source))?;

@@ -66,11 +66,11 @@ pub struct Balloon {
 }
 
 impl MemorySize {
-    /// The size of a machine that boots with `boot_mib` and may grow by `hotplug`.
+    /// The size of a machine that boots with `boot_mib` and may grow by `hotplug`, or has grown if
+    /// there is a device.
     pub fn new(
-        boot_mib: u64,
-        (hotplug, sizes): (HotplugMemory, Sizes),
-        memory: CurrentMemory,
+        (boot_mib, memory): (u64, CurrentMemory),
+        (hotplug, sizes, device): (HotplugMemory, Sizes, Option<Arc<Slot>>),
         balloon: Balloon,
     ) -> Self {
         Self {
@@ -79,14 +79,9 @@ impl MemorySize {
             hotplug,
             balloon,
             sizes,
-            device: None,
+            device,
             awaited_mib: None,
         }
-    }
-
-    /// Takes over the virtio-mem device of a machine that had grown before it was saved.
-    pub fn set_device(&mut self, device: Arc<Slot>) {
-        self.device = Some(device);
     }
 
     /// The memory beyond that of the boot, if there ever was any.

@@ -191,12 +191,8 @@ impl When {
             Always | Missing => None,
             OneOf(argument, values) => {
                 let low = u64::from(u32::MAX);
-                let values = values.iter();
-                Some(
-                    values
-                        .map(|&value| condition(argument, low, value))
-                        .collect(),
-                )
+                let one = |&value| condition(argument, low, value);
+                Some(values.iter().map(one).collect())
             }
             Without(argument, bits) => Some(vec![condition(argument, bits, 0)]),
         }

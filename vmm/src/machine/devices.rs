@@ -10,7 +10,7 @@ use rvm_protocol::vmm::{DISK_SLOT, FdIndex, MachineConfig, Net as NetConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
-use super::saved::{MachineState, SavedError};
+use super::saved::{Hardware, MachineState, SavedError};
 use crate::bus::{FilePorts, FixedSlot};
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
@@ -39,6 +39,8 @@ pub(super) struct Devices {
     /// In the order of their numbers.
     pub(super) slots: Vec<Arc<Slot>>,
     pub(super) balloon: hotplug::Balloon,
+    /// The slot of the memory that was plugged in before the machine was saved.
+    pub(super) plugged: Option<Arc<Slot>>,
     pub(super) nets: NetSlots,
     pub(super) disks: DiskSlots,
     pub(super) removed: Arc<RemovedFiles>,
@@ -57,27 +59,25 @@ impl Devices {
     pub(super) fn create(
         config: &MachineConfig,
         fds: &mut PassedFds,
-        (memory, console, mut plugged): (&CurrentMemory, &Arc<Mutex<ConsoleLog>>, Option<Mem>),
+        (hardware, console): (&mut Hardware, &Arc<Mutex<ConsoleLog>>),
         role: &Role,
         own: OwnDescriptors,
     ) -> Result<Self, MachineError> {
         let mut slots = Slots {
-            memory,
+            memory: &hardware.memory,
             main: DeviceThread::new().map_err(MachineError::Thread)?,
             workers: Vec::new(),
             slots: Vec::new(),
         };
         let target = balloon::Target::default();
+        let has_grown = hardware.plugged.is_some();
         for slot in FixedSlot::ALL {
             slots.add(match slot {
                 FixedSlot::Console => Box::new(Console::new(Arc::clone(console))),
                 FixedSlot::Vsock => Box::new(vsock(config, fds, role)?),
                 FixedSlot::Rng => Box::new(Rng),
                 FixedSlot::Balloon => Box::new(Balloon::new(target.clone())),
-                FixedSlot::Memory => match plugged.take() {
-                    Some(device) => Box::new(device),
-                    None => Box::new(Empty(mem::QUEUE_SIZES)),
-                },
+                FixedSlot::Memory => pluggable(hardware.plugged.take()),
             })?;
         }
         let files = files(own)?;
@@ -105,6 +105,7 @@ impl Devices {
                 target,
                 slot: Arc::clone(&slots.slots[FixedSlot::Balloon as usize]),
             },
+            plugged: has_grown.then(|| Arc::clone(&slots.slots[FixedSlot::Memory as usize])),
             nets: NetSlots::new(first_net, cards.collect(), config.rates),
             disks: DiskSlots::new(disks, config.rates.disk),
             removed,
@@ -218,8 +219,8 @@ impl Slots<'_> {
         Ok(FilePorts { slot, versions })
     }
 
-    /// Adds slots for disks, whose requests are executed on one thread: a thread cannot be made when
-    /// a disk comes. Most machines have neither. Returns whether there is a disk in each slot.
+    /// Adds slots for disks, whose requests are executed on one thread: a thread cannot be made
+    /// when a disk comes. Most machines have neither. Returns whether there is a disk in each slot.
     fn add_disk_slots(
         &mut self,
         config: &MachineConfig,
@@ -304,6 +305,14 @@ fn vsock(config: &MachineConfig, fds: &mut PassedFds, role: &Role) -> Result<Vso
         }
     };
     vsock.map_err(failed("vsock"))
+}
+
+/// What is in the slot of memory that can be plugged: nothing until the machine grows.
+fn pluggable(plugged: Option<Mem>) -> Box<dyn VirtioDevice> {
+    match plugged {
+        Some(device) => Box::new(device),
+        None => Box::new(Empty(mem::QUEUE_SIZES)),
+    }
 }
 
 fn files(own: OwnDescriptors) -> Result<Fs, MachineError> {

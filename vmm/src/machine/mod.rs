@@ -20,17 +20,16 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::x86_64::mptable;
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
-use crate::bus::{Bus, BusError, FixedSlot};
+use crate::bus::{Bus, BusError};
 use crate::fds::{MissingFd, PassedFds};
 use crate::hotplug::{DiskSlots, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, JailError, OwnDescriptors};
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
+use crate::memory::{self, MemoryError};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::fs::RemovedFiles;
-use crate::virtio::mem::{self, Mem};
 use crate::virtio::thread::DeviceThread;
 
 use devices::{Devices, Role, WorkerThread, failed};
@@ -124,27 +123,18 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
 
     let kernel = Kernel::take(config, &mut fds)?;
     let Frame {
-        hardware,
+        mut hardware,
         saved,
         refusal,
     } = Frame::new(config, &kernel, &mut fds)?;
-    let Hardware {
-        memory,
-        vm,
-        hotplug,
-    } = hardware;
     let role = Role::of(config, saved.as_ref())?;
-    let sizes = mem::Sizes::default();
-    let grown = saved.as_ref().and_then(|saved| saved.grown.as_ref());
-    let plugged = grown.map(|grown| grown.device(&hotplug, &sizes));
-    let has_grown = plugged.is_some();
-    let (devices, bus) = connect(config, &mut fds, (&vm, &memory, plugged), &role, own)?;
+    let (devices, bus) = connect(config, &mut fds, &mut hardware, &role, own)?;
     let machine_ns = stopwatch.lap();
     fault_point!("vmm.made").map_err(MachineError::Thread)?;
 
     let vcpus = match &saved {
-        Some(saved) => saved.restore((&vm, &bus), config.max_vcpus, &config.disks)?,
-        None => kernel.load(config, &memory.get(), &vm, bus.slots())?,
+        Some(saved) => saved.restore((&hardware.vm, &bus), config.max_vcpus, &config.disks)?,
+        None => kernel.load(config, &hardware, bus.slots())?,
     };
     devices.removed.set(None);
     let kernel_ns = stopwatch.lap();
@@ -155,15 +145,14 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
     let vcpus = Vcpus::start(vcpus, state, config.max_vcpus)?;
     main_thread_kind(config).apply()?;
     fault_point!("vmm.threads").map_err(MachineError::Thread)?;
-    let (mib, hotplug) = (config.memory_mib, (hotplug, sizes));
-    let mut memory = MemorySize::new(mib, hotplug, memory, devices.balloon);
-    if has_grown {
-        memory.set_device(Arc::clone(&devices.slots[FixedSlot::Memory as usize]));
-    }
     Ok(Machine {
         main_devices: devices.main,
         vcpus,
-        memory,
+        memory: MemorySize::new(
+            (config.memory_mib, hardware.memory),
+            (hardware.hotplug, hardware.sizes, devices.plugged),
+            devices.balloon,
+        ),
         nets: devices.nets,
         disks: devices.disks,
         times: StartTimes {
@@ -179,7 +168,7 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         shape: Shape::of_any_guest(config),
         mapped: saved.map(|saved| saved.blocks).unwrap_or_default(),
         unfinished: None,
-        vm,
+        vm: hardware.vm,
     })
 }
 
@@ -251,14 +240,14 @@ impl Kernel {
     fn load(
         mut self,
         config: &MachineConfig,
-        memory: &GuestMemory,
-        vm: &Vm,
+        hardware: &Hardware,
         slots: usize,
     ) -> Result<Vec<VcpuFd>, MachineError> {
+        let (memory, vm) = (hardware.memory.get(), &hardware.vm);
         let cmdline = config::cmdline(config, slots);
-        let entry = boot::load(memory, &mut self.kernel, &mut self.initramfs, &cmdline)?;
-        mptable::write(memory, config.max_vcpus, slots).map_err(RegisterError::Memory)?;
-        registers::write_tables(memory)?;
+        let entry = boot::load(&memory, &mut self.kernel, &mut self.initramfs, &cmdline)?;
+        mptable::write(&memory, config.max_vcpus, slots).map_err(RegisterError::Memory)?;
+        registers::write_tables(&memory)?;
         Ok(vm.create_vcpus((config.boot_vcpus, config.max_vcpus), entry)?)
     }
 
@@ -272,14 +261,14 @@ impl Kernel {
 fn connect(
     config: &MachineConfig,
     fds: &mut PassedFds,
-    (vm, memory, plugged): (&Vm, &CurrentMemory, Option<Mem>),
+    hardware: &mut Hardware,
     role: &Role,
     own: OwnDescriptors,
 ) -> Result<(Devices, Bus), MachineError> {
     let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
     let console = Arc::new(Mutex::new(console));
-    let devices = Devices::create(config, fds, (memory, &console, plugged), role, own)?;
-    let bus = Bus::new(vm, &devices.slots, devices.files.clone(), console)?;
+    let devices = Devices::create(config, fds, (hardware, &console), role, own)?;
+    let bus = Bus::new(&hardware.vm, &devices.slots, devices.files.clone(), console)?;
     Ok((devices, bus))
 }
 

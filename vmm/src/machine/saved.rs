@@ -22,8 +22,7 @@ use crate::memory::image::{self, ImageError};
 use crate::memory::{self, CurrentMemory, GuestMemory, MemoryError};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::virtio::hostile;
-#[cfg(any(test, feature = "fuzzing"))]
-use crate::virtio::mem::Sizes;
+use crate::virtio::mem::{Mem, Sizes};
 use crate::virtio::state::TransportState;
 
 /// What a state file begins with.
@@ -169,6 +168,9 @@ pub(super) struct Hardware {
     pub(super) memory: CurrentMemory,
     pub(super) vm: Vm,
     pub(super) hotplug: HotplugMemory,
+    pub(super) sizes: Sizes,
+    /// The device of memory that was plugged in before the machine was saved.
+    pub(super) plugged: Option<Mem>,
 }
 
 impl Hardware {
@@ -178,13 +180,17 @@ impl Hardware {
             hotplug: HotplugMemory::new(mib, max_mib, vm.address_bits()),
             memory: CurrentMemory::new(memory),
             vm,
+            sizes: Sizes::default(),
+            plugged: None,
         }
     }
 
     /// Gives it the memory that a machine had that was saved.
     fn grow(&mut self, grown: &Grown) -> Result<(), SavedError> {
         let (vm, memory) = (&self.vm, &self.memory);
-        Ok(self.hotplug.restore(&grown.slot_ends, vm, memory)?)
+        self.hotplug.restore(&grown.slot_ends, vm, memory)?;
+        self.plugged = Some(grown.device(&self.hotplug, &self.sizes));
+        Ok(())
     }
 }
 

@@ -9,14 +9,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rvm_protocol::vmm::{StopReason, TemplateConfig};
 
 use super::devices::Role;
-use super::saved::{MachineState, SavedError};
+use super::saved::{Hardware, MachineState, SavedError};
 use super::{Kernel, MachineError, config, connect, enter_jail, spawn_workers};
 use crate::arch::x86_64::registers::RegisterError;
 use crate::arch::x86_64::state::VcpuState;
 use crate::fds::{PassedFds, borrow_eventfd};
 use crate::kvm::{self, SavedVcpu, Vm};
 use crate::memory::image::{self, ImageError};
-use crate::memory::{self, CurrentMemory, GuestMemory};
+use crate::memory::{self, GuestMemory};
 use crate::vcpus::{RunState, Vcpus};
 use crate::virtio::thread::DeviceThread;
 use crate::virtio::vsock::HeldRequest;
@@ -39,12 +39,14 @@ pub fn make(config: &TemplateConfig, fds: Vec<OwnedFd>) -> Result<(), MachineErr
     let (kvm_of_trial, msrs) = (kvm_again()?, kvm::saveable_msrs(kvm_again()?)?);
     let memory = memory::map(machine.memory_mib)?;
     let vm = Vm::new(kvm, Arc::clone(&memory))?;
+    let sizes = (machine.memory_mib, machine.max_memory_mib);
+    let mut hardware = Hardware::of(Arc::clone(&memory), vm, sizes);
     let ready = Arc::new(HeldRequest::default());
-    let current = CurrentMemory::new(Arc::clone(&memory));
     let role = Role::Template(Arc::clone(&ready));
-    let (devices, bus) = connect(machine, &mut fds, (&vm, &current, None), &role, own)?;
+    let (devices, bus) = connect(machine, &mut fds, &mut hardware, &role, own)?;
 
-    let vcpus = kernel.load(machine, &memory, &vm, bus.slots())?;
+    let vcpus = kernel.load(machine, &hardware, bus.slots())?;
+    let vm = &hardware.vm;
     let state = RunState::new(bus).map_err(MachineError::Thread)?;
     spawn_workers(devices.workers, &state)?;
     let vcpus = Vcpus::start(vcpus, Arc::clone(&state), machine.max_vcpus)?;

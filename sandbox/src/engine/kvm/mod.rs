@@ -75,9 +75,8 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     let config = plan.config;
     let mut fds = Fds::default();
     let cards = plan.nets.len();
-    let at_start = plan
-        .checkpoint
-        .map_or(cards, |image| image.manifest.machine.cards_at_start);
+    let saved = plan.checkpoint.as_ref();
+    let at_start = saved.map_or(cards, |(image, _)| image.manifest.machine.cards_at_start);
     let slots = net_slots(at_start);
     let shape = Shape::new(plan.size, plan.max, slots, plan.disk_slots);
     let places = (plan.shared, plan.console);
@@ -85,8 +84,8 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
     machine.vsock = fds.add_ports(plan.ports);
     machine.nets = fds.add_nets(plan.nets);
     machine.spare_nets = slots.saturating_sub(cards);
-    machine.disks = fds.add_disks(plan.disks);
-    if let Some(image) = plan.checkpoint {
+    if let Some((image, disks)) = plan.checkpoint {
+        machine.disks = fds.add_disks(disks);
         let own = |file: &File| file.try_clone().map_err(io_failed("dup"));
         machine.checkpoint = Some(CheckpointFiles {
             state: fds.add(own(&image.files.state)?),
