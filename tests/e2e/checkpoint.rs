@@ -94,7 +94,8 @@ fn save(rvm: &Rvm, id: &str, image: &Path, more: &[&str]) {
 fn numbers(path: &Path) -> Vec<u64> {
     let text = fs::read_to_string(path).unwrap();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| line.parse().unwrap()).collect()
+    let number = |line: &str| line.parse().unwrap_or_else(|_| panic!("{text}"));
+    whole.lines().map(number).collect()
 }
 
 fn wait_for_more(path: &Path, than: usize) {
@@ -134,11 +135,8 @@ fn count_through(rvm: &Rvm, bundle: &Bundle, rounds: usize) -> (PathBuf, usize) 
     for round in 0..rounds {
         wait_for_more(&output, 0);
         save(rvm, "box", &image, &[]);
-        assert_ne!(
-            rvm.call(&["state", "box"]).code,
-            0,
-            "it is deleted, as with runc"
-        );
+        let code = rvm.call(&["state", "box"]).code;
+        assert_ne!(code, 0, "it is deleted, as with runc");
         all.extend(numbers(&output));
         assert!(
             all.iter().copied().eq(1..=all.len() as u64),
