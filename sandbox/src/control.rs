@@ -344,6 +344,7 @@ impl Server<'_> {
             paused: state.status() == Status::Paused,
             guest_pid: state.guest_pid.unwrap_or(0),
             leave_running,
+            updated: state.updated_limits(),
         })
     }
 }

@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::LinuxResources;
 use rvm_protocol::ContainerId;
 use rvm_protocol::vmm::{MAX_DISKS, MAX_NETS};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,32 @@ pub struct Manifest {
     pub cards: Vec<SavedCard>,
     /// The container's disks, in the order of its bundle.
     pub disks: Vec<SavedDisk>,
+    /// The container's limits, if updates have changed those of its config.json.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<UpdatedLimits>,
+}
+
+/// Limits that a container was given while it ran. The guest goes on with them, so the host must
+/// allow what they allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdatedLimits {
+    /// All of them, as updates have changed them.
+    pub resources: LinuxResources,
+    /// The memory limit of the host's cgroups, in bytes, where it is above the container's own.
+    pub kept_memory: Option<u64>,
+}
+
+impl UpdatedLimits {
+    /// What the host's cgroups hold the machine to.
+    pub fn on_host(&self) -> LinuxResources {
+        let mut resources = self.resources.clone();
+        if let (Some(kept), Some(memory)) = (self.kept_memory, resources.memory_mut()) {
+            memory.set_limit(i64::try_from(kept).ok());
+            memory.set_swap(None);
+        }
+        resources
+    }
 }
 
 /// A disk that a container had. Its contents are the user's.
@@ -351,6 +378,10 @@ mod tests {
                 slot: 6,
                 read_only: true,
             }],
+            updated: Some(UpdatedLimits {
+                resources: LinuxResources::default(),
+                kept_memory: Some(1 << 30),
+            }),
         }
     }
 

@@ -3,6 +3,7 @@
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::{Cgroup, CgroupError, Driver};
+use crate::checkpoint::Image;
 use crate::config::EngineKind;
 use crate::engine;
 use crate::spec::Bundle;
@@ -40,12 +41,17 @@ pub fn enter(
     Ok(cgroup)
 }
 
-/// Holds the machine to the container's limits, once its guest is up.
+/// Holds the machine to the container's limits, once its guest is up. A guest that goes on from a
+/// checkpoint has those of its last update.
 pub fn limit(
     container: &Container,
     bundle: &Bundle,
+    image: Option<&Image>,
     kind: EngineKind,
 ) -> Result<(), ContainerCgroupError> {
+    if let Some(updated) = image.and_then(|image| image.manifest.updated.as_ref()) {
+        return update(container, &updated.on_host(), kind);
+    }
     match (container.state()?.cgroup, resources(bundle)) {
         (Some(cgroup), Some(resources)) => Ok(cgroup.limit(resources, engine::of(kind).overhead)?),
         _ => Ok(()),

@@ -259,7 +259,12 @@ impl Start<'_> {
         let place = place.await?;
         fault_point!("start.placed").map_err(SandboxError::Record)?;
         let guest = place.guest();
-        cgroup::limit(self.container, self.bundle, guest.record().engine)?;
+        cgroup::limit(
+            self.container,
+            self.bundle,
+            self.image,
+            guest.record().engine,
+        )?;
         if let Some(sandbox) = place.sandbox() {
             sandbox.relay_dns_of(&self.bundle.spec).await?;
         }
@@ -297,8 +302,7 @@ impl Start<'_> {
             volumes.follow(Arc::clone(guest));
         }
         let locked = self.container.lock()?;
-        let pid = image.manifest.guest_pid;
-        locked.step(Status::Created, |state| state.guest_pid = Some(pid))?;
+        locked.step(Status::Created, |state| state.go_on_from(&image.manifest))?;
         Ok(relay)
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rvm_protocol::ContainerId;
 
 use super::Sandbox;
-use crate::checkpoint::{Image, ImageError, Manifest, NewImage, SavedDisk, Streams};
+use crate::checkpoint::{Image, ImageError, Manifest, NewImage, SavedDisk, Streams, UpdatedLimits};
 use crate::engine::{EngineError, MachineEnd, Save};
 use crate::guest::agent::AgentError;
 use crate::guest::input_gate;
@@ -44,7 +44,7 @@ pub enum CheckpointError {
 }
 
 /// What is to be saved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ToSave<'a> {
     /// The only container of the machine.
     pub id: &'a ContainerId,
@@ -54,6 +54,8 @@ pub struct ToSave<'a> {
     pub guest_pid: u32,
     /// Whether it goes on.
     pub leave_running: bool,
+    /// Its limits, if updates have changed them.
+    pub updated: Option<UpdatedLimits>,
 }
 
 impl Sandbox {
@@ -80,6 +82,7 @@ impl Sandbox {
             now: size.now(),
             cards: network.cards(),
             disks: self.disks_to_save(&wanted).await?,
+            updated: wanted.updated.clone(),
         };
         let image = NewImage::create(dir, &manifest)?;
         // What this process reads from then on would be lost with the machine.

@@ -23,6 +23,7 @@ pub use status::Status;
 pub use store::{Container, Locked, StateError, Store};
 
 use crate::cgroup::Cgroup;
+use crate::checkpoint::{Manifest, UpdatedLimits};
 use crate::dir::layout::Layout;
 use crate::host::process::ProcessId;
 use crate::host::users::UserNames;
@@ -100,6 +101,25 @@ impl State {
         Limits {
             first: self.first_resources.clone().unwrap_or_else(|| now.clone()),
             now,
+        }
+    }
+
+    /// The limits that hold now, if they are others than config.json's.
+    pub(crate) fn updated_limits(&self) -> Option<UpdatedLimits> {
+        self.first_resources.as_ref()?;
+        Some(UpdatedLimits {
+            resources: self.resources.clone().unwrap_or_default(),
+            kept_memory: self.kept_memory,
+        })
+    }
+
+    /// Takes over what a checkpoint has of a container that goes on from it.
+    pub(crate) fn go_on_from(&mut self, saved: &Manifest) {
+        self.guest_pid = Some(saved.guest_pid);
+        if let Some(updated) = &saved.updated {
+            let first = self.resources.replace(updated.resources.clone());
+            self.first_resources = Some(first.unwrap_or_default());
+            self.kept_memory = updated.kept_memory;
         }
     }
 
