@@ -259,12 +259,8 @@ impl Start<'_> {
         let place = place.await?;
         fault_point!("start.placed").map_err(SandboxError::Record)?;
         let guest = place.guest();
-        cgroup::limit(
-            self.container,
-            self.bundle,
-            self.image,
-            guest.record().engine,
-        )?;
+        let engine = guest.record().engine;
+        cgroup::limit(self.container, self.bundle, self.image, engine)?;
         if let Some(sandbox) = place.sandbox() {
             sandbox.relay_dns_of(&self.bundle.spec).await?;
         }
