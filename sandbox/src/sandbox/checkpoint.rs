@@ -90,8 +90,7 @@ impl Sandbox {
             true => None,
             false => Some(close_input().await?),
         };
-        let agent = self.guest().agent();
-        let begin = Instant::now();
+        let (agent, begin) = (self.guest().agent(), Instant::now());
         if !wanted.paused {
             agent.pause(wanted.id).await?;
         }
