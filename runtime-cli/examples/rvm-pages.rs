@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Command;
+use clap::{Arg, Command};
 use clap_complete::{Generator, Shell};
 use clap_mangen::Man;
 
@@ -40,12 +40,30 @@ fn main() -> anyhow::Result<()> {
 
 /// The command without the verbs that nobody types.
 fn completed() -> Command {
-    let whole = rvm::cli::command();
     Command::new("rvm")
         .version(env!("CARGO_PKG_VERSION"))
         .disable_version_flag(true)
-        .args(whole.get_arguments())
-        .subcommands(whole.get_subcommands().filter(|verb| !verb.is_hide_set()))
+        .args(rvm::cli::command().get_arguments().filter(is_own))
+        .subcommands(verbs(&rvm::cli::command()))
+}
+
+/// The verbs of a command, without what clap adds: it adds that again.
+fn verbs(command: &Command) -> Vec<Command> {
+    let typed = (command.get_subcommands())
+        .filter(|verb| !verb.is_hide_set() && verb.get_name() != "help")
+        .map(|verb| {
+            let arguments = verb.get_arguments().filter(is_own);
+            // clap wants a name that lives as long as the program.
+            Command::new(&*verb.get_name().to_owned().leak())
+                .about(verb.get_about().cloned().unwrap_or_default())
+                .args(arguments.filter(|argument| !argument.is_global_set()))
+                .subcommands(verbs(verb))
+        });
+    typed.collect()
+}
+
+fn is_own(argument: &&Arg) -> bool {
+    argument.get_id() != "help"
 }
 
 fn directory(share: &Path, place: &str) -> anyhow::Result<PathBuf> {

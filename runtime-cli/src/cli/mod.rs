@@ -11,6 +11,7 @@ mod texts;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{Resettable, StyledStr};
 use clap::{
     ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
 };
@@ -53,7 +54,24 @@ pub struct Cli {
 
 /// The description of the command line, with a help laid out as runc's.
 pub fn command() -> Command {
-    with_layout(Cli::command())
+    let mut command = Cli::command();
+    let described: Vec<Command> = command.get_subcommands().cloned().collect();
+    // Before that, no verb has its options and its own verbs. With them comes the description of
+    // the options' type in place of the verb's.
+    command.build();
+    let command = described.into_iter().fold(command, |command, verb| {
+        let (about, long_about) = (verb.get_about().cloned(), verb.get_long_about().cloned());
+        command.mut_subcommand(verb.get_name(), |built| {
+            built
+                .about(resettable(about))
+                .long_about(resettable(long_about))
+        })
+    });
+    with_layout(command)
+}
+
+fn resettable(text: Option<StyledStr>) -> Resettable<StyledStr> {
+    text.map_or(Resettable::Reset, Resettable::Value)
 }
 
 fn with_layout(command: Command) -> Command {
@@ -109,8 +127,10 @@ pub enum LogFormat {
     Json,
 }
 
-/// The verbs, with their options.
+/// The verbs, with their options, of which only those of the verb that is asked for are built: all
+/// of them would be most of what a short verb costs, and of what a monitor's heap has held.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Verb {
     /// Create a container
     #[command(long_about = texts::CREATE)]
