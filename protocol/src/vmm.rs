@@ -73,6 +73,10 @@ pub struct MachineConfig {
     /// The template that the machine is restored from, open for reading. None boots the kernel, as
     /// does a template that cannot be used ([`Event::TemplateRefused`]).
     pub template: Option<TemplateFiles>,
+    /// The pages of the template's memory that machines write to before a program of a container
+    /// runs, as far as that is known: the machine has its own copies of them from the start. At
+    /// most [`MAX_PAGE_RUNS`], in any order.
+    pub written: Vec<PageRun>,
     /// The checkpoint that the machine goes on from; a machine that cannot ends at once. It has the
     /// size and the slots of the machine that was saved, its cards and its disks.
     pub checkpoint: Option<CheckpointFiles>,
@@ -134,6 +138,14 @@ pub struct TemplateFiles {
     /// The memory: a regular file, at best on a tmpfs. Restored machines map it privately.
     pub memory: FdIndex,
 }
+
+/// The most runs of pages in a configuration.
+pub const MAX_PAGE_RUNS: usize = 1024;
+
+/// Pages of 4 KiB that follow one another in the file of a template's memory, within 2 MiB: the
+/// number of the first, counted from 0, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun(pub u32, pub u32);
 
 /// The configuration of `rvm-vmm template`, which boots a machine until its agent is ready, writes
 /// it to a template, sends [`Event::TemplateSaved`] and ends.

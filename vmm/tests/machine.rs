@@ -158,6 +158,7 @@ impl Vmm {
             vsock: Vec::new(),
             nets: Vec::new(),
             template: None,
+            written: Vec::new(),
             checkpoint: checkpoint.map(|_| CheckpointFiles {
                 state: FdIndex(4),
                 memory: FdIndex(5),

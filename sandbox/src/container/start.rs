@@ -274,8 +274,10 @@ impl Start<'_> {
         }
         disks::attach(id, &translation.disks, guest, owned, timings).await?;
         let created = self.create_in(guest, translation, host, timings).await;
-        if created.is_err() {
-            disks::give_up(id, guest, owned).await;
+        match (&created, owned) {
+            (Err(_), _) => disks::give_up(id, guest, owned).await,
+            (Ok(_), Some(sandbox)) => sandbox.has_container(),
+            (Ok(_), None) => {}
         }
         Ok((place, created?))
     }

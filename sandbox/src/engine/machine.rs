@@ -99,6 +99,10 @@ pub trait Vm: Send + Sync {
     /// Where the engine's own time went during the start, if it has reported that.
     fn start_times(&self) -> Option<StartTimes>;
 
+    /// Tells that there is a container in the guest, none of whose programs has run if it is the
+    /// first.
+    fn has_container(&self) {}
+
     /// Plugs a device in, of a kind that the engine's descriptor allows. The guest's driver finds
     /// it later.
     async fn plug(&self, device: Plug<'_>) -> Result<(), EngineError>;
@@ -143,6 +147,11 @@ impl Machine {
             ended: MachineEnded(ended),
             driver: driver.abort_handle(),
         }
+    }
+
+    /// See [`Vm::has_container`].
+    pub(crate) fn has_container(&self) {
+        self.vm.has_container();
     }
 
     /// The engine that runs it.

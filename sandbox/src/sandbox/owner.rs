@@ -170,6 +170,12 @@ impl Sandbox {
         &self.control
     }
 
+    /// Tells that there is a container in the guest, none of whose programs has run if it is the
+    /// first.
+    pub fn has_container(&self) {
+        self.machine.has_container();
+    }
+
     pub(super) fn machine(&self) -> &Machine {
         &self.machine
     }

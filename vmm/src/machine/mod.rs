@@ -26,7 +26,7 @@ use crate::hotplug::{DiskSlots, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, JailError, OwnDescriptors};
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, MemoryError, image};
 use crate::vcpus::{RunState, VcpuError, Vcpus};
 use crate::virtio::console::ConsoleLog;
 use crate::virtio::fs::RemovedFiles;
@@ -199,7 +199,11 @@ impl Frame {
             let (state, memory) = (fds.take(files.state)?, fds.take(files.memory)?);
             let shape = kernel.shape(config);
             match MachineState::open((state.into(), memory.into()), &shape, &kvm) {
-                Ok(opened) => return Ok(Self::of(opened)),
+                Ok((saved, hardware)) => {
+                    let memory = hardware.memory.get();
+                    image::copy(&memory, &saved.blocks, &config.written);
+                    return Ok(Self::of((saved, hardware)));
+                }
                 Err(error) => refusal = Some(error),
             }
         }

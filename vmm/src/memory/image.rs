@@ -13,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+use rvm_protocol::vmm::PageRun;
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 
 use super::reservation::{HUGE_PAGE, Reservation};
@@ -23,6 +24,9 @@ use super::{GuestMemory, GuestSlice};
 const BLOCK: u64 = HUGE_PAGE as u64;
 
 const PAGE: usize = 4096;
+
+/// So many are in a block.
+const PAGES: usize = HUGE_PAGE / PAGE;
 
 /// See madvise(2); the libc crate lacks it.
 const MADV_COLLAPSE: libc::c_int = 25;
@@ -141,7 +145,7 @@ pub fn collapse(file: &File, blocks: usize) -> io::Result<()> {
 /// Whether a byte of the slice, a block or less, is not zero. Memory that the guest has never
 /// touched is not read unless it `is_elsewhere`: that would allocate page tables for it.
 fn holds_something(slice: &GuestSlice<'_>, is_elsewhere: bool) -> io::Result<bool> {
-    let mut resident = [1; HUGE_PAGE / PAGE];
+    let mut resident = [1; PAGES];
     if !is_elsewhere {
         find_resident(slice, &mut resident)?;
     }
@@ -189,6 +193,43 @@ pub fn map(memory: &GuestMemory, file: &File, blocks: &[u64]) -> Result<(), Imag
     Ok(())
 }
 
+/// Gives the machine its own copies of pages of the file, as its first write to each would: that
+/// costs an exit of the guest for each, and one more if it has read the page before. What cannot be
+/// copied now is copied then.
+pub fn copy(memory: &GuestMemory, blocks: &[u64], pages: &[PageRun]) {
+    for &PageRun(first, count) in pages {
+        let (first, count) = (first as usize, count as usize);
+        let (block, offset) = (first / PAGES, first % PAGES * PAGE);
+        let address = (blocks.get(block)).and_then(|block| block.checked_add(offset as u64));
+        let slice = address
+            .filter(|_| count <= PAGES)
+            .and_then(|address| memory.get_slice(GuestAddress(address), count * PAGE).ok());
+        let Some(slice) = slice else {
+            log::debug!("{count} pages from {first} on are none of the template's");
+            continue;
+        };
+        if let Err(error) = populate(&slice) {
+            // Linux 5.14 is the first that can.
+            log::debug!("no page is copied beforehand: {error}");
+            return;
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "madvise takes a pointer")]
+fn populate(slice: &GuestSlice<'_>) -> io::Result<()> {
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the range is mapped, and what it holds stays as it is.
+    unsafe {
+        madvise(
+            guard.as_ptr().cast(),
+            slice.len(),
+            Advice::LinuxPopulateWrite,
+        )?
+    };
+    Ok(())
+}
+
 /// Checks that the file has all blocks, and that these are in order.
 fn check(file: &File, blocks: &[u64]) -> Result<(), ImageError> {
     let expected = blocks.len() as u64 * BLOCK;
@@ -232,6 +273,7 @@ fn map_block(slice: &GuestSlice<'_>, file: &File, offset: u64) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt as _;
     use std::sync::Arc;
 
     const MIB: u64 = 7;
@@ -275,6 +317,40 @@ mod tests {
         machines[0].write_obj(7_u8, GuestAddress(5)).unwrap();
         machines[0].write_obj(7_u8, GuestAddress(BLOCK)).unwrap();
         assert_eq!((byte(&machines[1], 5), byte(&machines[1], BLOCK)), (1, 0));
+        assert_eq!(byte(&restored(&file, &blocks), 5), 1);
+    }
+
+    /// Whether the page at an address is in memory, and no page of a file; see proc_pid_pagemap(5).
+    fn is_own(memory: &GuestMemory, address: u64) -> bool {
+        let slice = memory.get_slice(GuestAddress(address), 1).unwrap();
+        let page = slice.ptr_guard().as_ptr().addr() / PAGE;
+        let mut entry = [0; 8];
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        pagemap.read_exact_at(&mut entry, page as u64 * 8).unwrap();
+        u64::from_ne_bytes(entry) & (0b101 << 61) == 1 << 63
+    }
+
+    #[test]
+    fn pages_that_are_copied_beforehand_hold_what_the_file_has_and_others_stay_the_files() {
+        let (file, blocks) = written();
+        let memory = restored(&file, &blocks);
+        let last = (MIB << 20) - PAGE as u64;
+        let outside = [
+            (u32::MAX, 1),
+            (1024, 1),
+            (0, 513),
+            (512, 257),
+            (3, u32::MAX),
+        ];
+        let pages: Vec<_> = [(0, 1), (767, 1)].into_iter().chain(outside).collect();
+        let pages = pages
+            .into_iter()
+            .map(|(first, count)| PageRun(first, count));
+        copy(&memory, &blocks, &pages.collect::<Vec<_>>());
+        assert_eq!((byte(&memory, 5), byte(&memory, last + 4095)), (1, 9));
+        let own = [0, PAGE as u64, last].map(|address| is_own(&memory, address));
+        assert_eq!(own, [true, false, true]);
+        memory.write_obj(7_u8, GuestAddress(5)).unwrap();
         assert_eq!(byte(&restored(&file, &blocks), 5), 1);
     }
 

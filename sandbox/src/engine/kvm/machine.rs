@@ -46,6 +46,8 @@ pub(super) struct KvmMachine {
     vmm: Mutex<Vmm>,
     /// What it was to be restored from, until it has started.
     template: Mutex<Option<Arc<Template>>>,
+    /// What it was restored from, if nobody knows yet what machines write to.
+    observed: Mutex<Option<Arc<Template>>>,
     times: OnceLock<StartTimes>,
     /// The jail's network and IPC namespaces, which outlive rvm-vmm by this. To remove one the
     /// kernel waits for RCU, and so it does for a virtual machine, as a part of rvm-vmm's end: one
@@ -70,6 +72,7 @@ impl KvmMachine {
             control: Control::of(&vmm)?,
             vmm: Mutex::new(vmm),
             template: Mutex::new(template),
+            observed: Mutex::default(),
             times: OnceLock::new(),
             namespaces: OnceLock::new(),
             reached: watch::Sender::new(0),
@@ -125,9 +128,10 @@ impl KvmMachine {
     fn take(&self, event: Event) -> Option<StopReason> {
         match event {
             Event::Started(times) => {
-                *lock(&self.template) = None;
+                let template = lock(&self.template).take();
                 // What is said again is not believed.
                 if self.times.set(*times).is_ok() {
+                    *lock(&self.observed) = template.filter(|it| it.written().is_none());
                     self.hold_namespaces();
                 }
             }
@@ -297,6 +301,17 @@ impl Vm for KvmMachine {
 
     fn start_times(&self) -> Option<StartTimes> {
         self.times.get().cloned()
+    }
+
+    fn has_container(&self) {
+        let Some(template) = lock(&self.observed).take() else {
+            return;
+        };
+        let noted = lock(&self.vmm).id();
+        let noted = noted.and_then(|vmm| template.note_written(vmm.pid));
+        if let Err(error) = noted {
+            tracing::debug!("cannot note what the machine has written to: {error}");
+        }
     }
 
     async fn plug(&self, device: Plug<'_>) -> Result<(), EngineError> {

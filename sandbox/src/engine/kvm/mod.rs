@@ -107,6 +107,9 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
             memory: fds.add(memory),
         });
     }
+    if let Some(template) = &template {
+        machine.written = template.written().unwrap_or_default().to_vec();
+    }
     let vmm = Vmm::start(&config.vmm, c"machine", plan.group, &machine, &fds.borrow())?;
     Ok(Box::new(KvmMachine::new(vmm, template)?))
 }
@@ -138,6 +141,7 @@ fn machine_config(
         rates: Rates::default(),
         nets: Vec::new(),
         template: None,
+        written: Vec::new(),
         checkpoint: None,
     })
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::key::{Key, Kind};
 use super::store::{MEMORY, STATE, Store};
+use super::written::WRITTEN;
 
 /// A name that a template's directory can have.
 const ID: &str = "0123456789abcdef";
@@ -14,7 +15,7 @@ const ID: &str = "0123456789abcdef";
 pub fn read_any_templates(path: &Path, text: &[u8]) {
     let store = Store::create(path).unwrap();
     fs::create_dir_all(path.join(ID)).unwrap();
-    for name in ["key", STATE, MEMORY] {
+    for name in ["key", STATE, MEMORY, WRITTEN] {
         fs::write(path.join(ID).join(name), text).unwrap();
     }
     let note = [br#"{"reason":"a","strikes":2,"key":"#, text, b"}"].concat();

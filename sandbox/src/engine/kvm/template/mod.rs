@@ -15,6 +15,7 @@ mod hostile;
 mod key;
 mod make;
 mod store;
+mod written;
 #[cfg(test)]
 mod tests;
 

@@ -3,12 +3,13 @@
 //!
 //! ```text
 //!   lock            held by the process that makes a template
-//!   ID/             a template: key, state, memory
+//!   ID/             a template: key, state, memory, written
 //!   ID.new/         one that is being made, or that a killed maker has left
 //!   ID.failed       why none of this kind is made any more
 //! ```
 //!
-//! A template is never written again. Whoever uses one has its files open, and keeps them when it
+//! A template is never written again, but that the first machine from it adds `written`: the pages
+//! that it has written to. Whoever uses one has its files open, and keeps them when it
 //! is removed or replaced. Only the holder of the lock puts a template in its place; anybody may
 //! remove one, by the descriptor of its directory and so never another's of the same name.
 
@@ -25,9 +26,11 @@ use rustix::fs::{
     futimens, mkdirat, openat, renameat, unlinkat,
 };
 use rustix::io::Errno;
+use rvm_protocol::vmm::PageRun;
 use serde::{Deserialize, Serialize};
 
 use super::key::{Key, Kind, Shape, is_id};
+use super::written::{self, WRITTEN};
 use crate::host::read_only_file;
 use rvm_sys::fault_point;
 
@@ -72,9 +75,10 @@ impl Drop for Lock {
 pub struct Template {
     store: Store,
     kind: Kind,
-    dir: OwnedFd,
+    pub(super) dir: OwnedFd,
     state: File,
-    memory: File,
+    pub(super) memory: File,
+    pub(super) written: Option<Vec<PageRun>>,
 }
 
 /// A template, as far as its directory tells.
@@ -140,7 +144,9 @@ impl Store {
     pub(super) fn find(&self, kind: &Kind) -> io::Result<Template> {
         fault_point!("template.find")?;
         let (dir, [state, memory]) = self.open_template(kind)?;
+        let written = read_text(dir.as_fd(), WRITTEN);
         Ok(Template {
+            written: written.ok().and_then(|text| written::decode(&text)),
             store: Self {
                 path: self.path.clone(),
                 dir: self.dir.try_clone()?,
@@ -255,7 +261,7 @@ impl Store {
             Err(Errno::NOENT) => false,
             other => other.map(|()| true)?,
         };
-        for name in [STATE, MEMORY] {
+        for name in [STATE, MEMORY, WRITTEN] {
             missing_is_fine(unlinkat(dir, name, AtFlags::empty()).map_err(Into::into))?;
         }
         match unlinkat(&self.dir, id, AtFlags::REMOVEDIR) {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rvm_protocol::vmm::{Channel, Event};
+use rvm_protocol::vmm::{Channel, Event, PageRun};
 
 use super::key::tests::{config, kind};
 use super::*;
@@ -415,4 +415,55 @@ async fn without_room_none_is_made_and_that_is_not_remembered() {
     assert_eq!((host.starts(), host.names().len()), (0, 0));
     let error = make::check_room(&host.store(), &kind(&host.config, huge)).unwrap_err();
     assert!(error.to_string().contains("MiB"), "{error}");
+}
+
+#[tokio::test]
+#[expect(unsafe_code, reason = "mmap")]
+async fn what_the_first_machine_has_written_to_is_noted_and_found() {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    const PAGES: usize = 600;
+
+    let host = Installation::new();
+    let template = host.prepare(SIZE).await.unwrap();
+    assert_eq!(template.written(), None);
+    // This process is the machine.
+    let memory = host.only().join("memory");
+    let file = fs::File::options().write(true).open(memory).unwrap();
+    file.set_len(PAGES as u64 * 4096).unwrap();
+    let [_, mapped] = template.files().unwrap();
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: nothing else is at the place that the kernel chooses.
+    let start = unsafe {
+        let anywhere = std::ptr::null_mut();
+        mmap(
+            anywhere,
+            PAGES * 4096,
+            access,
+            MapFlags::PRIVATE,
+            &mapped,
+            0,
+        )
+        .unwrap()
+    };
+    for page in [0, 1, 7, 511, 512] {
+        // SAFETY: the page is mapped, and nobody else uses it.
+        unsafe { start.cast::<u8>().add(page * 4096).write_volatile(1) };
+    }
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    template.note_written(own).unwrap();
+    let expected = [(0, 2), (7, 1), (511, 1), (512, 1)];
+    let expected = expected.map(|(first, count)| PageRun(first, count));
+    let noted = host.prepare(SIZE).await.unwrap();
+    assert_eq!(noted.written(), Some(&expected[..]));
+    // A second machine that began as early changes nothing.
+    // SAFETY: as above.
+    unsafe { start.cast::<u8>().add(9 * 4096).write_volatile(1) };
+    template.note_written(own).unwrap();
+    assert_eq!(
+        host.prepare(SIZE).await.unwrap().written(),
+        Some(&expected[..])
+    );
+
+    template.discard("a test");
+    assert!(host.names().iter().all(|name| name.ends_with(".failed")));
 }
