@@ -91,26 +91,68 @@ const LINES: usize = 200;
 
 #[test]
 fn lines_that_containers_and_the_host_append_are_all_kept() {
-    let text = appended(false);
+    let text = appended(false, 1);
     assert_eq!(text.lines().count(), 3 * LINES);
+}
+
+/// Most of them lie in two pages.
+#[test]
+fn long_lines_that_containers_and_the_host_append_are_not_torn() {
+    let text = appended(false, 3000);
+    assert_eq!(text.lines().count(), 3 * LINES);
+}
+
+/// By a descriptor that is not open for appending alone.
+#[test]
+fn a_call_that_appends_writes_behind_what_the_host_has_appended() {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let log = volume.join("log");
+    fs::write(&log, "").unwrap();
+    let bundle = Bundle::new(&["inside", "append", "/volume/log"]);
+    let bundle = bundle.mount(bind(&volume, "/volume", &["rbind"]));
+    fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
+    let mut child = rvm.spawn_piped(&bundle, "box");
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut stdin = child.stdin.take().unwrap();
+    let mut host = File::options().append(true).open(&log).unwrap();
+    let mut expected = String::new();
+    for number in 1..=20 {
+        // In one write each.
+        let lines = [format!("guest {number}\n"), format!("host {number}\n")];
+        stdin.write_all(lines[0].as_bytes()).unwrap();
+        let mut done = String::new();
+        stdout.read_line(&mut done).unwrap();
+        assert_eq!(done, "done\n");
+        host.write_all(lines[1].as_bytes()).unwrap();
+        expected += &lines.concat();
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(fs::read_to_string(&log).unwrap(), expected);
 }
 
 #[test]
 fn a_log_that_the_host_truncates_has_every_later_line_and_no_holes() {
-    assert!(appended(true).lines().count() < 3 * LINES);
+    assert!(appended(true, 1).lines().count() < 3 * LINES);
 }
 
-/// What two containers and the host have appended to a log, which the host may have truncated. The
-/// lines of each writer follow one another up to its last.
-fn appended(truncated: bool) -> String {
+/// What two containers and the host have appended to a log, which the host may have truncated: lines
+/// with numbers of so many digits. Those of each writer follow one another up to its last.
+fn appended(truncated: bool, digits: usize) -> String {
     let rvm = Rvm::new();
     let volume = rvm.path("volume");
     fs::create_dir(&volume).unwrap();
     let log = volume.join("log");
     fs::write(&log, "").unwrap();
     // One opens the file each time, the other keeps it open.
-    let each = format!("for i in $(seq {LINES}); do echo each $i >>/volume/log; done");
-    let held = format!("exec 3>>/volume/log; for i in $(seq {LINES}); do echo held $i >&3; done");
+    let (numbers, line) = (
+        format!("for i in $(seq {LINES})"),
+        format!("%0{digits}d\\n"),
+    );
+    let each = format!("{numbers}; do printf 'each {line}' $i >>/volume/log; done");
+    let held = format!("exec 3>>/volume/log; {numbers}; do printf 'held {line}' $i >&3; done");
     let _bundles = [("each", each), ("held", held)].map(|(id, command)| {
         let bundle = Bundle::shell(&command).mount(bind(&volume, "/volume", &["rbind"]));
         rvm.create(&bundle, id);
@@ -125,7 +167,7 @@ fn appended(truncated: bool) -> String {
             host.set_len(0).unwrap();
         }
         // In one write, as the others do.
-        let line = format!("host {number}\n");
+        let line = format!("host {number:0digits$}\n");
         host.write_all(line.as_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -9,6 +9,8 @@
 //!   rvm-inside traffic ADDR   sends and receives over TCP, on the server's commands
 //!   rvm-inside lock PATH      locks a file by flock(2) and fcntl(2), prints `busy` if it must
 //!                             wait, then `locked`, and waits for its input's end
+//!   rvm-inside append PATH    appends each line that it reads to a file, by pwritev2(2) with
+//!                             RWF_APPEND, and prints `done`
 //!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
 //!   rvm-inside program-costs DIR MIB  prints what programs cost that work with files there, and a
 //!                             file of so many MiB
@@ -68,6 +70,7 @@ fn main() {
         ("give-away", path) => files::rights::give_away(path),
         ("pause", _) => drop(std::io::stdin().read(&mut [0])),
         ("lock", path) => lock(path),
+        ("append", path) => append(path),
         ("traffic", address) => traffic(TcpStream::connect(address).unwrap()),
         (other, _) => panic!("what is {other}?"),
     }
@@ -85,6 +88,18 @@ fn lock(path: &str) {
     fcntl_lock(&file, FlockOperation::LockExclusive).unwrap();
     println!("locked");
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+fn append(path: &str) {
+    use rustix::io::{ReadWriteFlags, pwritev2};
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap() + "\n";
+        let text = [std::io::IoSlice::new(line.as_bytes())];
+        let written = pwritev2(&file, &text, 0, ReadWriteFlags::APPEND);
+        assert_eq!(written, Ok(line.len()));
+        println!("done");
+    }
 }
 
 /// Carries out commands until the server closes: `s` and a number sends that many MiB, `r` and a
