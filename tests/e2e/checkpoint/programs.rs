@@ -122,6 +122,10 @@ fn a_python_process_goes_on_with_threads_sockets_and_a_file_that_was_removed() {
 #[test]
 fn sqlite_goes_on_in_the_middle_of_a_transaction() {
     let Some(rvm) = world() else { return };
+    if !rvm_tests::long() {
+        println!("skipped: RVM_TEST_LONG is not set");
+        return;
+    }
     for mode in ["wal", "delete"] {
         let Some(bundle) = python(INSERT, &[mode]) else {
             return;
@@ -233,6 +237,10 @@ fn systemctl(rvm: &Rvm, arguments: &[&str]) -> String {
 #[test]
 fn systemd_goes_on_with_its_units_and_starts_others() {
     let Some(rvm) = world() else { return };
+    if !rvm_tests::long() {
+        println!("skipped: RVM_TEST_LONG is not set");
+        return;
+    }
     let Some(bundle) = systemd() else { return };
     let image = rvm.path("image");
     start(&rvm, &bundle, "box");
