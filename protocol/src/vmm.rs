@@ -92,6 +92,9 @@ pub struct CheckpointFiles {
     pub memory: FdIndex,
     /// What files hold that a program has open and that have no name any more.
     pub removed: FdIndex,
+    /// A part of the shared files is not there yet. The guest's requests that concern files wait
+    /// for [`Request::Adopted`].
+    pub files_later: bool,
 }
 
 /// How fast a guest may use its devices: each network card and each disk, in `machine` and plugged
@@ -281,10 +284,12 @@ pub enum Request {
         /// The host may have swapped pages out, which mincore(2) does not tell of.
         has_swap: bool,
     },
-    /// Resets the streams of a machine that was restored from a checkpoint which no host program
-    /// has claimed. A program claims a stream by a connection to the port for streams
-    /// ([`crate::STREAM_PORT`]) that begins with the id that the stream began with.
-    DropStreams,
+    /// Host programs stand for all containers of a machine that was restored from a checkpoint.
+    /// Shared files that were to come later are there: those that the guest knows are opened. The
+    /// streams that no host program has claimed are reset. A program claims a stream by a
+    /// connection to the port for streams ([`crate::STREAM_PORT`]) that begins with the id that the
+    /// stream began with.
+    Adopted,
 }
 
 /// What a guest sees of a disk, beside its content.

@@ -128,14 +128,17 @@ impl Coded for RequestError {
 impl Coded for CheckpointError {
     fn code(&self) -> Code {
         match self {
-            Self::Unsupported(_) => Code::FailedPrecondition,
+            Self::Unsupported(_) | Self::Member { .. } | Self::NotMissing(_) | Self::Volume(_) => {
+                Code::FailedPrecondition
+            }
+            Self::NoMember { .. } => Code::NotFound,
             Self::Engine(EngineError::Unsupported(_)) => Code::Unimplemented,
             Self::Engine(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::GivenUp(_) => Code::Unavailable,
             Self::Ended(_) => Code::Unavailable,
             Self::Image(error) => error.code(),
-            Self::Record(_) | Self::Stdio(_) => Code::Internal,
+            Self::Record(_) | Self::Stdio(_) | Self::Storage(_) => Code::Internal,
         }
     }
 }
@@ -191,6 +194,8 @@ impl Coded for StartError {
             Self::Size(error) => error.code(),
             Self::Sandbox(error) => error.code(),
             Self::Cgroup(error) => error.code(),
+            Self::Checkpoint(error) => error.code(),
+            Self::Control(error) => error.code(),
             Self::Container(failure) => failure.code(),
             _ => Code::Internal,
         }

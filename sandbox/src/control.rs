@@ -20,11 +20,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::RwLock;
 
+use crate::checkpoint::SavedContainer;
 use crate::dir::SandboxDir;
 use crate::host::timings::Timings;
-use crate::sandbox::{CheckpointError, MemoryResult, Sandbox, SandboxError, ToSave};
+use crate::sandbox::{
+    CheckpointError, ContainerToSave, MemoryResult, Sandbox, SandboxError, ToSave,
+};
 use crate::sizing::Change;
-use crate::state::{StateError, Status, Store};
+use crate::state::{State, StateError, Status, Store};
 use rvm_sys::error_chain::chain;
 use rvm_sys::fault_point;
 
@@ -65,12 +68,18 @@ pub enum Request {
     Resize(Box<Change>),
     /// Write the machine to a checkpoint.
     Checkpoint {
-        /// Its only container, which runs or is paused.
+        /// The container that it was made for, which runs or is paused.
         id: ContainerId,
         /// The directory, absolute.
         path: PathBuf,
         /// Whether it goes on.
         leave_running: bool,
+    },
+    /// Note that a process stands for a container of the machine, which was restored, and has
+    /// shared its files.
+    Adopted {
+        /// As the checkpoint has it.
+        saved: Box<SavedContainer>,
     },
     /// Write the machine to an image from which copies of its container are made.
     Fork(Fork),
@@ -118,7 +127,7 @@ impl Request {
         match self {
             Self::Start { .. } => start.saturating_add(NETWORK_TIMEOUT),
             Self::Resize(_) => RESIZE_TIMEOUT,
-            Self::Checkpoint { .. } | Self::Fork(_) => CHECKPOINT_TIMEOUT,
+            Self::Checkpoint { .. } | Self::Adopted { .. } | Self::Fork(_) => CHECKPOINT_TIMEOUT,
         }
     }
 
@@ -137,6 +146,7 @@ impl fmt::Display for Request {
             Self::Start { id } => write!(f, "start container {id}"),
             Self::Resize(_) => f.write_str("change the machine's size"),
             Self::Checkpoint { id, .. } => write!(f, "checkpoint container {id}"),
+            Self::Adopted { saved } => write!(f, "let container {} go on", saved.id),
             Self::Fork(fork) => write!(f, "make an image of container {}", fork.id),
         }
     }
@@ -286,6 +296,10 @@ impl<'a> Server<'a> {
                 let saved = self.checkpoint(id, path, *leave_running).await;
                 saved.map(|()| MemoryResult::AsAsked).map_err(failed)
             }
+            Request::Adopted { saved } => {
+                let adopted = self.sandbox.adopted(saved).await;
+                adopted.map(|()| MemoryResult::AsAsked).map_err(failed)
+            }
             // It has more than one answer.
             Request::Fork(_) => Err(failed(ControlError::Owner(
                 io::ErrorKind::Unsupported.into(),
@@ -326,26 +340,41 @@ impl Server<'_> {
             .await?)
     }
 
-    /// The container to save, which must be the only one of the machine.
-    fn to_save<'i>(
-        &self,
-        id: &'i ContainerId,
-        leave_running: bool,
-    ) -> Result<ToSave<'i>, RequestError> {
+    /// What to save: the container that the machine was made for, and the members of its pod.
+    fn to_save(&self, id: &ContainerId, leave_running: bool) -> Result<ToSave, RequestError> {
         let path = self.sandbox.guest().dir().path();
         let store = Store::new(path.parent().unwrap_or(path).to_owned());
-        if store.peers(id)?.len() > 1 {
-            let others = "shares its machine with the other containers of its pod";
-            return Err(CheckpointError::Unsupported(others).into());
+        let mut containers = vec![container_to_save(&store.open(id.as_str())?.state()?)];
+        for state in store.members(id)? {
+            match state.status() {
+                Status::Running | Status::Paused => containers.push(container_to_save(&state)),
+                Status::Stopped => {}
+                Status::Creating | Status::Created => {
+                    let reason = "is created, and cannot be checkpointed before it is started";
+                    return Err(CheckpointError::Member {
+                        id: state.id,
+                        reason,
+                    }
+                    .into());
+                }
+            }
         }
-        let state = store.open(id.as_str())?.state()?;
         Ok(ToSave {
-            id,
-            paused: state.status() == Status::Paused,
-            guest_pid: state.guest_pid.unwrap_or(0),
+            containers,
             leave_running,
-            updated: state.updated_limits(),
         })
+    }
+}
+
+fn container_to_save(state: &State) -> ContainerToSave {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    ContainerToSave {
+        id: state.id.clone(),
+        paused: state.status() == Status::Paused,
+        guest_pid: state.guest_pid.unwrap_or(0),
+        streams: state.streams,
+        is_elsewhere: state.monitor.is_none_or(|monitor| monitor.pid != own),
+        updated: state.updated_limits(),
     }
 }
 

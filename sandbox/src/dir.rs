@@ -40,6 +40,9 @@ const RECORD: &str = "sandbox.json";
 /// The id by which the guest knows its container, if it was restored under another one.
 const ALIAS: &str = "guest-id";
 
+/// Is there from when the machine is written to a checkpoint with which it ends.
+const SAVING: &str = "saving";
+
 /// What sandbox.json says: enough to end or to join a sandbox whose owner is another process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -173,6 +176,20 @@ impl SandboxDir {
         let host = self.path.file_name().unwrap_or_default();
         let id = |text: &str| ContainerId::new(text).map_err(io::Error::other);
         Ok(Some((id(&host.to_string_lossy())?, id(&guest)?)))
+    }
+
+    /// Notes whether the machine is being written to a checkpoint with which it ends.
+    pub fn set_saving(&self, is_saving: bool) -> io::Result<()> {
+        let path = self.path.join(SAVING);
+        match is_saving {
+            true => fs::write(path, ""),
+            false => fs::remove_file(path),
+        }
+    }
+
+    /// Whether a machine that has ended did so with a checkpoint, for processes that do not own it.
+    pub fn is_saving(&self) -> bool {
+        self.path.join(SAVING).exists()
     }
 
     /// Takes away what was shared for a container. Nothing to take away is no error.

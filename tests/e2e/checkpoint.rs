@@ -10,6 +10,8 @@ mod fork;
 mod input;
 #[path = "checkpoint/network.rs"]
 mod network;
+#[path = "checkpoint/pod.rs"]
+mod pod;
 #[path = "checkpoint/programs.rs"]
 mod programs;
 #[path = "checkpoint/running.rs"]

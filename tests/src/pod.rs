@@ -28,10 +28,17 @@ pub fn sandbox_with(rvm: &Rvm, annotations: &[(&str, &str)]) -> Bundle {
 
 /// A container that shares these namespaces with the pod.
 pub fn member(rvm: &Rvm, script: &str, shared: &[&str]) -> Bundle {
-    let pid = rvm.state("pod")["pid"].as_i64().unwrap();
-    Bundle::shell(script).with(|config| {
+    let bundle = Bundle::shell(script).with(|config| {
         config["annotations"] = json!({ KIND: "container", SANDBOX: "pod" });
         config.as_object_mut().unwrap().remove("hostname");
+    });
+    join(rvm, bundle, shared)
+}
+
+/// The bundle of a member for the pod that runs now.
+pub fn join(rvm: &Rvm, bundle: Bundle, shared: &[&str]) -> Bundle {
+    let pid = rvm.state("pod")["pid"].as_i64().unwrap();
+    bundle.with(|config| {
         for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
             let kind = namespace["type"].as_str().unwrap().to_owned();
             let file = if kind == "network" { "net" } else { &kind };

@@ -150,6 +150,8 @@ enum RequestError {
     NoFiles,
     #[error("cannot save the machine")]
     Save(#[from] SavedError),
+    #[error("cannot open the shared files as they were")]
+    Files(#[source] SavedError),
     #[error("cannot reset streams")]
     Streams(#[source] io::Error),
 }
@@ -204,7 +206,10 @@ fn execute(
             };
             machine.save(files, go_on, has_swap)?;
         }
-        Request::DropStreams => machine.drop_streams().map_err(RequestError::Streams)?,
+        Request::Adopted => {
+            machine.restore_files().map_err(RequestError::Files)?;
+            machine.drop_streams().map_err(RequestError::Streams)?;
+        }
     }
     Ok(())
 }

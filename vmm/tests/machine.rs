@@ -163,6 +163,7 @@ impl Vmm {
                 state: FdIndex(4),
                 memory: FdIndex(5),
                 removed: FdIndex(6),
+                files_later: false,
             }),
             spare_nets: 1,
             spare_disks: 1,
@@ -470,7 +471,7 @@ fn a_machine_goes_on_after_a_checkpoint_and_from_it_any_number_of_times() {
     for files in [&files, &again] {
         let [state, memory, removed, _] = files.each_ref().map(reopened);
         let restored = Vmm::start_from(LOOP, Some([&state, &memory, &removed])).unwrap();
-        assert_eq!(restored.request(Request::DropStreams, &[]), Event::Done);
+        assert_eq!(restored.request(Request::Adopted, &[]), Event::Done);
         assert_eq!(restored.request(shrink(), &[]), Event::Done);
         assert_eq!(restored.event(), Event::Stopped(StopReason::PowerOff));
         restored.end();

@@ -39,7 +39,7 @@ Write a container, with its machine, to a checkpoint
 The container is saved as it is: its processes, their memory and their open files, deleted ones \
 too. It has ended then, and is deleted, unless it is left running. `rvm restore` lets it go on from \
 the checkpoint, as often as is wanted. A file that the container has changed since is as it is on \
-the host, and not as it was.
+the host, and not as it was. A pod is saved with all of its containers, by the first one's id.
 
 The checkpoint holds whatever the container's processes had in memory, keys and passwords, too. \
 Only the engine kvm can write one.";

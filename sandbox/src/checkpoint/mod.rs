@@ -11,6 +11,7 @@
 //! Restored machines read the memory from its file as long as they run. The files are never changed
 //! in place: a new checkpoint in the same directory has new files.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -81,20 +82,33 @@ pub enum ImageError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Manifest {
-    /// The container, as its guest knows it.
-    pub container: ContainerId,
-    /// The init process's pid in the guest.
-    pub guest_pid: u32,
-    /// Its streams.
-    pub streams: Streams,
+    /// The container that the machine was made for.
+    pub container: SavedContainer,
+    /// The containers that had joined it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<SavedContainer>,
     /// The machine.
     pub machine: Shape,
     /// The size that the machine had.
     pub now: Size,
     /// The machine's network cards.
     pub cards: Vec<SavedCard>,
+}
+
+/// What the host must know of a container that was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SavedContainer {
+    /// Its id, by which its guest knows it.
+    pub id: ContainerId,
+    /// The init process's pid in the guest.
+    pub guest_pid: u32,
+    /// Its streams.
+    pub streams: Streams,
     /// The container's disks, in the order of its bundle.
     pub disks: Vec<SavedDisk>,
+    /// The names of the mounts that it shares with others of its pod.
+    pub volumes: Vec<String>,
     /// The container's limits, if updates have changed those of its config.json.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<UpdatedLimits>,
@@ -134,12 +148,20 @@ pub struct SavedDisk {
 }
 
 impl Manifest {
+    /// All containers, the one that the machine was made for first.
+    pub fn containers(&self) -> impl Iterator<Item = &SavedContainer> {
+        std::iter::once(&self.container).chain(&self.members)
+    }
+
     /// Whether there can be such a machine. Whether it is the one in the state, rvm-vmm finds out.
     fn check(&self) -> Result<(), serde_json::Error> {
         let sizes = [self.machine.start, self.machine.max, self.now];
+        let disks: usize = self.containers().map(|one| one.disks.len()).sum();
+        let ids: BTreeSet<_> = self.containers().map(|one| &one.id).collect();
         let is_possible = sizes.iter().all(|size| size.is_possible())
             && self.machine.disk_slots <= MAX_DISKS
-            && self.disks.len() <= self.machine.disk_slots
+            && disks <= self.machine.disk_slots
+            && ids.len() == self.containers().count()
             && self.machine.cards_at_start.max(self.cards.len()) <= MAX_NETS;
         match is_possible {
             true => Ok(()),
@@ -351,18 +373,38 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageE
 mod tests {
     use super::*;
 
-    fn manifest() -> Manifest {
-        let size = |memory_mib| Size {
-            vcpus: 1,
-            memory_mib,
-        };
-        Manifest {
-            container: ContainerId::new("web").unwrap(),
+    fn container(id: &str) -> SavedContainer {
+        SavedContainer {
+            id: ContainerId::new(id).unwrap(),
             guest_pid: 7,
             streams: Streams {
                 stdout: u64::MAX,
                 ..Streams::default()
             },
+            disks: vec![SavedDisk {
+                slot: 6,
+                read_only: true,
+            }],
+            volumes: vec!["0123456789abcdef".to_owned()],
+            updated: Some(UpdatedLimits {
+                resources: LinuxResources::default(),
+                kept_memory: Some(1 << 30),
+            }),
+        }
+    }
+
+    fn manifest() -> Manifest {
+        let size = |memory_mib| Size {
+            vcpus: 1,
+            memory_mib,
+        };
+        let member = SavedContainer {
+            disks: Vec::new(),
+            ..container("db")
+        };
+        Manifest {
+            container: container("web"),
+            members: vec![member],
             machine: Shape {
                 start: size(512),
                 max: size(1024),
@@ -374,14 +416,6 @@ mod tests {
                 mac: [2, 0, 0, 0, 0, 1],
                 link: Some("eth0".to_owned()),
             }],
-            disks: vec![SavedDisk {
-                slot: 6,
-                read_only: true,
-            }],
-            updated: Some(UpdatedLimits {
-                resources: LinuxResources::default(),
-                kept_memory: Some(1 << 30),
-            }),
         }
     }
 
@@ -437,12 +471,14 @@ mod tests {
         for wrong in ["", "[]", "{}", r#"{"version":1,"rvm":3}"#] {
             assert!(matches!(text(wrong), ImageError::Manifest { .. }));
         }
-        let impossible: [fn(&mut Manifest); 5] = [
+        let impossible: [fn(&mut Manifest); 7] = [
             |manifest| manifest.machine.start.vcpus = 0,
             |manifest| manifest.machine.max.memory_mib = u64::MAX,
             |manifest| manifest.machine.disk_slots = usize::MAX,
             |manifest| manifest.machine.disk_slots = 0,
             |manifest| manifest.machine.cards_at_start = usize::MAX,
+            |manifest| manifest.members[0].id = manifest.container.id.clone(),
+            |manifest| manifest.members[0].disks = manifest.container.disks.clone(),
         ];
         for change in impossible {
             let mut manifest = manifest();

@@ -3,7 +3,7 @@
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::{Cgroup, CgroupError, Driver};
-use crate::checkpoint::Image;
+use crate::checkpoint::SavedContainer;
 use crate::config::EngineKind;
 use crate::engine;
 use crate::spec::Bundle;
@@ -46,10 +46,10 @@ pub fn enter(
 pub fn limit(
     container: &Container,
     bundle: &Bundle,
-    image: Option<&Image>,
+    saved: Option<&SavedContainer>,
     kind: EngineKind,
 ) -> Result<(), ContainerCgroupError> {
-    if let Some(updated) = image.and_then(|image| image.manifest.updated.as_ref()) {
+    if let Some(updated) = saved.and_then(|saved| saved.updated.as_ref()) {
         return update(container, &updated.on_host(), kind);
     }
     match (container.state()?.cgroup, resources(bundle)) {

@@ -130,6 +130,7 @@ pub fn prepare(store: &Store, id: &str, bundle: &Bundle) -> Result<Container, Li
         anchor_pid: None,
         sandbox,
         guest_pid: None,
+        streams: None,
         namespaces: Peer::paths(&bundle.spec),
         cgroup: None,
         exit_status: None,
@@ -220,23 +221,38 @@ pub(super) fn state_to_save(container: &Container) -> Result<State, LifecycleErr
             ));
         }
     }
-    if state.sandbox.is_some() {
-        let words = "the container shares its machine with the other containers of its pod";
-        return refused(words.to_owned());
+    if let Some(sandbox) = &state.sandbox {
+        return refused(format!(
+            "the container shares its machine with the other containers of its pod: name {sandbox}, \
+             which is checkpointed with all of them"
+        ));
     }
     Ok(state)
 }
 
-/// As [`save`], but a container that does not go on is deleted, as with runc.
+/// As [`save`], but a container that does not go on is deleted, as with runc, and so are the others
+/// of its pod.
 pub async fn checkpoint(
     container: &Container,
     dir: &Path,
     leave_running: bool,
 ) -> Result<(), LifecycleError> {
+    let members = container.store().members(container.id())?;
     let state = save(container, dir, leave_running).await?;
     if leave_running {
         return Ok(());
     }
+    for member in &members {
+        match container.store().open(member.id.as_str()) {
+            Err(StateError::NotFound(_)) => {}
+            opened => delete_saved(&opened?, member).await?,
+        }
+    }
+    delete_saved(container, &state).await
+}
+
+/// Deletes a container that is in a checkpoint, once its monitor has ended.
+async fn delete_saved(container: &Container, state: &State) -> Result<(), LifecycleError> {
     // What stands for the container exits with its exit code, and may delete it.
     let monitor = state.monitor.map_or(Ok(None), ProcessId::open);
     if let Some(process) = monitor.map_err(failed("find the container's monitor"))? {

@@ -5,6 +5,7 @@ pub mod ending;
 pub mod fork;
 pub mod lifecycle;
 pub mod monitor_process;
+mod restore;
 pub mod running;
 pub mod start;
 pub mod update;

@@ -14,12 +14,14 @@ use rvm_protocol::ContainerId;
 use rvm_protocol::failure::{Code, Failure};
 
 use super::cgroup::{self, ContainerCgroupError};
+use super::restore::check_restorable;
 use crate::anchor::PidAnchor;
 use crate::anchor::rootfs_view::RootfsView;
 use crate::anchor::synthetic_proc;
 use crate::cgroup::{Cgroup, Driver};
 use crate::checkpoint::Image;
 use crate::config::Config;
+use crate::control::ControlError;
 use crate::dir::SandboxDir;
 use crate::disk::Stack;
 use crate::guest::agent::AgentError;
@@ -91,6 +93,9 @@ pub enum StartError {
     /// The container could not go on from its checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The sandbox's owner did not let the container go on from its checkpoint.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The agent refused the container, for a reason that concerns the container alone.
     #[error(transparent)]
     Container(Failure),
@@ -185,13 +190,17 @@ pub struct Start<'a> {
 /// is to have one; none for a member of a pod. Called before this process enters the container's
 /// control groups.
 pub async fn plan_machine(
+    id: &ContainerId,
     bundle: &Bundle,
     image: Option<&Arc<Image>>,
     config: &Config,
     timings: &mut Timings,
 ) -> Result<Option<Box<MachinePlan>>, StartError> {
     if let Some(image) = image {
-        check_restorable(bundle, image)?;
+        check_restorable(id, bundle, image)?;
+        if matches!(bundle.role, Role::Member(_)) {
+            return Ok(None);
+        }
         let plan = MachinePlan::of_checkpoint(Arc::clone(image), bundle.rates, config)?;
         return Ok(Some(Box::new(plan)));
     }
@@ -204,21 +213,6 @@ pub async fn plan_machine(
     let asked = (&bundle.spec, bundle.rates);
     let plan = MachinePlan::new(asked, bundle.hardware, max_disks, config, timings);
     Ok(Some(Box::new(plan.await?)))
-}
-
-/// Refuses what no checkpoint has, or this one has not.
-fn check_restorable(bundle: &Bundle, image: &Image) -> Result<(), CheckpointError> {
-    if matches!(bundle.role, Role::Member(_)) {
-        let member = "belongs to a pod, and a checkpoint has a machine of its own";
-        return Err(CheckpointError::Unsupported(member));
-    }
-    if bundle.has_terminal() != image.manifest.streams.terminal {
-        return Err(CheckpointError::Unsupported(match bundle.has_terminal() {
-            true => "has no terminal in its checkpoint; process.terminal of config.json is true",
-            false => "has a terminal in its checkpoint; process.terminal of config.json is false",
-        }));
-    }
-    Ok(())
 }
 
 /// Opens or makes the network namespace that a container is to be in, and says where the container
@@ -260,15 +254,15 @@ impl Start<'_> {
         fault_point!("start.placed").map_err(SandboxError::Record)?;
         let guest = place.guest();
         let engine = guest.record().engine;
-        cgroup::limit(self.container, self.bundle, self.image, engine)?;
+        cgroup::limit(self.container, self.bundle, self.saved(), engine)?;
         if let Some(sandbox) = place.sandbox() {
             sandbox.relay_dns_of(&self.bundle.spec).await?;
         }
         let id = self.container.id();
         fault_point!("start.limited").map_err(SandboxError::Record)?;
         let owned = place.sandbox().map(Arc::as_ref);
-        if let (Some(image), Some(sandbox)) = (self.image, owned) {
-            let relay = self.adopt(image, sandbox, translation, host).await?;
+        if let Some(saved) = self.saved() {
+            let relay = self.adopt(saved, &place, translation, host).await?;
             timings.lap("connect the container");
             return Ok((place, relay));
         }
@@ -282,28 +276,6 @@ impl Start<'_> {
         Ok((place, created?))
     }
 
-    /// Takes over the container in its machine, which was restored.
-    async fn adopt(
-        &self,
-        image: &Image,
-        sandbox: &Sandbox,
-        translation: Translation,
-        host: HostStdio,
-    ) -> Result<Relay, StartError> {
-        let (id, guest) = (self.container.id(), sandbox.guest());
-        let volumes = Volumes::send(id, translation.volumes, guest).await?;
-        let hostname = self.bundle.spec.hostname().as_deref();
-        let relay = sandbox.adopt(id, hostname, image, host).await?;
-        fault_point!("start.adopted").map_err(SandboxError::Record)?;
-        self.show(&translation.spec, guest)?;
-        if let Some(volumes) = volumes {
-            volumes.follow(Arc::clone(guest));
-        }
-        let locked = self.container.lock()?;
-        locked.step(Status::Created, |state| state.go_on_from(&image.manifest))?;
-        Ok(relay)
-    }
-
     /// Creates the container in its guest, which has its disks.
     async fn create_in(
         &self,
@@ -315,15 +287,16 @@ impl Start<'_> {
         let id = self.container.id();
         let volumes = Volumes::send(id, translation.volumes, guest).await?;
         let created = guest.create_container(id, &translation.spec, host, timings);
-        let (relay, pid) = created.await.map_err(plain)?;
+        let (relay, pid, streams) = created.await.map_err(plain)?;
         fault_point!("start.created").map_err(SandboxError::Record)?;
         self.show(&translation.spec, guest)?;
         if let Some(volumes) = volumes {
             volumes.follow(Arc::clone(guest));
         }
-        self.container
-            .lock()?
-            .step(Status::Created, |state| state.guest_pid = Some(pid))?;
+        self.container.lock()?.step(Status::Created, |state| {
+            state.guest_pid = Some(pid);
+            state.streams = Some(streams);
+        })?;
         Ok(relay)
     }
 
@@ -347,6 +320,7 @@ impl Start<'_> {
         };
         let id = self.guest_id().as_str();
         let translation = translate(self.bundle, id, &peers)?;
+        self.check_files(&translation)?;
         dir.share(id, &translation.mounts, &translation.spec)?;
         if self.bundle.disks.top().is_some() {
             share::make_empty_root(&dir.shared(), id)?;
@@ -358,8 +332,7 @@ impl Start<'_> {
     /// The id by which the guest knows the container, and the name of its files in the shared
     /// directory: the one it was first created with.
     fn guest_id(&self) -> &ContainerId {
-        let saved = self.image.map(|image| &image.manifest.container);
-        saved.unwrap_or(self.container.id())
+        self.saved().map_or(self.container.id(), |saved| &saved.id)
     }
 
     /// Starts the sandbox that the container is to have, in these control groups, or finds it.
@@ -383,7 +356,7 @@ impl Start<'_> {
         }
         let policy = self.memory_policy()?;
         let disks = match self.image {
-            Some(image) => disks::reopen(stack, &image.manifest.disks)?,
+            Some(image) => disks::reopen(stack, &image.manifest.container.disks)?,
             None => Vec::new(),
         };
         let wanted = Requirements {
@@ -416,7 +389,7 @@ impl Start<'_> {
     }
 
     /// Sets up the rootfs view and the synthetic proc behind the container's pid.
-    fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
+    pub(super) fn show(&self, spec: &Spec, guest: &Arc<Guest>) -> Result<(), StartError> {
         let id = self.container.id();
         let view = RootfsView::of(spec, &guest.dir().shared(), self.guest_id().as_str());
         let proc = fault_point!("start.show").and_then(|()| self.anchor.show(view));

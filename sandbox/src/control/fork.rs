@@ -180,6 +180,10 @@ impl Server<'_> {
         fork: &Fork,
     ) -> Result<(), RequestError> {
         let wanted = self.to_save(&fork.id, true)?;
+        if wanted.containers.len() > 1 {
+            let pod = "shares its machine with others of its pod, of which there are no copies";
+            return Err(CheckpointError::Unsupported(pod).into());
+        }
         let meanwhile = async {
             let told = answer(stream, received, Ok(())).await;
             let gone = |_| CheckpointError::GivenUp("who wanted copies has gone");

@@ -81,9 +81,9 @@ pub enum Save<'a> {
     },
     /// The machine has gone on: waits until it is written.
     Finish,
-    /// The machine has been restored, and programs of the host have claimed its streams: the others
-    /// are reset.
-    DropStreams,
+    /// The machine has been restored, and programs of the host stand for all of its containers:
+    /// their files are opened as they were, and streams that nobody has claimed are reset.
+    Adopted,
 }
 
 /// What an engine does for a machine that it runs. Dropping it ends the machine.

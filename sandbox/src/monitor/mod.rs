@@ -175,7 +175,13 @@ async fn live(
     timings: &mut Timings,
 ) -> Result<End, MonitorError> {
     let plan = tokio::select! {
-        planned = plan_machine(order.bundle, order.image.as_ref(), order.config, timings) => planned?,
+        planned = plan_machine(
+            order.container.id(),
+            order.bundle,
+            order.image.as_ref(),
+            order.config,
+            timings,
+        ) => planned?,
         signal = interrupted(signals) => return Err(MonitorError::Interrupted(signal)),
         () = order.caller.gone() => return Err(MonitorError::Abandoned),
     };
@@ -271,6 +277,7 @@ async fn supervise(
         }
         // Switching the machine off is one way for a container to end.
         Err(end @ (MachineEnd::PowerOff | MachineEnd::Saved)) => tracing::info!("{end}"),
+        Err(_) if guest.dir().is_saving() => tracing::info!("{}", MachineEnd::Saved),
         Err(end) => tracing::error!("{}", guest.explain_end(&end)),
     }
     End {

@@ -47,8 +47,6 @@ pub struct Guest {
     /// How long a call may take that creates or starts a container.
     limit: Duration,
     disks: HeldDisks,
-    /// The streams of the containers that this process has created.
-    streams: Mutex<HashMap<ContainerId, Streams>>,
     /// The containers that were restored, and go on when they are started.
     restored: Mutex<HashSet<ContainerId>>,
 }
@@ -72,7 +70,6 @@ impl Guest {
             ended,
             limit,
             disks: HeldDisks::default(),
-            streams: Mutex::default(),
             restored: Mutex::default(),
         }
     }
@@ -91,7 +88,6 @@ impl Guest {
             ended: MachineEnded::of_process(pidfd),
             limit: config.start_timeout.unwrap_or(JOINED_TIMEOUT),
             disks: HeldDisks::default(),
-            streams: Mutex::default(),
             restored: Mutex::default(),
             record,
             dir,
@@ -155,20 +151,6 @@ impl Guest {
     /// Closes the files of a container's disks. False if it has no disks.
     pub(super) fn let_disks_go(&self, id: &ContainerId) -> bool {
         self.disks().remove(id).is_some()
-    }
-
-    /// Notes the streams of a container.
-    pub(super) fn set_streams(&self, id: &ContainerId, streams: Streams) {
-        self.streams().insert(id.clone(), streams);
-    }
-
-    /// The streams of a container that this process has created.
-    pub(super) fn streams_of(&self, id: &ContainerId) -> Option<Streams> {
-        self.streams().get(id).copied()
-    }
-
-    fn streams(&self) -> MutexGuard<'_, HashMap<ContainerId, Streams>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a container was restored: to start it is to let it go on.
@@ -239,22 +221,22 @@ impl Guest {
     }
 
     /// Creates a container, whose init process then waits for the start, and connects its streams.
-    /// The second value is the pid of that process in the guest.
+    /// The second value is the pid of that process in the guest, the third its streams.
     pub async fn create_container(
         &self,
         id: &ContainerId,
         spec: &Spec,
         host: HostStdio,
         timings: &mut Timings,
-    ) -> Result<(Relay, u32), SandboxError> {
+    ) -> Result<(Relay, u32, Streams), SandboxError> {
         let (relay, stdio) = Relay::start(&self.dir, host)?;
-        self.set_streams(id, Relay::ids(&stdio));
+        let streams = Relay::ids(&stdio);
         let spec = (Document::send(&self.dir, spec)?, devices::absent(spec));
         let created = self.agent.create_container(id, spec, stdio, self.limit);
         let stage = "the container's creation";
         let pid = self.guarded(stage, timings, created).await?;
         timings.lap("create the container");
-        Ok((relay, pid))
+        Ok((relay, pid, streams))
     }
 
     /// Lets a container's init process execute its program, or a container that was restored go on.

@@ -27,7 +27,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::stdio::StdioError;
 use crate::network::NetworkError;
 
-pub use checkpoint::{CheckpointError, ToSave};
+pub use checkpoint::{CheckpointError, ContainerToSave, ToSave};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use clock::compare as compare_clocks;
 pub use disks::DiskError;

@@ -18,7 +18,7 @@ use super::live_network::LiveNetwork;
 use super::plan::MachinePlan;
 use super::resize::LiveSize;
 use crate::cgroup::Cgroup;
-use crate::checkpoint::{Image, Shape};
+use crate::checkpoint::{Image, SavedContainer, Shape};
 use crate::config::Config;
 use crate::dir::{Record, SandboxDir};
 use crate::engine::{Machine, PlacedDisk, Plan, Prepared, Template};
@@ -42,8 +42,9 @@ const RESTORE: &str = "the restore of its checkpoint";
 /// A machine that this process owns, and its guest. Dropping it ends the machine.
 pub struct Sandbox {
     guest: Arc<Guest>,
-    /// Locked while the machine is saved, before the others.
-    saving: Mutex<()>,
+    /// The containers of the machine's checkpoint for which no process stands yet. Locked while the
+    /// machine is saved, before the others.
+    missing: Mutex<Vec<SavedContainer>>,
     // Only what saves the machine holds both of these locks, in this order.
     network: Mutex<LiveNetwork>,
     size: Mutex<LiveSize>,
@@ -123,7 +124,7 @@ impl Sandbox {
         };
         Ok(Self {
             control: dir.listen_as_owner().map_err(SandboxError::Sockets)?,
-            saving: Mutex::default(),
+            missing: Mutex::new(containers_of(image)),
             network: Mutex::new(network),
             disks: Slots::new(disk_slots, &planned.rates.disk),
             size: Mutex::new(LiveSize::new(running, planned.bounds)),
@@ -180,8 +181,8 @@ impl Sandbox {
         &self.machine
     }
 
-    pub(super) fn saving(&self) -> &Mutex<()> {
-        &self.saving
+    pub(super) fn missing(&self) -> &Mutex<Vec<SavedContainer>> {
+        &self.missing
     }
 
     pub(super) fn network(&self) -> &Mutex<LiveNetwork> {
@@ -223,6 +224,11 @@ fn shape_of(image: Option<&Image>, running: Running, cards: usize, disk_slots: u
         cards_at_start: cards,
         disk_slots,
     })
+}
+
+fn containers_of(image: Option<&Image>) -> Vec<SavedContainer> {
+    let containers = image.map(|image| image.manifest.containers());
+    containers.into_iter().flatten().cloned().collect()
 }
 
 /// What it means that nobody listens at the agent's socket: the machine's end explains more than

@@ -181,6 +181,11 @@ pub fn share_in_pod(wanted: &mut SharedMount, id: &str) {
     wanted.reference = Some(Path::new(id).join(REFERENCES).join(name));
 }
 
+/// The names of the mounts that a container shares with others of its pod.
+pub fn pod_mounts(shared: &Path, id: &str) -> Result<Vec<String>, StorageError> {
+    references::names_in(&shared.join(id).join(REFERENCES))
+}
+
 fn is_mount_point(path: &Path) -> bool {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     statx(CWD, path, flags, StatxFlags::empty())

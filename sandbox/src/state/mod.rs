@@ -23,7 +23,7 @@ pub use status::Status;
 pub use store::{Container, Locked, StateError, Store};
 
 use crate::cgroup::Cgroup;
-use crate::checkpoint::{Manifest, UpdatedLimits};
+use crate::checkpoint::{SavedContainer, Streams, UpdatedLimits};
 use crate::dir::layout::Layout;
 use crate::host::process::ProcessId;
 use crate::host::users::UserNames;
@@ -83,6 +83,9 @@ pub struct State {
     pub sandbox: Option<ContainerId>,
     /// The init process's pid in the guest.
     pub guest_pid: Option<u32>,
+    /// Its standard streams in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Streams>,
     /// The namespaces of config.json that have a path.
     #[serde(default)]
     pub namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
@@ -114,8 +117,9 @@ impl State {
     }
 
     /// Takes over what a checkpoint has of a container that goes on from it.
-    pub(crate) fn go_on_from(&mut self, saved: &Manifest) {
+    pub(crate) fn go_on_from(&mut self, saved: &SavedContainer) {
         self.guest_pid = Some(saved.guest_pid);
+        self.streams = Some(saved.streams);
         if let Some(updated) = &saved.updated {
             let first = self.resources.replace(updated.resources.clone());
             self.first_resources = Some(first.unwrap_or_default());

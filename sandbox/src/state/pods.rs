@@ -26,6 +26,22 @@ impl Store {
         Ok(peers)
     }
 
+    /// The states of the containers that have joined the sandbox of the container `id`.
+    pub fn members(&self, id: &ContainerId) -> Result<Vec<State>, StateError> {
+        let mut members = Vec::new();
+        for other in self.ids()? {
+            match self
+                .open(other.as_str())
+                .and_then(|container| container.state())
+            {
+                Ok(state) if state.sandbox.as_ref() == Some(id) => members.push(state),
+                Ok(_) => {}
+                Err(error) => tracing::debug!("container {other}: {error}"),
+            }
+        }
+        Ok(members)
+    }
+
     /// The limits of the containers that have joined the sandbox of the container `id` and run,
     /// without those of `one`.
     pub fn limits_of_others(
@@ -33,21 +49,9 @@ impl Store {
         id: &ContainerId,
         one: &ContainerId,
     ) -> Result<Vec<Limits>, StateError> {
-        let mut limits = Vec::new();
-        for other in self.ids()?.into_iter().filter(|other| other != one) {
-            match self
-                .open(other.as_str())
-                .and_then(|container| container.state())
-            {
-                Ok(state) if state.sandbox.as_ref() == Some(id) => {
-                    let runs = state.status() != Status::Stopped;
-                    limits.extend(runs.then(|| state.limits()));
-                }
-                Ok(_) => {}
-                Err(error) => tracing::debug!("container {other}: {error}"),
-            }
-        }
-        Ok(limits)
+        let members = self.members(id)?.into_iter();
+        let others = members.filter(|state| state.id != *one && state.status() != Status::Stopped);
+        Ok(others.map(|state| state.limits()).collect())
     }
 }
 

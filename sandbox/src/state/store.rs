@@ -335,6 +335,7 @@ mod tests {
             anchor_pid: None,
             sandbox: None,
             guest_pid: None,
+            streams: None,
             namespaces: Vec::new(),
             cgroup: None,
             exit_status: None,

@@ -131,6 +131,7 @@ impl Pod {
         let bundle = Bundle::load_with_root(plan.dir, disks)?;
         // Before there is anything of the container that would be left behind.
         plan.machine = plan_machine(
+            &plan.id,
             &bundle,
             plan.image.as_ref(),
             &config,

@@ -10,7 +10,9 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use rvm_tests::Bundle;
 use rvm_tests::command::eventually;
+use rvm_tests::pod::{KIND, SANDBOX};
 use rvm_tests::shim::{Shim, limit};
+use serde_json::json;
 
 use super::{WAITS, code, create, delete, kill, last, start, wait};
 
@@ -44,6 +46,12 @@ fn from(bundle: &Bundle, output: &Path, checkpoint: Option<&Path>) -> api::Creat
     }
 }
 
+/// The numbers in a file.
+fn numbers(output: &Path) -> Vec<usize> {
+    let text = fs::read_to_string(output).unwrap_or_default();
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
 #[test]
 fn a_task_ends_with_its_checkpoint_and_another_goes_on_from_it() {
     if rvm_tests::engine() != "kvm" {
@@ -53,10 +61,7 @@ fn a_task_ends_with_its_checkpoint_and_another_goes_on_from_it() {
     let bundle = Bundle::shell("i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done");
     let dir = tempfile::tempdir().unwrap();
     let (output, image) = (dir.path().join("output"), dir.path().join("image"));
-    let lines = || -> Vec<usize> {
-        let text = fs::read_to_string(&output).unwrap_or_default();
-        text.lines().map(|line| line.parse().unwrap()).collect()
-    };
+    let lines = || numbers(&output);
     let shim = Shim::start("box", bundle.write());
     shim.ok(shim.tasks.create(limit(), &from(&bundle, &output, None)));
     start(&shim, "box", "");
@@ -80,6 +85,68 @@ fn a_task_ends_with_its_checkpoint_and_another_goes_on_from_it() {
     assert!(text.iter().copied().eq(1..=text.len()), "{text:?}");
     assert_eq!(kill(&shim, "box"), 137);
     delete(&shim, "box", "");
+    shim.ok(shim
+        .tasks
+        .shutdown(limit(), &api::ShutdownRequest::default()));
+}
+
+#[test]
+fn the_tasks_of_a_pod_go_on_from_the_checkpoint_of_its_first() {
+    if rvm_tests::engine() != "kvm" {
+        println!("skipped: checkpoints are the kvm engine's");
+        return;
+    }
+    let in_pod = |kind: &str, script: &str| {
+        Bundle::shell(script).with(|config| {
+            config["annotations"] = json!({ KIND: kind, SANDBOX: "pod" });
+        })
+    };
+    let first = in_pod("sandbox", WAITS);
+    let second = in_pod(
+        "container",
+        "while :; do i=$((i+1)); echo $i; sleep 0.1; done",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let [nothing, output, image] = ["nothing", "output", "image"].map(|name| dir.path().join(name));
+    let lines = || numbers(&output);
+    let shim = Shim::start("pod", first.write());
+    let create = |id: &str, checkpoint: Option<&Path>| {
+        let request = match id {
+            "pod" => from(&first, &nothing, checkpoint),
+            _ => from(&second, &output, checkpoint),
+        };
+        let id = id.to_owned();
+        shim.ok((shim.tasks).create(limit(), &api::CreateTaskRequest { id, ..request }));
+    };
+    for id in ["pod", "one"] {
+        create(id, None);
+        start(&shim, id, "");
+    }
+    eventually("it counts", || lines().len() > 3);
+    let pod = api::CheckpointTaskRequest {
+        id: "pod".to_owned(),
+        ..to(&image)
+    };
+    shim.ok(shim.tasks.checkpoint(limit(), &pod));
+    for id in ["one", "pod"] {
+        assert_eq!(wait(&shim, id, ""), 137);
+        delete(&shim, id, "");
+    }
+
+    let before = lines().len();
+    create("pod", Some(&image));
+    start(&shim, "pod", "");
+    create("one", Some(&image));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(lines().len(), before, "it is not started yet");
+    start(&shim, "one", "");
+    eventually("it goes on", || lines().len() > before + 3);
+    let text = lines();
+    assert!(text.iter().copied().eq(1..=text.len()), "{text:?}");
+    for id in ["one", "pod"] {
+        assert_eq!(kill(&shim, id), 137);
+        delete(&shim, id, "");
+    }
     shim.ok(shim
         .tasks
         .shutdown(limit(), &api::ShutdownRequest::default()));

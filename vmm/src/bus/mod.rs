@@ -132,6 +132,13 @@ impl Bus {
         Ok(())
     }
 
+    /// Restores the device of the shared files, if that was postponed.
+    pub fn restore_files(&self) -> Result<(), SlotError> {
+        let restored = self.files.slot.restore_postponed();
+        let number = FixedSlot::ALL.len();
+        restored.map_err(|source| SlotError { number, source })
+    }
+
     /// How many slots there are.
     pub fn slots(&self) -> usize {
         self.slots.len()

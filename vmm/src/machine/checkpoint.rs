@@ -155,6 +155,13 @@ impl Machine {
         self.unfinished.take().map_or(Ok(()), Unfinished::finish)
     }
 
+    /// Restores the device of the shared files, if it was to wait for files.
+    pub fn restore_files(&self) -> Result<(), SavedError> {
+        let restored = self.vcpus.state().bus().restore_files();
+        self.removed.set(None);
+        Ok(restored?)
+    }
+
     /// Has the streams reset that came from a checkpoint and that no host program has claimed.
     pub fn drop_streams(&self) -> io::Result<()> {
         self.drop_streams

@@ -136,7 +136,6 @@ pub fn start(config: &MachineConfig, fds: Vec<OwnedFd>) -> Result<Machine, Machi
         Some(saved) => saved.restore((&hardware.vm, &bus), config.max_vcpus, &config.disks)?,
         None => kernel.load(config, &hardware, bus.slots())?,
     };
-    devices.removed.set(None);
     let kernel_ns = stopwatch.lap();
     fault_point!("vmm.loaded").map_err(MachineError::Thread)?;
 
@@ -272,6 +271,9 @@ fn connect(
     let console = ConsoleLog::new(fds.take(config.console)?.into()).map_err(failed("console"))?;
     let console = Arc::new(Mutex::new(console));
     let devices = Devices::create(config, fds, (hardware, &console), role, own)?;
+    if config.checkpoint.is_some_and(|files| files.files_later) {
+        devices.files.slot.postpone_restore();
+    }
     let bus = Bus::new(&hardware.vm, &devices.slots, devices.files.clone(), console)?;
     Ok((devices, bus))
 }

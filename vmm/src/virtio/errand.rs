@@ -1,6 +1,6 @@
-//! Saving a device on the thread that it works on, for another thread that waits: what a device
-//! does may take calls that the other thread's filter does not allow. Until the guest's memory is
-//! saved, too, or a picture of it is taken, the thread does nothing else.
+//! Saving or restoring a device on the thread that it works on, for another thread that waits: what
+//! a device does may take calls that the other thread's filter does not allow. Until the guest's
+//! memory is saved, too, or a picture of it is taken, the thread does nothing else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,10 @@
 //! A slot: a device with its doorbells and its interrupt, shared by the transport, which configures
 //! it, and the thread that the device works on.
 //!
-//! Lock order: a transport's registers, then [`Slot::running`]. A device is called with its
-//! `running` lock held and no other.
+//! Lock order: a transport's registers, then [`Slot::running`] or [`Slot::postponed`]. A device is
+//! called with its `running` lock held and no other.
+
+mod errands;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,14 +25,11 @@ use super::state::{SlotState, StateError};
 use crate::fds::borrow_eventfd;
 use crate::logging::{RateLimited, error_chain};
 use crate::memory::CurrentMemory;
+use errands::Postponed;
 
 /// How long a vCPU waits for answers. A request that needs the host's disk takes longer, and the
 /// vCPU has other work meanwhile.
 const PATIENCE: Duration = Duration::from_micros(200);
-
-/// How long a device may take to be saved: virtio-fs finds the path of every file that the guest
-/// knows, and writes what deleted files hold.
-const SAVING_PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Slot {
     memory: CurrentMemory,
@@ -43,6 +42,8 @@ pub struct Slot {
     warnings: RateLimited,
     has_own_thread: AtomicBool,
     saving: Errand<Result<SlotState, StateError>>,
+    postponed: Mutex<Postponed>,
+    restoring: Errand<Result<(), StateError>>,
     /// The thread's.
     hold: Arc<Hold>,
 }
@@ -90,6 +91,8 @@ impl Slot {
             warnings: RateLimited::default(),
             has_own_thread: AtomicBool::new(false),
             saving: Errand::default(),
+            postponed: Mutex::default(),
+            restoring: Errand::default(),
             hold,
         })
     }
@@ -156,42 +159,12 @@ impl Slot {
         self.hold.hold()
     }
 
-    /// Saves the device if that was asked for.
-    pub(super) fn save_if_asked(&self) {
-        self.saving.run(|| self.save_here());
-    }
-
-    /// The state of a device that was started, made on its own thread. Fails if it cannot be saved
-    /// now, or waits for its driver to reset it.
-    pub(super) fn save(&self) -> Result<SlotState, StateError> {
-        match self.doorbells.first() {
-            Some(doorbell) if self.has_own_thread.load(Ordering::Acquire) => {
-                // A write fails only when the counter is full, and then the thread wakes up anyway.
-                let ring = || drop(doorbell.write(1));
-                let saved = self.saving.ask(ring, SAVING_PATIENCE);
-                saved.unwrap_or(Err(StateError::Thread))
-            }
-            _ => self.save_here(),
-        }
-    }
-
-    fn save_here(&self) -> Result<SlotState, StateError> {
-        let mut running = self.lock();
-        if self.interrupt.status() & status::NEEDS_RESET != 0 {
-            return Err(StateError::Device);
-        }
-        let mut saved = Ok(Vec::new());
-        self.call(&mut running, |device, io| {
-            saved = device.save(io);
-            Ok(())
-        });
-        let device = saved?;
-        let cause = self.interrupt.cause();
-        Ok(SlotState::new(&running.queues, cause, device))
-    }
-
     /// Starts the device with a state that was saved. Fails if the device cannot go on from it.
     pub(super) fn restore(&self, features: u64, state: &SlotState) -> Result<(), StateError> {
+        if let postponed @ Postponed::Yes = &mut *self.postponed() {
+            *postponed = Postponed::State(features, state.clone());
+            return Ok(());
+        }
         self.start(features, state.queues()?);
         let mut restored = Ok(());
         self.lock_and_call(|device, io| {
@@ -216,6 +189,7 @@ impl Slot {
 
     /// Resets the device to its state before [`Self::start`].
     pub fn reset(&self) {
+        *self.postponed() = Postponed::No;
         let mut running = self.lock();
         running.queues.clear();
         running.device.reset(&mut &self.watches);

@@ -39,7 +39,7 @@ pub struct TransportState {
 }
 
 /// The state of a device that was started.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct SlotState {
     queues: Vec<QueueState>,
     /// InterruptStatus
@@ -70,7 +70,7 @@ impl SlotState {
 }
 
 /// The state of a queue: [`virtio_queue::QueueState`], which serde does not know.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct QueueState {
     max_size: u16,
     next_avail: u16,

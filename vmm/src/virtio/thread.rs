@@ -78,11 +78,12 @@ impl DeviceThread {
         self.handle_events(false)
     }
 
-    /// Saves the devices for another thread that asks for it, while that one holds this.
+    /// Saves or restores the devices for another thread that asks for it, also while that one holds
+    /// this.
     fn stand_by(&self) {
-        let save = || self.slots.iter().for_each(|slot| slot.save_if_asked());
-        save();
-        self.hold.wait(save);
+        let run_errands = || self.slots.iter().for_each(|slot| slot.run_errands());
+        run_errands();
+        self.hold.wait(run_errands);
     }
 
     fn handle_events(&self, wait: bool) -> io::Result<()> {

@@ -365,9 +365,10 @@ impl Vm for KvmMachine {
         match step {
             Save::Write { image, go_on } => self.write(image, go_on).await,
             Save::Finish => self.written().await,
-            Save::DropStreams => {
-                let action = "reset the streams of before";
-                self.request(action, &Request::DropStreams, &[]).await
+            Save::Adopted => {
+                let (action, request) = ("go on with the files and streams", Request::Adopted);
+                self.request_within(SAVE_TIMEOUT, action, &request, &[])
+                    .await
             }
         }
     }

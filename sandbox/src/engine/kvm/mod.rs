@@ -91,6 +91,7 @@ fn start(plan: Plan<'_>) -> Result<Box<dyn Vm>, EngineError> {
             state: fds.add(own(&image.files.state)?),
             memory: fds.add(own(&image.files.memory)?),
             removed: fds.add(own(&image.files.removed)?),
+            files_later: !image.manifest.members.is_empty(),
         });
     }
     machine.rates = plan.rates;

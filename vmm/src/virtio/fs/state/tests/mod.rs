@@ -105,6 +105,20 @@ fn saving_keeps_within_the_filter() {
     busy.guest.go_on_from(&state).unwrap();
 }
 
+/// A pod's files come when the device's thread runs already.
+#[test]
+fn restoring_keeps_within_the_filter() {
+    let mut busy = Busy::new();
+    let state = busy.guest.save().unwrap();
+    let root = busy.guest.dir.path().to_owned();
+    busy.guest.replace_device(&root);
+    let restored = std::thread::spawn(move || {
+        ThreadKind::Files.apply().unwrap();
+        busy.guest.restore(&state).map(|()| busy)
+    });
+    restored.join().unwrap().unwrap().goes_on();
+}
+
 #[test]
 fn a_guest_that_has_mounted_nothing_has_no_state() {
     let mut guest = Client::new();
