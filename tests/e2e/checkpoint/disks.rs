@@ -18,7 +18,10 @@ const COUNT_ON_DISK: &str = "i=0; while :; do i=$((i+1)); echo $i >>/data/lines;
                              sleep 0.05; done";
 
 fn with_disk(script: &str, kind: &str, image: &Path, options: &[&str]) -> Bundle {
-    Bundle::shell(script).mount(json!({
+    let bundle = Bundle::shell(script);
+    // A restored container has the mounts that it had, and their mount points.
+    fs::create_dir(bundle.rootfs("data")).unwrap();
+    bundle.mount(json!({
         "destination": "/data", "type": kind, "source": image, "options": options,
     }))
 }
