@@ -138,8 +138,8 @@ fn a_log_that_the_host_truncates_has_every_later_line_and_no_holes() {
     assert!(appended(true, 1).lines().count() < 3 * LINES);
 }
 
-/// What two containers and the host have appended to a log, which the host may have truncated: lines
-/// with numbers of so many digits. Those of each writer follow one another up to its last.
+/// What two containers and the host have appended to a log, which the host may have truncated:
+/// lines with numbers of so many digits. Those of each writer follow one another up to its last.
 fn appended(truncated: bool, digits: usize) -> String {
     let rvm = Rvm::new();
     let volume = rvm.path("volume");

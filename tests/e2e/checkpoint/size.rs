@@ -40,6 +40,10 @@ fn update(rvm: &Rvm, options: &[&str]) {
 #[test]
 fn a_machine_that_has_grown_goes_on_with_what_it_was_given_and_still_changes() {
     let Some(rvm) = world() else { return };
+    if !rvm_tests::long() {
+        println!("skipped: RVM_TEST_LONG is not set");
+        return;
+    }
     let bundle = small();
     let image = rvm.path("image");
     let output = start(&rvm, &bundle, "box");
