@@ -51,6 +51,16 @@ fn world() -> Option<Rvm> {
     Some(Rvm::new())
 }
 
+/// The same for what takes minutes.
+fn world_for_long() -> Option<Rvm> {
+    let rvm = world()?;
+    if !rvm_tests::long() {
+        println!("skipped: RVM_TEST_LONG is not set");
+        return None;
+    }
+    Some(rvm)
+}
+
 /// Starts a container in the background, whose output goes to a file.
 fn start(rvm: &Rvm, bundle: &Bundle, id: &str) -> PathBuf {
     let output = rvm.path(&format!("{id}.output"));
@@ -152,11 +162,7 @@ fn count_through(rvm: &Rvm, bundle: &Bundle, rounds: usize) -> (PathBuf, usize) 
 
 #[test]
 fn a_thousand_restores_in_a_row_leave_nothing() {
-    let Some(rvm) = world() else { return };
-    if !rvm_tests::long() {
-        println!("skipped: RVM_TEST_LONG is not set");
-        return;
-    }
+    let Some(rvm) = world_for_long() else { return };
     let bundle = Bundle::shell(COUNT);
     let image = rvm.path("image");
     let output = start(&rvm, &bundle, "box");

@@ -10,7 +10,7 @@ use rvm_tests::command::{self, Finished, eventually};
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
 
-use super::{end, in_background, numbers, start, wait_for_more, world};
+use super::{end, in_background, numbers, start, wait_for_more, world, world_for_long};
 
 /// Counts to a file of the root.
 const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i >> /tmp/count; sleep 0.02; done";
@@ -251,11 +251,7 @@ fn a_container_whose_monitor_is_killed_while_copies_are_made_leaves_nothing() {
 
 #[test]
 fn many_copies_of_one_image_have_nothing_in_common_that_must_be_their_own() {
-    let Some(rvm) = world() else { return };
-    if !rvm_tests::long() {
-        println!("skipped: RVM_TEST_LONG is not set");
-        return;
-    }
+    let Some(rvm) = world_for_long() else { return };
     let bundle = Bundle::shell(COUNT);
     start(&rvm, &bundle, "box");
     let ids: Vec<String> = (0..MANY).map(|number| format!("web{number}")).collect();

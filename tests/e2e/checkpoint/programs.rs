@@ -10,7 +10,9 @@ use rvm_tests::command::{self, eventually};
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
 
-use super::{ROUNDS, count_through, end, numbers, restore, save, start, wait_for_more, world};
+use super::{
+    ROUNDS, count_through, end, numbers, restore, save, start, wait_for_more, world, world_for_long,
+};
 
 /// The Python of the host's Debian.
 const PYTHON: &str = "/usr/bin/python3";
@@ -121,11 +123,7 @@ fn a_python_process_goes_on_with_threads_sockets_and_a_file_that_was_removed() {
 
 #[test]
 fn sqlite_goes_on_in_the_middle_of_a_transaction() {
-    let Some(rvm) = world() else { return };
-    if !rvm_tests::long() {
-        println!("skipped: RVM_TEST_LONG is not set");
-        return;
-    }
+    let Some(rvm) = world_for_long() else { return };
     for mode in ["wal", "delete"] {
         let Some(bundle) = python(INSERT, &[mode]) else {
             return;
@@ -236,11 +234,7 @@ fn systemctl(rvm: &Rvm, arguments: &[&str]) -> String {
 
 #[test]
 fn systemd_goes_on_with_its_units_and_starts_others() {
-    let Some(rvm) = world() else { return };
-    if !rvm_tests::long() {
-        println!("skipped: RVM_TEST_LONG is not set");
-        return;
-    }
+    let Some(rvm) = world_for_long() else { return };
     let Some(bundle) = systemd() else { return };
     let image = rvm.path("image");
     start(&rvm, &bundle, "box");

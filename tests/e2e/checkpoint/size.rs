@@ -3,7 +3,7 @@
 use rvm_tests::{Bundle, Rvm};
 use serde_json::json;
 
-use super::{end, restore, save, start, wait_for_more, world};
+use super::{end, restore, save, start, wait_for_more, world, world_for_long};
 
 /// As much as this is in a file in memory, in MiB: more than the machine started with.
 const FILE_MIB: u64 = 220;
@@ -39,11 +39,7 @@ fn update(rvm: &Rvm, options: &[&str]) {
 
 #[test]
 fn a_machine_that_has_grown_goes_on_with_what_it_was_given_and_still_changes() {
-    let Some(rvm) = world() else { return };
-    if !rvm_tests::long() {
-        println!("skipped: RVM_TEST_LONG is not set");
-        return;
-    }
+    let Some(rvm) = world_for_long() else { return };
     let bundle = small();
     let image = rvm.path("image");
     let output = start(&rvm, &bundle, "box");
