@@ -262,7 +262,10 @@ fn processes_are_shared_where_the_pod_or_a_debugging_container_says_so() {
     let pod = cri.pod("shared", shared);
     let one = pod.start("one", "sleep 1001", pod_wide);
     let two = pod.start("two", "sleep 1002", pod_wide);
-    assert!(sees(&one, "sleep 1002") && sees(&two, "sleep 1001"));
+    // A container that has started may be about to execute its program.
+    eventually("each sees the other's process", || {
+        sees(&one, "sleep 1002") && sees(&two, "sleep 1001")
+    });
     pod.remove();
 
     let pod = cri.pod("apart", |config| {
@@ -283,7 +286,10 @@ fn processes_are_shared_where_the_pod_or_a_debugging_container_says_so() {
         processes.pid = api::NamespaceMode::TARGET.into();
         processes.target_id.clone_from(&one.id);
     });
-    assert!(sees(&debug, "sleep 1001") && !sees(&debug, "sleep 1002"));
+    eventually("a debugging container sees its target", || {
+        sees(&debug, "sleep 1001")
+    });
+    assert!(!sees(&debug, "sleep 1002"));
     pod.remove();
 }
 
