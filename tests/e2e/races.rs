@@ -114,7 +114,9 @@ fn a_log_that_the_host_renames_away_loses_no_line() {
             fs::rename(&log, volume.join(format!("log.{:03}", number / 10))).unwrap();
         }
         let mut file = File::options().append(true).create(true).open(&log);
-        writeln!(file.as_mut().unwrap(), "host {number}").unwrap();
+        // In one write, as the others do.
+        let line = format!("host {number}\n");
+        file.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
     }
     for writer in writers {
