@@ -8,6 +8,8 @@ mod files;
 mod fork;
 #[path = "checkpoint/input.rs"]
 mod input;
+#[path = "checkpoint/many.rs"]
+mod many;
 #[path = "checkpoint/network.rs"]
 mod network;
 #[path = "checkpoint/pod.rs"]
@@ -23,7 +25,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use rvm_tests::command::{self, eventually, signal};
 use rvm_tests::{Bundle, Rvm, terminal};
@@ -38,9 +39,6 @@ const ROUNDS: usize = 3;
 
 /// The same where time does not matter.
 const LONG_ROUNDS: usize = 100;
-
-/// How often a container is restored from one checkpoint.
-const MANY_RESTORES: usize = 1000;
 
 /// A world whose engine has checkpoints; none elsewhere.
 fn world() -> Option<Rvm> {
@@ -158,26 +156,6 @@ fn count_through(rvm: &Rvm, bundle: &Bundle, rounds: usize) -> (PathBuf, usize) 
         assert_eq!(rvm.status("box"), "running");
     }
     (output, all.len())
-}
-
-#[test]
-fn a_thousand_restores_in_a_row_leave_nothing() {
-    let Some(rvm) = world_for_long() else { return };
-    let bundle = Bundle::shell(COUNT);
-    let image = rvm.path("image");
-    let output = start(&rvm, &bundle, "box");
-    wait_for_more(&output, 0);
-    save(&rvm, "box", &image, &[]);
-    let begin = Instant::now();
-    for round in 1..=MANY_RESTORES {
-        let output = restore(&rvm, &bundle, &image, "box");
-        wait_for_more(&output, 0);
-        end(&rvm, "box");
-        if round % 100 == 0 {
-            rvm.assert_nothing_left();
-            println!("{round} restores in {:?}", begin.elapsed());
-        }
-    }
 }
 
 #[test]
