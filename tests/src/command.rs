@@ -291,10 +291,12 @@ pub fn finish(mut command: Command) -> Finished {
 
 /// Waits for a child to end, up to the time limit.
 pub fn wait(child: Child) -> Output {
+    // Fifty copies in a machine in software take longer.
+    let limit = LIMIT * if crate::long() { 10 } else { 1 };
     let pid = child.id();
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let guard = std::thread::spawn(move || {
-        if is_done.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if is_done.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             signal(pid.cast_signed(), libc::SIGKILL);
         }
     });
