@@ -40,11 +40,12 @@ fn main() -> anyhow::Result<()> {
 
 /// The command without the verbs that nobody types.
 fn completed() -> Command {
+    let whole = rvm::cli::command();
     Command::new("rvm")
         .version(env!("CARGO_PKG_VERSION"))
         .disable_version_flag(true)
-        .args(rvm::cli::command().get_arguments().filter(is_own))
-        .subcommands(verbs(&rvm::cli::command()))
+        .args(whole.get_arguments().filter(is_own))
+        .subcommands(verbs(&whole))
 }
 
 /// The verbs of a command, without what clap adds: it adds that again.
