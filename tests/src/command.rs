@@ -291,8 +291,11 @@ pub fn finish(mut command: Command) -> Finished {
 
 /// Waits for a child to end, up to the time limit.
 pub fn wait(child: Child) -> Output {
-    // Fifty copies in a machine in software take longer.
-    let limit = LIMIT * if crate::long() { 10 } else { 1 };
+    wait_within(LIMIT, child)
+}
+
+/// Waits for a child to end, which is killed after this time.
+pub fn wait_within(limit: Duration, child: Child) -> Output {
     let pid = child.id();
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let guard = std::thread::spawn(move || {

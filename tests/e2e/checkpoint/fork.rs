@@ -18,6 +18,9 @@ const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i >> /tmp/count; sleep 0
 /// How many copies are made where time does not matter.
 const MANY: usize = 50;
 
+/// How long a copy may take, in a machine in software.
+const COPY: Duration = Duration::from_secs(20);
+
 /// Makes copies, whose bundles are in a directory of the world.
 fn fork(rvm: &Rvm, ids: &[&str]) -> Finished {
     // The copies keep the streams open.
@@ -25,7 +28,9 @@ fn fork(rvm: &Rvm, ids: &[&str]) -> Finished {
     let said = File::create(&path).unwrap();
     let mut forking = forking(rvm, ids);
     forking.stdout(said.try_clone().unwrap()).stderr(said);
-    let ended = command::wait(forking.spawn().unwrap());
+    // No less than other commands have.
+    let limit = COPY * ids.len().max(12) as u32;
+    let ended = command::wait_within(limit, forking.spawn().unwrap());
     Finished {
         code: ended.status.code().unwrap(),
         stdout: String::new(),
