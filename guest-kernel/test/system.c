@@ -368,6 +368,41 @@ static const char *memory_hotplug(const void *unused)
 	return read_file("/sys/devices/system/memory/auto_online_blocks", state, sizeof(state));
 }
 
+/* Before they are needed, the struct pages of most of the memory are not initialised. */
+static const char *page_walkers(const void *unused)
+{
+	static char flags[1 << 16];
+	int file;
+
+	TRY(file = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC));
+	for (ssize_t got = 1; got > 0;)
+		TRY(got = read(file, flags, sizeof(flags)));
+	close(file);
+	return write_file("/proc/sys/vm/compact_memory", "1");
+}
+
+static const char *all_memory(const void *unused)
+{
+	size_t kept = 64 << 20, page = sysconf(_SC_PAGESIZE);
+	size_t size = (size_t)sysconf(_SC_AVPHYS_PAGES) * page - kept;
+	size_t total = (size_t)sysconf(_SC_PHYS_PAGES) * page;
+	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (total < (size_t)700 << 20 || size < total / 4 * 3)
+		return fail("%zu of %zu bytes are free", size + kept, total);
+	if (memory == MAP_FAILED)
+		return fail_errno("mmap");
+	for (size_t at = 0; at < size; at += page)
+		*(size_t *)(memory + at) = at;
+	for (size_t at = 0; at < size; at += page)
+		if (*(size_t *)(memory + at) != at)
+			return fail("the page at %zu holds %zu", at, *(size_t *)(memory + at));
+	if ((size_t)sysconf(_SC_AVPHYS_PAGES) * page > kept * 2)
+		return fail("%ld pages are free", sysconf(_SC_AVPHYS_PAGES));
+	munmap(memory, size);
+	return NULL;
+}
+
 static const char *cpu_hotplug(const void *unused)
 {
 	const char *file = "/sys/devices/system/cpu/cpu1/online";
@@ -431,6 +466,8 @@ const struct check system_checks[] = {
 	{ "modify_ldt", modify_ldt },
 	{ "ioperm", port_access },
 	{ "memory protection keys", protection_keys },
+	{ "page flags and compaction", page_walkers },
+	{ "all of the memory", all_memory },
 	{ "memory hotplug", memory_hotplug },
 	{ "CPU hotplug", cpu_hotplug },
 	{ "high-resolution timers", high_resolution_timers },
