@@ -12,13 +12,8 @@ use anyhow::{Context, bail};
 use rvm_protocol::vmm::{BackendConfig, FdIndex};
 use rvm_vmm::jails::{self, ThreadKind};
 
-/// The threads of a machine with one vCPU, a disk and a network card, beside the main one.
-const THREADS: [ThreadKind; 4] = [
-    ThreadKind::Vcpu,
-    ThreadKind::Files,
-    ThreadKind::Disk,
-    ThreadKind::Network,
-];
+/// The threads of a machine with one vCPU and shared files alone, beside the main one.
+const THREADS: [ThreadKind; 2] = [ThreadKind::Vcpu, ThreadKind::Files];
 
 fn main() -> anyhow::Result<()> {
     let mut words = std::env::args().skip(1);
