@@ -5,12 +5,12 @@
 //! called with its `running` lock held and no other.
 
 mod errands;
+mod rounds;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::epoll::{self, EventFlags};
 use virtio_queue::{Queue, QueueT};
@@ -26,10 +26,7 @@ use crate::fds::borrow_eventfd;
 use crate::logging::{RateLimited, error_chain};
 use crate::memory::CurrentMemory;
 use errands::Postponed;
-
-/// How long a vCPU waits for answers. A request that needs the host's disk takes longer, and the
-/// vCPU has other work meanwhile.
-const PATIENCE: Duration = Duration::from_micros(200);
+use rounds::{Round, Rounds};
 
 pub struct Slot {
     memory: CurrentMemory,
@@ -107,7 +104,7 @@ impl Slot {
     /// Notifies the device of requests. The result is to be waited for, without a lock.
     pub fn notify(&self, queue: usize) -> Option<Round<'_>> {
         let awaited = self.awaited_queue == Some(queue);
-        let round = awaited.then(|| self.rounds.current());
+        let round = awaited.then(|| self.rounds.next());
         self.ring(queue);
         round
     }
@@ -205,8 +202,12 @@ impl Slot {
     pub(super) fn handle(&self, source: Source, flags: EventFlags) {
         match source {
             Source::Doorbell(queue) => {
+                let is_awaited = self.awaited_queue == Some(queue);
+                if is_awaited {
+                    self.rounds.begin();
+                }
                 self.lock_and_call(|device, io| device.process_queue(queue, io));
-                if self.awaited_queue == Some(queue) {
+                if is_awaited {
                     self.rounds.end();
                 }
             }
@@ -261,61 +262,6 @@ impl Slot {
         });
         if notify {
             self.interrupt.raise(mmio::INTERRUPT_QUEUE);
-        }
-    }
-}
-
-/// Counts how often the awaited queue was processed, for those who wait.
-#[derive(Default)]
-struct Rounds {
-    state: Mutex<RoundsState>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct RoundsState {
-    number: u32,
-    is_awaited: bool,
-}
-
-impl Rounds {
-    fn current(&self) -> Round<'_> {
-        Round {
-            rounds: self,
-            number: self.lock().number,
-        }
-    }
-
-    fn end(&self) {
-        let mut state = self.lock();
-        state.number = state.number.wrapping_add(1);
-        if std::mem::take(&mut state.is_awaited) {
-            drop(state);
-            self.ended.notify_all();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RoundsState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A round that has not ended when this was made.
-#[must_use]
-pub struct Round<'a> {
-    rounds: &'a Rounds,
-    number: u32,
-}
-
-impl Round<'_> {
-    /// Waits for its end, but not for long.
-    pub fn wait(self) {
-        let mut state = self.rounds.lock();
-        if state.number == self.number {
-            state.is_awaited = true;
-            let has_not_ended = |state: &mut RoundsState| state.number == self.number;
-            let ended = &self.rounds.ended;
-            drop(ended.wait_timeout_while(state, PATIENCE, has_not_ended));
         }
     }
 }
@@ -464,10 +410,20 @@ mod tests {
     fn a_round_ends_when_its_queue_was_processed() {
         let (thread, slot) = slot();
         let round = slot.notify(1).unwrap();
-        let number = round.number;
-        assert_eq!(slot.rounds.current().number, number);
+        assert!(!round.has_ended());
         thread.handle_pending().unwrap();
-        assert_ne!(slot.rounds.current().number, number);
+        assert!(round.has_ended());
         round.wait();
+    }
+
+    #[test]
+    fn a_round_that_has_begun_is_not_that_of_a_later_request() {
+        let (thread, slot) = slot();
+        slot.rounds.begin();
+        let round = slot.notify(1).unwrap();
+        slot.rounds.end();
+        assert!(!round.has_ended());
+        thread.handle_pending().unwrap();
+        assert!(round.has_ended());
     }
 }
