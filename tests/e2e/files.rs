@@ -133,6 +133,51 @@ fn a_call_that_appends_writes_behind_what_the_host_has_appended() {
     assert_eq!(fs::read_to_string(&log).unwrap(), expected);
 }
 
+/// It has nothing to cut off: none of it was written.
+#[test]
+fn a_direct_write_that_fails_keeps_what_the_host_has_appended() {
+    assert_eq!(behind("direct"), "guest\nhost\n");
+}
+
+#[test]
+fn what_the_host_appends_to_a_page_that_is_mapped_and_changed_is_kept() {
+    assert_eq!(behind("stat"), "GUEST\nhost\n");
+}
+
+#[test]
+fn a_file_that_grows_keeps_what_the_host_has_appended_to_a_page_that_is_mapped_and_changed() {
+    let zeros = |count| "\0".repeat(count);
+    assert_eq!(behind("truncate"), format!("GUEST\nhost\n{}", zeros(89)));
+    assert_eq!(behind("write"), format!("GUEST\nhost\n{}tail", zeros(89)));
+}
+
+/// What a file has in it, to which the host appends a line before a program goes on that has opened
+/// it when it had one line (`inside/behind.rs`).
+fn behind(how: &str) -> String {
+    let rvm = Rvm::new();
+    let volume = rvm.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let path = volume.join("file");
+    fs::write(&path, "guest\n").unwrap();
+    let bundle = Bundle::new(&["inside", "behind", how, "/volume/file"]);
+    let bundle = bundle.mount(bind(&volume, "/volume", &["rbind"]));
+    fs::copy(INSIDE, bundle.rootfs("bin/inside")).unwrap();
+    let mut child = rvm.spawn_piped(&bundle, "box");
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut says = |expected: &str| {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), expected);
+    };
+    says("ready");
+    let mut host = File::options().append(true).open(&path).unwrap();
+    host.write_all(b"host\n").unwrap();
+    child.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    says("done");
+    assert!(child.wait().unwrap().success());
+    fs::read_to_string(&path).unwrap()
+}
+
 #[test]
 fn a_log_that_the_host_truncates_has_every_later_line_and_no_holes() {
     assert!(appended(true, 1).lines().count() < 3 * LINES);

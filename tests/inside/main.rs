@@ -11,6 +11,7 @@
 //!                             wait, then `locked`, and waits for its input's end
 //!   rvm-inside append PATH    appends each line that it reads to a file, by pwritev2(2) with
 //!                             RWF_APPEND, and prints `done`
+//!   rvm-inside behind HOW PATH  writes to a file that the host appends to (behind.rs)
 //!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
 //!   rvm-inside program-costs DIR MIB  prints what programs cost that work with files there, and a
 //!                             file of so many MiB
@@ -22,6 +23,7 @@
 #![allow(unsafe_code, reason = "system calls that rustix does not have")]
 
 mod attack;
+mod behind;
 mod file_costs;
 mod files;
 mod identity;
@@ -71,6 +73,7 @@ fn main() {
         ("pause", _) => drop(std::io::stdin().read(&mut [0])),
         ("lock", path) => lock(path),
         ("append", path) => append(path),
+        ("behind", how) => behind::run(how, &arguments[2]),
         ("traffic", address) => traffic(TcpStream::connect(address).unwrap()),
         (other, _) => panic!("what is {other}?"),
     }
