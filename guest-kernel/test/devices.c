@@ -223,6 +223,7 @@ const struct check device_checks[] = {
 	{ "virtio-balloon", bound, "virtio_balloon" },
 	/* Two that QEMU's microvm cannot have. */
 	{ "virtio-mem", exists, DRIVERS "virtio_mem" },
+	{ "virtio-pmem driver", exists, DRIVERS "virtio_pmem" },
 	{ "virtio-fs driver", exists, DRIVERS "virtiofs" },
 	{ "virtio-vsock", vsock },
 	{ "hardware random numbers", random_numbers },
