@@ -68,6 +68,8 @@ pub struct MachineConfig {
     pub spare_disks: usize,
     /// The disks that a machine which goes on from a checkpoint had. Others start with none.
     pub disks: Vec<PlacedDisk>,
+    /// Whether disks may be mapped into the guest's address space, see [`DiskConfig::layer`].
+    pub map_layers: bool,
     /// How fast the guest may use its devices.
     pub rates: Rates,
     /// The template that the machine is restored from, open for reading. None boots the kernel, as
@@ -302,6 +304,10 @@ pub struct DiskConfig {
     pub serial: String,
     /// The size of its logical blocks in bytes, a power of two from 512 to [`MAX_BLOCK_SIZE`].
     pub block_size: u32,
+    /// The guest only maps and reads files of it, as those of an image's layer. It is mapped into
+    /// the guest's address space (virtio-pmem) if that is allowed, its rate is not limited, it is
+    /// read-only and has at most [`MAX_MAPPED_BYTES`], and the CPUs can address it.
+    pub layer: bool,
 }
 
 /// A disk that is in its slot when the machine starts.
@@ -320,6 +326,11 @@ pub struct PlacedDisk {
 
 /// The largest logical block of a disk: a guest's kernel takes none that is larger than its pages.
 pub const MAX_BLOCK_SIZE: u32 = 4096;
+
+/// The largest disk that is mapped into a guest's address space: 256 MiB. The guest spends a 64th
+/// of its size on page structures, which costs more than it saves for a large image of which little
+/// is used.
+pub const MAX_MAPPED_BYTES: u64 = 256 << 20;
 
 /// A message of the VMM to the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -135,6 +135,7 @@ struct File {
     templates: TemplateUse,
     template_dir: Option<PathBuf>,
     max_templates: Option<u64>,
+    map_layers: Option<bool>,
     net_rx_rate: Option<String>,
     net_tx_rate: Option<String>,
     disk_rate: Option<String>,
@@ -170,6 +171,8 @@ pub struct Config {
     pub template_dir: PathBuf,
     /// The most templates that are kept.
     pub max_templates: u64,
+    /// Whether the layers of images are mapped into the address spaces of guests.
+    pub map_layers: bool,
     /// How fast a machine may use its devices.
     pub rates: RateLimits,
 }
@@ -248,6 +251,7 @@ impl Config {
                 .template_dir
                 .unwrap_or_else(|| DEFAULT_TEMPLATE_DIR.into()),
             max_templates: positive("max_templates", file.max_templates, DEFAULT_MAX_TEMPLATES)?,
+            map_layers: file.map_layers.unwrap_or(true),
             rates: rates.map_err(|(field, reason)| ConfigError::Value {
                 path: path.to_owned(),
                 field,
@@ -311,7 +315,7 @@ mod tests {
     fn the_files_values_override_the_defaults() {
         let config = read(
             "engine = \"qemu\"\nvcpus = 3\nkernel = \"/k\"\nstart_timeout_seconds = 7\n\
-                 templates = \"auto\"",
+                 templates = \"auto\"\nmap_layers = false",
         )
         .unwrap();
         assert_eq!(config.engine, EngineChoice::Only(EngineKind::Qemu));
@@ -319,6 +323,7 @@ mod tests {
         assert_eq!(config.kernel, Path::new("/k"));
         assert_eq!(config.start_timeout, Some(Duration::from_secs(7)));
         assert_eq!(config.templates, TemplateUse::Auto);
+        assert!(!config.map_layers);
     }
 
     #[test]

@@ -14,7 +14,7 @@ import time
 class Rvm:
     """An installation, with a state root and a bundle of its own."""
 
-    def __init__(self, dist, engine, work, templates="auto"):
+    def __init__(self, dist, engine, work, templates="auto", map_layers=True):
         self.work = work
         self.bundle = os.path.join(work, "bundle")
         config = os.path.join(work, "config.toml")
@@ -23,6 +23,7 @@ class Rvm:
         self.make_rootfs()
         with open(config, "w") as file:
             print(f'templates = "{templates}"', file=file)
+            print(f"map_layers = {str(map_layers).lower()}", file=file)
 
     def make_rootfs(self):
         directory = os.path.join(self.bundle, "rootfs/bin")
@@ -91,10 +92,10 @@ class Rvm:
 KINDS = ("monitor", "rvm-vmm", "guest", "kernel")
 
 
-def memory_by_count(sandbox, counts):
+def memory_by_count(sandbox, counts, args=("sleep", "1000000"), root=None):
     """What the host has less of for one of so many idle containers, in KiB by kind, for each of these
     growing counts. What they share, such as programs and a template, is there before."""
-    sandbox.configure("sleep", "1000000")
+    sandbox.configure(*args, root=root)
     null = subprocess.DEVNULL
     ids, figures = [], []
     before = available()

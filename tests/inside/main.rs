@@ -12,6 +12,8 @@
 //!   rvm-inside append PATH    appends each line that it reads to a file, by pwritev2(2) with
 //!                             RWF_APPEND, and prints `done`
 //!   rvm-inside behind HOW PATH  writes to a file that the host appends to (behind.rs)
+//!   rvm-inside direct FROM TO maps a file and writes its first bytes to another one from there, by
+//!                             direct I/O
 //!   rvm-inside file-costs DIR prints what file operations cost in an empty directory
 //!   rvm-inside program-costs DIR MIB  prints what programs cost that work with files there, and a
 //!                             file of so many MiB
@@ -58,6 +60,7 @@ fn main() {
             stream.read_to_string(&mut said).unwrap();
             print!("{said}");
         }
+        ("direct", from) => direct(Path::new(from), Path::new(&arguments[2])).unwrap(),
         ("clock", offset) => clock(offset.parse().unwrap()),
         ("file-costs", dir) => file_costs::measure(Path::new(dir), FILE_MIB).unwrap(),
         ("program-costs", dir) => {
@@ -103,6 +106,25 @@ fn append(path: &str) {
         assert_eq!(written, Ok(line.len()));
         println!("done");
     }
+}
+
+/// The bytes that are written at once, which is what a sector of any disk divides.
+const DIRECT_BYTES: usize = 64 << 10;
+
+fn direct(from: &Path, to: &Path) -> std::io::Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    let from = std::fs::File::open(from)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::DIRECT;
+    let to = open(to, flags, Mode::RUSR | Mode::WUSR)?;
+    let (place, flags) = (std::ptr::null_mut(), MapFlags::PRIVATE);
+    // SAFETY: the kernel chooses the place.
+    let mapped = unsafe { mmap(place, DIRECT_BYTES, ProtFlags::READ, flags, &from, 0)? };
+    // SAFETY: so much is mapped there, and nobody writes to it.
+    let bytes = unsafe { std::slice::from_raw_parts(mapped.cast::<u8>(), DIRECT_BYTES) };
+    let written = rustix::io::write(&to, bytes)?;
+    assert_eq!(written, DIRECT_BYTES);
+    Ok(())
 }
 
 /// Carries out commands until the server closes: `s` and a number sends that many MiB, `r` and a

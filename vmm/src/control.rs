@@ -192,9 +192,14 @@ fn execute(
         Request::PlugNet { mac } => machine.nets.plug(vm, bus, mac, fds.pop())?,
         Request::UnplugNet { mac } => machine.nets.unplug(bus, mac)?,
         Request::PlugDisk { slot, ref disk } => {
-            machine.disks.plug((vm, bus), slot, fds.pop(), disk)?;
+            let memory = machine.memory.current();
+            let plugged = (vm, bus, memory);
+            machine.disks.plug(plugged, slot, fds.pop(), disk)?;
         }
-        Request::UnplugDisk { slot } => machine.disks.unplug(bus, slot)?,
+        Request::UnplugDisk { slot } => {
+            let memory = machine.memory.current();
+            machine.disks.unplug((vm, bus, memory), slot)?;
+        }
         Request::Save { go_on, has_swap } => {
             let fds: [OwnedFd; 4] = fds.try_into().map_err(|_| RequestError::NoFiles)?;
             let [state, memory, removed, kvm] = fds;

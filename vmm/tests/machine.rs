@@ -167,6 +167,7 @@ impl Vmm {
             }),
             spare_nets: 1,
             spare_disks: 1,
+            map_layers: true,
             disks: disk.map(|_| placed()).into_iter().collect(),
             rates: Rates::default(),
         };
@@ -338,6 +339,7 @@ fn a_disk_is_plugged_and_unplugged() {
             read_only: false,
             serial: "disk".to_owned(),
             block_size: 512,
+            layer: false,
         },
     };
     let unplug = |slot| Request::UnplugDisk { slot };
@@ -366,6 +368,7 @@ fn disk_config() -> DiskConfig {
         read_only: false,
         serial: "rvm-disk-6".to_owned(),
         block_size: 512,
+        layer: false,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ use crate::sys::{Doing as _, OsError};
 /// a process that has just ended goes a little later.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_PAUSE: Duration = Duration::from_millis(2);
+
+/// What the kernel calls disks that are mapped into the address space.
+const MAPPED: &str = "/dev/pmem";
 
 /// A device that is attached. Dropping it waits until nothing uses the device, and detaches it.
 #[derive(Debug)]
@@ -79,6 +83,11 @@ impl Device {
         }
     }
 
+    /// Whether it is mapped into the address space, so that files can be used where they are.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.node().starts_with(MAPPED)
+    }
+
     /// The path of the device.
     pub(super) fn node(&self) -> &str {
         match self {
@@ -99,19 +108,37 @@ impl Drop for Device {
     }
 }
 
-/// Number and node of the disk in a slot: platform/virtio-mmio.N/virtioM/block/NAME.
+/// Number and node of the disk in a slot: platform/virtio-mmio.N/virtioM/block/NAME, or, of one
+/// that is mapped, platform/virtio-mmio.N/virtioM/ndbusN/regionN/namespaceN.N/block/NAME.
 fn find(slot: usize) -> io::Result<(Number, String)> {
     let none = || io::Error::from(io::ErrorKind::NotFound);
-    for entry in fs::read_dir(slots::path(&slots::name(slot)))? {
-        let blocks = entry?.path().join("block");
-        if blocks.is_dir() {
-            let block = fs::read_dir(blocks)?.next().ok_or_else(none)??;
-            let number = fs::read_to_string(block.path().join("dev"))?;
-            let number = parse_number(&number).ok_or_else(none)?;
-            return Ok((number, format!("/dev/{}", block.file_name().display())));
+    let mut device = child(&slots::path(&slots::name(slot)), "virtio")?;
+    if !device.join("block").is_dir() {
+        device = child(&device, "ndbus")?;
+        // Waits until the driver has made what is below it.
+        fs::read(device.join("wait_probe"))?;
+        for below in ["region", "namespace"] {
+            device = child(&device, below)?;
         }
     }
-    Err(none())
+    let block = fs::read_dir(device.join("block"))?;
+    let block = block.into_iter().next().ok_or_else(none)??;
+    let number = fs::read_to_string(block.path().join("dev"))?;
+    let number = parse_number(&number).ok_or_else(none)?;
+    Ok((number, format!("/dev/{}", block.file_name().display())))
+}
+
+/// The directory that begins so and then has a number.
+fn child(dir: &Path, prefix: &str) -> io::Result<PathBuf> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        if number.is_some_and(|number| number.starts_with(|it: char| it.is_ascii_digit())) {
+            return Ok(entry.path());
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 /// Waits until a device can be had exclusively, as one that is not mounted can.

@@ -34,10 +34,15 @@ pub(super) fn mount(
     let mut options = file_system.options.clone();
     match &file_system.source {
         Source::Disks(indices) => {
-            let nodes = || indices.iter().filter_map(|index| devices.get(*index));
-            let mut nodes = nodes().map(Device::node);
+            let used = || indices.iter().filter_map(|index| devices.get(*index));
+            let mut nodes = used().map(Device::node);
             let first = nodes.next().unwrap_or_default().to_owned();
             options.splice(..0, faults::options(kind));
+            // One device that is not mapped, among those of a file system, would be an error in
+            // the kernel.
+            if kind == "erofs" && used().all(Device::is_mapped) {
+                options.insert(0, ("dax".to_owned(), Some("always".to_owned())));
+            }
             options.extend(nodes.map(|node| ("device".to_owned(), Some(node.to_owned()))));
             let mount = init::filesystem(kind, &first, &options, *read_only)?;
             faults::limit_retries(kind, &first)?;

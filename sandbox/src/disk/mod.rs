@@ -115,6 +115,17 @@ impl Stack {
         &self.disks
     }
 
+    /// Whether a disk has nothing but a file system whose files the guest can use where they are,
+    /// without a page cache of its own (DAX): erofs, on this disk alone.
+    pub fn is_layer(&self, disk: usize) -> bool {
+        let mut users = self.file_systems.iter().filter(|it| {
+            let mut disks = [it.disk].into_iter().chain(it.more_disks.iter().copied());
+            is_disk_file_system(&it.kind) && disks.any(|index| index as usize == disk)
+        });
+        let is_own = |it: &FileSystem| it.kind == "erofs" && it.more_disks.is_empty();
+        users.next().is_some_and(is_own) && users.next().is_none()
+    }
+
     /// The file systems.
     pub fn file_systems(&self) -> &[FileSystem] {
         &self.file_systems
@@ -182,6 +193,29 @@ fn no_root() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_is_an_erofs_on_a_disk_of_its_own() {
+        let disk = |kind: &str| Disk::new("/image".into(), kind, true);
+        let mut stack = Stack::default();
+        stack.mount(disk("erofs"), "erofs", Vec::new());
+        stack.mount(disk("ext4"), "ext4", Vec::new());
+        stack.add_disk(disk("erofs"));
+        stack.add(FileSystem {
+            kind: "overlay".to_owned(),
+            ..Default::default()
+        });
+        let layers = |stack: &Stack| [0, 1, 2, 3].map(|disk| stack.is_layer(disk));
+        assert_eq!(layers(&stack), [true, false, false, false]);
+        let on_two = FileSystem {
+            kind: "erofs".to_owned(),
+            disk: 2,
+            more_disks: vec![0],
+            ..Default::default()
+        };
+        stack.add(on_two);
+        assert_eq!(layers(&stack), [false; 4]);
+    }
 
     #[test]
     fn a_roots_file_system_is_recognized() {

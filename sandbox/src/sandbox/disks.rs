@@ -124,19 +124,20 @@ pub fn reopen(stack: &Stack, saved: &[SavedDisk]) -> Result<Vec<PlacedDisk>, Dis
     if now != then {
         return Err(DiskError::Others { now, then });
     }
-    let place = |(disk, saved): (&Disk, &SavedDisk)| {
+    let place = |(index, (disk, saved)): (usize, (&Disk, &SavedDisk))| {
         if disk.read_only != saved.read_only {
             return Err(DiskError::Rights(disk.place.clone()));
         }
         let opened = open(disk)?;
         Ok(PlacedDisk {
             slot: saved.slot,
-            disk: config_of(saved.slot, disk, &opened),
+            disk: config_of(saved.slot, disk, stack.is_layer(index), &opened),
             file: opened.file,
             name: disk.place.to_string(),
         })
     };
-    stack.disks().iter().zip(saved).map(place).collect()
+    let pairs = stack.disks().iter().zip(saved);
+    pairs.enumerate().map(place).collect()
 }
 
 fn open(disk: &Disk) -> Result<Opened, DiskError> {
@@ -146,11 +147,12 @@ fn open(disk: &Disk) -> Result<Opened, DiskError> {
     })
 }
 
-fn config_of(slot: usize, disk: &Disk, opened: &Opened) -> DiskConfig {
+fn config_of(slot: usize, disk: &Disk, is_layer: bool, opened: &Opened) -> DiskConfig {
     DiskConfig {
         read_only: disk.read_only,
         serial: format!("rvm-disk-{slot}"),
         block_size: opened.block_size,
+        layer: is_layer && opened.number.is_none(),
     }
 }
 
@@ -215,7 +217,10 @@ impl Attaching<'_> {
         for (index, disk) in stack.disks().iter().enumerate() {
             let opened = open(disk)?;
             let plugged = match self.owned {
-                Some(sandbox) => self.plug(sandbox, disk, &opened).await?,
+                Some(sandbox) => {
+                    let layer = stack.is_layer(index);
+                    self.plug(sandbox, (disk, layer), &opened).await?
+                }
                 None => None,
             };
             disks.push(match (plugged, &disk.place) {
@@ -244,7 +249,7 @@ impl Attaching<'_> {
     async fn plug(
         &self,
         sandbox: &Sandbox,
-        disk: &Disk,
+        (disk, is_layer): (&Disk, bool),
         opened: &Opened,
     ) -> Result<Option<usize>, DiskError> {
         let mut slots = sandbox.disks().lock().await;
@@ -254,7 +259,7 @@ impl Attaching<'_> {
                 false => Ok(None),
             };
         };
-        let config = config_of(slot, disk, opened);
+        let config = config_of(slot, disk, is_layer, opened);
         let plugged = sandbox.machine().plug_disk(slot, &opened.file, config);
         match plugged.await {
             Ok(()) => {

@@ -12,7 +12,7 @@ use super::memory::{HotplugMemory, HotplugMemoryError};
 use crate::bus::{Bus, BusError, FixedSlot};
 use crate::kvm::Vm;
 use crate::logging::error_chain;
-use crate::memory::{CurrentMemory, GuestMemory};
+use crate::memory::CurrentMemory;
 use crate::virtio::balloon;
 use crate::virtio::mem::{BLOCK, Mem, Sizes};
 use crate::virtio::slot::Slot;
@@ -92,9 +92,9 @@ impl MemorySize {
         })
     }
 
-    /// The guest's memory.
-    pub fn current(&self) -> Arc<GuestMemory> {
-        self.memory.get()
+    /// The guest's memory, as the devices see it.
+    pub fn current(&self) -> &CurrentMemory {
+        &self.memory
     }
 
     /// Asks the guest to resize its memory to `mib` MiB.

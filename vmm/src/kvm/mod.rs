@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -50,6 +50,7 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
 ];
 
 /// A virtual machine.
@@ -69,6 +70,7 @@ struct Mapping {
     /// The address in this process, where the memory stays mapped as long as the machine may run in
     /// it.
     host: usize,
+    read_only: bool,
 }
 
 impl Vm {
@@ -105,6 +107,7 @@ impl Vm {
                 guest: region.start_addr().raw_value(),
                 bytes: region.len(),
                 host: region.as_ptr().expose_provenance(),
+                read_only: false,
             };
             vm.set_memory_slot(slot, &mapping)?;
         }
@@ -162,6 +165,25 @@ impl Vm {
             guest,
             bytes: (range.end - range.start) as u64,
             host: memory.host_address(range.start),
+            read_only: false,
+        };
+        self.set_memory_slot(slot, &mapping)
+    }
+
+    /// Maps the first `bytes` bytes of a reservation at the guest address `guest`, to be read by
+    /// the vCPUs. What they write there is a write to an address that is not memory.
+    pub fn add_read_only(
+        &self,
+        slot: MemorySlot,
+        guest: u64,
+        memory: &Reservation,
+        bytes: u64,
+    ) -> Result<(), KvmError> {
+        let mapping = Mapping {
+            guest,
+            bytes,
+            host: memory.host_address(0),
+            read_only: true,
         };
         self.set_memory_slot(slot, &mapping)
     }
@@ -175,7 +197,10 @@ impl Vm {
     fn set_memory_slot(&self, slot: MemorySlot, mapping: &Mapping) -> Result<(), KvmError> {
         let description = kvm_userspace_memory_region {
             slot: slot.number(),
-            flags: 0,
+            flags: match mapping.read_only {
+                true => KVM_MEM_READONLY,
+                false => 0,
+            },
             guest_phys_addr: mapping.guest,
             memory_size: mapping.bytes,
             userspace_addr: mapping.host as u64,

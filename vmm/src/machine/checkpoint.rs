@@ -134,7 +134,8 @@ impl Machine {
         go_on: bool,
         has_swap: bool,
     ) -> Result<Memory, image::ImageError> {
-        let memory = self.memory.current();
+        let memory = self.memory.current().get();
+        let memory = self.disks.remove_from(memory);
         let is_elsewhere = |block: u64| has_swap || self.mapped.binary_search(&block).is_ok();
         if go_on {
             match Picture::take(&memory, file, is_elsewhere) {

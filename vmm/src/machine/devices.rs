@@ -13,14 +13,15 @@ use super::MachineError;
 use super::saved::{Hardware, MachineState, SavedError};
 use crate::bus::{FilePorts, FixedSlot};
 use crate::fds::{MissingFd, PassedFds};
-use crate::hotplug::{self, DiskSlots, Mac, NetSlots};
+use crate::hotplug::{self, DiskSlots, Mac, MappedDisks, NetSlots};
 use crate::jail::OwnDescriptors;
 use crate::jail::filter::ThreadKind;
+use crate::kvm::Vm;
 use crate::logging::error_chain;
 use crate::memory::CurrentMemory;
 use crate::threads;
 use crate::virtio::balloon::{self, Balloon};
-use crate::virtio::block::{self, Block};
+use crate::virtio::block;
 use crate::virtio::console::{Console, ConsoleLog};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::empty::Empty;
@@ -84,7 +85,8 @@ impl Devices {
         let removed = files.removed_files();
         removed.set(role.removed_files(fds)?);
         let files = slots.add_files(files)?;
-        let disks = slots.add_disk_slots(config, fds)?;
+        let mut disks = disk_slots(config, hardware);
+        slots.add_disk_slots(config, fds, (&hardware.vm, &mut disks))?;
         let first_net = slots.slots.len();
         let cards = role.cards(config)?;
         for (index, card) in cards.iter().enumerate() {
@@ -107,7 +109,7 @@ impl Devices {
             },
             plugged: has_grown.then(|| Arc::clone(&slots.slots[FixedSlot::Memory as usize])),
             nets: NetSlots::new(first_net, cards.collect(), config.rates),
-            disks: DiskSlots::new(disks, config.rates.disk),
+            disks,
             removed,
             files,
             main: slots.main,
@@ -220,31 +222,27 @@ impl Slots<'_> {
     }
 
     /// Adds slots for disks, whose requests are executed on one thread: a thread cannot be made
-    /// when a disk comes. Most machines have neither. Returns whether there is a disk in each slot.
+    /// when a disk comes. Most machines have neither.
     fn add_disk_slots(
         &mut self,
         config: &MachineConfig,
         fds: &mut PassedFds,
-    ) -> Result<Vec<bool>, MachineError> {
+        (vm, disks): (&Vm, &mut DiskSlots),
+    ) -> Result<(), MachineError> {
         if config.spare_disks == 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let slots = DISK_SLOT..DISK_SLOT + config.spare_disks;
-        let found = slots.map(|slot| config.disks.iter().find(|disk| disk.slot == slot));
-        let found: Vec<_> = found.collect();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        for placed in &found {
-            devices.push(match placed {
+        for slot in DISK_SLOT..DISK_SLOT + config.spare_disks {
+            devices.push(match config.disks.iter().find(|disk| disk.slot == slot) {
                 Some(placed) => {
                     let file = File::from(fds.take(placed.file)?);
-                    let block = Block::new(file, &placed.disk, &config.rates.disk);
-                    Box::new(block.map_err(failed("block"))?)
+                    disks.device((vm, self.memory), slot, file, &placed.disk)?
                 }
                 None => Box::new(Empty(block::QUEUE_SIZES)),
             });
         }
-        self.add_worker_with("disks", ThreadKind::Disk, devices)?;
-        Ok(found.iter().map(Option::is_some).collect())
+        self.add_worker_with("disks", ThreadKind::Disk, devices)
     }
 
     /// Adds devices that take turns on a thread of their own.
@@ -294,6 +292,14 @@ impl WorkerThread {
 
 pub(super) fn failed(device: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Device { device, source }
+}
+
+fn disk_slots(config: &MachineConfig, hardware: &Hardware) -> DiskSlots {
+    let mapped = config.map_layers.then(|| {
+        let end = hardware.hotplug.region().end;
+        MappedDisks::new(config.spare_disks, end, hardware.vm.address_bits())
+    });
+    DiskSlots::new(config.spare_disks, config.rates.disk, mapped)
 }
 
 fn vsock(config: &MachineConfig, fds: &mut PassedFds, role: &Role) -> Result<Vsock, MachineError> {

@@ -22,7 +22,7 @@ use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, BusError};
 use crate::fds::{MissingFd, PassedFds};
-use crate::hotplug::{DiskSlots, MemorySize, NetSlots};
+use crate::hotplug::{DiskError, DiskSlots, MemorySize, NetSlots};
 use crate::jail::filter::ThreadKind;
 use crate::jail::{self, JailError, OwnDescriptors};
 use crate::kvm::{KvmError, Vm};
@@ -62,6 +62,8 @@ pub enum MachineError {
     },
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error("cannot create the block device")]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Kvm(#[from] KvmError),
     #[error(transparent)]

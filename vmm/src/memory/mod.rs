@@ -15,7 +15,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vm_memory::{GuestRegionCollectionError, bitmap::BS};
 
-pub use reservation::Reservation;
+pub use reservation::{HUGE_PAGE, Reservation};
 
 /// The guest's memory.
 ///

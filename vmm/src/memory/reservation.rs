@@ -2,12 +2,15 @@
 //! piece.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr;
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect,
+};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::MmapRegion;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -84,6 +87,30 @@ impl Reservation {
         Ok(())
     }
 
+    /// Makes the first `end` bytes memory, which begins with the first `bytes` bytes of a file.
+    /// What is written there is this process's own.
+    #[expect(unsafe_code, reason = "mmap")]
+    pub fn map_file(&mut self, file: &File, bytes: usize, end: usize) -> io::Result<()> {
+        self.make_accessible(end.max(bytes))?;
+        let (start, length) = self.pointer_to(&(0..bytes));
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range is the guest's memory, of which no Rust reference exists.
+        unsafe { mmap(start, length, access, flags, file, 0)? };
+        Ok(())
+    }
+
+    /// Lets go of what was mapped. The memory reads as zeroes then, for whoever still has it.
+    #[expect(unsafe_code, reason = "mmap")]
+    pub fn unmap_file(&self) -> io::Result<()> {
+        let (start, length) = self.pointer_to(&(0..self.accessible));
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range is the guest's memory, of which no Rust reference exists.
+        unsafe { mmap_anonymous(start, length, access, flags)? };
+        Ok(())
+    }
+
     /// The first `bytes` bytes as vm-memory describes a mapping, or fewer if fewer are accessible.
     #[expect(unsafe_code, reason = "a mapping is described by its address")]
     pub fn region(&self, bytes: usize) -> Result<MmapRegion<BitmapMmapRegion>, MmapRegionError> {
@@ -112,6 +139,8 @@ impl Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
     use vm_memory::{Bytes, VolatileMemory};
 
     #[test]
@@ -141,6 +170,27 @@ mod tests {
         if std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
             assert!(flags.contains(&"hg"), "{flags:?}");
         }
+    }
+
+    #[test]
+    fn a_file_is_mapped_and_let_go_of_and_keeps_what_it_has() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 5000]).unwrap();
+        let mut reservation = Reservation::new(HUGE_PAGE).unwrap();
+        reservation.map_file(&file, 5000, HUGE_PAGE).unwrap();
+        let region = reservation.region(HUGE_PAGE).unwrap();
+        let memory = region.as_volatile_slice();
+        let byte = |at| memory.read_obj::<u8>(at).unwrap();
+        assert_eq!(
+            [0, 4999, 5000, 8192, HUGE_PAGE - 1].map(byte),
+            [7, 7, 0, 0, 0]
+        );
+        memory.write_obj(9_u8, 100).unwrap();
+        reservation.unmap_file().unwrap();
+        assert_eq!(byte(100), 0);
+        let mut kept = [0; 101];
+        file.read_exact_at(&mut kept, 0).unwrap();
+        assert_eq!(kept[100], 7);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Vcpu {
             match self.step() {
                 Ok(None) => {}
                 Ok(Some(reason)) => break reason,
-                Err(error) => break failed(format!("KVM_RUN: {error}")),
+                Err(error) => break run_failed(&error),
             }
         };
         self.state.end(reason);
@@ -167,6 +167,17 @@ impl Vcpu {
             self.place()
         )))
     }
+}
+
+/// The guest's memory maps files: templates, checkpoints and layers.
+fn run_failed(error: &kvm_ioctls::Error) -> StopReason {
+    failed(match error.errno() {
+        libc::EFAULT => format!(
+            "KVM_RUN: {error}: a file that is mapped for the guest, such as a layer, was cut or \
+             cannot be read"
+        ),
+        _ => format!("KVM_RUN: {error}"),
+    })
 }
 
 pub(super) fn failed(message: String) -> StopReason {

@@ -6,6 +6,7 @@
 //! has `mod.rs` for the device, `spec.rs` for the numbers of its section of the specification, and
 //! `tests.rs`.
 
+mod backing;
 pub mod balloon;
 pub mod block;
 mod budget;
@@ -33,6 +34,7 @@ pub(crate) mod hostile;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 mod rate;
 pub mod rng;
 pub mod slot;

@@ -25,6 +25,7 @@ pub mod device_id {
     pub const VSOCK: u32 = 19;
     pub const MEM: u32 = 24;
     pub const FS: u32 = 26;
+    pub const PMEM: u32 = 27;
 }
 
 /// Device status bits, section 2.1.

@@ -138,6 +138,7 @@ fn machine_config(
         vsock: Vec::new(),
         spare_disks: shape.disk_slots,
         disks: Vec::new(),
+        map_layers: config.map_layers,
         spare_nets: shape.net_slots,
         rates: Rates::default(),
         nets: Vec::new(),

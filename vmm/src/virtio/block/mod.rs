@@ -16,12 +16,12 @@ use std::io::{self, Seek, SeekFrom};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rvm_protocol::vmm::{DiskConfig, MAX_BLOCK_SIZE, Rate};
-use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 
 pub use self::spec::QUEUE_SIZES;
 
 use self::spec::{Config, Header, ID_BYTES, QUEUE, Range, SECTOR_SHIFT, Status, feature, request};
+use super::backing::Backing;
 use super::chain::{Buffers, Chain, ChainError};
 use super::device::{
     Busy, DeviceError, DeviceInfo, DeviceIo, HostFds, Readiness, VirtioDevice, read_config_space,
@@ -86,35 +86,6 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// What a disk was when its machine was saved. A guest goes on from it as if nothing had happened,
-/// with what it has of the disk in its memory: so nothing may have.
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    bytes: u64,
-    block_size: u32,
-    /// None of a block device.
-    file: Option<FileId>,
-}
-
-impl Saved {
-    /// Why a machine that was saved with the other disk cannot go on with this one.
-    fn difference(&self, saved: &Self) -> Option<String> {
-        if (self.bytes, self.block_size) != (saved.bytes, saved.block_size) {
-            return Some(format!(
-                "it has {} bytes in blocks of {}, and had {} in blocks of {}",
-                self.bytes, self.block_size, saved.bytes, saved.block_size
-            ));
-        }
-        match (&self.file, &saved.file) {
-            (Some(now), Some(then)) if now.was_written(then) => {
-                Some("it has been written to since the machine was saved".to_owned())
-            }
-            // A device, or perhaps a copy.
-            _ => None,
-        }
-    }
-}
-
 impl Block {
     /// A disk of the size that `file` has now. The serial number is cut to 20 bytes. EINVAL if the
     /// size of its blocks is out of bounds.
@@ -152,8 +123,8 @@ impl Block {
         })
     }
 
-    fn what_it_is(&self) -> Saved {
-        Saved {
+    fn backing(&self) -> Backing {
+        Backing {
             bytes: self.bytes,
             block_size: self.config.blk_size,
             file: FileId::of_regular(&self.file),
@@ -378,21 +349,11 @@ impl VirtioDevice for Block {
 
     /// No request is being executed: only what the file was.
     fn save(&mut self, _io: &mut DeviceIo<'_>) -> Result<Vec<u8>, Busy> {
-        let saved = postcard::to_stdvec(&self.what_it_is());
-        saved.map_err(|error| Busy(error.to_string().into()))
+        self.backing().save()
     }
 
     fn restore(&mut self, state: &[u8], _io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        let saved = postcard::from_bytes::<Saved>(state);
-        let refused = |reason| DeviceError::State {
-            device: NAME,
-            reason,
-        };
-        let saved = saved.map_err(|_| refused("the state is damaged".to_owned()))?;
-        match self.what_it_is().difference(&saved) {
-            Some(difference) => Err(refused(difference)),
-            None => Ok(()),
-        }
+        self.backing().check(state, NAME)
     }
 }
 

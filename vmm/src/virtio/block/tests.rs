@@ -14,6 +14,7 @@ fn config(read_only: bool, block_size: u32) -> DiskConfig {
         read_only,
         serial: "disk-0".to_owned(),
         block_size,
+        layer: false,
     }
 }
 

@@ -27,6 +27,7 @@ use super::device::{DeviceError, VirtioDevice};
 use super::fake_driver::FakeDriver;
 use super::mem::{Mem, Sizes};
 use super::net::Net;
+use super::pmem::Pmem;
 use super::rng::Rng;
 use super::vsock::Vsock;
 
@@ -157,7 +158,9 @@ fn acts<'a>(input: &'a [u8]) -> impl FnMut() -> Option<Act> + 'a {
 
 /// Plays as the bytes decide, the first of which chooses the device.
 pub fn devices(input: &[u8]) {
-    let devices = [balloon, disk, console, memory, network, random, streams];
+    let devices = [
+        balloon, disk, console, memory, network, random, streams, layer,
+    ];
     if let Some((first, rest)) = input.split_first() {
         devices[usize::from(*first) % devices.len()](rest);
     }
@@ -175,9 +178,17 @@ fn disk(input: &[u8]) {
         read_only: decisions.choose(4) == 0,
         serial: "disk".to_owned(),
         block_size: [512, 4096][usize::from(decisions.choose(2))],
+        layer: false,
     };
     let driver = FakeDriver::new(Block::new(file, &config, &Rate::default()).unwrap());
     play(driver, acts(decisions.0), no_host);
+}
+
+/// A disk that is mapped.
+fn layer(input: &[u8]) {
+    let range = (1 << 32)..(1 << 32) + (2 << 20);
+    let driver = FakeDriver::new(Pmem::new(tempfile::tempfile().unwrap(), 0, &range));
+    play(driver, acts(input), no_host);
 }
 
 fn console(input: &[u8]) {
@@ -257,6 +268,11 @@ mod tests {
         #[test]
         fn a_disk_survives(input in input()) {
             disk(&input);
+        }
+
+        #[test]
+        fn a_layer_survives(input in input()) {
+            layer(&input);
         }
 
         #[test]

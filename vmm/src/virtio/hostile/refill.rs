@@ -130,10 +130,17 @@ fn a_disk_that_is_refilled_yields() {
         read_only: false,
         serial: "disk".to_owned(),
         block_size: 512,
+        layer: false,
     };
     // Reads the first sectors.
     let disk = Block::new(file, &config, &Rate::default()).unwrap();
     refilled(disk, 0, &[0; 16], 512 + 1);
+}
+
+#[test]
+fn a_layer_that_is_refilled_yields() {
+    let file = tempfile::tempfile().unwrap();
+    refilled(Pmem::new(file, 0, &(0..1 << 21)), 0, &[0; 4], 4);
 }
 
 #[test]

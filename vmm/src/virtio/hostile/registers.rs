@@ -15,6 +15,7 @@ use crate::virtio::empty::Empty;
 use crate::virtio::fake_driver::zeroed_memory;
 use crate::virtio::mem::{self, Mem};
 use crate::virtio::mmio::{MmioTransport, WINDOW};
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::spec::{mmio as reg, status};
 use crate::virtio::state::TransportState;
@@ -40,7 +41,7 @@ const WRITTEN: [u64; 15] = [
 ];
 
 /// The devices of a slot, which [`make`] makes.
-const DEVICES: u8 = 5;
+const DEVICES: u8 = 6;
 
 /// A slot, its thread and its memory.
 struct Machine {
@@ -160,7 +161,8 @@ fn make(device: u8) -> Box<dyn VirtioDevice> {
             ConsoleLog::new(tempfile::tempfile().unwrap()).unwrap(),
         )))),
         3 => Box::new(disk()),
-        _ => Box::new(pluggable()),
+        4 => Box::new(pluggable()),
+        _ => Box::new(layer()),
     }
 }
 
@@ -173,6 +175,10 @@ fn pluggable() -> Mem {
     Mem::new(region, sizes)
 }
 
+fn layer() -> Pmem {
+    Pmem::new(tempfile::tempfile().unwrap(), 0, &(0..2 << 20))
+}
+
 fn disk() -> Block {
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
@@ -180,6 +186,7 @@ fn disk() -> Block {
         read_only: false,
         serial: String::new(),
         block_size: 512,
+        layer: false,
     };
     Block::new(file, &config, &Rate::default()).unwrap()
 }
