@@ -163,5 +163,7 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	ioperm(EXIT_PORT, 1, 1);
 	outb(failed != 0, EXIT_PORT);
+	/* QEMU may take a moment to end, and the end of pid 1 would be a panic. */
+	pause();
 	return 0;
 }
