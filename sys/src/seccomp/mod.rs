@@ -1,6 +1,7 @@
 //! Filters of system calls: rules, the program that they become, and its installation.
 #![allow(unsafe_code, reason = "seccomp(2)")]
 
+mod code;
 mod condition;
 mod program;
 

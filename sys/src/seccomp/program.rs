@@ -5,10 +5,14 @@
 //! seccompiler build a list instead. The kernel runs a program for every number when it is
 //! installed: for a profile of the usual size that takes 33 million instructions, as many as the
 //! kernel's boot, and every system call of the container walks half of the list.
+//!
+//! The kernel also compiles the program, which takes as long, by its length. So there are few
+//! returns: most leaves are a jump to one.
 
 use std::collections::BTreeMap;
 
-use super::condition::Condition;
+use super::code::{Code, JUMP_IF_EQUAL, JUMP_IF_GREATER_OR_EQUAL, Place};
+use super::condition::{self, Condition};
 
 /// `SECCOMP_RET_*` with its data.
 pub type Action = u32;
@@ -44,23 +48,6 @@ pub struct Program {
     pub architectures: Vec<Architecture>,
 }
 
-/// `struct sock_filter` of `<linux/filter.h>`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruction {
-    pub(super) code: u16,
-    pub(super) jump_true: u8,
-    pub(super) jump_false: u8,
-    pub(super) operand: u32,
-}
-
-pub(super) const LOAD: u16 = 0x20;
-pub(super) const AND: u16 = 0x54;
-pub(super) const JUMP: u16 = 0x05;
-pub(super) const JUMP_IF_EQUAL: u16 = 0x15;
-pub(super) const JUMP_IF_GREATER: u16 = 0x25;
-pub(super) const JUMP_IF_GREATER_OR_EQUAL: u16 = 0x35;
-pub(super) const RETURN: u16 = 0x06;
-
 /// Offsets in `struct seccomp_data`.
 const SYSCALL_NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
@@ -68,114 +55,134 @@ const ARCHITECTURE: u32 = 4;
 /// `BPF_MAXINSNS`
 const MAX_INSTRUCTIONS: usize = 4096;
 
-impl Instruction {
-    pub(super) const fn new(code: u16, jump_true: u8, jump_false: u8, operand: u32) -> Self {
-        Self {
-            code,
-            jump_true,
-            jump_false,
-            operand,
-        }
-    }
+/// The most single numbers that are compared one by one at the bottom of the tree. To split a range
+/// around a number takes two comparisons.
+const MAX_SINGLE: usize = 3;
 
-    fn to_bytes(self) -> [u8; 8] {
-        let mut bytes = [0; 8];
-        bytes[..2].copy_from_slice(&self.code.to_ne_bytes());
-        bytes[2] = self.jump_true;
-        bytes[3] = self.jump_false;
-        bytes[4..].copy_from_slice(&self.operand.to_ne_bytes());
-        bytes
-    }
+/// What happens to a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict<'a> {
+    Always(Action),
+    /// As [`Call::conditional`], and else the default.
+    Depends(&'a [(Vec<Condition>, Action)]),
+}
+
+/// A run of numbers with the same verdict.
+#[derive(Clone, Copy)]
+struct Range<'a> {
+    first: u32,
+    verdict: Verdict<'a>,
 }
 
 impl Program {
     /// The instructions as bytes, or `None` if they are too many for the kernel.
     pub fn assemble(&self) -> Option<Vec<u8>> {
-        let mut code = vec![Instruction::new(LOAD, 0, 0, ARCHITECTURE)];
-        let mut by_audit: BTreeMap<u32, BTreeMap<u32, Call>> = BTreeMap::new();
+        let mut by_audit: BTreeMap<u32, Vec<(u32, &Call)>> = BTreeMap::new();
         for architecture in &self.architectures {
-            let calls = by_audit.entry(architecture.audit).or_default();
-            calls.extend(
-                architecture
-                    .calls
-                    .iter()
-                    .map(|(number, call)| (*number, call.clone())),
-            );
+            let calls = architecture
+                .calls
+                .iter()
+                .map(|(number, call)| (*number, call));
+            by_audit
+                .entry(architecture.audit)
+                .or_default()
+                .extend(calls);
         }
-        for (audit, calls) in &by_audit {
-            let mut section = vec![Instruction::new(LOAD, 0, 0, SYSCALL_NUMBER)];
-            section.extend(self.tree(&self.ranges(calls)));
-            code.push(Instruction::new(JUMP_IF_EQUAL, 1, 0, *audit));
-            code.push(Instruction::new(JUMP, 0, 0, section.len() as u32));
-            code.extend(section);
+        let mut code = Code::default();
+        let mut next = code.finish(self.unknown_architecture);
+        for (audit, mut calls) in by_audit {
+            calls.sort_unstable_by_key(|(number, _)| *number);
+            let ranges = self.ranges(&calls);
+            let found = self.tree(&mut code, &ranges, None);
+            let found = code.load(SYSCALL_NUMBER, found);
+            next = code.branch(JUMP_IF_EQUAL, audit, found, next);
         }
-        code.push(Instruction::new(RETURN, 0, 0, self.unknown_architecture));
-        let fits = code.len() <= MAX_INSTRUCTIONS;
-        fits.then(|| code.iter().flat_map(|one| one.to_bytes()).collect())
+        code.load(ARCHITECTURE, next);
+        (code.len() <= MAX_INSTRUCTIONS).then(|| code.to_bytes())
     }
 
-    /// The first number of each run with the same rules, and those rules.
-    fn ranges(&self, calls: &BTreeMap<u32, Call>) -> Vec<(u32, Call)> {
-        let plain = |action| Call {
-            always: Some(action),
-            conditional: Vec::new(),
-        };
-        let mut ranges: Vec<(u32, Call)> = Vec::new();
-        let mut push = |start: u32, call: Call| match ranges.last() {
-            Some((_, last)) if *last == call => {}
-            _ => ranges.push((start, call)),
+    /// The ranges, from 0 on.
+    fn ranges<'a>(&self, calls: &[(u32, &'a Call)]) -> Vec<Range<'a>> {
+        let mut ranges: Vec<Range<'a>> = Vec::with_capacity(2 * calls.len() + 2);
+        let mut push = |first: u32, verdict: Verdict<'a>| match ranges.last() {
+            Some(last) if last.verdict == verdict => {}
+            _ => ranges.push(Range { first, verdict }),
         };
         let mut next = 0;
         for (number, call) in calls {
             // The numbers of x32 are far above; those between belong to neither.
             if *number >= X32_BIT && next < X32_BIT {
-                push(next, plain(self.newer));
+                push(next, Verdict::Always(self.newer));
                 next = X32_BIT;
             }
             if *number > next {
-                push(next, plain(self.default));
+                push(next, Verdict::Always(self.default));
             }
-            let call = match call.always {
-                Some(action) => plain(action),
-                None => call.clone(),
-            };
-            push(*number, call);
+            push(*number, self.verdict(call));
             next = number.saturating_add(1);
         }
-        push(next, plain(self.newer));
-        if !calls.keys().any(|number| number & X32_BIT != 0) {
-            push(X32_BIT, plain(self.unknown_architecture));
+        push(next, Verdict::Always(self.newer));
+        if !calls.iter().any(|(number, _)| number & X32_BIT != 0) {
+            push(X32_BIT, Verdict::Always(self.unknown_architecture));
         }
         ranges
     }
 
-    /// Code that finds the action of the number in the accumulator.
-    fn tree(&self, ranges: &[(u32, Call)]) -> Vec<Instruction> {
-        let [(_, only)] = ranges else {
-            let (low, high) = ranges.split_at(ranges.len() / 2);
-            let Some((start, _)) = high.first() else {
-                return Vec::new();
-            };
-            let (low, high) = (self.tree(low), self.tree(high));
-            let mut code = match u8::try_from(low.len()) {
-                Ok(near) => vec![Instruction::new(JUMP_IF_GREATER_OR_EQUAL, near, 0, *start)],
-                Err(_) => vec![
-                    Instruction::new(JUMP_IF_GREATER_OR_EQUAL, 0, 1, *start),
-                    Instruction::new(JUMP, 0, 0, low.len() as u32),
-                ],
-            };
-            code.extend(low);
-            code.extend(high);
-            return code;
-        };
-        let mut code = Vec::new();
-        for (conditions, action) in &only.conditional {
-            code.extend(super::condition::rule(conditions, *action));
+    fn verdict<'a>(&self, call: &'a Call) -> Verdict<'a> {
+        match call.always {
+            Some(action) => Verdict::Always(action),
+            None if call.conditional.is_empty() => Verdict::Always(self.default),
+            None => Verdict::Depends(&call.conditional),
         }
-        let otherwise = only.always.unwrap_or(self.default);
-        code.push(Instruction::new(RETURN, 0, 0, otherwise));
-        code
     }
+
+    /// Code that finds the verdict on the number in the accumulator, which is in one of these ranges
+    /// and below `end`.
+    fn tree(&self, code: &mut Code, ranges: &[Range<'_>], end: Option<u32>) -> Place {
+        if let Some(common) = all_but_a_few(ranges, end) {
+            let otherwise = self.leaf(code, common);
+            let others = ranges.iter().rev().filter(|range| range.verdict != common);
+            return others.fold(otherwise, |next, range| {
+                let found = self.leaf(code, range.verdict);
+                code.branch(JUMP_IF_EQUAL, range.first, found, next)
+            });
+        }
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        let first = high.first().map_or(0, |range| range.first);
+        let high = self.tree(code, high, end);
+        let low = self.tree(code, low, Some(first));
+        code.branch(JUMP_IF_GREATER_OR_EQUAL, first, high, low)
+    }
+
+    fn leaf(&self, code: &mut Code, verdict: Verdict<'_>) -> Place {
+        match verdict {
+            Verdict::Always(action) => code.finish(action),
+            Verdict::Depends(rules) => {
+                let otherwise = code.finish(self.default);
+                rules.iter().rev().fold(otherwise, |next, (all, action)| {
+                    let holds = code.finish(*action);
+                    condition::all(code, all, holds, next)
+                })
+            }
+        }
+    }
+}
+
+/// The verdict on all numbers of these ranges but a few single ones, if there is one.
+fn all_but_a_few<'a>(ranges: &[Range<'a>], end: Option<u32>) -> Option<Verdict<'a>> {
+    if ranges.len() > 2 * MAX_SINGLE + 1 {
+        return None;
+    }
+    let ends = ranges.iter().skip(1).map(|next| Some(next.first));
+    let with_ends = ranges.iter().zip(ends.chain([end]));
+    let is_single = |first, end: Option<u32>| end.and_then(|end| end.checked_sub(first)) == Some(1);
+    let wide = with_ends
+        .clone()
+        .find(|(range, end)| !is_single(range.first, *end));
+    let common = wide.or(with_ends.clone().next())?.0.verdict;
+    let mut others = with_ends.filter(|(range, _)| range.verdict != common);
+    (others.clone().count() <= MAX_SINGLE && others.all(|(range, end)| is_single(range.first, end)))
+        .then_some(common)
 }
 
 /// The bit that x32's numbers have.

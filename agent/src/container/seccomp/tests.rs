@@ -215,6 +215,34 @@ fn a_rule_for_every_second_call_still_fits() {
 }
 
 #[test]
+fn runs_of_any_length_have_the_verdict_of_their_calls() {
+    let name = |number: u32| ScmpSyscall::from(number as i32).get_name().ok();
+    for (run, period) in [(1, 2), (1, 3), (1, 5), (2, 3), (3, 7), (5, 6), (40, 3)] {
+        let of_class = |class: u32| {
+            let of_class = move |number: &u32| number / run % period == class;
+            (0..450)
+                .filter(of_class)
+                .filter_map(name)
+                .collect::<Vec<_>>()
+        };
+        let json = serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            {"names": of_class(0), "action": "SCMP_ACT_ALLOW"},
+            {"names": of_class(1), "action": "SCMP_ACT_TRAP"},
+        ]});
+        let filter = filter(&json.to_string());
+        for number in 0..400 {
+            let expected = match number / run % period {
+                0 if name(number).is_some() => ALLOW,
+                1 if name(number).is_some() => libc::SECCOMP_RET_TRAP,
+                _ => EPERM,
+            };
+            let found = interpreter::run(&filter.instructions, X86_64, number, [0; 6]);
+            assert_eq!(found, expected, "{number} of {run}, {period}");
+        }
+    }
+}
+
+#[test]
 fn programs_of_32_bits_compare_the_lower_halves_of_values() {
     // -1, as a program of 64 bits passes it; one of 32 bits passes the lower half.
     let filter = filter(
