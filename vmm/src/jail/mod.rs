@@ -36,8 +36,8 @@ use rustix::thread::UnshareFlags;
 pub use caps::Caps;
 use limits::UserNamespaces;
 pub use root::Root;
-use user::Ids;
 pub use user::try_namespace;
+use user::{Ids, OwnMaps, UserNamespace};
 
 /// The jail could not be entered; the process must not continue.
 #[derive(Debug, thiserror::Error)]
@@ -92,18 +92,20 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         return Err(JailError::NotInit);
     }
-    let own_status = File::open("/proc/self/status").map_err(step("open /proc/self/status"))?;
+    let own_stat = File::open("/proc/self/stat").map_err(step("open /proc/self/stat"))?;
     limits::set_resource_limits()?;
     let user_namespaces = UserNamespaces::open()?;
-    let own_id = user::own_id(parent)?;
-    let mapper = user::Mapper::spawn(match (caps, own_id) {
+    let maps = OwnMaps::read()?;
+    let own_id = maps.own_id(parent);
+    let ids = match (caps, own_id) {
         (Caps::None, Some(id)) => Ids::Only(id),
         _ => Ids::All,
-    })?;
-    root.enter()
-        .and_then(|()| enter_namespaces())
-        .map_err(user::explain)?;
-    mapper.map()?;
+    };
+    let user_namespace = UserNamespace::make(ids, &maps)?;
+    // The mount namespace must not be the user namespace's.
+    root.enter()?;
+    user_namespace.enter()?;
+    unshare_the_rest()?;
     user_namespaces.forbid()?;
     keyring::leave_session()?;
     caps.keep(own_id)?;
@@ -114,32 +116,33 @@ pub fn enter(root: &Root, caps: Caps, parent: u32) -> Result<(), JailError> {
     // The signal is not sent if the parent has ended already. The kernel reparents a process before
     // it checks whether to send the signal, so a process that still has its parent here will
     // receive it.
-    match parent_of(own_status).map_err(step("read the parent's pid"))? {
+    match parent_of(own_stat).map_err(step("read the parent's pid"))? {
         Some(found) if found == parent => Ok(()),
         _ => Err(JailError::ParentEnded),
     }
 }
 
-fn enter_namespaces() -> Result<(), JailError> {
+/// Enters namespaces that belong to the caller's user namespace.
+fn unshare_the_rest() -> Result<(), JailError> {
     unshare(
-        UnshareFlags::NEWUSER
-            | UnshareFlags::NEWIPC
+        UnshareFlags::NEWIPC
             | UnshareFlags::NEWUTS
             | UnshareFlags::NEWNET
             | UnshareFlags::NEWCGROUP,
     )
-    .map_err(step(
-        "unshare the user, ipc, uts, network and cgroup namespaces",
-    ))
+    .map_err(step("unshare the ipc, uts, network and cgroup namespaces"))
 }
 
-/// The parent's pid, from the process's status in the host's /proc. getppid(2) returns 0, because
-/// the parent is in another pid namespace.
-fn parent_of(mut status: File) -> io::Result<Option<u32>> {
-    let mut text = String::new();
-    status.read_to_string(&mut text)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
-    Ok(line.and_then(|pid| pid.trim().parse().ok()))
+/// The parent's pid, from the process's stat in the host's /proc. getppid(2) returns 0, because the
+/// parent is in another pid namespace.
+fn parent_of(mut stat: File) -> io::Result<Option<u32>> {
+    // The first fields: pid, name, which may contain anything, state, and the parent's pid.
+    let mut start = [0; 128];
+    let length = stat.read(&mut start)?;
+    let start = String::from_utf8_lossy(&start[..length]);
+    let behind_name = start.rsplit_once(") ").map(|(_, behind)| behind);
+    let pid = behind_name.and_then(|fields| fields.split(' ').nth(1));
+    Ok(pid.and_then(|pid| pid.parse().ok()))
 }
 
 /// Enters the jail of a process that serves the files of `shared_dir`, as [`enter`]. Returns what
@@ -185,6 +188,20 @@ mod tests {
     use super::*;
     use rustix::fs::{Mode, OFlags, openat};
     use std::os::fd::AsRawFd;
+    use std::process::Command;
+
+    #[test]
+    fn the_parent_is_found_behind_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(") R 1 (");
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let mut child = Command::new(program).arg("1000").spawn().unwrap();
+        let stat = File::open(format!("/proc/{}/stat", child.id())).unwrap();
+        let parent = parent_of(stat);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(parent.unwrap(), Some(std::process::id()));
+    }
 
     #[test]
     fn own_descriptors_can_be_reopened_and_lead_nowhere_else() {

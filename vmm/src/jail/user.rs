@@ -3,17 +3,20 @@
 //!
 //! Ids are mapped to themselves: for a file server all of them, so that files keep their owners
 //! while capabilities hold only within the namespace; for QEMU, which serves no files, its own
-//! alone. Only a process outside the namespace may write such a map, so a helper is forked before
-//! the process enters the namespace.
+//! alone. Only a process outside the namespace may write such a map, so the process makes the
+//! namespace by a child, and enters it when the map is written.
 
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::{Gid, Pid, Uid, WaitOptions, waitpid};
-use rustix::thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+use rvm_sys::clone::run_in_child;
 
 use super::{JailError, step};
 
@@ -22,19 +25,31 @@ use super::{JailError, step};
 /// systemd's "Users, Groups, UIDs and GIDs".
 const FIRST_OWN_ID: u32 = 0x7000_0000;
 
-/// The user and group that a jailed process has on the host: of no other process but those that
-/// `parent` has started. Root's would be that of the host's files and settings, some of which the
-/// kernel lets it write by the number alone. None where rvm itself is in a user namespace without
-/// such ids.
-pub fn own_id(parent: u32) -> Result<Option<u32>, JailError> {
-    let id = FIRST_OWN_ID + parent % (1 << 22);
-    for map in ["uid_map", "gid_map"] {
-        let text = fs::read_to_string(format!("/proc/self/{map}"));
-        if !is_mapped(&text.map_err(step("read the own id map"))?, id) {
-            return Ok(None);
-        }
+/// The ids of rvm's own user namespace.
+pub struct OwnMaps {
+    /// /proc/self/uid_map
+    users: String,
+    /// /proc/self/gid_map
+    groups: String,
+}
+
+impl OwnMaps {
+    pub fn read() -> Result<Self, JailError> {
+        let read = |path| fs::read_to_string(path).map_err(step("read the own id maps"));
+        Ok(Self {
+            users: read("/proc/self/uid_map")?,
+            groups: read("/proc/self/gid_map")?,
+        })
     }
-    Ok(Some(id))
+
+    /// The user and group that a jailed process has on the host: of no other process but those that
+    /// `parent` has started. Root's would be that of the host's files and settings, some of which
+    /// the kernel lets it write by the number alone. None where rvm itself is in a user namespace
+    /// without such ids.
+    pub fn own_id(&self, parent: u32) -> Option<u32> {
+        let id = FIRST_OWN_ID + parent % (1 << 22);
+        (is_mapped(&self.users, id) && is_mapped(&self.groups, id)).then_some(id)
+    }
 }
 
 /// Takes on this user and group and no other groups, in all respects. The capabilities stay. The
@@ -61,104 +76,63 @@ pub enum Ids {
     Only(u32),
 }
 
-/// The helper process, which waits to write the maps.
-pub struct Mapper {
-    pid: Pid,
-    signal: UnixStream,
-}
+/// A user namespace that no process is in.
+pub struct UserNamespace(OwnedFd);
 
-impl Mapper {
-    /// Forks the helper. The caller has one thread.
-    #[expect(unsafe_code, reason = "fork")]
-    pub fn spawn(ids: Ids) -> Result<Self, JailError> {
-        // The descriptor refers to this process even when the child opens files below it.
-        let this = rustix::fs::open(
-            "/proc/self",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(step("open /proc/self"))?;
-        let (signal, wait) = UnixStream::pair().map_err(step("make a socket pair"))?;
-        // SAFETY: there is one thread, so the child may go on as any process.
-        match unsafe { libc::fork() } {
-            -1 => Err(step("fork")(io::Error::last_os_error())),
-            0 => {
-                drop(signal);
-                let code = write_maps(wait, &this, ids).map_or_else(exit_code, |()| 0);
-                // SAFETY: the child owns nothing that must be dropped.
-                unsafe { libc::_exit(code) }
-            }
-            pid => {
-                let pid = Pid::from_raw(pid).ok_or(JailError::NotInit)?;
-                Ok(Self { pid, signal })
-            }
+impl UserNamespace {
+    /// Makes one with these ids of the caller's. The caller has one thread.
+    pub fn make(ids: Ids, maps: &OwnMaps) -> Result<Self, JailError> {
+        let (pid, process) = ended_child()?;
+        let made = process
+            .map_err(io::Error::from)
+            .and_then(|process| Self::of(&process, ids, maps));
+        reap(pid)?;
+        made.map_err(step("map the ids of the user namespace"))
+    }
+
+    /// The namespace of a process that has ended, once its ids are mapped.
+    fn of(process: &OwnedFd, ids: Ids, maps: &OwnMaps) -> io::Result<Self> {
+        for (name, outside) in [("uid_map", &maps.users), ("gid_map", &maps.groups)] {
+            let text = match ids {
+                Ids::All => identity(outside),
+                Ids::Only(id) => format!("{id} {id} 1\n"),
+            };
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = openat(process, name, flags, Mode::empty())?;
+            // The kernel takes a map in one write.
+            rustix::io::write(&file, text.as_bytes())?;
         }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self(openat(process, "ns/user", flags, Mode::empty())?))
     }
 
-    /// Makes the helper write the maps of the caller's new namespace, and waits for it.
-    pub fn map(mut self) -> Result<(), JailError> {
-        const ACTION: &str = "map the ids of the user namespace";
-        self.signal.write_all(&[1]).map_err(step(ACTION))?;
-        wait_for(self.pid).map_err(step(ACTION))
-    }
-}
-
-/// Waits for a helper process, whose exit status is an errno or 0.
-fn wait_for(pid: Pid) -> io::Result<()> {
-    let status = waitpid(Some(pid), WaitOptions::empty())?;
-    match status.and_then(|(_, status)| status.exit_status()) {
-        Some(0) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::other("the helper process was killed")),
+    /// Enters it, with every capability there. The caller has one thread.
+    pub fn enter(self) -> Result<(), JailError> {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::User))
+            .map_err(step("enter the user namespace"))
     }
 }
 
-/// Makes a user namespace in a child process, and ends it with the child.
-#[expect(unsafe_code, reason = "fork")]
+/// Makes a user namespace, and ends it.
 pub fn try_namespace() -> Result<(), JailError> {
-    // SAFETY: the child makes two system calls and allocates nothing.
-    match unsafe { libc::fork() } {
-        -1 => Err(step("fork")(io::Error::last_os_error())),
-        0 => {
-            let made = super::unshare(UnshareFlags::NEWUSER);
-            let code = made.map_or_else(exit_code, |()| 0);
-            // SAFETY: the child owns nothing that must be dropped.
-            unsafe { libc::_exit(code) }
-        }
-        pid => {
-            let pid = Pid::from_raw(pid).ok_or(JailError::NotInit)?;
-            wait_for(pid).map_err(JailError::UserNamespace)
-        }
-    }
+    let (pid, _) = ended_child()?;
+    reap(pid)
 }
 
-/// The reason why a step of entering the jail failed: in a chroot several do, because there can be
-/// no user namespace.
-pub fn explain(error: JailError) -> JailError {
-    try_namespace().err().unwrap_or(error)
+/// A child in a user namespace of its own, which has ended and keeps the namespace until it is
+/// waited for, and its directory in /proc.
+#[expect(unsafe_code, reason = "a child that shares the memory")]
+fn ended_child() -> Result<(Pid, rustix::io::Result<OwnedFd>), JailError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = || rustix::fs::open(c"/proc/self", flags, Mode::empty());
+    // SAFETY: the child makes one system call.
+    let made = unsafe { run_in_child(libc::CLONE_NEWUSER, open) };
+    made.map_err(|errno| JailError::UserNamespace(errno.into()))
 }
 
-fn exit_code(error: io::Error) -> i32 {
-    error.raw_os_error().unwrap_or(libc::EIO)
-}
-
-fn write_maps(mut wait: UnixStream, process: &OwnedFd, ids: Ids) -> io::Result<()> {
-    wait.read_exact(&mut [0])?;
-    for map in ["uid_map", "gid_map"] {
-        let text = match ids {
-            Ids::All => identity(&fs::read_to_string(format!("/proc/self/{map}"))?),
-            Ids::Only(id) => format!("{id} {id} 1\n"),
-        };
-        let file = rustix::fs::openat(
-            process,
-            map,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        // The kernel takes a map in one write.
-        rustix::io::write(&file, text.as_bytes())?;
-    }
-    Ok(())
+fn reap(pid: Pid) -> Result<(), JailError> {
+    let waited = waitpid(Some(pid), WaitOptions::empty());
+    waited.map(drop).map_err(step("wait for a child"))
 }
 
 /// The identity map of the ids of a namespace whose own map is `ours`.
@@ -184,6 +158,31 @@ fn ranges(map: &str) -> impl Iterator<Item = (u32, u32)> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
+    use std::process::Command;
+
+    #[test]
+    fn a_namespace_has_the_ids_that_are_asked_for() {
+        let maps = OwnMaps::read().unwrap();
+        let inside = |ids| {
+            let namespace = UserNamespace::make(ids, &maps).unwrap();
+            let fd = format!(
+                "/proc/{}/fd/{}",
+                std::process::id(),
+                namespace.0.as_raw_fd()
+            );
+            let mut inside = Command::new("nsenter");
+            inside.args(["--preserve-credentials", &format!("--user={fd}")]);
+            let output = inside
+                .args(["cat", "/proc/self/uid_map", "/proc/self/gid_map"])
+                .output();
+            let maps = String::from_utf8(output.unwrap().stdout).unwrap();
+            ranges(&maps).collect::<Vec<_>>()
+        };
+        let own: Vec<_> = ranges(&maps.users).chain(ranges(&maps.groups)).collect();
+        assert_eq!(inside(Ids::All), own);
+        assert_eq!(inside(Ids::Only(7)), [(7, 1), (7, 1)]);
+    }
 
     #[test]
     fn the_hosts_map_maps_every_id_to_itself() {
