@@ -1,6 +1,6 @@
 //! Making a process with clone3(2), in a control group or new namespaces, and what its child calls
-//! until it executes a program; and with clone(2), whose flags a filter of system calls can see, and
-//! which makes children that share memory. Nothing here allocates.
+//! until it executes a program; and with clone(2), whose flags a filter of system calls can see,
+//! and which makes children that share memory. Nothing here allocates.
 #![allow(
     unsafe_code,
     reason = "a child of clone3 continues on a copy of the memory"

@@ -16,6 +16,8 @@ use rvm_vmm::jails::{self, ThreadKind};
 const THREADS: [ThreadKind; 2] = [ThreadKind::Vcpu, ThreadKind::Files];
 
 fn main() -> anyhow::Result<()> {
+    // As rvm-vmm, whose threads make their filters on it.
+    rvm_sys::process_memory::share_one_heap();
     let mut words = std::env::args().skip(1);
     let (Some(mode), Some(directory)) = (words.next(), words.next()) else {
         bail!("usage: rvm-jail-cost jailed|free DIRECTORY");

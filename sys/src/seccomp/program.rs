@@ -136,8 +136,8 @@ impl Program {
         }
     }
 
-    /// Code that finds the verdict on the number in the accumulator, which is in one of these ranges
-    /// and below `end`.
+    /// Code that finds the verdict on the number in the accumulator, which is in one of these
+    /// ranges and below `end`.
     fn tree(&self, code: &mut Code, ranges: &[Range<'_>], end: Option<u32>) -> Place {
         if let Some(common) = all_but_a_few(ranges, end) {
             let otherwise = self.leaf(code, common);
