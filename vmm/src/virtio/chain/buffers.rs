@@ -120,6 +120,20 @@ impl<'m> Buffers<'m> {
         self.transfer(&file, offset, libc::writev, libc::pwritev)
     }
 
+    /// pwritev2(2) of everything that is left, at `offset` and with RWF flags. Returns the bytes
+    /// written and consumes nothing.
+    #[expect(unsafe_code, reason = "as `transfer`")]
+    pub fn write_with(&self, file: impl AsFd, offset: u64, flags: i32) -> io::Result<usize> {
+        let vectors = self.vectors();
+        let fd = file.as_fd().as_raw_fd();
+        // SAFETY: see `transfer`.
+        let result = unsafe {
+            let count = vectors.len() as i32;
+            libc::pwritev2(fd, vectors.as_ptr(), count, position(offset)?, flags)
+        };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
     /// readv(2) into everything that is left, or preadv(2) when `offset` is given. Returns the
     /// bytes read and consumes nothing.
     pub fn read_from(&self, file: impl AsFd, offset: Option<u64>) -> io::Result<usize> {
@@ -144,14 +158,7 @@ impl<'m> Buffers<'m> {
         sequential: unsafe extern "C" fn(i32, *const libc::iovec, i32) -> isize,
         positioned: unsafe extern "C" fn(i32, *const libc::iovec, i32, libc::off_t) -> isize,
     ) -> io::Result<usize> {
-        let vectors: SmallVec<[libc::iovec; 4]> = self
-            .segments
-            .iter()
-            .map(|segment| libc::iovec {
-                iov_base: segment.ptr_guard_mut().as_ptr().cast(),
-                iov_len: segment.len(),
-            })
-            .collect();
+        let vectors = self.vectors();
         let fd = file.as_fd().as_raw_fd();
         // MAX_SEGMENTS bounds the count.
         let count = vectors.len() as i32;
@@ -161,13 +168,24 @@ impl<'m> Buffers<'m> {
         let result = unsafe {
             match offset {
                 None => sequential(fd, vectors.as_ptr(), count),
-                Some(offset) => {
-                    let offset = libc::off_t::try_from(offset)
-                        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-                    positioned(fd, vectors.as_ptr(), count, offset)
-                }
+                Some(offset) => positioned(fd, vectors.as_ptr(), count, position(offset)?),
             }
         };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
+
+    fn vectors(&self) -> SmallVec<[libc::iovec; 4]> {
+        let vector = |segment: &GuestSlice<'m>| libc::iovec {
+            iov_base: segment.ptr_guard_mut().as_ptr().cast(),
+            iov_len: segment.len(),
+        };
+        self.segments.iter().map(vector).collect()
+    }
+}
+
+/// An offset as Linux has it; EINVAL from 2^63 on.
+fn position(offset: u64) -> io::Result<libc::off_t> {
+    offset
+        .try_into()
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }

@@ -222,3 +222,13 @@ impl Client {
         OpenOut::from_slice(opened).unwrap().fh
     }
 }
+
+/// Gives the calling thread a mount namespace of its own.
+#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
+pub fn private_mounts() {
+    // SAFETY: only the calling thread, which shares no descriptors' table, is changed.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+    let flags =
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).unwrap();
+}

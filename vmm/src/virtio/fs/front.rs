@@ -86,7 +86,7 @@ impl Front {
         match header.opcode {
             opcode::FLUSH => !self.locks.is_empty(),
             opcode::INTERRUPT | opcode::INIT | opcode::DESTROY => true,
-            opcode::FORGET | opcode::UNLINK => true,
+            opcode::LOOKUP | opcode::FORGET | opcode::WRITE | opcode::UNLINK => true,
             opcode::RELEASE | opcode::GETLK | opcode::SETLK | opcode::SETLKW => true,
             opcode::OPEN | opcode::STATX | opcode::IOCTL | opcode::TMPFILE => true,
             opcode::WATCH | opcode::EVENTS => true,
@@ -129,14 +129,12 @@ impl Front {
                 Outcome::Passed
             }
             opcode::FORGET => frequent::forget(&self.opens, header, body),
-            opcode::RELEASE | opcode::UNLINK => {
-                let outcome = self.release_or_unlink(header, body);
-                self.watches.executed(inode);
-                outcome
+            opcode::LOOKUP => frequent::lookup(&self.opens, header, body),
+            opcode::RELEASE | opcode::UNLINK | opcode::WRITE => self.change(header, body),
+            opcode::GETLK => {
+                let request = take(&mut body);
+                Outcome::Answered(request.and_then(|r| self.locks.get(inode, &r)))
             }
-            opcode::GETLK => Outcome::Answered(
-                take(&mut body).and_then(|request| self.locks.get(inode, &request)),
-            ),
             opcode::SETLK | opcode::SETLKW => match take(&mut body) {
                 Ok(request) => {
                     let wait = header.opcode == opcode::SETLKW;
@@ -166,14 +164,18 @@ impl Front {
         }
     }
 
-    fn release_or_unlink(&mut self, header: &InHeader, mut body: Buffers<'_>) -> Outcome {
-        if header.opcode == opcode::UNLINK {
-            return frequent::unlink(&self.opens, header, body);
-        }
-        Outcome::Answered(take(&mut body).and_then(|request| {
-            self.locks.release(header.nodeid, &request);
-            frequent::release(&self.opens, header, &request)
-        }))
+    /// Executes a frequent request that may change files.
+    fn change(&mut self, header: &InHeader, mut body: Buffers<'_>) -> Outcome {
+        let outcome = match header.opcode {
+            opcode::UNLINK => frequent::unlink(&self.opens, header, body),
+            opcode::WRITE => Outcome::Answered(frequent::write(&self.opens, header, body)),
+            _ => Outcome::Answered(take(&mut body).and_then(|request| {
+                self.locks.release(header.nodeid, &request);
+                frequent::release(&self.opens, header, &request)
+            })),
+        };
+        self.watches.executed(header.nodeid);
+        outcome
     }
 
     /// Has a thread do what may take long, unless too many requests are kept already.

@@ -5,6 +5,7 @@ use std::process::Command;
 use virtiofsd::filesystem::{FileSystem, ROOT_ID};
 use virtiofsd::passthrough::{Config, PassthroughFs};
 
+use super::super::client::private_mounts;
 use super::super::deferred::{Deferred, Origin};
 use super::super::nameless::Nameless;
 use super::super::xattrs;
@@ -373,15 +374,6 @@ fn what_the_guest_changes_by_one_mount_is_told_to_those_who_watch_by_another() {
     })
     .join()
     .unwrap();
-}
-
-#[expect(unsafe_code, reason = "unshare can break what relies on shared state")]
-fn private_mounts() {
-    // SAFETY: only the calling thread, which shares no descriptors' table, is changed.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
-    let flags =
-        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", flags).unwrap();
 }
 
 #[test]
