@@ -11,8 +11,8 @@ BAR, GAP, STEP = 11, 2, 12
 
 # The colours of series, on a light and a dark page: the first for what is compared with, the last
 # for what is measured.
-COLOURS = [("#6e7781", "#8b949e"), ("#8250df", "#a98bf0"), ("#1a7f6b", "#3fb9a0"),
-           ("#0969da", "#4b9bff"), ("#bc4c00", "#f0883e")]
+COLOURS = [("#6e7781", "#8b949e"), ("#bf3989", "#f778ba"), ("#8250df", "#a98bf0"),
+           ("#1a7f6b", "#3fb9a0"), ("#0969da", "#4b9bff"), ("#bc4c00", "#f0883e")]
 
 STYLE = """  text { font: 12px system-ui, sans-serif; fill: #1f2328 }
   .page { fill: #ffffff } .title { font-size: 15px; font-weight: 600 } .small { font-size: 10px }
