@@ -128,6 +128,7 @@ impl MmioTransport {
                 .get(self.queue_sel)
                 .map_or(0, |queue| u32::from(queue.ready())),
             reg::INTERRUPT_STATUS => self.slot.interrupt().cause(),
+            reg::INTERRUPT_TAKE => self.slot.interrupt().take(),
             reg::STATUS => self.status | self.slot.interrupt().status(),
             // No shared memory: a length of all ones, section 4.2.2.
             reg::SHM_LEN_LOW | reg::SHM_LEN_HIGH | reg::SHM_BASE_LOW | reg::SHM_BASE_HIGH => {
@@ -291,6 +292,28 @@ mod tests {
             .add(Box::new(Empty(&[16])), CurrentMemory::new(memory))
             .unwrap();
         (thread, MmioTransport::new(slot).unwrap())
+    }
+
+    #[test]
+    fn the_cause_of_an_interrupt_stays_until_it_is_acknowledged_or_taken() {
+        let (_thread, mut transport) = empty();
+        let raise = |transport: &MmioTransport| {
+            transport.slot.interrupt().notify_config_change();
+        };
+        raise(&transport);
+        assert_eq!(
+            read(&transport, reg::INTERRUPT_STATUS),
+            reg::INTERRUPT_CONFIG
+        );
+        assert_eq!(
+            read(&transport, reg::INTERRUPT_STATUS),
+            reg::INTERRUPT_CONFIG
+        );
+        transport.write(reg::INTERRUPT_ACK, &reg::INTERRUPT_CONFIG.to_le_bytes());
+        assert_eq!(read(&transport, reg::INTERRUPT_STATUS), 0);
+        raise(&transport);
+        assert_eq!(read(&transport, reg::INTERRUPT_TAKE), reg::INTERRUPT_CONFIG);
+        assert_eq!(read(&transport, reg::INTERRUPT_STATUS), 0);
     }
 
     #[test]

@@ -303,6 +303,11 @@ impl Interrupt {
         self.cause.fetch_and(!cause, Ordering::AcqRel);
     }
 
+    /// InterruptStatus, acknowledged.
+    pub fn take(&self) -> u32 {
+        self.cause.swap(0, Ordering::AcqRel)
+    }
+
     /// Status bits that the device set itself.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::Acquire)

@@ -80,6 +80,9 @@ pub mod mmio {
     pub const INTERRUPT_STATUS: u64 = 0x060;
     /// InterruptACK, W
     pub const INTERRUPT_ACK: u64 = 0x064;
+    /// Ours, R: InterruptStatus, acknowledged by the read. Our guest kernel reads it where the
+    /// vendor is [`VENDOR`], and spares an exit for each interrupt.
+    pub const INTERRUPT_TAKE: u64 = 0x068;
     /// Status, RW
     pub const STATUS: u64 = 0x070;
     /// QueueDescLow, W
