@@ -259,8 +259,8 @@ fn compare(config: &LinuxSeccomp, runnable: &Runnable, ours: &[u8], reference: &
                 run(reference, runnable.audit, number, args),
             );
             if own != theirs {
-                // libseccomp 2.5.4 is wrong about some sets of rules: in one of the corpus it denies
-                // what a rule allows.
+                // libseccomp 2.5.4 is wrong about some sets of rules: in one of the corpus it
+                // denies what a rule allows.
                 let meant = meant(rules, runnable, number, args);
                 let default = action(config.default_action(), config.default_errno_ret());
                 let meant = meant.unwrap_or(default.unwrap());
