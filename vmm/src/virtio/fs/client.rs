@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use virtiofsd::filesystem::FsOptions;
-use virtiofsd::fuse::{EntryOut, InHeader, InitInCompat, OpenIn, OpenOut, OutHeader};
+use virtiofsd::fuse::{
+    EntryOut, InHeader, InitInCompat, OpenIn, OpenOut, OutHeader, WriteIn, WriteOut,
+};
 use vm_memory::ByteValued;
 
+use super::message::opcode;
 use super::spec::{HIPRIO_QUEUE, REQUEST_QUEUE};
 use super::{Busy, DeviceError, Fs, REPLIES, Readiness, ServerResources, VirtioDevice};
 use crate::jail::OwnDescriptors;
@@ -208,6 +211,13 @@ impl Client {
     pub fn lookup(&mut self, name: &str) -> Result<EntryOut, i32> {
         let answer = self.call(LOOKUP, ROOT, format!("{name}\0").as_bytes())?;
         Ok(*EntryOut::from_slice(&answer).unwrap())
+    }
+
+    /// Sends a WRITE; the bytes that its answer counts.
+    pub fn write_with(&mut self, inode: u64, request: &WriteIn, data: &[u8]) -> Result<u32, i32> {
+        let body = [request.as_slice(), data].concat();
+        let answer = self.call(opcode::WRITE, inode, &body)?;
+        Ok(WriteOut::from_slice(&answer).unwrap().size)
     }
 
     /// Opens a file and returns its handle.

@@ -1,5 +1,4 @@
 use super::super::client::{Client, private_mounts};
-use super::super::message::opcode;
 use super::*;
 
 /// A file of the host that the guest has open.
@@ -31,9 +30,7 @@ impl Written {
             fh: self.handle,
             ..request
         };
-        let body = [request.as_slice(), data].concat();
-        let answer = self.guest.call(opcode::WRITE, self.inode, &body)?;
-        Ok(WriteOut::from_slice(&answer).unwrap().size)
+        self.guest.write_with(self.inode, &request, data)
     }
 
     fn content(&self) -> String {

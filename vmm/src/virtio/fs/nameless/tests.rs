@@ -2,7 +2,7 @@ use super::super::client::Client;
 use super::super::message::opcode;
 use super::*;
 use crate::jail::filter::ThreadKind;
-use virtiofsd::fuse::{EntryOut, LinkIn, OpenOut, ReadIn, ReleaseIn, WriteIn, WriteOut};
+use virtiofsd::fuse::{EntryOut, LinkIn, OpenOut, ReadIn, ReleaseIn};
 use vm_memory::ByteValued;
 
 struct Made {
@@ -37,14 +37,8 @@ impl Made {
     }
 
     fn write(&mut self, text: &[u8]) -> u32 {
-        let request = WriteIn {
-            fh: self.handle,
-            size: text.len() as u32,
-            ..WriteIn::default()
-        };
-        let body = [request.as_slice(), text].concat();
-        let answer = self.guest.call(16, self.entry.nodeid, &body).unwrap();
-        WriteOut::from_slice(&answer).unwrap().size
+        let inode = self.entry.nodeid;
+        self.guest.write(inode, self.handle, 0, text).unwrap()
     }
 
     fn read(&mut self, handle: u64) -> Result<Vec<u8>, i32> {

@@ -52,14 +52,14 @@ impl Client {
         self.answer().unwrap().1
     }
 
-    pub fn write(&mut self, inode: u64, fh: u64, offset: u64, text: &[u8]) -> Answer {
+    pub fn write(&mut self, inode: u64, fh: u64, offset: u64, text: &[u8]) -> Result<u32, i32> {
         let request = WriteIn {
             fh,
             offset,
             size: text.len() as u32,
             ..WriteIn::default()
         };
-        self.call(opcode::WRITE, inode, &[request.as_slice(), text].concat())
+        self.write_with(inode, &request, text)
     }
 
     pub fn attributes(&mut self, inode: u64) -> Result<Attr, i32> {
