@@ -5,11 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rvm_tests::command::{self, eventually, finish};
-use rvm_tests::{Bundle, Rvm, bind};
+use rvm_tests::{Bundle, Rvm, bind, is_in_memory};
 use serde_json::{Value, json};
-
-/// `TMPFS_MAGIC` of `<linux/magic.h>`.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Starts a container that runs a shell command.
 fn running(rvm: &Rvm, script: &str) -> Bundle {
@@ -107,8 +104,7 @@ fn block_io_is_what_the_machine_moves_to_and_from_the_hosts_storage() {
     const SIZE: u64 = 8 << 20;
     let rvm = Rvm::new();
     let dir = tempfile::tempdir().unwrap();
-    let magic = rustix::fs::statfs(dir.path()).unwrap().f_type;
-    if magic == TMPFS_MAGIC {
+    if is_in_memory(dir.path()) {
         return println!("skipped: {} is in memory", dir.path().display());
     }
     // A file that is not in the page cache.

@@ -52,3 +52,10 @@ pub fn templates() -> Option<String> {
 pub fn long() -> bool {
     std::env::var_os("RVM_TEST_LONG").is_some()
 }
+
+/// Whether a directory is on a tmpfs.
+pub fn is_in_memory(dir: &Path) -> bool {
+    /// Of `<linux/magic.h>`.
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    rustix::fs::statfs(dir).unwrap().f_type == TMPFS_MAGIC
+}
