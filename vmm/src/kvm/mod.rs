@@ -1,6 +1,7 @@
 //! KVM: a virtual machine, its memory slots, its interrupts, and vCPUs before they run.
 
 mod memory_slots;
+mod ring;
 mod state;
 
 use std::ops::Range;
@@ -56,6 +57,8 @@ const REQUIRED: &[(Cap, &str)] = &[
 /// A virtual machine.
 pub struct Vm {
     fd: VmFd,
+    // Closes it last, in the kernel.
+    _ring: Option<OwnedFd>,
     /// KVM_GET_SUPPORTED_CPUID
     supported_cpuid: CpuId,
     // Keeps the memory mapped as long as the machine may run in it.
@@ -85,6 +88,9 @@ impl Vm {
         let fd = kvm
             .create_vm()
             .map_err(refused("create a virtual machine"))?;
+        let ring = ring::holding(&fd)
+            .inspect_err(|error| log::debug!("no ring holds the machine: {error}"))
+            .ok();
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(refused("place the identity map"))?;
         fd.set_tss_address(layout::KVM_TSS)
@@ -96,6 +102,7 @@ impl Vm {
             .map_err(refused("list CPU features"))?;
         let vm = Self {
             fd,
+            _ring: ring,
             supported_cpuid,
             _memory: Arc::clone(&memory),
         };

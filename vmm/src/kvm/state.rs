@@ -172,11 +172,15 @@ mod tests {
         Some((Vm::new(kvm()?, Arc::clone(&memory)).unwrap(), memory))
     }
 
-    /// The next number that the guest writes.
+    /// The next number that the guest writes. The end of another machine's ring interrupts the
+    /// thread that made it.
     fn next(vcpu: &mut VcpuFd) -> u8 {
-        match vcpu.run().unwrap() {
-            VcpuExit::IoOut(0x10, &[number]) => number,
-            other => panic!("{other:?}"),
+        loop {
+            match vcpu.run() {
+                Ok(VcpuExit::IoOut(0x10, &[number])) => return number,
+                Err(error) if error.errno() == libc::EINTR => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
