@@ -98,8 +98,8 @@ const FEW: &[&str] = &[
     "xattr",
 ];
 
-/// The seconds after which a stressor hangs: `link` alone unlinks 16,000 names, each a message, when
-/// its time is over.
+/// The seconds after which a stressor hangs. When its time is over, `link` unlinks 16,000 names, of
+/// which each is a message.
 const HANGS: u32 = 220;
 
 /// Jobs of fio, one after the other. Each reads and compares what it wrote once it is done.
