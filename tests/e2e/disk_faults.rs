@@ -301,7 +301,7 @@ fn a_disk_whose_image_is_removed_stays_until_its_container_ends() {
 fn has_slots() -> bool {
     let has = rvm_tests::engine() == "kvm";
     if !has {
-        eprintln!("machines of this engine have no disks; the test was skipped");
+        println!("skipped: machines of this engine have no disks");
     }
     has
 }

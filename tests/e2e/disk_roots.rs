@@ -193,7 +193,7 @@ fn a_snapshot_is_the_root(snapshotter: &str, lines: &str) {
 #[test]
 fn a_snapshot_of_containerds_blockfile_snapshotter_is_the_root() {
     if containerd::major_version() < 2 {
-        eprintln!("needs containerd 2 in RVM_TEST_CONTAINERD; the test was skipped");
+        println!("skipped: needs containerd 2 in RVM_TEST_CONTAINERD");
         return;
     }
     a_snapshot_is_the_root("blockfile", "");
@@ -202,7 +202,7 @@ fn a_snapshot_of_containerds_blockfile_snapshotter_is_the_root() {
 #[test]
 fn a_snapshot_of_containerds_devmapper_snapshotter_is_the_root() {
     if rvm_tests::engine() != "kvm" {
-        eprintln!("machines of this engine have no disks; the test was skipped");
+        println!("skipped: machines of this engine have no disks");
         return;
     }
     let Some(pool) = ThinPool::new(256 * MIB) else {

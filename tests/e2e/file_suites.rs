@@ -166,7 +166,7 @@ impl World {
     /// None without the programs, or without what makes a disk, which is printed.
     fn new(place: Place) -> Option<Self> {
         let Some(programs) = std::env::var_os("RVM_TEST_FILE_PROGRAMS") else {
-            eprintln!("RVM_TEST_FILE_PROGRAMS names no programs; the test was skipped");
+            println!("skipped: RVM_TEST_FILE_PROGRAMS names no programs");
             return None;
         };
         let rvm = Rvm::new();

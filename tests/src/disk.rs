@@ -39,7 +39,7 @@ pub fn image_with(
     };
     let made = make.stdout(Stdio::null()).stderr(Stdio::null()).status();
     let Ok(status) = made else {
-        eprintln!("mkfs.{kind} is missing; scripts/setup test installs it; the test was skipped");
+        println!("skipped: mkfs.{kind} is missing; scripts/setup test installs it");
         return None;
     };
     assert!(status.success(), "{make:?}");
@@ -78,7 +78,7 @@ impl LoopDevice {
         let output = losetup.arg(image).output().unwrap();
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            eprintln!("{}; the test was skipped", said.trim());
+            println!("skipped: {}", said.trim());
             return None;
         }
         let path = String::from_utf8(output.stdout).unwrap();
@@ -129,7 +129,7 @@ impl PulledDisk {
         let output = load.args(["scsi_debug", &size]).output().unwrap();
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            eprintln!("{}; the test was skipped", said.trim());
+            println!("skipped: {}", said.trim());
             return None;
         }
         let mut name = None;
