@@ -55,7 +55,5 @@ pub fn long() -> bool {
 
 /// Whether a directory is on a tmpfs.
 pub fn is_in_memory(dir: &Path) -> bool {
-    /// Of `<linux/magic.h>`.
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    rustix::fs::statfs(dir).unwrap().f_type == TMPFS_MAGIC
+    rustix::fs::statfs(dir).unwrap().f_type == libc::TMPFS_MAGIC
 }

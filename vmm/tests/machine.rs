@@ -126,7 +126,7 @@ impl Vmm {
     /// The same with a disk that is there from the start. What comes of it is not waited for.
     fn begin(code: &[u8], checkpoint: Option<[&File; 3]>, disk: Option<&File>) -> Option<Self> {
         let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
-            eprintln!("no /dev/kvm; the test was skipped");
+            eprintln!("skipped: no /dev/kvm");
             return None;
         };
         let (channel, theirs) = Channel::pair().unwrap();

@@ -17,9 +17,6 @@ use crate::disk;
 use crate::host::mount_table::{self, BoundMount, Entry};
 use crate::share;
 
-/// `TMPFS_MAGIC` of `<linux/magic.h>`.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-
 /// The most mounts in a volume that the guest gets as mounts. Each takes a few requests to the file
 /// server when the container starts.
 const MAX_MOUNTS: usize = 512;
@@ -211,7 +208,7 @@ fn engine_shm(path: &Path, mount: &Mount, role: &Role) -> Option<u64> {
     let bytes = status
         .f_blocks
         .checked_mul(u64::try_from(status.f_bsize).ok()?)?;
-    (is_empty && status.f_type as u64 == TMPFS_MAGIC).then_some(bytes)
+    (is_empty && status.f_type == libc::TMPFS_MAGIC).then_some(bytes)
 }
 
 #[cfg(test)]
